@@ -1,0 +1,154 @@
+// Package event defines the canonical event: CloudEvents 1.0 attributes and
+// opaque bytes. Every protocol is decoded into it and every store is fed with
+// it.
+//
+// # Who owns the bytes
+//
+// Three words are used wherever the mesh touches an Event:
+//
+//   - borrows: the callee may read the event until it returns, no longer.
+//   - takes: the callee owns it from the call on; the caller must not touch it.
+//   - lends: the result is valid until the stated moment.
+//
+// Data and the attributes are never modified by anyone, so they may be shared.
+package event
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// SpecVersion is the only CloudEvents version that the mesh takes and gives.
+const SpecVersion = "1.0"
+
+// Names of the context attributes that are fields of Event (CloudEvents 1.0,
+// "Context Attributes"), and of the extensions that the mesh knows.
+const (
+	AttrID              = "id"
+	AttrSource          = "source"
+	AttrSpecVersion     = "specversion"
+	AttrType            = "type"
+	AttrSubject         = "subject"
+	AttrTime            = "time"
+	AttrDataContentType = "datacontenttype"
+	AttrDataSchema      = "dataschema"
+	// AttrPartitionKey is the partitioning extension: the ordering key.
+	AttrPartitionKey = "partitionkey"
+	// AttrTraceParent and AttrTraceState are the distributed tracing
+	// extension (W3C trace context).
+	AttrTraceParent = "traceparent"
+	AttrTraceState  = "tracestate"
+)
+
+// Event is one event. It is a value; copying it copies references only. The
+// zero value is not valid: ID, Source and Type are required.
+type Event struct {
+	ID      string
+	Source  string
+	Type    string
+	Subject string
+	// Time is the time attribute as it came in, RFC 3339; "" is absent. Parse
+	// it with ParseTime.
+	Time            string
+	DataContentType string
+	DataSchema      string
+	// Ext are the extension attributes in their string form, sorted by name,
+	// without duplicates; partitionkey, traceparent and tracestate among them.
+	Ext []Attr
+	// Mesh are headers of the mesh itself ("retry-attempt"), sorted by name.
+	// Stores carry them apart from attributes; clients never see or set them.
+	Mesh []Attr
+	// Data is opaque to the mesh. nil and empty are both "no data".
+	Data []byte
+}
+
+// Attr is a named string.
+type Attr struct{ Name, Value string }
+
+// Attribute returns the attribute called name in its string form, and whether
+// the event has it. Context attributes and extensions are looked up alike.
+func (e *Event) Attribute(name string) (string, bool) {
+	var v string
+	switch name {
+	case AttrID:
+		v = e.ID
+	case AttrSource:
+		v = e.Source
+	case AttrType:
+		v = e.Type
+	case AttrSpecVersion:
+		v = SpecVersion
+	case AttrSubject:
+		v = e.Subject
+	case AttrTime:
+		v = e.Time
+	case AttrDataContentType:
+		v = e.DataContentType
+	case AttrDataSchema:
+		v = e.DataSchema
+	default:
+		return Lookup(e.Ext, name)
+	}
+	return v, v != ""
+}
+
+// Key returns the ordering key: the partitionkey extension, else the attribute
+// keyFrom ("" for none), else "", which is no key.
+func (e *Event) Key(keyFrom string) string {
+	if k, ok := Lookup(e.Ext, AttrPartitionKey); ok && k != "" {
+		return k
+	}
+	if keyFrom == "" {
+		return ""
+	}
+	v, _ := e.Attribute(keyFrom)
+	return v
+}
+
+// Size is what the event counts against limits, in bytes: data and attributes.
+func (e *Event) Size() int {
+	n := len(e.Data) + len(e.ID) + len(e.Source) + len(e.Type) + len(e.Subject) +
+		len(e.Time) + len(e.DataContentType) + len(e.DataSchema)
+	for i := range e.Ext {
+		n += len(e.Ext[i].Name) + len(e.Ext[i].Value)
+	}
+	return n
+}
+
+// ParseTime parses the time attribute (RFC 3339); the zero time when absent.
+func (e *Event) ParseTime() (time.Time, error) {
+	if e.Time == "" {
+		return time.Time{}, nil
+	}
+	return time.Parse(time.RFC3339Nano, e.Time)
+}
+
+// Lookup finds name in attrs, which are sorted by name.
+func Lookup(attrs []Attr, name string) (string, bool) {
+	// Events have a handful of extensions: a scan beats a search.
+	for i := range attrs {
+		if attrs[i].Name == name {
+			return attrs[i].Value, true
+		}
+	}
+	return "", false
+}
+
+// With returns attrs with name set to value, sorted. attrs itself is left as
+// it is.
+func With(attrs []Attr, name, value string) []Attr {
+	i, found := slices.BinarySearchFunc(attrs, name, func(a Attr, n string) int { return strings.Compare(a.Name, n) })
+	out := make([]Attr, 0, len(attrs)+1)
+	out = append(out, attrs[:i]...)
+	out = append(out, Attr{name, value})
+	if found {
+		i++
+	}
+	return append(out, attrs[i:]...)
+}
+
+// SortAttrs sorts attrs by name in place.
+func SortAttrs(attrs []Attr) {
+	slices.SortFunc(attrs, func(a, b Attr) int { return strings.Compare(a.Name, b.Name) })
+}

@@ -1,0 +1,134 @@
+package event
+
+import (
+	"fmt"
+	"unicode/utf8"
+)
+
+// Limits of an event's attributes. Stores and protocols carry what is within.
+const (
+	// MaxAttributes is the largest number of extension attributes.
+	MaxAttributes = 64
+	// MaxAttributeName is the longest attribute name, in bytes.
+	MaxAttributeName = 64
+	// MaxAttributeValue is the longest attribute value, in bytes.
+	MaxAttributeValue = 8 << 10
+	// MaxAttributeBytes bounds names and values of all attributes together.
+	MaxAttributeBytes = 24 << 10
+)
+
+// An AttributeError names the attribute that breaks a rule of CloudEvents 1.0
+// or a limit.
+type AttributeError struct {
+	Name string
+	Rule string
+}
+
+func (e *AttributeError) Error() string { return fmt.Sprintf("attribute %q %s", e.Name, e.Rule) }
+
+// Validate checks the required attributes, names, values and limits. The error
+// is an *AttributeError for the first problem. It does not look at Mesh or at
+// the size of Data.
+func (e *Event) Validate() error {
+	for _, a := range [...]struct {
+		name, value string
+		required    bool
+	}{
+		{AttrID, e.ID, true}, {AttrSource, e.Source, true}, {AttrType, e.Type, true},
+		{AttrSubject, e.Subject, false}, {AttrTime, e.Time, false},
+		{AttrDataContentType, e.DataContentType, false}, {AttrDataSchema, e.DataSchema, false},
+	} {
+		if a.value == "" {
+			if a.required {
+				return &AttributeError{a.name, "is required and must not be empty"}
+			}
+			continue
+		}
+		if err := validValue(a.name, a.value); err != nil {
+			return err
+		}
+	}
+	if _, err := e.ParseTime(); err != nil {
+		return &AttributeError{AttrTime, "is not an RFC 3339 timestamp"}
+	}
+	if len(e.Ext) > MaxAttributes {
+		return &AttributeError{e.Ext[MaxAttributes].Name, fmt.Sprintf("is one more than the %d extension attributes that are allowed", MaxAttributes)}
+	}
+	total := e.Size() - len(e.Data)
+	for i := range e.Ext {
+		a := &e.Ext[i]
+		if !ValidName(a.Name) {
+			return &AttributeError{clip(a.Name), fmt.Sprintf("has a name that is not 1 to %d characters of [a-z0-9]", MaxAttributeName)}
+		}
+		if isContext(a.Name) {
+			return &AttributeError{a.Name, "is a context attribute, given twice"}
+		}
+		if i > 0 && e.Ext[i-1].Name >= a.Name {
+			return &AttributeError{a.Name, "is given twice"}
+		}
+		if err := validValue(a.Name, a.Value); err != nil {
+			return err
+		}
+	}
+	if total > MaxAttributeBytes {
+		return &AttributeError{"*", fmt.Sprintf("set is %d bytes in all, the most is %d", total, MaxAttributeBytes)}
+	}
+	return nil
+}
+
+// ValidName reports whether name may name an attribute (CloudEvents 1.0,
+// "Naming Conventions"): lower-case letters and digits.
+func ValidName(name string) bool {
+	if name == "" || len(name) > MaxAttributeName {
+		return false
+	}
+	for i := 0; i < len(name); i++ {
+		if c := name[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return true
+}
+
+func isContext(name string) bool {
+	switch name {
+	case AttrID, AttrSource, AttrSpecVersion, AttrType, AttrSubject, AttrTime, AttrDataContentType, AttrDataSchema, "data", "database64":
+		return true
+	}
+	return false
+}
+
+// validValue checks what CloudEvents 1.0 asks of a String: valid Unicode
+// without control characters and noncharacters.
+func validValue(name, v string) error {
+	if len(v) > MaxAttributeValue {
+		return &AttributeError{name, fmt.Sprintf("is %d bytes long, the most is %d", len(v), MaxAttributeValue)}
+	}
+	ascii := true
+	for i := 0; i < len(v); i++ {
+		if c := v[i]; c < 0x20 || c == 0x7f {
+			return &AttributeError{name, fmt.Sprintf("has the control character U+%04X", c)}
+		} else if c >= utf8.RuneSelf {
+			ascii = false
+		}
+	}
+	if ascii {
+		return nil
+	}
+	if !utf8.ValidString(v) {
+		return &AttributeError{name, "is not valid UTF-8"}
+	}
+	for _, r := range v {
+		if r >= 0x80 && r <= 0x9f || r >= 0xfdd0 && r <= 0xfdef || r&0xfffe == 0xfffe {
+			return &AttributeError{name, fmt.Sprintf("has the character U+%04X, which CloudEvents does not allow", r)}
+		}
+	}
+	return nil
+}
+
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80]
+	}
+	return s
+}

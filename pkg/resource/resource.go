@@ -1,0 +1,156 @@
+// Package resource knows the kinds of configuration resources and their
+// canonical names, "<kind>/<namespace>/<name>".
+package resource
+
+import (
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/weft-mesh/weft/pkg/names"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+)
+
+// APIVersion is the apiVersion of resources in YAML.
+const APIVersion = "weft/v1alpha1"
+
+// TypeURL is the type URL of resources on the discovery stream.
+const TypeURL = "type.googleapis.com/weft.config.v1alpha1.Resource"
+
+// Kind is a kind as it stands in canonical names.
+type Kind string
+
+// The kinds.
+const (
+	EventStore            Kind = "eventstore"
+	Topic                 Kind = "topic"
+	Route                 Kind = "route"
+	Subscription          Kind = "subscription"
+	AccessPolicy          Kind = "accesspolicy"
+	Identity              Kind = "identity"
+	TopicBinding          Kind = "topicbinding"
+	TopicAdmission        Kind = "topicadmission"
+	SubscriptionAdmission Kind = "subscriptionadmission"
+	// Manifest is only ever sent; its canonical name is ManifestName.
+	Manifest Kind = "manifest"
+)
+
+// ManifestName is the discovery name of the manifest resource.
+const ManifestName = "manifest"
+
+// Info describes a kind.
+type Info struct {
+	Kind Kind
+	// Title is the kind in YAML ("EventStore").
+	Title string
+	// Field is the field of Resource's oneof ("event_store").
+	Field string
+	// System: written by the control plane; users may not apply it.
+	System bool
+}
+
+// Kinds lists every kind that is stored, in the order in which people read
+// them: what others refer to comes first.
+func Kinds() []Info {
+	return []Info{
+		{EventStore, "EventStore", "event_store", false},
+		{Topic, "Topic", "topic", false},
+		{Route, "Route", "route", false},
+		{Subscription, "Subscription", "subscription", false},
+		{Identity, "Identity", "identity", false},
+		{AccessPolicy, "AccessPolicy", "access_policy", false},
+		{TopicBinding, "TopicBinding", "topic_binding", true},
+		{TopicAdmission, "TopicAdmission", "topic_admission", true},
+		{SubscriptionAdmission, "SubscriptionAdmission", "subscription_admission", true},
+	}
+}
+
+// Lookup finds a kind by its canonical name or title, in any case, also in the
+// plural ("topics").
+func Lookup(s string) (Info, bool) {
+	s = strings.ToLower(s)
+	for _, k := range Kinds() {
+		switch s {
+		case string(k.Kind), string(k.Kind) + "s":
+			return k, true
+		}
+	}
+	switch s {
+	case "accesspolicies":
+		return Lookup("accesspolicy")
+	case "identities":
+		return Lookup("identity")
+	}
+	return Info{}, false
+}
+
+// KindOf is the kind of r's spec; "" without one.
+func KindOf(r *configv1.Resource) Kind {
+	switch r.GetSpec().(type) {
+	case *configv1.Resource_EventStore:
+		return EventStore
+	case *configv1.Resource_Topic:
+		return Topic
+	case *configv1.Resource_Route:
+		return Route
+	case *configv1.Resource_Subscription:
+		return Subscription
+	case *configv1.Resource_AccessPolicy:
+		return AccessPolicy
+	case *configv1.Resource_Identity:
+		return Identity
+	case *configv1.Resource_TopicBinding:
+		return TopicBinding
+	case *configv1.Resource_TopicAdmission:
+		return TopicAdmission
+	case *configv1.Resource_SubscriptionAdmission:
+		return SubscriptionAdmission
+	case *configv1.Resource_Manifest:
+		return Manifest
+	}
+	return ""
+}
+
+// NameOf is r's canonical name, from its kind and metadata.
+func NameOf(r *configv1.Resource) string {
+	return Name(KindOf(r), r.GetMetadata().GetNamespace(), r.GetMetadata().GetName())
+}
+
+// Name makes a canonical name.
+func Name(kind Kind, namespace, name string) string {
+	return string(kind) + "/" + namespace + "/" + name
+}
+
+// Split takes a canonical name apart and checks every part.
+func Split(canonical string) (kind Kind, namespace, name string, err error) {
+	k, rest, ok := strings.Cut(canonical, "/")
+	namespace, name, ok2 := strings.Cut(rest, "/")
+	if !ok || !ok2 {
+		return "", "", "", fmt.Errorf("%q is not <kind>/<namespace>/<name>", clip(canonical))
+	}
+	info, known := Lookup(k)
+	if !known || string(info.Kind) != k {
+		return "", "", "", fmt.Errorf("%q is not a kind", clip(k))
+	}
+	if err := names.CheckNamespace(namespace); err != nil {
+		return "", "", "", err
+	}
+	if err := names.CheckName("name", name); err != nil {
+		return "", "", "", err
+	}
+	return info.Kind, namespace, name, nil
+}
+
+// Marshal is the one encoding of a resource: deterministic, so that equal
+// content has equal bytes within one version of the program.
+func Marshal(r *configv1.Resource) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.Marshal(r)
+}
+
+func clip(s string) string {
+	if len(s) > 120 {
+		return s[:120]
+	}
+	return s
+}
