@@ -1,0 +1,68 @@
+// Package delivery takes events from stores to clients: it shares each
+// Subscription's events among its members, times out, retries, dead-letters,
+// settles, and tails topics for those who only look.
+package delivery
+
+import (
+	"context"
+	"time"
+
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/position"
+)
+
+// Delivery is one event for one client. The event is lent until the delivery
+// is settled or, on a tail, until the next call of Next.
+type Delivery struct {
+	// ID names the delivery within its Member; 0 on a tail.
+	ID       uint64
+	Topic    string
+	Position position.Token
+	// Attempt is 1 at first.
+	Attempt int
+	Event   *event.Event
+}
+
+// Member is one client of a Subscription. Next may be called by one goroutine
+// at a time; the other methods by any, at any time.
+type Member interface {
+	// Next waits for at least one delivery and fills dst, whose length is the
+	// client's credit. The error is Denied once the principal may no longer
+	// consume (the message names the rule), Unavailable when the proxy drains,
+	// NotFound when the Subscription is gone.
+	Next(ctx context.Context, dst []Delivery) (int, error)
+	// Ack settles; Nack gives back for another attempt after delay (negative:
+	// the Subscription's schedule); Extend restarts the ack time-out with d
+	// (0: the Subscription's). Ids that are unknown, settled or timed out are
+	// counted in stale and otherwise ignored.
+	Ack(ids ...uint64) (stale int)
+	Nack(reason string, delay time.Duration, ids ...uint64) (stale int)
+	Extend(d time.Duration, ids ...uint64) (stale int)
+	// AckTimeout is the Subscription's.
+	AckTimeout() time.Duration
+	// Close gives unsettled deliveries to other members, without counting an
+	// attempt. It does not block.
+	Close()
+}
+
+// TailRequest says what to tail.
+type TailRequest struct {
+	Namespace string
+	// Topics by name or pattern.
+	Topics []string
+	// From is where each topic begins; its After is not used.
+	From store.Start
+	// After are tokens of what the client has.
+	After []position.Token
+}
+
+// Tail is a client that looks at topics. Next may be called by one goroutine at
+// a time.
+type Tail interface {
+	// Next waits for at least one event and fills dst. Errors as Member.Next;
+	// deliveries have no id.
+	Next(ctx context.Context, dst []Delivery) (int, error)
+	// Close does not block.
+	Close()
+}

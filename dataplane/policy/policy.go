@@ -1,0 +1,79 @@
+// Package policy answers who a client is and what it may do. Both answers come
+// from rules that are compiled when the configuration changes; nothing is
+// compiled when an event arrives.
+package policy
+
+import (
+	"crypto/x509"
+	"net/netip"
+)
+
+// Principal is an authenticated client. It is immutable.
+type Principal struct {
+	// Namespace of the Identity that vouches for it; "" for Local.
+	Namespace string
+	// Name within the namespace.
+	Name string
+	// Groups, each as "namespace/group".
+	Groups []string
+	// Identity is the canonical name of the resource that vouched for it.
+	Identity string
+	// Expires in Unix nanoseconds; 0 is never. Whoever holds a connection asks
+	// Identities.StillValid when the configuration changes and at this time.
+	Expires int64
+	// Credential is the public part of what was shown: key id or the
+	// certificate's serial. For logs.
+	Credential string
+}
+
+// Local is the principal of whoever comes over loopback without credentials to
+// a proxy that trusts loopback (`weft up`).
+const Local = "local"
+
+// String is how the principal stands in policies and messages:
+// "namespace/name", or "local".
+func (p *Principal) String() string {
+	if p.Namespace == "" {
+		return p.Name
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+// Credentials are what a client showed. They never go into logs or errors.
+type Credentials struct {
+	// Bearer is the token of "Authorization: Bearer"; "" without one.
+	Bearer string
+	// Certificates are the client's chain, leaf first, possession proven by
+	// the TLS handshake, but not yet verified against any authority.
+	Certificates []*x509.Certificate
+	// Peer is the connection's other end.
+	Peer netip.AddrPort
+}
+
+// Action is what a client does.
+type Action uint8
+
+// The actions of access rules.
+const (
+	Publish Action = iota
+	Subscribe
+	Consume
+)
+
+func (a Action) String() string {
+	return [...]string{"publish", "subscribe", "consume"}[a]
+}
+
+// Decision is an answer and what gave it.
+type Decision struct {
+	Allowed bool
+	// Policy is the canonical name of the AccessPolicy that decided; "" where
+	// no rule allowed.
+	Policy string
+	// Rule is the rule's name within it.
+	Rule string
+	// Why is the whole for people: `denied by rule "no-interns" of
+	// AccessPolicy demo/orders` or `no AccessPolicy of namespace demo allows
+	// demo/alice to publish to topic orders`.
+	Why string
+}
