@@ -1,0 +1,120 @@
+# Weft. `make help` lists what there is.
+#
+# Downloads and built tools go to $(WEFT_CACHE), outside the tree.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+WEFT_CACHE ?= $(HOME)/.cache/weft
+export WEFT_CACHE
+
+# Tools, pinned. Each version has its own folder, so changing one rebuilds it.
+BUF_VERSION             := v1.75.0
+PROTOC_GEN_GO_VERSION   := v1.36.12
+PROTOC_GEN_GRPC_VERSION := v1.6.2
+GOLANGCI_VERSION        := v2.6.0
+GOVULNCHECK_VERSION     := v1.1.4
+
+TOOLS    := $(WEFT_CACHE)/bin
+BUF      := $(TOOLS)/buf-$(BUF_VERSION)/buf
+GENGO    := $(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO_VERSION)/protoc-gen-go
+GENGRPC  := $(TOOLS)/protoc-gen-go-grpc-$(PROTOC_GEN_GRPC_VERSION)/protoc-gen-go-grpc
+GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+TAGS    := grpcnotrace
+LDFLAGS := -s -w -X github.com/weft-mesh/weft/pkg/version.version=$(VERSION)
+BUILD   := CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)"
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | expand -t 16
+
+.PHONY: build
+build: ## Build bin/weft and bin/weft-proxy
+	@mkdir -p bin
+	$(BUILD) -o bin/weft ./tools/cmd/weft
+	$(BUILD) -o bin/weft-proxy ./tools/cmd/weft-proxy
+
+.PHONY: run
+run: build ## Start the whole mesh in one process, with its data in ./data
+	@./bin/weft up --data ./data
+
+.PHONY: servers
+servers: ## Start real RocketMQ, Nacos and etcd on loopback and print their addresses
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos
+
+# --- tests ---------------------------------------------------------------
+
+# Packages are tested four at a time at most: some start servers of their own.
+TESTFLAGS ?= -race -timeout 30m -p 2
+
+.PHONY: test
+test: deps ## All tests, with real servers, under the race detector
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test $(TESTFLAGS) ./...
+	@$(MAKE) --no-print-directory fuzz
+
+.PHONY: test-short
+test-short: ## The tests that need no outside server
+	go test -race -short -timeout 10m ./...
+
+FUZZTIME ?= 5s
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (5s)
+	@tools/fuzz.sh $(FUZZTIME)
+
+.PHONY: mutants
+mutants: ## Apply each patch of integration/mutants in a copy; its test must turn red
+	go run ./tools/cmd/testservers -rocketmq -etcd -- go run ./tools/cmd/mutants
+
+.PHONY: soak
+soak: deps ## Long runs under faults (SOAK=10m for each)
+	WEFT_SOAK=$${SOAK:-10m} go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 6h -run 'Soak' -v ./integration/...
+
+.PHONY: bench
+bench: deps ## Figures, side by side, into bench.txt
+	go run ./tools/cmd/testservers -rocketmq -etcd -- go run ./tools/cmd/figures -out bench.txt
+
+# --- code ----------------------------------------------------------------
+
+.PHONY: lint
+lint: $(GOLANGCI) $(BUF) ## go vet, golangci-lint, buf lint and breaking, generated code up to date
+	go vet ./...
+	$(GOLANGCI) run ./...
+	$(BUF) lint
+	@tools/breaking.sh $(BUF)
+	@$(MAKE) --no-print-directory verify-generate
+
+.PHONY: fix
+fix: $(GOLANGCI) $(BUF) ## Repair what lint can repair
+	$(BUF) format -w proto
+	$(GOLANGCI) run --fix ./...
+
+.PHONY: generate
+generate: $(BUF) $(GENGO) $(GENGRPC) ## Generate Go from proto/
+	PATH="$(dir $(GENGO)):$(dir $(GENGRPC)):$$PATH" $(BUF) generate
+
+.PHONY: verify-generate
+verify-generate: generate
+	@test -z "$$(git status --porcelain proto/gen)" || { git status --short proto/gen; echo "proto/gen is not what proto/ generates: run 'make generate' and commit it"; exit 1; }
+
+.PHONY: vuln
+vuln: ## govulncheck, where its database can be reached
+	go run golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION) ./...
+
+.PHONY: deps
+deps: ## Check for, or as root install, what the tests need beside Go
+	@tools/deps.sh
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin bench.txt
+
+$(BUF):
+	GOBIN=$(dir $@) go install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION)
+$(GENGO):
+	GOBIN=$(dir $@) go install google.golang.org/protobuf/cmd/protoc-gen-go@$(PROTOC_GEN_GO_VERSION)
+$(GENGRPC):
+	GOBIN=$(dir $@) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@$(PROTOC_GEN_GRPC_VERSION)
+$(GOLANGCI):
+	GOBIN=$(dir $@) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
