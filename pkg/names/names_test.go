@@ -1,0 +1,106 @@
+package names
+
+import (
+	"path"
+	"strings"
+	"testing"
+)
+
+func TestCheck(t *testing.T) {
+	for _, tc := range []struct {
+		check    func(string) error
+		ok, nope []string
+	}{
+		{CheckNamespace,
+			[]string{"a", "demo", "a-b", "0", strings.Repeat("x", 32)},
+			[]string{"", "-a", "a-", "A", "a_b", "a.b", "a/b", "ä", "a\x00", strings.Repeat("x", 33)}},
+		{func(s string) error { return CheckName("topic", s) },
+			[]string{"a", "orders.created", "A_b-C", "CON", "-a", strings.Repeat("x", 80), strings.Repeat("_", 40)},
+			[]string{"", ".", "a.", ".a", "a..b", "../a", "a/b", "a%2Fb", "a b", "a\x00", "a\r\n", "é", "a#", "a?", "*", "a.>", "$SYS", strings.Repeat("x", 81), strings.Repeat("_", 41), strings.Repeat("a.", 27) + "a"}},
+		{func(s string) error { return CheckPattern("pattern", s) },
+			[]string{"*", ">", "a.*", "*.a", "a.>", "a.*.b", "a"},
+			[]string{"", "a*", "*a", "a.>.b", ">>", "a>", "**", ">.a", "a.*b"}},
+	} {
+		for _, s := range tc.ok {
+			if err := tc.check(s); err != nil {
+				t.Errorf("%q: %v", s, err)
+			}
+		}
+		for _, s := range tc.nope {
+			if tc.check(s) == nil {
+				t.Errorf("%q is accepted", s)
+			}
+		}
+	}
+}
+
+func TestMatch(t *testing.T) {
+	for _, tc := range []struct {
+		pattern, name string
+		want          bool
+	}{
+		{"a", "a", true}, {"a", "b", false}, {"a", "a.b", false}, {"a.b", "a", false},
+		{"*", "a", true}, {"*", "a.b", false}, {"a.*", "a.b", true}, {"a.*", "a", false},
+		{"a.*", "a.b.c", false}, {"*.b", "a.b", true}, {"a.*.c", "a.b.c", true},
+		{">", "a", true}, {">", "a.b.c", true}, {"a.>", "a.b", true}, {"a.>", "a.b.c", true},
+		{"a.>", "a", false}, {"a.*.>", "a.b", false}, {"a.*.>", "a.b.c", true},
+		{"t1", "t1x", false}, {"t1.>", "t1x.a", false}, {"A", "a", false},
+	} {
+		if got := Match(tc.pattern, tc.name); got != tc.want {
+			t.Errorf("Match(%q, %q) = %v", tc.pattern, tc.name, got)
+		}
+	}
+}
+
+// FuzzMatch compares Match with path.Match, segment by segment.
+func FuzzMatch(f *testing.F) {
+	f.Add("a.*.>", "a.b.c")
+	f.Add("*", "a")
+	f.Fuzz(func(t *testing.T, pattern, name string) {
+		if CheckPattern("pattern", pattern) != nil || CheckName("topic", name) != nil {
+			return
+		}
+		p, n := strings.Split(pattern, "."), strings.Split(name, ".")
+		want := len(p) == len(n)
+		if p[len(p)-1] == ">" {
+			want = len(n) >= len(p)
+			p = p[:len(p)-1]
+			n = n[:min(len(n), len(p))]
+		}
+		if want {
+			want, _ = path.Match(strings.Join(p, "/"), strings.Join(n, "/"))
+		}
+		if got := Match(pattern, name); got != want {
+			t.Errorf("Match(%q, %q) = %v, want %v", pattern, name, got, want)
+		}
+		if !IsPattern(pattern) && Match(pattern, name) != (pattern == name) {
+			t.Errorf("a plain name must match only itself: %q %q", pattern, name)
+		}
+	})
+}
+
+// FuzzPhysical shows that no two names share a physical name, and that every
+// store takes it.
+func FuzzPhysical(f *testing.F) {
+	f.Add("a", "b.c_d", "a", "b_-c__d")
+	f.Add("a-b", "c", "a", "b_c")
+	f.Fuzz(func(t *testing.T, ns1, n1, ns2, n2 string) {
+		for _, ns := range []string{ns1, ns2} {
+			if CheckNamespace(ns) != nil {
+				return
+			}
+		}
+		for _, n := range []string{n1, n2} {
+			if CheckName("topic", n) != nil {
+				return
+			}
+		}
+		p1, p2 := Physical(ns1, n1), Physical(ns2, n2)
+		if (p1 == p2) != (ns1 == ns2 && n1 == n2) {
+			t.Errorf("%s/%s and %s/%s are both %s", ns1, n1, ns2, n2, p1)
+		}
+		if len(p1) > MaxPhysical-14 || strings.Trim(p1, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
+			t.Errorf("physical name %q is not for every store", p1)
+		}
+	})
+}

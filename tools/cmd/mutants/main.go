@@ -1,0 +1,200 @@
+// Command mutants proves that tests can fail. Each patch in integration/mutants
+// breaks one promise and names the test that must notice:
+//
+//	# test: ./store/embedded -run TestPowerLoss
+//	# breaks: an acknowledged event survives power loss
+//
+// The patches are applied, one at a time, to a copy of the tree; the named test
+// must fail there, by failing, not by failing to build. With -check they are only
+// checked to apply.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+func main() {
+	check := flag.Bool("check", false, "only check that every patch applies and names a test")
+	only := flag.String("run", "", "only the patches whose file name contains this")
+	dir := flag.String("dir", "integration/mutants", "where the patches are")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, *dir, *only, *check); err != nil {
+		fmt.Fprintln(os.Stderr, "mutants:", err)
+		os.Exit(1)
+	}
+}
+
+// mutant is one patch.
+type mutant struct {
+	file   string
+	test   []string // arguments of go test
+	breaks string
+}
+
+func run(ctx context.Context, dir, only string, check bool) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*.patch"))
+	if err != nil {
+		return err
+	}
+	var mutants []mutant
+	for _, f := range files {
+		if !strings.Contains(filepath.Base(f), only) {
+			continue
+		}
+		m, err := parse(f)
+		if err != nil {
+			return err
+		}
+		mutants = append(mutants, m)
+	}
+	if len(mutants) == 0 {
+		return fmt.Errorf("no patch in %s matches %q", dir, only)
+	}
+	if check {
+		for _, m := range mutants {
+			if out, err := exec.CommandContext(ctx, "git", "apply", "--check", m.file).CombinedOutput(); err != nil {
+				return fmt.Errorf("%s no longer applies: refresh it so that it breaks the promise again\n%s", m.file, out)
+			}
+		}
+		fmt.Printf("%d mutants apply\n", len(mutants))
+		return nil
+	}
+	tree, err := copyTree(ctx)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tree)
+	var survived []string
+	for _, m := range mutants {
+		verdict, err := try(ctx, tree, m)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%-9s %-44s %s\n", verdict, filepath.Base(m.file), m.breaks)
+		if verdict != "killed" {
+			survived = append(survived, m.file)
+		}
+	}
+	if len(survived) > 0 {
+		return fmt.Errorf("%d of %d not killed: %s", len(survived), len(mutants), strings.Join(survived, ", "))
+	}
+	fmt.Printf("%d of %d killed\n", len(mutants), len(mutants))
+	return nil
+}
+
+func parse(file string) (mutant, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return mutant{}, err
+	}
+	abs, err := filepath.Abs(file)
+	if err != nil {
+		return mutant{}, err
+	}
+	m := mutant{file: abs}
+	sc := bufio.NewScanner(bytes.NewReader(b))
+	for sc.Scan() {
+		line, ok := strings.CutPrefix(sc.Text(), "# ")
+		if !ok {
+			break
+		}
+		if v, ok := strings.CutPrefix(line, "test:"); ok {
+			m.test = strings.Fields(v)
+		}
+		if v, ok := strings.CutPrefix(line, "breaks:"); ok {
+			m.breaks = strings.TrimSpace(v)
+		}
+	}
+	if len(m.test) == 0 || m.breaks == "" {
+		return mutant{}, fmt.Errorf("%s must begin with '# test: <arguments of go test>' and '# breaks: <promise>'", file)
+	}
+	return m, nil
+}
+
+// copyTree copies what git tracks, as it is in the working tree.
+func copyTree(ctx context.Context) (string, error) {
+	tree, err := os.MkdirTemp("", "weft-mutants-")
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, "git", "ls-files", "-z").Output()
+	if err != nil {
+		return "", fmt.Errorf("git ls-files: %w", err)
+	}
+	for name := range strings.SplitSeq(strings.TrimRight(string(out), "\x00"), "\x00") {
+		b, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		info, err := os.Stat(name)
+		if err != nil {
+			return "", err
+		}
+		to := filepath.Join(tree, name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(to, b, info.Mode().Perm()); err != nil {
+			return "", err
+		}
+	}
+	return tree, nil
+}
+
+// try applies m, runs its test, and takes m back.
+func try(ctx context.Context, tree string, m mutant) (string, error) {
+	git := func(args ...string) error {
+		cmd := exec.CommandContext(ctx, "git", args...)
+		cmd.Dir = tree
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: git %s: %w\n%s", m.file, strings.Join(args, " "), err, out)
+		}
+		return nil
+	}
+	if err := git("apply", m.file); err != nil {
+		return "", err
+	}
+	build := exec.CommandContext(ctx, "go", "vet", m.test[slices.IndexFunc(m.test, func(a string) bool { return strings.HasPrefix(a, "./") })])
+	build.Dir = tree
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s does not build: a mutant must break a promise, not the build\n%s", m.file, out)
+	}
+	tctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(tctx, "go", append([]string{"test", "-count=1", "-timeout=5m"}, m.test...)...)
+	cmd.Dir = tree
+	out, err := cmd.CombinedOutput()
+	if rerr := git("apply", "-R", m.file); rerr != nil {
+		return "", rerr
+	}
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case err == nil && bytes.Contains(out, []byte("no tests to run")):
+		return "", fmt.Errorf("%s: there is no test for %q", m.file, strings.Join(m.test, " "))
+	case err == nil:
+		return "SURVIVED", nil
+	case bytes.Contains(out, []byte("--- FAIL")) || bytes.Contains(out, []byte("panic:")):
+		return "killed", nil
+	default:
+		return "", fmt.Errorf("%s: the test did not run:\n%s", m.file, out)
+	}
+}
