@@ -28,11 +28,22 @@ func TestCheck(t *testing.T) {
 			l.Receive("a1", data)
 			l.Receive("a3", data)
 		}, ""},
-		"lost":      {func(l *Log) { l.Receive("a1", data); l.Receive("a2", data) }, "lost"},
-		"phantom":   {func(l *Log) { l.Receive("a1", data); l.Receive("a2", data); l.Receive("a3", data); l.Receive("x", data) }, "nobody"},
-		"damaged":   {func(l *Log) { l.Receive("a1", data); l.Receive("a2", []byte("y")); l.Receive("a3", data) }, "damaged"},
-		"inverted":  {func(l *Log) { l.Receive("a2", data); l.Receive("a1", data); l.Receive("a3", data) }, "overtook"},
-		"too often": {func(l *Log) { l.Receive("a1", data); l.Receive("a2", data); l.Receive("a3", data); l.Receive("a3", data); l.Receive("a3", data) }, "duplicates"},
+		"lost": {func(l *Log) { l.Receive("a1", data); l.Receive("a2", data) }, "lost"},
+		"phantom": {func(l *Log) {
+			l.Receive("a1", data)
+			l.Receive("a2", data)
+			l.Receive("a3", data)
+			l.Receive("x", data)
+		}, "nobody"},
+		"damaged":  {func(l *Log) { l.Receive("a1", data); l.Receive("a2", []byte("y")); l.Receive("a3", data) }, "damaged"},
+		"inverted": {func(l *Log) { l.Receive("a2", data); l.Receive("a1", data); l.Receive("a3", data) }, "overtook"},
+		"too often": {func(l *Log) {
+			l.Receive("a1", data)
+			l.Receive("a2", data)
+			l.Receive("a3", data)
+			l.Receive("a3", data)
+			l.Receive("a3", data)
+		}, "duplicates"},
 		"unknown may come or not": {func(l *Log) {
 			l.Intend("u", "u", 1, data)
 			l.Told("u", Unknown)
