@@ -4,6 +4,7 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"net/netip"
 )
@@ -19,11 +20,15 @@ type Principal struct {
 	// Identity is the canonical name of the resource that vouched for it.
 	Identity string
 	// Expires in Unix nanoseconds; 0 is never. Whoever holds a connection asks
-	// Identities.StillValid when the configuration changes and at this time.
+	// Identities.Refresh when the configuration changes and at this time.
 	Expires int64
 	// Credential is the public part of what was shown: key id or the
 	// certificate's serial. For logs.
 	Credential string
+
+	// What was shown, so that Refresh can judge it by newer identities.
+	hash  [sha256.Size]byte
+	chain []*x509.Certificate
 }
 
 // Local is the principal of whoever comes over loopback without credentials to
@@ -76,4 +81,7 @@ type Decision struct {
 	// AccessPolicy demo/orders` or `no AccessPolicy of namespace demo allows
 	// demo/alice to publish to topic orders`.
 	Why string
+	// Shadow is set where a shadowed rule would have changed the answer: its
+	// policy and rule, "accesspolicy/demo/orders#no-interns".
+	Shadow string
 }
