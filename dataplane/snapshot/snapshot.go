@@ -6,6 +6,8 @@ package snapshot
 import (
 	"time"
 
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/route"
 )
@@ -112,12 +114,11 @@ type Push struct {
 	Concurrency int
 }
 
-// Store is a compiled EventStore.
+// Store is an EventStore.
 type Store struct {
 	Key
 	UID     string
 	Version string
-	// Kind and Options as store/binding gives them.
-	Kind    string
-	Options any
+	// Spec is never changed.
+	Spec *configv1.EventStore
 }

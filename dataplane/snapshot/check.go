@@ -1,0 +1,108 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/route"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// Check tells whether this proxy can enforce a resource, by itself, without
+// looking at others. What it accepts Compile understands. field is the path of
+// what is wrong.
+//
+// A control plane has checked more than this before; a proxy checks what it
+// would misapply, since the control plane may be newer.
+func Check(r *configv1.Resource) (field string, err error) {
+	if len(r.ProtoReflect().GetUnknown()) > 0 {
+		return "spec", errors.New("is of a kind, or has a field, that this version does not know")
+	}
+	kind := resource.KindOf(r)
+	if kind == "" {
+		return "spec", errors.New("has no kind that this version knows")
+	}
+	md := r.GetMetadata()
+	if err := names.CheckNamespace(md.GetNamespace()); err != nil {
+		return "metadata.namespace", err
+	}
+	if err := names.CheckName("name", md.GetName()); err != nil {
+		return "metadata.name", err
+	}
+	if want := resource.NameOf(r); r.GetName() != want {
+		return "name", fmt.Errorf("is %q, kind and metadata say %q", r.GetName(), want)
+	}
+	if path := unknownField(r.ProtoReflect(), ""); path != "" {
+		return path, errors.New("has a field that this version does not know")
+	}
+	err = checkSpec(r)
+	var pe *policy.FieldError
+	var re *route.FieldError
+	switch {
+	case errors.As(err, &pe):
+		return pe.Field, errors.New(pe.Reason)
+	case errors.As(err, &re):
+		return re.Field, errors.New(re.Reason)
+	case err != nil:
+		return "spec", err
+	}
+	return "", nil
+}
+
+func checkSpec(r *configv1.Resource) error {
+	switch s := r.Spec.(type) {
+	case *configv1.Resource_EventStore:
+		if s.EventStore.GetDriver() == nil {
+			return errors.New("has no driver that this version knows")
+		}
+	case *configv1.Resource_Route:
+		_, err := route.CompileTable(s.Route)
+		return err
+	case *configv1.Resource_AccessPolicy:
+		return policy.CheckPolicy(s.AccessPolicy)
+	case *configv1.Resource_Identity:
+		return policy.CheckIdentity(s.Identity)
+	case *configv1.Resource_Subscription:
+		return checkSubscription(s.Subscription)
+	case *configv1.Resource_TopicBinding:
+		if len(s.TopicBinding.Epochs) == 0 {
+			return &policy.FieldError{Field: "spec.epochs", Reason: "must not be empty"}
+		}
+	}
+	return nil
+}
+
+func checkSubscription(s *configv1.Subscription) error {
+	for i, t := range s.Topics {
+		if err := names.CheckPattern("topic", t); err != nil {
+			return &policy.FieldError{Field: fmt.Sprintf("spec.topics[%d]", i), Reason: err.Error()}
+		}
+	}
+	if _, err := route.CompileFilter(s.Filter, "spec.filter"); err != nil {
+		return err
+	}
+	if p := s.GetPush(); p != nil {
+		u, err := url.Parse(p.Url)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
+			return &policy.FieldError{Field: "spec.push.url", Reason: "must be an http or https URL without user information and fragment"}
+		}
+	}
+	for _, d := range []struct {
+		field string
+		d     *durationpb.Duration
+	}{{"spec.ack_timeout", s.AckTimeout}, {"spec.push.timeout", s.GetPush().GetTimeout()},
+		{"spec.retry.min_backoff", s.GetRetry().GetMinBackoff()}, {"spec.retry.max_backoff", s.GetRetry().GetMaxBackoff()}} {
+		if d.d != nil && (d.d.CheckValid() != nil || d.d.AsDuration() <= 0 || d.d.AsDuration() > 30*24*time.Hour) {
+			return &policy.FieldError{Field: d.field, Reason: "must be a duration above zero"}
+		}
+	}
+	return nil
+}

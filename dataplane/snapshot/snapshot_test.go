@@ -1,0 +1,178 @@
+package snapshot
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+func named(name, uid string, r *configv1.Resource) Versioned {
+	r.Metadata = &configv1.Metadata{Namespace: "demo", Name: name, Uid: uid}
+	r.Name = resource.NameOf(r)
+	return Versioned{Resource: r, Version: "1"}
+}
+
+func set(vs ...Versioned) map[string]Versioned {
+	m := map[string]Versioned{}
+	for _, v := range vs {
+		m[v.Resource.Name] = v
+	}
+	return m
+}
+
+func theStore() Versioned {
+	return named("main", "s-uid", &configv1.Resource{Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}})
+}
+
+func topic(name string) []Versioned {
+	return []Versioned{
+		named(name, name+"-uid", &configv1.Resource{Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "main", KeyFrom: "subject"}}}),
+		named(name, "", &configv1.Resource{Spec: &configv1.Resource_TopicBinding{TopicBinding: &configv1.TopicBinding{TopicUid: name + "-uid",
+			Epochs: []*configv1.Epoch{{Number: 1, Store: "main", StoreUid: "s-uid", PhysicalName: "demo_" + name}}}}}),
+		named(name, "", &configv1.Resource{Spec: &configv1.Resource_TopicAdmission{TopicAdmission: &configv1.TopicAdmission{TopicUid: name + "-uid", Admitted: true, AtProxy: true}}}),
+	}
+}
+
+func subscription(name string, topics ...string) []Versioned {
+	adm := &configv1.SubscriptionAdmission{SubscriptionUid: name + "-uid"}
+	for _, t := range topics {
+		adm.Sources = append(adm.Sources, &configv1.SubscriptionSource{Topic: t, TopicUid: t + "-uid", Epoch: 1, PhysicalGroup: "g-" + t})
+	}
+	return []Versioned{
+		named(name, name+"-uid", &configv1.Resource{Spec: &configv1.Resource_Subscription{Subscription: &configv1.Subscription{Topics: topics}}}),
+		named(name, "", &configv1.Resource{Spec: &configv1.Resource_SubscriptionAdmission{SubscriptionAdmission: adm}}),
+	}
+}
+
+func TestCompile(t *testing.T) {
+	all := append([]Versioned{theStore()}, topic("orders")...)
+	all = append(all, topic("audit")...)
+	all = append(all, subscription("billing", "orders", "gone")...)
+	all = append(all, named("r", "r-uid", &configv1.Resource{Spec: &configv1.Resource_Route{Route: &configv1.Route{Topic: "orders",
+		Rules: []*configv1.RouteRule{{To: []*configv1.Destination{{Topic: "audit"}}}}}}}))
+	s := Compile(Input{Set: set(all...), Lineage: "l", Revision: 5})
+	orders := s.Topics[Key{"demo", "orders"}]
+	if orders == nil || orders.NotReady != "" || orders.Last() != (Epoch{1, "s-uid", "demo_orders"}) || orders.Route == nil || orders.AtProxy.Partitions != DefaultPartitions {
+		t.Errorf("orders: %+v", orders)
+	}
+	billing := s.Subscriptions[Key{"demo", "billing"}]
+	if billing == nil || billing.NotReady != "" || len(billing.Sources) != 1 || billing.Sources[0].Topic != orders ||
+		billing.AckTimeout != DefaultAckTimeout || billing.MaxAttempts != DefaultMaxAttempts {
+		t.Errorf("billing: %+v", billing)
+	}
+	if s.Rules.Authorize(&policy.Principal{Name: policy.Local}, policy.Publish, "demo", "orders").Allowed {
+		t.Error("allowed without a policy")
+	}
+}
+
+// TestNotReady: what misses something says what, and others go on.
+func TestNotReady(t *testing.T) {
+	for name, tc := range map[string]struct {
+		without  string // canonical name that is left out
+		withheld string
+		want     string // part of the topic's reason
+	}{
+		"no binding":     {"topicbinding/demo/orders", "", "not bound"},
+		"no admission":   {"topicadmission/demo/orders", "", "not provisioned"},
+		"no store":       {"eventstore/demo/main", "", "event store main"},
+		"withheld route": {"", "route/demo/r", "route/demo/r"},
+		"whole":          {"", "", ""},
+	} {
+		m := set(append([]Versioned{theStore()}, topic("orders")...)...)
+		delete(m, tc.without)
+		in := Input{Set: m}
+		if tc.withheld != "" {
+			in.Withheld = []string{tc.withheld}
+		}
+		got := Compile(in).Topics[Key{"demo", "orders"}].NotReady
+		if (got == "") != (tc.want == "") || !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	// An admission of a topic that was deleted and created again does not count.
+	m := set(append([]Versioned{theStore()}, topic("orders")...)...)
+	m["topic/demo/orders"].Resource.Metadata.Uid = "another"
+	if Compile(Input{Set: m}).Topics[Key{"demo", "orders"}].NotReady == "" {
+		t.Error("a topic is ready by the admission of its predecessor")
+	}
+}
+
+func TestWithheldPolicyDenies(t *testing.T) {
+	allowAll := named("p", "p", &configv1.Resource{Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{
+		Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"*"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH}, Topics: []string{">"}}}}}})
+	who := &policy.Principal{Namespace: "demo", Name: "a"}
+	if !Compile(Input{Set: set(allowAll)}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed {
+		t.Fatal("not allowed")
+	}
+	if Compile(Input{Set: set(allowAll), Withheld: []string{"accesspolicy/demo/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed {
+		t.Error("a namespace with a policy that is not understood must be denied")
+	}
+}
+
+func TestCheck(t *testing.T) {
+	sub := func(change func(*configv1.Subscription)) Versioned {
+		v := subscription("s", "orders")[0]
+		change(v.Resource.GetSubscription())
+		return v
+	}
+	future := theStore()
+	b, err := proto.Marshal(future.Resource.GetEventStore())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := proto.Unmarshal(protowire.AppendVarint(protowire.AppendTag(b, 99, protowire.VarintType), 1), future.Resource.GetEventStore()); err != nil {
+		t.Fatal(err)
+	}
+	renamed := theStore()
+	renamed.Resource.Name = "eventstore/demo/other"
+	for name, tc := range map[string]struct {
+		v     Versioned
+		field string
+	}{
+		"good store":        {theStore(), ""},
+		"good subscription": {sub(func(*configv1.Subscription) {}), ""},
+		"no kind":           {Versioned{Resource: &configv1.Resource{Name: "x"}}, "spec"},
+		"another name":      {renamed, "name"},
+		"unknown field":     {future, "spec"},
+		"pattern":           {sub(func(s *configv1.Subscription) { s.Topics = []string{"ok", "a>"} }), "spec.topics[1]"},
+		"filter":            {sub(func(s *configv1.Subscription) { s.Filter = &configv1.Filter{} }), "spec.filter"},
+		"push scheme": {sub(func(s *configv1.Subscription) {
+			s.Delivery = &configv1.Subscription_Push{Push: &configv1.PushDelivery{Url: "gopher://x/"}}
+		}), "spec.push.url"},
+		"push user": {sub(func(s *configv1.Subscription) {
+			s.Delivery = &configv1.Subscription_Push{Push: &configv1.PushDelivery{Url: "http://u:p@x/"}}
+		}), "spec.push.url"},
+		"negative timeout": {sub(func(s *configv1.Subscription) { s.AckTimeout = durationpb.New(-1) }), "spec.ack_timeout"},
+		"no driver":        {named("x", "x", &configv1.Resource{Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{}}}), "spec"},
+		"empty binding":    {named("x", "x", &configv1.Resource{Spec: &configv1.Resource_TopicBinding{TopicBinding: &configv1.TopicBinding{}}}), "spec.epochs"},
+		"bad policy": {named("x", "x", &configv1.Resource{Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{
+			Rules: []*configv1.AccessRule{{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW, Topics: []string{"x", "a b"}}}}}}), "spec.rules[0].topics[1]"},
+	} {
+		field, err := Check(tc.v.Resource)
+		if (err == nil) != (tc.field == "") || field != tc.field {
+			t.Errorf("%s: %q %v, want %q", name, field, err, tc.field)
+		}
+	}
+}
+
+func BenchmarkCompile10000(b *testing.B) {
+	vs := []Versioned{theStore()}
+	for i := range 2500 {
+		vs = append(vs, topic(fmt.Sprintf("t%d", i))...)
+		vs = append(vs, subscription(fmt.Sprintf("s%d", i), fmt.Sprintf("t%d", i))...)
+	}
+	in := Input{Set: set(vs...)}
+	b.ReportAllocs()
+	for b.Loop() {
+		Compile(in)
+	}
+}
