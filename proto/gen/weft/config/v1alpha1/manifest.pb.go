@@ -31,7 +31,9 @@ type Manifest struct {
 	// The etcd revision that the proxy has when it applied this.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// One for each kind of which the scope has resources, sorted by kind.
-	Kinds         []*KindDigest `protobuf:"bytes,3,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	Kinds []*KindDigest `protobuf:"bytes,3,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	// The delta holds the whole scope: what the proxy has beside it is gone.
+	Complete      bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -85,6 +87,13 @@ func (x *Manifest) GetKinds() []*KindDigest {
 		return x.Kinds
 	}
 	return nil
+}
+
+func (x *Manifest) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
 }
 
 // KindDigest sums up the resources of one kind within a scope.
@@ -157,11 +166,12 @@ var File_weft_config_v1alpha1_manifest_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_manifest_proto_rawDesc = "" +
 	"\n" +
-	"#weft/config/v1alpha1/manifest.proto\x12\x14weft.config.v1alpha1\"x\n" +
+	"#weft/config/v1alpha1/manifest.proto\x12\x14weft.config.v1alpha1\"\x94\x01\n" +
 	"\bManifest\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x126\n" +
-	"\x05kinds\x18\x03 \x03(\v2 .weft.config.v1alpha1.KindDigestR\x05kinds\"N\n" +
+	"\x05kinds\x18\x03 \x03(\v2 .weft.config.v1alpha1.KindDigestR\x05kinds\x12\x1a\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"N\n" +
 	"\n" +
 	"KindDigest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +

@@ -1,0 +1,230 @@
+package admin
+
+import (
+	"context"
+	"encoding/base64"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// shown is an entry as clients see it: with its version.
+func shown(e *configstore.Entry) *configv1.Resource {
+	r := proto.Clone(e.Resource).(*configv1.Resource) //nolint:errcheck // a clone has its original's type
+	r.Metadata.Version = e.Version()
+	return r
+}
+
+// Get returns one resource.
+func (s *Service) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.GetResponse, error) {
+	if _, _, _, err := resource.Split(req.Name); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	snap, err := s.cfg.Store.Current()
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	e := snap.Get(req.Name)
+	if e == nil {
+		return nil, status.Errorf(codes.NotFound, "%s does not exist", req.Name)
+	}
+	conditions, err := s.conditions(ctx, snap)
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.GetResponse{Resource: shown(e), Revision: snap.Revision, Conditions: conditions(e)}, nil
+}
+
+// selection is the prefix of names for a kind and namespace, and what else a
+// name must have.
+func selection(kind, namespace string) (prefix string, match func(*configstore.Entry) bool, err error) {
+	if namespace != "" {
+		if err := names.CheckNamespace(namespace); err != nil {
+			return "", nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+	}
+	if kind == "" {
+		return "", func(e *configstore.Entry) bool { return namespace == "" || e.Namespace == namespace }, nil
+	}
+	info, ok := resource.Lookup(kind)
+	if !ok {
+		return "", nil, status.Errorf(codes.InvalidArgument, "%q is not a kind", kind)
+	}
+	prefix = string(info.Kind) + "/"
+	if namespace != "" {
+		prefix += namespace + "/"
+	}
+	return prefix, func(*configstore.Entry) bool { return true }, nil
+}
+
+// Page sizes of List.
+const (
+	defaultPage = 500
+	maxPage     = 1000
+	// maxPageBytes ends a page early, so that an answer stays below gRPC's
+	// limit on messages.
+	maxPageBytes = 2 << 20
+)
+
+// List returns a page of resources.
+func (s *Service) List(_ context.Context, req *adminv1.ListRequest) (*adminv1.ListResponse, error) {
+	prefix, match, err := selection(req.Kind, req.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	start, err := base64.RawURLEncoding.DecodeString(req.PageToken)
+	if err != nil || len(start) > 256 || !strings.HasPrefix(string(start), prefix) && len(start) > 0 {
+		return nil, status.Error(codes.InvalidArgument, "page_token is not one that List gave")
+	}
+	snap, err := s.cfg.Store.Current()
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	size := min(int(req.PageSize), maxPage)
+	if size == 0 {
+		size = defaultPage
+	}
+	resp := &adminv1.ListResponse{Revision: snap.Revision}
+	bytes := 0
+	for e := range snap.From(prefix, string(start)) {
+		if !match(e) {
+			continue
+		}
+		if bytes += len(e.Bytes); len(resp.Resources) == size || len(resp.Resources) > 0 && bytes > maxPageBytes {
+			resp.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(e.Name))
+			break
+		}
+		resp.Resources = append(resp.Resources, shown(e))
+	}
+	return resp, nil
+}
+
+// watchPart is how many resources a part of the initial state has.
+const watchPart = 200
+
+// Watch sends what exists and then every change.
+func (s *Service) Watch(req *adminv1.WatchRequest, stream grpc.ServerStreamingServer[adminv1.WatchResponse]) error {
+	prefix, match, err := selection(req.Kind, req.Namespace)
+	if err != nil {
+		return err
+	}
+	snap, changed := s.cfg.Store.Snapshot()
+	if snap == nil {
+		_, err := s.cfg.Store.Current()
+		return toStatus(err)
+	}
+	part := &adminv1.WatchResponse{Revision: snap.Revision, Initial: true}
+	for e := range snap.All(prefix) {
+		if !match(e) {
+			continue
+		}
+		if part.Changed = append(part.Changed, shown(e)); len(part.Changed) == watchPart {
+			if err := stream.Send(part); err != nil {
+				return err
+			}
+			part = &adminv1.WatchResponse{Revision: snap.Revision, Initial: true}
+		}
+	}
+	part.InitialEnd = true
+	if err := stream.Send(part); err != nil {
+		return err
+	}
+	for sent := snap; ; {
+		select {
+		case <-changed:
+		case <-stream.Context().Done():
+			return nil
+		}
+		snap, changed = s.cfg.Store.Snapshot()
+		list, ok := snap.Since(sent.Revision)
+		if !ok || snap.Lineage != sent.Lineage {
+			return status.Error(codes.Aborted, "the watch fell behind; watch again")
+		}
+		resp := &adminv1.WatchResponse{Revision: snap.Revision}
+		for _, name := range list {
+			if !strings.HasPrefix(name, prefix) {
+				continue
+			}
+			if e := snap.Get(name); e != nil {
+				if match(e) {
+					resp.Changed = append(resp.Changed, shown(e))
+				}
+			} else if _, ns, _, err := resource.Split(name); err == nil && (req.Namespace == "" || ns == req.Namespace) {
+				resp.Deleted = append(resp.Deleted, name)
+			}
+		}
+		sent = snap
+		if len(resp.Changed)+len(resp.Deleted) == 0 {
+			continue
+		}
+		if err := stream.Send(resp); err != nil {
+			return err
+		}
+	}
+}
+
+// GetStatus tells who has applied what and what is not ready.
+func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) (*adminv1.GetStatusResponse, error) {
+	snap, err := s.cfg.Store.Current()
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	conditions, err := s.conditions(ctx, snap)
+	if err != nil {
+		return nil, err
+	}
+	resp := &adminv1.GetStatusResponse{Lineage: snap.Lineage, Revision: snap.Revision, Version: s.cfg.Version, Proxies: s.cfg.Fleet.Proxies()}
+	for _, kind := range []resource.Kind{resource.EventStore, resource.Topic, resource.Subscription} {
+		prefix, _, err := selection(string(kind), req.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		for e := range snap.All(prefix) {
+			resp.Resources = append(resp.Resources, &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e)})
+		}
+	}
+	return resp, nil
+}
+
+// conditions gives a function that tells an entry's conditions. Those of topics
+// and subscriptions follow from their admissions, those of stores from what the
+// provisioner saw.
+func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot) (func(*configstore.Entry) []*adminv1.Condition, error) {
+	seen, err := s.cfg.Conditions(ctx)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return func(e *configstore.Entry) []*adminv1.Condition {
+		md := e.Resource.Metadata
+		out := seen[e.Name]
+		switch e.Kind {
+		case resource.Topic:
+			a := snap.Resource(resource.Name(resource.TopicAdmission, md.Namespace, md.Name)).GetTopicAdmission()
+			ready := a.GetTopicUid() == md.Uid && a.Admitted
+			out = append(out, condition(ready, a.GetReasons(), "Provisioned", "NotProvisioned"))
+		case resource.Subscription:
+			a := snap.Resource(resource.Name(resource.SubscriptionAdmission, md.Namespace, md.Name)).GetSubscriptionAdmission()
+			ready := a.GetSubscriptionUid() == md.Uid && len(a.Sources) > 0
+			out = append(out, condition(ready, a.GetReasons(), "StartFixed", "StartNotFixed"))
+		}
+		return out
+	}, nil
+}
+
+func condition(ready bool, reasons []string, yes, no string) *adminv1.Condition {
+	c := &adminv1.Condition{Type: "Ready", State: adminv1.Condition_STATE_TRUE, Reason: yes, Message: strings.Join(reasons, "; ")}
+	if !ready {
+		c.State, c.Reason = adminv1.Condition_STATE_FALSE, no
+	}
+	return c
+}

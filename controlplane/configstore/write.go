@@ -1,0 +1,143 @@
+package configstore
+
+import (
+	"bytes"
+	"compress/flate"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// Limits of one change, below etcd's own (128 operations, 1.5 MiB).
+const (
+	MaxWrites     = 120
+	MaxWriteBytes = 1 << 20
+	maxTxnBytes   = 1400 << 10
+)
+
+// Change is one transaction: all or nothing.
+type Change struct {
+	// Put are resources with their final content; their metadata.version is
+	// left out of what is stored.
+	Put []*configv1.Resource
+	// Delete are canonical names.
+	Delete []string
+	// Actor is who does it and Peer from where, for the audit record.
+	Actor, Peer string
+}
+
+// auditRecord is the JSON, deflated, of one audit key.
+type auditRecord struct {
+	Time    time.Time    `json:"time"`
+	Actor   string       `json:"actor"`
+	Peer    string       `json:"peer"`
+	Changes []auditEntry `json:"changes"`
+}
+
+type auditEntry struct {
+	Name string `json:"name"`
+	Old  []byte `json:"old,omitempty"`
+	New  []byte `json:"new,omitempty"`
+}
+
+// ErrConflict is returned by Commit where the configuration changed since the
+// snapshot: look again and decide again.
+var ErrConflict = errors.New("the configuration changed meanwhile")
+
+// Commit writes c if nothing changed since at. It returns the revision of the
+// change. ErrConflict: nothing was written. Ambiguous: it may have been.
+func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, error) {
+	audit := auditRecord{Time: time.Now().UTC(), Actor: c.Actor, Peer: c.Peer}
+	var ops []clientv3.Op
+	size := 0
+	for _, r := range c.Put {
+		b, err := marshalStored(r)
+		if err != nil {
+			return 0, fault.Wrap(fault.Internal, "configstore.commit", "marshal", err)
+		}
+		size += len(b)
+		ops = append(ops, clientv3.OpPut(s.prefix+dirResources+r.Name, string(b)))
+		entry := auditEntry{Name: r.Name, New: b}
+		if e := at.Get(r.Name); e != nil {
+			entry.Old = e.Bytes
+		}
+		audit.Changes = append(audit.Changes, entry)
+	}
+	for _, name := range c.Delete {
+		ops = append(ops, clientv3.OpDelete(s.prefix+dirResources+name))
+		if e := at.Get(name); e != nil {
+			audit.Changes = append(audit.Changes, auditEntry{Name: name, Old: e.Bytes})
+		}
+	}
+	if len(ops) > MaxWrites {
+		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-many-writes",
+			"the change takes %d writes (a new Topic takes two), the most is %d: split it", len(ops), MaxWrites)
+	}
+	record, err := deflate(audit)
+	if err != nil {
+		return 0, fault.Wrap(fault.Internal, "configstore.commit", "audit", err)
+	}
+	if size > MaxWriteBytes || size+len(record) > maxTxnBytes {
+		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-large",
+			"the change is %d bytes, %d with its audit record; the most is %d and %d: split it", size, size+len(record), MaxWriteBytes, maxTxnBytes)
+	}
+	id := make([]byte, 4)
+	if _, err := rand.Read(id); err != nil {
+		return 0, err
+	}
+	generation := s.prefix + dirMeta + "generation"
+	ops = append(ops,
+		clientv3.OpPut(generation, ""),
+		clientv3.OpPut(fmt.Sprintf("%s%s%016x-%s", s.prefix, dirAudit, audit.Time.UnixNano(), hex.EncodeToString(id)), string(record)))
+	resp, err := s.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
+			clientv3.Compare(clientv3.Value(s.prefix+dirMeta+"lineage"), "=", at.Lineage)).
+		Then(ops...).Commit()
+	switch {
+	case err != nil && ctx.Err() == nil:
+		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd", Err: err,
+			Msg: "etcd did not answer; the change may have been made: read and repeat"}
+	case err != nil:
+		return 0, &fault.Error{Class: fault.Ambiguous, Op: "configstore.commit", Reason: "etcd", Err: err,
+			Msg: "the call ended before etcd answered; the change may have been made: read and repeat"}
+	case !resp.Succeeded:
+		return 0, ErrConflict
+	}
+	return resp.Header.Revision, nil
+}
+
+// marshalStored marshals r as it is stored and streamed: without its version.
+func marshalStored(r *configv1.Resource) ([]byte, error) {
+	version := r.GetMetadata().GetVersion()
+	if version != "" {
+		r.Metadata.Version = ""
+		defer func() { r.Metadata.Version = version }()
+	}
+	return resource.Marshal(r)
+}
+
+func deflate(record auditRecord) ([]byte, error) {
+	var b bytes.Buffer
+	w, err := flate.NewWriter(&b, flate.BestSpeed)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.NewEncoder(w).Encode(record); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}

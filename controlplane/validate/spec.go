@@ -1,0 +1,244 @@
+package validate
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/url"
+	"strings"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/names"
+)
+
+// spec judges what protovalidate's rules cannot say.
+func (c *collector) spec(r *configv1.Resource) {
+	switch s := r.Spec.(type) {
+	case *configv1.Resource_Topic:
+		c.topic(s.Topic)
+	case *configv1.Resource_Route:
+		c.route(s.Route)
+	case *configv1.Resource_Subscription:
+		c.subscription(s.Subscription)
+	case *configv1.Resource_AccessPolicy:
+		c.accessPolicy(s.AccessPolicy)
+	case *configv1.Resource_Identity:
+		c.identity(s.Identity)
+	}
+}
+
+func (c *collector) topic(t *configv1.Topic) {
+	if strings.HasPrefix(t.PhysicalName, "weft-") {
+		c.add("spec.physical_name", "physical-name", `must not begin with "weft-": these are the mesh's own topics`)
+	}
+	switch t.KeyFrom {
+	case "", event.AttrSource, event.AttrType, event.AttrSubject:
+	case event.AttrID, event.AttrTime, event.AttrSpecVersion, event.AttrDataContentType, event.AttrDataSchema:
+		c.add("spec.key_from", "key-from", fmt.Sprintf("%q does not order events: use subject, source, type or an extension attribute", t.KeyFrom))
+	}
+	if t.DeletionPolicy == configv1.DeletionPolicy_DELETION_POLICY_DELETE {
+		c.add("spec.deletion_policy", "not-enforced", "delete is not enforced by this version: leave it out, and delete the topic in its store")
+	}
+	if r := t.Retention; r != nil && r.MaxAge == nil && r.MaxBytes == 0 {
+		c.add("spec.retention", "retention", "must have max_age, max_bytes or both")
+	}
+}
+
+func (c *collector) route(r *configv1.Route) {
+	if err := names.CheckName("topic", r.Topic); err != nil {
+		c.add("spec.topic", "name", err.Error())
+	}
+	for i, rule := range r.Rules {
+		path := fmt.Sprintf("spec.rules[%d]", i)
+		c.filter(rule.Filter, path+".filter", 1)
+		for j, to := range rule.To {
+			if err := names.CheckName("topic", to.Topic); err != nil {
+				c.add(fmt.Sprintf("%s.to[%d].topic", path, j), "name", err.Error())
+			}
+		}
+	}
+}
+
+// maxFilterDepth bounds how deep filters nest; proxies have the same bound.
+const maxFilterDepth = 8
+
+func (c *collector) filter(f *configv1.Filter, path string, depth int) {
+	if f == nil {
+		return
+	}
+	if depth > maxFilterDepth {
+		c.add(path, "filter-depth", fmt.Sprintf("filters may nest %d deep", maxFilterDepth))
+		return
+	}
+	dialects := 0
+	for _, m := range []struct {
+		name string
+		m    map[string]string
+	}{{"exact", f.Exact}, {"prefix", f.Prefix}, {"suffix", f.Suffix}} {
+		if len(m.m) > 0 {
+			dialects++
+		}
+		for k, v := range m.m {
+			if !event.ValidName(k) {
+				c.add(path+"."+m.name, "attribute-name", fmt.Sprintf("%q is not the name of an attribute ([a-z0-9])", k))
+			}
+			if v == "" {
+				c.add(path+"."+m.name+"."+k, "attribute-value", "must not be empty")
+			}
+		}
+	}
+	for _, l := range []struct {
+		name string
+		l    []*configv1.Filter
+	}{{"all", f.All}, {"any", f.Any}} {
+		if len(l.l) > 0 {
+			dialects++
+		}
+		for i, child := range l.l {
+			c.filter(child, fmt.Sprintf("%s.%s[%d]", path, l.name, i), depth+1)
+		}
+	}
+	if f.Not != nil {
+		dialects++
+		c.filter(f.Not, path+".not", depth+1)
+	}
+	if dialects != 1 {
+		c.add(path, "filter-dialect", "must have exactly one of exact, prefix, suffix, all, any, not")
+	}
+}
+
+func (c *collector) subscription(s *configv1.Subscription) {
+	for i, t := range s.Topics {
+		if err := names.CheckPattern("topic", t); err != nil {
+			c.add(fmt.Sprintf("spec.topics[%d]", i), "pattern", err.Error())
+		}
+	}
+	c.filter(s.Filter, "spec.filter", 1)
+	if p := s.GetPush(); p != nil {
+		u, err := url.Parse(p.Url)
+		switch {
+		case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+			c.add("spec.push.url", "url", "must be an absolute http or https URL")
+		case u.User != nil:
+			c.add("spec.push.url", "url", "must not have user information: secrets are given by reference")
+		case u.Fragment != "":
+			c.add("spec.push.url", "url", "must not have a fragment")
+		}
+	}
+	if r := s.Retry; r != nil && r.MinBackoff != nil && r.MaxBackoff != nil && r.MinBackoff.AsDuration() > r.MaxBackoff.AsDuration() {
+		c.add("spec.retry.min_backoff", "backoff", "must not be longer than max_backoff")
+	}
+	if d := s.DeadLetterTopic; d != "" {
+		if err := names.CheckName("topic", d); err != nil {
+			c.add("spec.dead_letter_topic", "name", err.Error())
+		}
+		for i, t := range s.Topics {
+			if names.CheckPattern("topic", t) == nil && names.Match(t, d) {
+				c.add("spec.dead_letter_topic", "cycle", fmt.Sprintf("is read by the subscription itself (spec.topics[%d])", i))
+			}
+		}
+	}
+}
+
+func (c *collector) accessPolicy(p *configv1.AccessPolicy) {
+	seen := map[string]int{}
+	for i, r := range p.Rules {
+		path := fmt.Sprintf("spec.rules[%d]", i)
+		if j, dup := seen[r.Name]; dup {
+			c.add(path+".name", "unique", fmt.Sprintf("%q is also the name of spec.rules[%d]", r.Name, j))
+		}
+		seen[r.Name] = i
+		if len(r.Principals)+len(r.Groups) == 0 {
+			c.add(path, "subject", "must name principals or groups")
+		}
+		var topics, subs bool
+		for _, a := range r.Actions {
+			if a == configv1.Action_ACTION_CONSUME {
+				subs = true
+			} else {
+				topics = true
+			}
+		}
+		if topics != (len(r.Topics) > 0) {
+			c.add(path+".topics", "selector", "are required with the actions publish and subscribe, and only with them")
+		}
+		if subs != (len(r.Subscriptions) > 0) {
+			c.add(path+".subscriptions", "selector", "are required with the action consume, and only with it")
+		}
+		for j, t := range r.Topics {
+			if err := names.CheckPattern("topic", t); err != nil {
+				c.add(fmt.Sprintf("%s.topics[%d]", path, j), "pattern", err.Error())
+			}
+		}
+		for j, s := range r.Subscriptions {
+			if err := names.CheckPattern("subscription", s); err != nil {
+				c.add(fmt.Sprintf("%s.subscriptions[%d]", path, j), "pattern", err.Error())
+			}
+		}
+		c.subjects(path+".principals", r.Principals, true)
+		c.subjects(path+".groups", r.Groups, false)
+	}
+}
+
+func (c *collector) subjects(path string, list []string, principals bool) {
+	for i, s := range list {
+		if principals && (s == "*" || s == "local") {
+			continue
+		}
+		name := s
+		if ns, rest, ok := strings.Cut(s, "/"); ok {
+			name = rest
+			if err := names.CheckNamespace(ns); err != nil {
+				c.add(fmt.Sprintf("%s[%d]", path, i), "subject", err.Error())
+			}
+		}
+		if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._@-") != "" {
+			c.add(fmt.Sprintf("%s[%d]", path, i), "subject", `must be a name, "namespace/name", or (principals) "*"; names have A-Z, a-z, 0-9, '.', '_', '@' and '-'`)
+		}
+	}
+}
+
+func (c *collector) identity(id *configv1.Identity) {
+	seen := map[string]bool{}
+	for i, k := range id.GetApiKeys().GetKeys() {
+		path := fmt.Sprintf("spec.api_keys.keys[%d]", i)
+		if seen[k.Id] {
+			c.add(path+".id", "unique", fmt.Sprintf("%q is there twice", k.Id))
+		}
+		seen[k.Id] = true
+		if k.Principal == "local" {
+			c.add(path+".principal", "reserved", `"local" is who comes over loopback without credentials`)
+		}
+	}
+	m := id.GetMtls()
+	if m == nil {
+		return
+	}
+	certs := 0
+	rest := []byte(m.CaCertificates)
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			c.add("spec.mtls.ca_certificates", "pem", fmt.Sprintf("has a block %q; only certificates belong here, never a key", block.Type))
+			continue
+		}
+		certs++
+		if cert, err := x509.ParseCertificate(block.Bytes); err != nil {
+			c.add("spec.mtls.ca_certificates", "pem", fmt.Sprintf("certificate %d cannot be read: %v", certs, err))
+		} else if !cert.IsCA {
+			c.add("spec.mtls.ca_certificates", "ca", fmt.Sprintf("certificate %d (%s) is not of a certificate authority", certs, cert.Subject))
+		}
+	}
+	if certs == 0 {
+		c.add("spec.mtls.ca_certificates", "pem", "has no certificate in PEM")
+	}
+	bySAN := m.PrincipalFrom == configv1.PrincipalSource_PRINCIPAL_SOURCE_URI_SAN
+	if bySAN != (m.UriPrefix != "") {
+		c.add("spec.mtls.uri_prefix", "uri-prefix", "is required with principal_from uri_san, and only with it")
+	}
+}

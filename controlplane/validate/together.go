@@ -1,0 +1,253 @@
+package validate
+
+import (
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// Together judges what a change makes of the configuration: before is what is
+// there, put what is created or updated (each accepted by Alone), gone the
+// canonical names that are deleted. Problems are of put and gone; what was
+// wrong before and is not touched is not reported.
+func Together(before View, put []*configv1.Resource, gone []string) []Problem {
+	o := overlay{before: before, put: map[string]*configv1.Resource{}, gone: map[string]bool{}}
+	for _, r := range put {
+		o.put[resource.NameOf(r)] = r
+	}
+	for _, n := range gone {
+		o.gone[n] = true
+	}
+	var problems []Problem
+	seen := map[string]bool{}
+	for _, r := range put {
+		c := &collector{name: resource.NameOf(r)}
+		if seen[c.name] {
+			c.add("metadata.name", "unique", "is in the change twice")
+		}
+		seen[c.name] = true
+		if o.gone[c.name] {
+			c.add("metadata.name", "unique", "is both applied and deleted")
+		}
+		c.immutable(before.Resource(c.name), r)
+		c.together(o, r)
+		problems = append(problems, c.problems...)
+	}
+	for _, name := range gone {
+		c := &collector{name: name}
+		c.unused(o, before.Resource(name))
+		problems = append(problems, c.problems...)
+	}
+	return problems
+}
+
+// overlay is the configuration after the change.
+type overlay struct {
+	before View
+	put    map[string]*configv1.Resource
+	gone   map[string]bool
+}
+
+func (o overlay) get(kind resource.Kind, ns, name string) *configv1.Resource {
+	full := resource.Name(kind, ns, name)
+	if r := o.put[full]; r != nil {
+		return r
+	}
+	if o.gone[full] {
+		return nil
+	}
+	return o.before.Resource(full)
+}
+
+func (o overlay) all(kind resource.Kind, ns string) iter.Seq[*configv1.Resource] {
+	return func(yield func(*configv1.Resource) bool) {
+		for r := range o.before.All(kind, ns) {
+			name := resource.NameOf(r)
+			if o.put[name] == nil && !o.gone[name] && !yield(r) {
+				return
+			}
+		}
+		for _, r := range o.put {
+			if resource.KindOf(r) == kind && (ns == "" || r.Metadata.Namespace == ns) && !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// immutable checks what may not change once it is there.
+func (c *collector) immutable(old, r *configv1.Resource) {
+	if old == nil {
+		return
+	}
+	switch s := r.Spec.(type) {
+	case *configv1.Resource_EventStore:
+		if a, b := old.GetEventStore().ProtoReflect(), s.EventStore.ProtoReflect(); a.WhichOneof(a.Descriptor().Oneofs().ByName("driver")) != b.WhichOneof(b.Descriptor().Oneofs().ByName("driver")) {
+			c.add("spec", "immutable", "a store's kind cannot change; create another EventStore and move its topics with weft migrate")
+		}
+	case *configv1.Resource_Topic:
+		was := old.GetTopic()
+		if was.Store != s.Topic.Store {
+			c.add("spec.store", "immutable", fmt.Sprintf("is %q; moving a topic that is used is weft migrate's work", was.Store))
+		}
+		if was.PhysicalName != s.Topic.PhysicalName {
+			c.add("spec.physical_name", "immutable", fmt.Sprintf("is %q and cannot change", was.PhysicalName))
+		}
+		if s.Topic.Partitions < was.Partitions {
+			c.add("spec.partitions", "immutable", fmt.Sprintf("is %d and cannot shrink: events of one key would change places", was.Partitions))
+		}
+	case *configv1.Resource_Subscription:
+		if was := old.GetSubscription(); was.Start != s.Subscription.Start {
+			c.add("spec.start", "immutable", "is fixed at creation: create another Subscription to begin elsewhere")
+		}
+	}
+}
+
+func (c *collector) together(o overlay, r *configv1.Resource) {
+	ns := r.Metadata.Namespace
+	for other := range o.all(resource.KindOf(r), ns) {
+		if n := other.Metadata.Name; n != r.Metadata.Name && strings.EqualFold(n, r.Metadata.Name) {
+			c.add("metadata.name", "case", fmt.Sprintf("differs from %s only in case", resource.NameOf(other)))
+		}
+	}
+	topic := func(field, name string) {
+		if o.get(resource.Topic, ns, name) == nil {
+			c.add(field, "reference", fmt.Sprintf("there is no Topic %s in namespace %s", name, ns))
+		}
+	}
+	switch s := r.Spec.(type) {
+	case *configv1.Resource_Topic:
+		c.topicTogether(o, r, s.Topic)
+	case *configv1.Resource_Route:
+		topic("spec.topic", s.Route.Topic)
+		for i, rule := range s.Route.Rules {
+			for j, to := range rule.To {
+				topic(fmt.Sprintf("spec.rules[%d].to[%d].topic", i, j), to.Topic)
+			}
+		}
+		for other := range o.all(resource.Route, ns) {
+			if other.Metadata.Name != r.Metadata.Name && other.GetRoute().Topic == s.Route.Topic {
+				c.add("spec.topic", "unique", fmt.Sprintf("%s routes this topic already; a topic has one Route", resource.NameOf(other)))
+			}
+		}
+	case *configv1.Resource_Subscription:
+		for i, t := range s.Subscription.Topics {
+			if !names.IsPattern(t) {
+				topic(fmt.Sprintf("spec.topics[%d]", i), t)
+			}
+		}
+		if d := s.Subscription.DeadLetterTopic; d != "" {
+			topic("spec.dead_letter_topic", d)
+		}
+	case *configv1.Resource_Identity:
+		for i, k := range s.Identity.GetApiKeys().GetKeys() {
+			for other := range o.all(resource.Identity, "") {
+				if resource.NameOf(other) == c.name {
+					continue
+				}
+				for _, k2 := range other.GetIdentity().GetApiKeys().GetKeys() {
+					if k.Id == k2.Id {
+						// Not whose: that namespace may not be the caller's.
+						c.add(fmt.Sprintf("spec.api_keys.keys[%d].id", i), "unique", fmt.Sprintf("%q is taken; key ids are unique in the mesh", k.Id))
+					}
+				}
+			}
+		}
+	}
+}
+
+func (c *collector) topicTogether(o overlay, r *configv1.Resource, t *configv1.Topic) {
+	ns := r.Metadata.Namespace
+	store := o.get(resource.EventStore, ns, t.Store)
+	if store == nil {
+		c.add("spec.store", "reference", fmt.Sprintf("there is no EventStore %s in namespace %s", t.Store, ns))
+		return
+	}
+	local := store.GetEventStore().GetEmbedded() != nil
+	if t.Retention != nil && !local {
+		c.add("spec.retention", "store-lacks", "EventStore "+t.Store+" keeps events by one setting for all topics (RocketMQ: fileReservedTime of the broker); leave it out")
+	}
+	if t.PhysicalName != "" && local {
+		c.add("spec.physical_name", "store-lacks", "an embedded store has no topics of others to adopt; leave it out")
+	}
+	if local && t.Needs.GetDurability() == configv1.Durability_DURABILITY_REPLICATED {
+		c.add("spec.needs.durability", "store-lacks", "an embedded store is on one machine")
+	}
+	for other := range o.all(resource.Topic, "") {
+		if resource.NameOf(other) == c.name || PhysicalName(other) != PhysicalName(r) {
+			continue
+		}
+		os := o.get(resource.EventStore, other.Metadata.Namespace, other.GetTopic().Store)
+		if os != nil && sameStore(os.GetEventStore(), store.GetEventStore()) && (!local || os == store) {
+			c.add("spec.physical_name", "unique", fmt.Sprintf("the physical topic %s is a Topic's already", PhysicalName(r)))
+		}
+	}
+}
+
+// PhysicalName is the name of a Topic resource in its first store.
+func PhysicalName(r *configv1.Resource) string {
+	if n := r.GetTopic().GetPhysicalName(); n != "" {
+		return n
+	}
+	return names.Physical(r.Metadata.Namespace, r.Metadata.Name)
+}
+
+// sameStore reports whether two bindings surely reach one middleware.
+func sameStore(a, b *configv1.EventStore) bool {
+	ra, rb := a.GetRocketmq(), b.GetRocketmq()
+	if ra == nil || rb == nil {
+		return proto.Equal(a, b)
+	}
+	return slices.ContainsFunc(ra.NameServers, func(s string) bool { return slices.Contains(rb.NameServers, s) })
+}
+
+// unused checks that nothing that stays refers to r, which goes.
+func (c *collector) unused(o overlay, r *configv1.Resource) {
+	if r == nil {
+		c.add("name", "not-found", "does not exist")
+		return
+	}
+	if info, _ := resource.Lookup(string(resource.KindOf(r))); info.System {
+		c.add("name", "system-kind", "is of a kind that only the control plane writes")
+		return
+	}
+	ns, name := r.Metadata.Namespace, r.Metadata.Name
+	used := func(by *configv1.Resource, field string) {
+		c.add("name", "in-use", fmt.Sprintf("is used by %s (%s); delete or change that first, or in the same call", resource.NameOf(by), field))
+	}
+	switch resource.KindOf(r) {
+	case resource.EventStore:
+		for t := range o.all(resource.Topic, ns) {
+			if t.GetTopic().Store == name {
+				used(t, "spec.store")
+			}
+		}
+	case resource.Topic:
+		for s := range o.all(resource.Subscription, ns) {
+			if slices.Contains(s.GetSubscription().Topics, name) {
+				used(s, "spec.topics")
+			}
+			if s.GetSubscription().DeadLetterTopic == name {
+				used(s, "spec.dead_letter_topic")
+			}
+		}
+		for rt := range o.all(resource.Route, ns) {
+			if rt.GetRoute().Topic == name {
+				used(rt, "spec.topic")
+			}
+			for i, rule := range rt.GetRoute().Rules {
+				if slices.ContainsFunc(rule.To, func(d *configv1.Destination) bool { return d.Topic == name }) {
+					used(rt, fmt.Sprintf("spec.rules[%d].to", i))
+				}
+			}
+		}
+	}
+}

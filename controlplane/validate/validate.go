@@ -1,0 +1,165 @@
+// Package validate judges a change of the configuration: each resource alone,
+// then against all the others. It is pure: what it is given decides, and it
+// reports every problem at once.
+package validate
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// Problem is one rule that a resource breaks.
+type Problem struct {
+	// Resource is the canonical name.
+	Resource string
+	// Field is the path of the field ("spec.rules[0].topics[1]").
+	Field string
+	// Rule is a stable id ("reference", "string.pattern").
+	Rule string
+	// Message is for people.
+	Message string
+}
+
+func (p Problem) String() string { return p.Resource + ": " + p.Field + ": " + p.Message }
+
+// View is a configuration.
+type View interface {
+	// Resource returns the resource with a canonical name; nil without one.
+	Resource(name string) *configv1.Resource
+	// All yields the resources of a kind and namespace ("" is every one).
+	All(kind resource.Kind, namespace string) iter.Seq[*configv1.Resource]
+}
+
+// Validator judges. It is safe for concurrent use.
+type Validator struct{ rules protovalidate.Validator }
+
+// New makes a Validator.
+func New() (*Validator, error) {
+	v, err := protovalidate.New(protovalidate.WithMessages(&configv1.Resource{}))
+	if err != nil {
+		return nil, err
+	}
+	return &Validator{v}, nil
+}
+
+// Alone judges one resource that a user wants to apply, without looking at
+// others.
+func (v *Validator) Alone(r *configv1.Resource) []Problem {
+	c := &collector{name: resource.NameOf(r)}
+	if r.GetMetadata() == nil {
+		c.name = "resource"
+	}
+	if info, ok := resource.Lookup(string(resource.KindOf(r))); resource.KindOf(r) == "" {
+		c.add("spec", "kind", "has no kind that this version knows")
+	} else if !ok || info.System {
+		c.add("spec", "system-kind", "is of a kind that only the control plane writes")
+	}
+	if path := unknown(r.ProtoReflect(), ""); path != "" {
+		c.add(path, "unknown-field", "has a field that this version does not know; nothing would enforce it")
+	}
+	if err := v.rules.Validate(r); err != nil {
+		var ve *protovalidate.ValidationError
+		if !errors.As(err, &ve) {
+			c.add("spec", "rules", err.Error())
+		} else {
+			for _, violation := range ve.Violations {
+				p := violation.Proto
+				c.add(specPath(protovalidate.FieldPathString(p.GetField())), p.GetRuleId(), cmp.Or(p.GetMessage(), "breaks the rule "+p.GetRuleId()))
+			}
+		}
+	}
+	if strings.HasPrefix(r.GetMetadata().GetNamespace(), "weft-") {
+		c.add("metadata.namespace", "system-namespace", `must not begin with "weft-": these are the system's`)
+	}
+	if name := r.GetName(); name != "" && name != resource.NameOf(r) {
+		c.add("name", "name", fmt.Sprintf("is %q, kind and metadata say %q", name, resource.NameOf(r)))
+	}
+	if r.GetMetadata() != nil {
+		if err := names.CheckName("name", r.Metadata.Name); err != nil {
+			c.add("metadata.name", "name", err.Error())
+		}
+		if err := names.CheckNamespace(r.Metadata.Namespace); err != nil {
+			c.add("metadata.namespace", "namespace", err.Error())
+		}
+	}
+	if len(c.problems) == 0 {
+		c.spec(r)
+	}
+	return c.problems
+}
+
+// specPath turns the name of the oneof field into "spec".
+func specPath(p string) string {
+	head, rest, more := strings.Cut(p, ".")
+	bare, _, _ := strings.Cut(head, "[")
+	for _, k := range resource.Kinds() {
+		if k.Field == bare {
+			head = "spec"
+		}
+	}
+	if more {
+		return head + "." + rest
+	}
+	return cmp.Or(head, "spec")
+}
+
+// collector gathers the problems of one resource.
+type collector struct {
+	name     string
+	problems []Problem
+}
+
+func (c *collector) add(field, rule, message string) {
+	p := Problem{c.name, field, rule, message}
+	if !slices.Contains(c.problems, p) {
+		c.problems = append(c.problems, p)
+	}
+}
+
+// unknown is the path of the first message with fields that this version does
+// not know.
+func unknown(m protoreflect.Message, path string) string {
+	if raw := m.GetUnknown(); len(raw) > 0 {
+		return cmp.Or(path, "spec")
+	}
+	found := ""
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if f.Message() == nil || f.IsMap() && f.MapValue().Message() == nil {
+			return true
+		}
+		name := string(f.Name())
+		if path != "" {
+			name = path + "." + name
+		}
+		name = specPath(name)
+		switch {
+		case f.IsList():
+			for i := range v.List().Len() {
+				if found = unknown(v.List().Get(i).Message(), fmt.Sprintf("%s[%d]", name, i)); found != "" {
+					return false
+				}
+			}
+		case f.IsMap():
+			v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+				found = unknown(v.Message(), name+"."+k.String())
+				return found == ""
+			})
+		default:
+			found = unknown(v.Message(), name)
+		}
+		return found == ""
+	})
+	return found
+}

@@ -1,0 +1,135 @@
+// Package tlsconf makes TLS configurations from files. Files that change are
+// read again, so that certificates rotate without a restart and without
+// dropping connections.
+package tlsconf
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+)
+
+// Files are the paths of PEM files.
+type Files struct {
+	// Cert and Key are the own certificate chain and key.
+	Cert, Key string
+	// CA has the authorities that the other side must have.
+	CA string
+}
+
+// Empty reports whether no file is named.
+func (f Files) Empty() bool { return f == Files{} }
+
+// checkEvery is how often files are looked at for a change, at most.
+const checkEvery = 5 * time.Second
+
+// reloader has what the files say now.
+type reloader struct {
+	files Files
+
+	mu      sync.Mutex
+	checked time.Time
+	stamp   [3]time.Time
+	cert    *tls.Certificate
+	pool    *x509.CertPool
+}
+
+func newReloader(f Files) (*reloader, error) {
+	r := &reloader{files: f}
+	r.stamp = r.stamps()
+	r.checked = time.Now()
+	return r, r.load()
+}
+
+func (r *reloader) stamps() (s [3]time.Time) {
+	for i, f := range []string{r.files.Cert, r.files.Key, r.files.CA} {
+		if info, err := os.Stat(f); err == nil {
+			s[i] = info.ModTime()
+		}
+	}
+	return s
+}
+
+func (r *reloader) load() error {
+	if r.files.Cert != "" {
+		c, err := tls.LoadX509KeyPair(r.files.Cert, r.files.Key)
+		if err != nil {
+			return fmt.Errorf("certificate %s with key %s: %w", r.files.Cert, r.files.Key, err)
+		}
+		r.cert = &c
+	}
+	if r.files.CA != "" {
+		b, err := os.ReadFile(r.files.CA)
+		if err != nil {
+			return fmt.Errorf("authorities: %w", err)
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(b) {
+			return fmt.Errorf("authorities: %s has no certificate in PEM", r.files.CA)
+		}
+		r.pool = pool
+	}
+	return nil
+}
+
+// current gives what the files say; where they cannot be read any more, what
+// they said last.
+func (r *reloader) current() (*tls.Certificate, *x509.CertPool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := time.Now(); now.Sub(r.checked) >= checkEvery {
+		r.checked = now
+		if s := r.stamps(); s != r.stamp && r.load() == nil {
+			r.stamp = s
+		}
+	}
+	return r.cert, r.pool
+}
+
+// Server is the configuration of a listener with the certificate of f. With
+// f.CA clients must have a certificate of it; otherwise they are asked for one,
+// which is not verified here (the proxy's identities do that). protos are the
+// ALPN protocols.
+func Server(f Files, protos ...string) (*tls.Config, error) {
+	if f.Cert == "" || f.Key == "" {
+		return nil, errors.New("a TLS listener needs a certificate and a key")
+	}
+	r, err := newReloader(f)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			cert, pool := r.current()
+			c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, Certificates: []tls.Certificate{*cert}, ClientAuth: tls.RequestClientCert}
+			if pool != nil {
+				c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, pool
+			}
+			return c, nil
+		}}, nil
+}
+
+// Client is the configuration of a client that trusts f.CA (the system's
+// authorities when empty) and shows the certificate of f, if any.
+func Client(f Files) (*tls.Config, error) {
+	if (f.Cert == "") != (f.Key == "") {
+		return nil, errors.New("a client certificate and its key go together")
+	}
+	r, err := newReloader(f)
+	if err != nil {
+		return nil, err
+	}
+	_, pool := r.current()
+	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
+	if f.Cert != "" {
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, _ := r.current()
+			return cert, nil
+		}
+	}
+	return c, nil
+}
