@@ -304,7 +304,12 @@ func (st *stream) delta(snap *configstore.Snapshot) delta {
 	}
 	if st.full && st.scope.wild() {
 		st.server.metrics.fullSyncs.Inc()
-		d.complete = true
+		d.complete = len(st.initial) == 0
+		// The whole scope means the whole: also what was refused before.
+		clear(st.rejected)
+		st.mu.Lock()
+		clear(st.held)
+		st.mu.Unlock()
 		for e := range snap.All("") {
 			if st.scope.has(e.Name, e.Namespace) && !st.knows(e) {
 				d.put = append(d.put, e)

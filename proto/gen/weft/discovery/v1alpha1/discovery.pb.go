@@ -348,6 +348,171 @@ func (x *Rejection) GetReason() string {
 	return ""
 }
 
+// LastGood is what a proxy keeps on its disk: the configuration that it applied
+// last, with what it refused.
+type LastGood struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lineage and revision of the configuration.
+	Lineage string `protobuf:"bytes,1,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	// The revision.
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The scope that it is of, sorted.
+	Scope []string `protobuf:"bytes,3,rep,name=scope,proto3" json:"scope,omitempty"`
+	// The resources, sorted by name.
+	Resources []*KeptResource `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty"`
+	// The node id that it was written for.
+	NodeId        string `protobuf:"bytes,5,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LastGood) Reset() {
+	*x = LastGood{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LastGood) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LastGood) ProtoMessage() {}
+
+func (x *LastGood) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LastGood.ProtoReflect.Descriptor instead.
+func (*LastGood) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LastGood) GetLineage() string {
+	if x != nil {
+		return x.Lineage
+	}
+	return ""
+}
+
+func (x *LastGood) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *LastGood) GetScope() []string {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *LastGood) GetResources() []*KeptResource {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *LastGood) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+// KeptResource is one resource on a proxy's disk.
+type KeptResource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The canonical name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The version that the control plane offered last.
+	OfferedVersion string `protobuf:"bytes,2,opt,name=offered_version,json=offeredVersion,proto3" json:"offered_version,omitempty"`
+	// The version that is in force; empty where none was acceptable.
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// The bytes of that version.
+	Resource []byte `protobuf:"bytes,4,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Why the offered version was refused; unset where it is in force.
+	Rejection     *Rejection `protobuf:"bytes,5,opt,name=rejection,proto3" json:"rejection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeptResource) Reset() {
+	*x = KeptResource{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeptResource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeptResource) ProtoMessage() {}
+
+func (x *KeptResource) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeptResource.ProtoReflect.Descriptor instead.
+func (*KeptResource) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *KeptResource) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KeptResource) GetOfferedVersion() string {
+	if x != nil {
+		return x.OfferedVersion
+	}
+	return ""
+}
+
+func (x *KeptResource) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *KeptResource) GetResource() []byte {
+	if x != nil {
+		return x.Resource
+	}
+	return nil
+}
+
+func (x *KeptResource) GetRejection() *Rejection {
+	if x != nil {
+		return x.Rejection
+	}
+	return nil
+}
+
 var File_weft_discovery_v1alpha1_discovery_proto protoreflect.FileDescriptor
 
 const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
@@ -383,7 +548,19 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05field\x18\x03 \x01(\tR\x05field\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reasonBOZMgithub.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1;discoveryv1alpha1b\x06proto3"
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xb4\x01\n" +
+	"\bLastGood\x12\x18\n" +
+	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05scope\x18\x03 \x03(\tR\x05scope\x12C\n" +
+	"\tresources\x18\x04 \x03(\v2%.weft.discovery.v1alpha1.KeptResourceR\tresources\x12\x17\n" +
+	"\anode_id\x18\x05 \x01(\tR\x06nodeId\"\xc3\x01\n" +
+	"\fKeptResource\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
+	"\x0foffered_version\x18\x02 \x01(\tR\x0eofferedVersion\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1a\n" +
+	"\bresource\x18\x04 \x01(\fR\bresource\x12@\n" +
+	"\trejection\x18\x05 \x01(\v2\".weft.discovery.v1alpha1.RejectionR\trejectionBOZMgithub.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1;discoveryv1alpha1b\x06proto3"
 
 var (
 	file_weft_discovery_v1alpha1_discovery_proto_rawDescOnce sync.Once
@@ -397,23 +574,27 @@ func file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP() []byte {
 	return file_weft_discovery_v1alpha1_discovery_proto_rawDescData
 }
 
-var file_weft_discovery_v1alpha1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_weft_discovery_v1alpha1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_weft_discovery_v1alpha1_discovery_proto_goTypes = []any{
-	(*NodeInfo)(nil),    // 0: weft.discovery.v1alpha1.NodeInfo
-	(*ResumeToken)(nil), // 1: weft.discovery.v1alpha1.ResumeToken
-	(*Rejections)(nil),  // 2: weft.discovery.v1alpha1.Rejections
-	(*Rejection)(nil),   // 3: weft.discovery.v1alpha1.Rejection
-	nil,                 // 4: weft.discovery.v1alpha1.NodeInfo.PortsEntry
+	(*NodeInfo)(nil),     // 0: weft.discovery.v1alpha1.NodeInfo
+	(*ResumeToken)(nil),  // 1: weft.discovery.v1alpha1.ResumeToken
+	(*Rejections)(nil),   // 2: weft.discovery.v1alpha1.Rejections
+	(*Rejection)(nil),    // 3: weft.discovery.v1alpha1.Rejection
+	(*LastGood)(nil),     // 4: weft.discovery.v1alpha1.LastGood
+	(*KeptResource)(nil), // 5: weft.discovery.v1alpha1.KeptResource
+	nil,                  // 6: weft.discovery.v1alpha1.NodeInfo.PortsEntry
 }
 var file_weft_discovery_v1alpha1_discovery_proto_depIdxs = []int32{
-	4, // 0: weft.discovery.v1alpha1.NodeInfo.ports:type_name -> weft.discovery.v1alpha1.NodeInfo.PortsEntry
+	6, // 0: weft.discovery.v1alpha1.NodeInfo.ports:type_name -> weft.discovery.v1alpha1.NodeInfo.PortsEntry
 	3, // 1: weft.discovery.v1alpha1.ResumeToken.rejected:type_name -> weft.discovery.v1alpha1.Rejection
 	3, // 2: weft.discovery.v1alpha1.Rejections.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	5, // 3: weft.discovery.v1alpha1.LastGood.resources:type_name -> weft.discovery.v1alpha1.KeptResource
+	3, // 4: weft.discovery.v1alpha1.KeptResource.rejection:type_name -> weft.discovery.v1alpha1.Rejection
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_weft_discovery_v1alpha1_discovery_proto_init() }
@@ -427,7 +608,7 @@ func file_weft_discovery_v1alpha1_discovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_discovery_v1alpha1_discovery_proto_rawDesc), len(file_weft_discovery_v1alpha1_discovery_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

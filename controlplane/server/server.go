@@ -1,0 +1,239 @@
+// Package server composes a control plane: what runs, in which order, and how
+// it stops.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/admin"
+	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/discovery"
+	"github.com/weft-mesh/weft/controlplane/provision"
+	"github.com/weft-mesh/weft/controlplane/validate"
+	"github.com/weft-mesh/weft/pkg/tlsconf"
+	"github.com/weft-mesh/weft/pkg/version"
+	"github.com/weft-mesh/weft/store"
+)
+
+// Config of a control plane. The zero value of a field is its default.
+type Config struct {
+	// Etcd is the client; the server does not close it.
+	Etcd *clientv3.Client
+	// Prefix of the keys; configstore.DefaultPrefix when empty.
+	Prefix string
+	// Addresses to listen on: the admin API, discovery, and operations
+	// (metrics, readiness, profiles; loopback only). 127.0.0.1:7420, :7421
+	// and :7429 when empty.
+	AdminAddr, DiscoveryAddr, OpsAddr string
+	// TLS of the admin API and of discovery. Without it only loopback
+	// addresses are accepted.
+	AdminTLS, DiscoveryTLS tlsconf.Files
+	// Drivers and Options for provisioning; see provision.Config.
+	Drivers map[string]store.Driver
+	Options func(*configv1.EventStore) (kind string, options any, err error)
+	// DrainTime bounds the graceful stop; 5 s when 0.
+	DrainTime time.Duration
+	Log       *slog.Logger
+}
+
+// Addrs are the addresses that a server listens on.
+type Addrs struct{ Admin, Discovery, Ops string }
+
+// Server is a control plane. Use it once.
+type Server struct {
+	cfg       Config
+	store     *configstore.Store
+	discovery *discovery.Server
+	admin     *admin.Service
+	provision *provision.Provisioner
+	metrics   *prometheus.Registry
+	listeners [3]net.Listener
+	adminTLS  credentials.TransportCredentials
+	discoTLS  credentials.TransportCredentials
+}
+
+// New checks cfg, opens the listeners and makes a server; Run serves.
+func New(cfg Config) (_ *Server, err error) {
+	for _, d := range []struct {
+		field *string
+		value string
+	}{{&cfg.AdminAddr, "127.0.0.1:7420"}, {&cfg.DiscoveryAddr, "127.0.0.1:7421"}, {&cfg.OpsAddr, "127.0.0.1:7429"}} {
+		if *d.field == "" {
+			*d.field = d.value
+		}
+	}
+	if cfg.DrainTime == 0 {
+		cfg.DrainTime = 5 * time.Second
+	}
+	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
+	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS); err != nil {
+		return nil, err
+	}
+	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS); err != nil {
+		return nil, err
+	}
+	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}); err != nil {
+		return nil, err
+	}
+	validator, err := validate.New()
+	if err != nil {
+		return nil, err
+	}
+	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, Log: cfg.Log})
+	s.discovery = discovery.New(discovery.Config{Source: s.store, Log: cfg.Log, Metrics: s.metrics})
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery,
+		Conditions: provision.Conditions(s.store), Version: version.String(), Log: cfg.Log})
+	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options, Log: cfg.Log})
+	s.register()
+	for i, addr := range []string{cfg.AdminAddr, cfg.DiscoveryAddr, cfg.OpsAddr} {
+		if s.listeners[i], err = net.Listen("tcp", addr); err != nil {
+			for _, l := range s.listeners[:i] {
+				_ = l.Close()
+			}
+			return nil, fmt.Errorf("control plane: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// transport is the listener's security: TLS from files, or none on loopback.
+func transport(name, addr string, f tlsconf.Files) (credentials.TransportCredentials, error) {
+	if !f.Empty() {
+		if f.CA == "" {
+			return nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
+		}
+		c, err := tlsconf.Server(f, "h2")
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		return credentials.NewTLS(c), nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return nil, fmt.Errorf("%s: %s is not a loopback address: without TLS files only those are listened on", name, addr)
+	}
+	return nil, nil
+}
+
+// register adds the metrics of the whole.
+func (s *Server) register() {
+	s.metrics.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_revision", Help: "Newest etcd revision that this replica has read."}, func() float64 {
+			if snap, _ := s.store.Snapshot(); snap != nil {
+				return float64(snap.Revision)
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_resources", Help: "Resources in the configuration."}, func() float64 {
+			if snap, _ := s.store.Snapshot(); snap != nil {
+				return float64(snap.Len())
+			}
+			return 0
+		}))
+}
+
+// Addrs tells where the server listens.
+func (s *Server) Addrs() Addrs {
+	return Addrs{s.listeners[0].Addr().String(), s.listeners[1].Addr().String(), s.listeners[2].Addr().String()}
+}
+
+// Ready waits until everything was read from etcd.
+func (s *Server) Ready(ctx context.Context) error {
+	_, err := s.store.WaitFor(ctx, 0)
+	return err
+}
+
+// grpcOptions bound what a peer may do.
+func grpcOptions(creds credentials.TransportCredentials, maxStreams uint32) []grpc.ServerOption {
+	opts := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(2 << 20),
+		grpc.MaxHeaderListSize(64 << 10), // a resume token travels in a header
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 15 * time.Minute}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+	if creds != nil {
+		opts = append(opts, grpc.Creds(creds))
+	}
+	return opts
+}
+
+// Run serves until ctx ends or something fails, then stops gracefully.
+func (s *Server) Run(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	// The configuration comes first: nothing is served before it was read.
+	g.Go(func() error { return s.store.Run(gctx) })
+	g.Go(func() error { return s.provision.Run(gctx) })
+
+	adminServer := grpc.NewServer(grpcOptions(s.adminTLS, 100)...)
+	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
+	discoServer := grpc.NewServer(grpcOptions(s.discoTLS, 16)...)
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
+	ops := &http.Server{Handler: s.operations(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	g.Go(func() error { return adminServer.Serve(s.listeners[0]) })
+	g.Go(func() error { return discoServer.Serve(s.listeners[1]) })
+	g.Go(func() error {
+		if err := ops.Serve(s.listeners[2]); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-gctx.Done()
+		// Proxies keep their streams until another replica takes them.
+		timer := time.AfterFunc(s.cfg.DrainTime, func() { adminServer.Stop(); discoServer.Stop() })
+		defer timer.Stop()
+		adminServer.GracefulStop()
+		discoServer.GracefulStop()
+		return ops.Close()
+	})
+	err := g.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// operations is what operators and orchestrators ask.
+func (s *Server) operations() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{Registry: s.metrics}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if snap, _ := s.store.Snapshot(); snap == nil {
+			http.Error(w, "the configuration was not read from etcd yet", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}

@@ -1,0 +1,332 @@
+package config
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// resumeHeader is the stream metadata that has a resume token.
+const resumeHeader = "weft-resume"
+
+// Limits of what is taken from a control plane.
+const (
+	// maxStaged bounds a delta that is not complete yet, in bytes.
+	maxStaged = 512 << 20
+	// maxResponse bounds one response; control planes send chunks of 1 MiB.
+	maxResponse = 4 << 20
+	// maxToken bounds the resume token in a header; with more rejections than
+	// fit, the client syncs from nothing.
+	maxToken = 32 << 10
+)
+
+// Config of a Client.
+type Config struct {
+	// Addresses of control planes, "host:port"; one is used at a time.
+	Addresses []string
+	// TLS to them; nil is plaintext, for loopback.
+	TLS credentials.TransportCredentials
+	// NodeID is stable over restarts.
+	NodeID string
+	// Info is sent at the start of each stream.
+	Info *discoveryv1.NodeInfo
+	// Dir is where the last good configuration is kept; "" keeps none.
+	Dir string
+	// Check judges one resource by itself; field is what is wrong.
+	Check func(*configv1.Resource) (field string, err error)
+	// Apply puts a state in force. It is called by one goroutine and must
+	// return before long: the control plane is answered after it.
+	Apply   func(context.Context, State)
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
+}
+
+// Client follows a control plane.
+type Client struct {
+	cfg   Config
+	scope []string
+	disk  disk
+	mem   *memory
+	// confirmed: a control plane has answered since the start.
+	confirmed bool
+	// resync: the next stream starts from nothing.
+	resync  bool
+	metrics clientMetrics
+}
+
+type clientMetrics struct {
+	connected, revision, rejected, lastContact prometheus.Gauge
+	applied                                    *prometheus.CounterVec
+	drift, older, diskErrors                   prometheus.Counter
+}
+
+// New makes a client and loads the last good configuration from disk, if there
+// is one.
+func New(cfg Config) *Client {
+	c := &Client{cfg: cfg, scope: []string{"*"}, disk: disk{cfg.Dir}, mem: &memory{resources: map[string]*kept{}}, metrics: clientMetrics{
+		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
+		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
+		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
+		lastContact: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_last_confirmed_timestamp_seconds", Help: "When a control plane last confirmed the configuration, Unix time; 0 for never."}),
+		applied:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_config_applied_total", Help: "Configurations put in force, by where they came from."}, []string{"source"}),
+		drift:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_drift_total", Help: "Deltas after which the digests did not agree; each is followed by a full sync."}),
+		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision."}),
+		diskErrors:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
+	}}
+	if cfg.Metrics != nil {
+		m := &c.metrics
+		cfg.Metrics.MustRegister(m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.drift, m.older, m.diskErrors)
+	}
+	return c
+}
+
+// Retry times.
+const (
+	minRetry = 100 * time.Millisecond
+	maxRetry = 10 * time.Second
+)
+
+// Run puts the configuration from disk in force, if there is one, and then
+// follows the control planes until ctx ends.
+func (c *Client) Run(ctx context.Context) error {
+	c.loadDisk(ctx)
+	retry := minRetry
+	at := 0
+	if n := len(c.cfg.Addresses); n > 1 {
+		at = rand.IntN(n)
+	}
+	for ctx.Err() == nil {
+		addr := c.cfg.Addresses[at%len(c.cfg.Addresses)]
+		at++
+		err := c.follow(ctx, addr, func() { retry = minRetry })
+		c.metrics.connected.Set(0)
+		if ctx.Err() != nil {
+			break
+		}
+		c.cfg.Log.Warn("the control plane cannot be followed; the last configuration stays in force", "address", addr, "error", err)
+		timer := time.NewTimer(retry/2 + rand.N(retry))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		retry = min(2*retry, maxRetry)
+	}
+	return nil
+}
+
+func (c *Client) loadDisk(ctx context.Context) {
+	if c.cfg.Dir == "" {
+		return
+	}
+	m, problems := c.disk.load(c.scope, c.cfg.NodeID, c.cfg.Check)
+	for _, err := range problems {
+		c.metrics.diskErrors.Inc()
+		c.cfg.Log.Error("a kept configuration cannot be used; trying an older one", "error", err)
+	}
+	if m == nil {
+		return
+	}
+	c.mem = m
+	c.apply(ctx, true)
+	c.cfg.Log.Info("started from the configuration on disk", "revision", m.revision, "resources", len(m.resources))
+}
+
+// apply puts the memory's state in force.
+func (c *Client) apply(ctx context.Context, fromDisk bool) {
+	c.cfg.Apply(ctx, c.mem.state(fromDisk))
+	source := "live"
+	if fromDisk {
+		source = "disk"
+	} else {
+		c.metrics.lastContact.SetToCurrentTime()
+	}
+	c.metrics.applied.WithLabelValues(source).Inc()
+	c.metrics.revision.Set(float64(c.mem.revision))
+	c.metrics.rejected.Set(float64(len(c.mem.rejections())))
+}
+
+// follow runs one stream; it returns when that ends.
+func (c *Client) follow(ctx context.Context, addr string, good func()) error {
+	creds := c.cfg.TLS
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if token := c.token(); token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, resumeHeader, token)
+	}
+	c.resync = false
+	rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		return err
+	}
+	node, err := c.node()
+	if err != nil {
+		return err
+	}
+	if err := rpc.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: resource.TypeURL, ResourceNamesSubscribe: c.scope}); err != nil {
+		return err
+	}
+	var d staged
+	for {
+		resp, err := rpc.Recv()
+		if err != nil {
+			return err
+		}
+		c.metrics.connected.Set(1)
+		man, err := d.add(resp)
+		if err != nil {
+			return err
+		}
+		answer := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.TypeURL, ResponseNonce: resp.Nonce}
+		if man != nil {
+			if answer.ErrorDetail, err = c.take(ctx, d, man); err != nil {
+				return err
+			}
+			d = staged{}
+			good()
+		}
+		if err := rpc.Send(answer); err != nil {
+			return err
+		}
+	}
+}
+
+// take applies a delta that is complete and returns the error detail of the
+// answer: nil to acknowledge.
+func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*statuspb.Status, error) {
+	if man.Lineage == c.mem.lineage && man.Revision < c.mem.revision {
+		c.metrics.older.Inc()
+		return nil, fmt.Errorf("the control plane offers revision %d, this proxy has %d", man.Revision, c.mem.revision)
+	}
+	if man.Lineage != c.mem.lineage && c.mem.lineage != "" && !man.Complete {
+		c.resync = true
+		return nil, errors.New("the control plane has another lineage; syncing from nothing")
+	}
+	before := c.mem.revision
+	refused := c.mem.apply(d, man, c.cfg.Check)
+	if what := c.mem.drift(man); what != "" {
+		c.metrics.drift.Inc()
+		c.resync = true
+		return nil, fmt.Errorf("the configuration has drifted: %s; syncing from nothing", what)
+	}
+	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete {
+		c.confirmed = true
+		c.apply(ctx, false)
+	}
+	c.metrics.revision.Set(float64(c.mem.revision))
+	c.metrics.lastContact.SetToCurrentTime()
+	if c.cfg.Dir != "" && (c.mem.revision != before || len(refused) > 0) {
+		if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
+			c.metrics.diskErrors.Inc()
+			c.cfg.Log.Error("the configuration cannot be kept on disk; a restart without a control plane would use an older one", "error", err)
+		}
+	}
+	if len(refused) == 0 {
+		return nil, nil
+	}
+	for _, r := range refused {
+		c.cfg.Log.Error("a resource was refused; its last good version stays in force", "resource", r.Name, "version", r.Version, "field", r.Field, "reason", r.Reason)
+	}
+	detail, err := anypb.New(&discoveryv1.Rejections{Rejections: refused})
+	if err != nil {
+		return nil, err
+	}
+	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: fmt.Sprintf("%d resources were refused: %s: %s", len(refused), refused[0].Name, refused[0].Reason),
+		Details: []*anypb.Any{detail}}, nil
+}
+
+// add takes one response; man is set where it completes the delta.
+func (d *staged) add(resp *discoveryv3.DeltaDiscoveryResponse) (man *configv1.Manifest, err error) {
+	for _, r := range resp.Resources {
+		if r.Resource.GetTypeUrl() != resource.TypeURL {
+			return nil, fmt.Errorf("the control plane sent a %q", r.Resource.GetTypeUrl())
+		}
+		if r.Name == resource.ManifestName {
+			m := &configv1.Resource{}
+			if err := proto.Unmarshal(r.Resource.Value, m); err != nil {
+				return nil, fmt.Errorf("manifest: %w", err)
+			}
+			if man = m.GetManifest(); man == nil {
+				return nil, errors.New("the manifest has no content")
+			}
+			continue
+		}
+		if d.bytes += len(r.Resource.Value) + len(r.Name); d.bytes > maxStaged {
+			return nil, fmt.Errorf("the control plane sent more than %d bytes without a manifest", maxStaged)
+		}
+		d.put = append(d.put, offer{r.Name, r.Version, r.Resource.Value})
+	}
+	for _, name := range resp.RemovedResources {
+		if d.bytes += len(name); d.bytes > maxStaged {
+			return nil, fmt.Errorf("the control plane sent more than %d bytes without a manifest", maxStaged)
+		}
+		d.removed = append(d.removed, name)
+	}
+	return man, nil
+}
+
+// token is the resume token, as it stands in the header; "" to start from
+// nothing.
+func (c *Client) token() string {
+	if c.mem.lineage == "" || c.resync {
+		return ""
+	}
+	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope)}
+	for _, r := range c.mem.rejections() {
+		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: r.Reason[:min(len(r.Reason), 256)]})
+	}
+	b, err := proto.Marshal(t)
+	if err != nil || len(b) > maxToken {
+		return ""
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// node describes this proxy.
+func (c *Client) node() (*corev3.Node, error) {
+	b, err := protojson.Marshal(c.cfg.Info)
+	if err != nil {
+		return nil, err
+	}
+	s := &structpb.Struct{}
+	if err := protojson.Unmarshal(b, s); err != nil {
+		return nil, err
+	}
+	return &corev3.Node{Id: c.cfg.NodeID, UserAgentName: "weft", Metadata: &structpb.Struct{
+		Fields: map[string]*structpb.Value{"weft": structpb.NewStructValue(s)}}}, nil
+}

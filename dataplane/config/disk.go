@@ -1,0 +1,190 @@
+package config
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+)
+
+// A generation on disk is magic, the SHA-256 of the rest, and a LastGood.
+const (
+	magic       = "WEFTCFG1"
+	filePrefix  = "last-good."
+	generations = 3
+	// maxFile bounds what is read.
+	maxFile = 1 << 30
+)
+
+// disk keeps the last generations of the configuration in a folder.
+type disk struct{ dir string }
+
+// save writes m as the newest generation: aside, synced, renamed, the folder
+// synced. A crash leaves the generations before it.
+func (d disk) save(m *memory, scope []string, nodeID string) error {
+	lg := &discoveryv1.LastGood{Lineage: m.lineage, Revision: m.revision, Scope: scope, NodeId: nodeID}
+	for name, k := range m.resources {
+		lg.Resources = append(lg.Resources, &discoveryv1.KeptResource{Name: name, OfferedVersion: k.offered,
+			Version: k.good.Version, Resource: k.bytes, Rejection: k.rejection})
+	}
+	slices.SortFunc(lg.Resources, func(a, b *discoveryv1.KeptResource) int { return strings.Compare(a.Name, b.Name) })
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(lg)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return err
+	}
+	names, err := d.list()
+	if err != nil {
+		return err
+	}
+	next := 1
+	if len(names) > 0 {
+		if _, err := fmt.Sscanf(names[0], filePrefix+"%d", &next); err != nil {
+			return fmt.Errorf("%s: %w", names[0], err)
+		}
+		next++
+	}
+	aside := filepath.Join(d.dir, "writing")
+	if err := writeSynced(aside, body); err != nil {
+		return err
+	}
+	if err := os.Rename(aside, filepath.Join(d.dir, fmt.Sprintf("%s%016d", filePrefix, next))); err != nil {
+		return err
+	}
+	if err := syncDir(d.dir); err != nil {
+		return err
+	}
+	for _, old := range names[min(len(names), generations-1):] {
+		if err := os.Remove(filepath.Join(d.dir, old)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeSynced(name string, body []byte) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(body)
+	for _, b := range [][]byte{[]byte(magic), sum[:], body} {
+		if _, err := f.Write(b); err != nil {
+			_ = f.Close()
+			return err
+		}
+	}
+	if err := f.Sync(); err != nil {
+		_ = f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// list gives the generations, newest first.
+func (d disk) list() ([]string, error) {
+	entries, err := os.ReadDir(d.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), filePrefix) {
+			names = append(names, e.Name())
+		}
+	}
+	slices.Sort(names)
+	slices.Reverse(names)
+	return names, nil
+}
+
+// load reads the newest generation that is whole; problems names those that are
+// not. Without any m is nil.
+func (d disk) load(scope []string, nodeID string, check func(*configv1.Resource) (string, error)) (m *memory, problems []error) {
+	names, err := d.list()
+	if err != nil {
+		return nil, []error{err}
+	}
+	for _, name := range names {
+		m, err := d.read(filepath.Join(d.dir, name), scope, nodeID, check)
+		if err == nil {
+			return m, problems
+		}
+		problems = append(problems, fmt.Errorf("%s: %w", name, err))
+	}
+	return nil, problems
+}
+
+func (d disk) read(name string, scope []string, nodeID string, check func(*configv1.Resource) (string, error)) (*memory, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxFile {
+		return nil, fmt.Errorf("has %d bytes, the most is %d", info.Size(), maxFile)
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	rest, ok := bytes.CutPrefix(b, []byte(magic))
+	if !ok || len(rest) < sha256.Size {
+		return nil, errors.New("is not a configuration of this format")
+	}
+	body := rest[sha256.Size:]
+	if sum := sha256.Sum256(body); !bytes.Equal(sum[:], rest[:sha256.Size]) {
+		return nil, errors.New("is damaged: its checksum does not fit")
+	}
+	lg := &discoveryv1.LastGood{}
+	if err := proto.Unmarshal(body, lg); err != nil {
+		return nil, err
+	}
+	if lg.NodeId != nodeID || !slices.Equal(lg.Scope, scope) {
+		return nil, fmt.Errorf("is of node %s and scope %v, not of this one", lg.NodeId, lg.Scope)
+	}
+	m := &memory{lineage: lg.Lineage, revision: lg.Revision, resources: map[string]*kept{}}
+	for _, r := range lg.Resources {
+		k := &kept{offered: r.OfferedVersion, rejection: r.Rejection}
+		m.resources[r.Name] = k
+		if r.Version == "" {
+			continue
+		}
+		res := &configv1.Resource{}
+		if err := proto.Unmarshal(r.Resource, res); err != nil {
+			return nil, err
+		}
+		// A program that was exchanged meanwhile may know less.
+		if field, err := check(res); err != nil {
+			k.rejection = &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: field, Reason: err.Error()}
+			continue
+		}
+		k.good, k.bytes = snapshot.Versioned{Resource: res, Version: r.Version}, r.Resource
+	}
+	return m, nil
+}
