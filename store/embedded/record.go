@@ -1,0 +1,114 @@
+package embedded
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// recordVersion is the first byte of every record.
+const recordVersion = 1
+
+var errRecord = errors.New("a record cannot be decoded")
+
+// header of a record: version, stored time (ns), bytes of the topic up to and
+// with this record.
+const recordHeader = 1 + 8 + 8
+
+// appendRecord encodes e. cum is filled in by setCum when the place is known.
+func appendRecord(b []byte, e *event.Event, stored time.Time) []byte {
+	b = append(b, recordVersion)
+	b = binary.BigEndian.AppendUint64(b, uint64(stored.UnixNano()))
+	b = binary.BigEndian.AppendUint64(b, 0)
+	for _, s := range [...]string{e.ID, e.Source, e.Type, e.Subject, e.Time, e.DataContentType, e.DataSchema} {
+		b = appendString(b, s)
+	}
+	for _, attrs := range [...][]event.Attr{e.Ext, e.Mesh} {
+		b = binary.AppendUvarint(b, uint64(len(attrs)))
+		for i := range attrs {
+			b = appendString(appendString(b, attrs[i].Name), attrs[i].Value)
+		}
+	}
+	return append(b, e.Data...)
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+func setCum(record []byte, cum uint64) { binary.BigEndian.PutUint64(record[9:17], cum) }
+
+// recordMeta reads the header only.
+func recordMeta(b []byte) (stored time.Time, cum uint64, err error) {
+	if len(b) < recordHeader || b[0] != recordVersion {
+		return time.Time{}, 0, errRecord
+	}
+	return time.Unix(0, int64(binary.BigEndian.Uint64(b[1:9]))), binary.BigEndian.Uint64(b[9:17]), nil
+}
+
+// maxAttrs bounds what a record may claim, so that a damaged one allocates
+// little.
+const maxAttrs = 1024
+
+// decodeRecord decodes b, which it copies.
+func decodeRecord(b []byte) (e event.Event, stored time.Time, err error) {
+	if stored, _, err = recordMeta(b); err != nil {
+		return e, stored, err
+	}
+	// One string for all attributes, one slice for the data.
+	d := decoder{s: string(b[recordHeader:])}
+	for _, f := range [...]*string{&e.ID, &e.Source, &e.Type, &e.Subject, &e.Time, &e.DataContentType, &e.DataSchema} {
+		*f = d.string()
+	}
+	for _, attrs := range [...]*[]event.Attr{&e.Ext, &e.Mesh} {
+		n := d.uvarint()
+		if n > maxAttrs || n > uint64(len(d.s)) {
+			return event.Event{}, stored, errRecord
+		}
+		if n > 0 {
+			*attrs = make([]event.Attr, n)
+			for i := range *attrs {
+				(*attrs)[i] = event.Attr{Name: d.string(), Value: d.string()}
+			}
+		}
+	}
+	if d.failed {
+		return event.Event{}, stored, errRecord
+	}
+	if len(d.s) > 0 {
+		e.Data = []byte(d.s)
+	}
+	return e, stored, nil
+}
+
+type decoder struct {
+	s      string
+	failed bool
+}
+
+func (d *decoder) uvarint() uint64 {
+	var x uint64
+	for i := 0; i < len(d.s) && i < binary.MaxVarintLen64; i++ {
+		c := d.s[i]
+		x |= uint64(c&0x7f) << (7 * i)
+		if c < 0x80 {
+			d.s = d.s[i+1:]
+			return x
+		}
+	}
+	d.failed = true
+	return 0
+}
+
+func (d *decoder) string() string {
+	n := d.uvarint()
+	if d.failed || n > uint64(len(d.s)) {
+		d.failed = true
+		return ""
+	}
+	s := d.s[:n]
+	d.s = d.s[n:]
+	return s
+}

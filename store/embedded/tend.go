@@ -1,0 +1,277 @@
+package embedded
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// tend does what takes time: it moves delayed records when they are due, removes
+// what retention no longer keeps, and opens a failed database again.
+func (s *Store) tend() {
+	retain := time.NewTicker(retainEvery)
+	defer retain.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(s.untilDue())
+		select {
+		case <-s.stop:
+			return
+		case <-s.failed:
+		case <-timer.C:
+			s.moveDue(time.Now())
+		case <-retain.C:
+			s.retain(time.Now())
+		}
+		if s.isBroken() {
+			s.reopen()
+		}
+	}
+}
+
+// untilDue is the time to the next delayed record.
+func (s *Store) untilDue() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.broken != nil:
+		return reopenEvery
+	case s.firstDue.IsZero():
+		return retainEvery
+	}
+	return max(time.Until(s.firstDue), 0)
+}
+
+func (s *Store) isBroken() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken != nil
+}
+
+// reopen closes the failed database and opens it again. What was acknowledged is
+// durable, so nothing is lost by it.
+func (s *Store) reopen() {
+	s.dbMu.Lock()
+	old := s.db
+	s.db = nil
+	s.dbMu.Unlock()
+	if old != nil {
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			// A database that failed says so again here, and may panic.
+			defer func() { _ = recover() }()
+			_ = old.Close()
+		}()
+		timer := time.NewTimer(30 * time.Second)
+		defer timer.Stop()
+		select {
+		case <-closed:
+		case <-timer.C:
+			s.cfg.Log.Error("the failed database does not close; restart the process", "store", s.cfg.Name)
+			return
+		}
+	}
+	s.dying.Store(false)
+	if err := s.openDB(); err != nil {
+		s.cfg.Log.Warn("the embedded store cannot be opened yet", "store", s.cfg.Name, "error", err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = nil
+	for _, t := range s.topics {
+		for _, g := range t.groups {
+			g.dirtyLocked()
+		}
+		t.wakeLocked()
+	}
+	s.cfg.Log.Info("the embedded store writes again", "store", s.cfg.Name)
+}
+
+// maxMove bounds how many delayed records are moved at once.
+const maxMove = 1000
+
+// moveDue moves delayed records that are due to their topics, each in one
+// atomic batch with its removal.
+func (s *Store) moveDue(now time.Time) {
+	type moved struct {
+		key    []byte
+		id     uint32
+		record []byte
+	}
+	var due []moved
+	var last *request
+	next := time.Time{}
+	// Whoever publishes a delay from here on sets it again.
+	s.mu.Lock()
+	s.firstDue = time.Time{}
+	s.mu.Unlock()
+	err := s.view(func(db *pebble.DB) error {
+		due = due[:0]
+		err := scan(db, "d", func(k, v []byte) error {
+			at := time.Unix(0, int64(binary.BigEndian.Uint64(k[1:9])))
+			if at.After(now) || len(due) == maxMove {
+				next = at
+				return errStop
+			}
+			if len(v) < 4 {
+				return errRecord
+			}
+			due = append(due, moved{slices.Clone(k), binary.BigEndian.Uint32(v), slices.Clone(v[4:])})
+			return nil
+		})
+		if errors.Is(err, errStop) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		s.cfg.Log.Error("delayed events cannot be read", "store", s.cfg.Name, "error", err)
+		return
+	}
+	for _, d := range due {
+		s.mu.Lock()
+		t := s.byID[d.id]
+		s.mu.Unlock()
+		remove := func(b *pebble.Batch) error { return b.Delete(d.key, nil) }
+		r := &request{topic: t, records: [][]byte{d.record}, bytes: len(d.record), also: remove, done: make(chan struct{})}
+		if t == nil {
+			r = &request{change: remove, done: make(chan struct{})}
+		}
+		if !s.move(r) {
+			return // broken or closed: it stays where it is
+		}
+		last = r
+	}
+	if last != nil {
+		// They are gone from the delays before this looks there again.
+		<-last.done
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !next.IsZero() && (s.firstDue.IsZero() || next.Before(s.firstDue)) {
+		s.firstDue = next
+	}
+}
+
+var errStop = errors.New("enough")
+
+// move queues r whatever waits already: it takes no memory that is not taken.
+func (s *Store) move(r *request) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.broken != nil {
+		return false
+	}
+	s.queue = append(s.queue, r)
+	s.queued += r.bytes
+	s.poke()
+	return true
+}
+
+// retain removes what is older or more than a topic keeps.
+func (s *Store) retain(now time.Time) {
+	s.mu.Lock()
+	var topics []*topic
+	for _, t := range s.topics {
+		if t.spec.MaxAge > 0 || t.spec.MaxBytes > 0 {
+			topics = append(topics, t)
+		}
+	}
+	s.mu.Unlock()
+	for _, t := range topics {
+		if err := s.retainTopic(t, now); err != nil {
+			s.cfg.Log.Error("retention", "store", s.cfg.Name, "topic", t.name, "error", err)
+		}
+	}
+}
+
+func (s *Store) retainTopic(t *topic, now time.Time) error {
+	s.mu.Lock()
+	low, next, cum, spec := t.low, t.next, t.cum, t.spec
+	s.mu.Unlock()
+	to := low
+	if spec.MaxAge > 0 {
+		at, err := s.firstAt(t, now.Add(-spec.MaxAge), low, next)
+		if err != nil {
+			return err
+		}
+		to = max(to, at)
+	}
+	if spec.MaxBytes > 0 && cum > uint64(spec.MaxBytes) {
+		at, err := s.firstCum(t, cum-uint64(spec.MaxBytes), low, next)
+		if err != nil {
+			return err
+		}
+		to = max(to, at)
+	}
+	if to == low {
+		return nil
+	}
+	cumLow, err := s.cumBefore(t, to)
+	if err != nil {
+		return err
+	}
+	// First nobody reads below the new end, then it goes.
+	s.mu.Lock()
+	t.low, t.cumLow = to, cumLow
+	v, err := t.recordLocked()
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return s.do(context.Background(), "embedded.retain", func(b *pebble.Batch) error {
+		if err := b.Set([]byte("t"+t.name), v, nil); err != nil {
+			return err
+		}
+		return b.DeleteRange(recordKey(t.id, 0), recordKey(t.id, to), nil)
+	})
+}
+
+// firstCum is the first offset at whose end more than cum bytes were written.
+func (s *Store) firstCum(t *topic, cum, low, next uint64) (found uint64, err error) {
+	err = s.view(func(db *pebble.DB) error {
+		var ierr error
+		found = low + uint64(sort.Search(int(next-low), func(i int) bool {
+			c, err := cumAt(db, t, low+uint64(i))
+			if err != nil {
+				ierr = err
+			}
+			return c > cum
+		}))
+		return ierr
+	})
+	return found, err
+}
+
+func cumAt(db *pebble.DB, t *topic, offset uint64) (uint64, error) {
+	v, closer, err := db.Get(recordKey(t.id, offset))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer closer.Close()
+	_, cum, err := recordMeta(v)
+	return cum, err
+}
+
+// cumBefore is the bytes of all records below offset.
+func (s *Store) cumBefore(t *topic, offset uint64) (cum uint64, err error) {
+	if offset == 0 {
+		return 0, nil
+	}
+	err = s.view(func(db *pebble.DB) error {
+		cum, err = cumAt(db, t, offset-1)
+		return err
+	})
+	return cum, err
+}
