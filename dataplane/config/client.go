@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -57,6 +58,9 @@ type Config struct {
 	Info *discoveryv1.NodeInfo
 	// Dir is where the last good configuration is kept; "" keeps none.
 	Dir string
+	// AnswerTimeout bounds the wait for the first response of a stream, after
+	// which another control plane is tried; 15 s when 0.
+	AnswerTimeout time.Duration
 	// Check judges one resource by itself; field is what is wrong.
 	Check func(*configv1.Resource) (field string, err error)
 	// Apply puts a state in force. It is called by one goroutine and must
@@ -74,7 +78,7 @@ type Client struct {
 	mem   *memory
 	// confirmed: a control plane has answered since the start.
 	confirmed bool
-	// resync: the next stream starts from nothing.
+	// resync: streams start from nothing until one has brought the whole.
 	resync  bool
 	metrics clientMetrics
 }
@@ -88,6 +92,9 @@ type clientMetrics struct {
 // New makes a client and loads the last good configuration from disk, if there
 // is one.
 func New(cfg Config) *Client {
+	if cfg.AnswerTimeout == 0 {
+		cfg.AnswerTimeout = 15 * time.Second
+	}
 	c := &Client{cfg: cfg, scope: []string{"*"}, disk: disk{cfg.Dir}, mem: &memory{resources: map[string]*kept{}}, metrics: clientMetrics{
 		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
@@ -153,6 +160,9 @@ func (c *Client) loadDisk(ctx context.Context) {
 		return
 	}
 	c.mem = m
+	// What an older version of this program refused may be fine for this one:
+	// with a token it would not be offered again.
+	c.resync = len(m.rejections()) > 0
 	c.apply(ctx, true)
 	c.cfg.Log.Info("started from the configuration on disk", "revision", m.revision, "resources", len(m.resources))
 }
@@ -189,7 +199,6 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	if token := c.token(); token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, resumeHeader, token)
 	}
-	c.resync = false
 	rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	if err != nil {
 		return err
@@ -201,12 +210,16 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	if err := rpc.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: resource.TypeURL, ResourceNamesSubscribe: c.scope}); err != nil {
 		return err
 	}
+	// A control plane that takes the stream and then hangs is as good as none.
+	hung := time.AfterFunc(c.cfg.AnswerTimeout, cancel)
+	defer hung.Stop()
 	var d staged
 	for {
 		resp, err := rpc.Recv()
 		if err != nil {
 			return err
 		}
+		hung.Stop()
 		c.metrics.connected.Set(1)
 		man, err := d.add(resp)
 		if err != nil {
@@ -236,6 +249,9 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	if man.Lineage != c.mem.lineage && c.mem.lineage != "" && !man.Complete {
 		c.resync = true
 		return nil, errors.New("the control plane has another lineage; syncing from nothing")
+	}
+	if man.Complete {
+		c.resync = false
 	}
 	before := c.mem.revision
 	refused := c.mem.apply(d, man, c.cfg.Check)
@@ -300,6 +316,9 @@ func (d *staged) add(resp *discoveryv3.DeltaDiscoveryResponse) (man *configv1.Ma
 	return man, nil
 }
 
+// clip shortens a text for the token, between characters.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 256)], "") }
+
 // token is the resume token, as it stands in the header; "" to start from
 // nothing.
 func (c *Client) token() string {
@@ -308,7 +327,7 @@ func (c *Client) token() string {
 	}
 	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope)}
 	for _, r := range c.mem.rejections() {
-		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: r.Reason[:min(len(r.Reason), 256)]})
+		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: clip(r.Reason)})
 	}
 	b, err := proto.Marshal(t)
 	if err != nil || len(b) > maxToken {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -51,12 +52,10 @@ func (d disk) save(m *memory, scope []string, nodeID string) error {
 	if err != nil {
 		return err
 	}
-	next := 1
+	next := uint64(1)
 	if len(names) > 0 {
-		if _, err := fmt.Sscanf(names[0], filePrefix+"%d", &next); err != nil {
-			return fmt.Errorf("%s: %w", names[0], err)
-		}
-		next++
+		newest, _ := generation(names[0])
+		next = newest + 1
 	}
 	aside := filepath.Join(d.dir, "writing")
 	if err := writeSynced(aside, body); err != nil {
@@ -104,6 +103,16 @@ func syncDir(dir string) error {
 	return f.Sync()
 }
 
+// generation is the number in a file's name; ok is false for other files.
+func generation(name string) (n uint64, ok bool) {
+	digits, ok := strings.CutPrefix(name, filePrefix)
+	if !ok || len(digits) != 16 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(digits, 10, 64)
+	return n, err == nil
+}
+
 // list gives the generations, newest first.
 func (d disk) list() ([]string, error) {
 	entries, err := os.ReadDir(d.dir)
@@ -115,7 +124,7 @@ func (d disk) list() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), filePrefix) {
+		if _, ok := generation(e.Name()); ok {
 			names = append(names, e.Name())
 		}
 	}

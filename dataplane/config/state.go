@@ -3,13 +3,13 @@
 package config
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"maps"
 	"math/bits"
 	"slices"
-
-	"crypto/sha256"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -17,7 +17,6 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
-	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // State is the configuration at one revision. It is handed over whole and not
@@ -99,7 +98,8 @@ func (m *memory) put(o offer, check func(*configv1.Resource) (string, error)) *d
 	r := &configv1.Resource{}
 	field := ""
 	err := proto.Unmarshal(o.bytes, r)
-	if err == nil {
+	readable := err == nil
+	if readable {
 		field, err = check(r)
 	}
 	if err == nil && r.Name != o.name {
@@ -109,9 +109,9 @@ func (m *memory) put(o offer, check func(*configv1.Resource) (string, error)) *d
 		k.good, k.bytes = snapshot.Versioned{Resource: r, Version: o.version}, o.bytes
 		return nil
 	}
-	if k.good.Resource != nil && r.GetMetadata().GetUid() != k.good.Resource.GetMetadata().GetUid() {
+	if uid := r.GetMetadata().GetUid(); readable && uid != "" && uid != k.good.Resource.GetMetadata().GetUid() {
 		// It was deleted and created again: the old one is not an older
-		// version of it.
+		// version of it. Bytes that cannot be read say nothing of that.
 		k.good, k.bytes = snapshot.Versioned{}, nil
 	}
 	k.rejection = &discoveryv1.Rejection{Name: o.name, Version: o.version, Field: field, Reason: err.Error()}
@@ -152,17 +152,15 @@ func (m *memory) drift(man *configv1.Manifest) string {
 	}
 	sums := map[string]sum{}
 	for name, k := range m.resources {
-		kind, _, _, err := resource.Split(name)
-		if err != nil {
-			return "a resource with a bad name"
-		}
+		// Kinds that this version does not know count too.
+		kind, _, _ := strings.Cut(name, "/")
 		h := sha256.Sum256([]byte(name + "\x00" + k.offered))
-		s := sums[string(kind)]
+		s := sums[kind]
 		var carry uint64
 		s.lo, carry = bits.Add64(s.lo, binary.BigEndian.Uint64(h[8:16]), 0)
 		s.hi, _ = bits.Add64(s.hi, binary.BigEndian.Uint64(h[:8]), carry)
 		s.count++
-		sums[string(kind)] = s
+		sums[kind] = s
 	}
 	for _, d := range man.Kinds {
 		s := sums[d.Kind]

@@ -1,0 +1,619 @@
+package config
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// deltaServer speaks the protocol as a test says, over a real connection.
+type deltaServer struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	addr    string
+	streams chan *serverStream
+	stop    func()
+}
+
+// serverStream is one stream of a client, in the test's hands.
+type serverStream struct {
+	t     *testing.T
+	rpc   discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	token *discoveryv1.ResumeToken // nil without
+	first *discoveryv3.DeltaDiscoveryRequest
+	nonce int
+	end   chan error
+}
+
+func (s *deltaServer) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	st := &serverStream{rpc: rpc, end: make(chan error, 1)}
+	if v := metadata.ValueFromIncomingContext(rpc.Context(), resumeHeader); len(v) > 0 {
+		st.token = &discoveryv1.ResumeToken{}
+		b, err := base64.RawURLEncoding.DecodeString(v[0])
+		if err == nil {
+			err = proto.Unmarshal(b, st.token)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	var err error
+	if st.first, err = rpc.Recv(); err != nil {
+		return err
+	}
+	select {
+	case s.streams <- st:
+	case <-rpc.Context().Done():
+		return nil
+	}
+	select {
+	case err := <-st.end:
+		return err
+	case <-rpc.Context().Done():
+		return nil
+	}
+}
+
+func startDelta(t *testing.T, addr string) *deltaServer {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &deltaServer{addr: l.Addr().String(), streams: make(chan *serverStream)}
+	g := grpc.NewServer()
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
+	ended := make(chan error, 1)
+	go func() { ended <- g.Serve(l) }()
+	s.stop = sync.OnceFunc(func() {
+		g.Stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(s.stop)
+	return s
+}
+
+const testPatience = 30 * time.Second
+
+func (s *deltaServer) accept(t *testing.T) *serverStream {
+	t.Helper()
+	select {
+	case st := <-s.streams:
+		st.t = t
+		return st
+	case <-time.After(testPatience):
+		t.Fatal("no stream came")
+		return nil
+	}
+}
+
+// send sends one response and gives the client's answer to it.
+func (s *serverStream) send(rs []*discoveryv3.Resource, removed ...string) *discoveryv3.DeltaDiscoveryRequest {
+	s.t.Helper()
+	s.offer(rs, removed...)
+	for {
+		req, err := s.rpc.Recv()
+		if err != nil {
+			s.t.Fatalf("the stream ended instead of an answer: %v", err)
+		}
+		if req.ResponseNonce == strconv.Itoa(s.nonce) {
+			return req
+		}
+	}
+}
+
+func (s *serverStream) offer(rs []*discoveryv3.Resource, removed ...string) {
+	s.t.Helper()
+	s.nonce++
+	if err := s.rpc.Send(&discoveryv3.DeltaDiscoveryResponse{Nonce: strconv.Itoa(s.nonce), TypeUrl: resource.TypeURL, Resources: rs, RemovedResources: removed}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// refused sends one response, which the client must answer by leaving.
+func (s *serverStream) refused(rs []*discoveryv3.Resource, removed ...string) {
+	s.t.Helper()
+	s.offer(rs, removed...)
+	for {
+		req, err := s.rpc.Recv()
+		if err != nil {
+			s.end <- nil
+			return
+		}
+		if req.ResponseNonce == strconv.Itoa(s.nonce) {
+			s.t.Fatalf("the client answered (error %v) what it must refuse", req.ErrorDetail)
+		}
+	}
+}
+
+func wire(r *configv1.Resource, version string) *discoveryv3.Resource {
+	b, err := resource.Marshal(r)
+	if err != nil {
+		panic(err)
+	}
+	return raw(r.Name, version, b)
+}
+
+func raw(name, version string, b []byte) *discoveryv3.Resource {
+	return &discoveryv3.Resource{Name: name, Version: version, Resource: &anypb.Any{TypeUrl: resource.TypeURL, Value: b}}
+}
+
+const testUID = "0190a0b0-0000-7000-8000-000000000001"
+
+func storeRes(name, label, uid string) *configv1.Resource {
+	r := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: name, Uid: uid, Labels: map[string]string{"v": label}},
+		Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}}
+	r.Name = resource.NameOf(r)
+	return r
+}
+
+// closing is the manifest over what the scope holds: names and versions. It has
+// an arithmetic of its own.
+func closing(lineage string, revision int64, complete bool, holds map[string]string) *discoveryv3.Resource {
+	type sum struct {
+		n uint32
+		d *big.Int
+	}
+	sums := map[string]*sum{}
+	mod := new(big.Int).Lsh(big.NewInt(1), 128)
+	for name, version := range holds {
+		kind, _, _ := strings.Cut(name, "/")
+		s := sums[kind]
+		if s == nil {
+			s = &sum{d: new(big.Int)}
+			sums[kind] = s
+		}
+		h := sha256.Sum256([]byte(name + "\x00" + version))
+		s.n++
+		s.d.Add(s.d, new(big.Int).SetBytes(h[:16])).Mod(s.d, mod)
+	}
+	m := &configv1.Manifest{Lineage: lineage, Revision: revision, Complete: complete}
+	for kind, s := range sums {
+		m.Kinds = append(m.Kinds, &configv1.KindDigest{Kind: kind, Count: s.n, Digest: s.d.FillBytes(make([]byte, 16))})
+	}
+	slices.SortFunc(m.Kinds, func(a, b *configv1.KindDigest) int { return strings.Compare(a.Kind, b.Kind) })
+	return wire(&configv1.Resource{Name: resource.ManifestName, Spec: &configv1.Resource_Manifest{Manifest: m}}, strconv.FormatInt(revision, 10))
+}
+
+// follower is a running client.
+type follower struct {
+	*Client
+	t      *testing.T
+	states *latest.Value[State]
+	reg    *prometheus.Registry
+	stop   func()
+}
+
+// metric is the value of a metric without labels.
+func (f *follower) metric(name string) float64 {
+	f.t.Helper()
+	families, err := f.reg.Gather()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for _, mf := range families {
+		if mf.GetName() == name {
+			m := mf.GetMetric()[0]
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	f.t.Fatalf("there is no metric %s", name)
+	return 0
+}
+
+// follow runs a client that refuses labels "bad".
+func follow(t *testing.T, dir string, addrs ...string) *follower {
+	t.Helper()
+	f := &follower{t: t, states: latest.New(State{}), reg: prometheus.NewRegistry()}
+	f.Client = New(Config{Addresses: addrs, NodeID: "n1", AnswerTimeout: 500 * time.Millisecond, Info: &discoveryv1.NodeInfo{Manifest: true}, Dir: dir, Metrics: f.reg,
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Check: tasteful,
+		Apply: func(_ context.Context, s State) { f.states.Store(s) }})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- f.Run(ctx) }()
+	f.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(f.stop)
+	return f
+}
+
+func tasteful(r *configv1.Resource) (string, error) {
+	if r.GetMetadata().GetLabels()["v"] == "bad" {
+		return "metadata.labels", errors.New("is not to this proxy's taste " + r.Metadata.Labels["why"])
+	}
+	return snapshot.Check(r)
+}
+
+func (f *follower) await(what string, fits func(State) bool) State {
+	f.t.Helper()
+	limit := time.After(testPatience)
+	for {
+		s, changed := f.states.Load()
+		if fits(s) {
+			return s
+		}
+		select {
+		case <-changed:
+		case <-limit:
+			f.t.Fatalf("%s does not come; there is revision %d with %d resources, withheld %v", what, s.Revision, len(s.Set), s.Withheld)
+		}
+	}
+}
+
+func (s State) label(name string) string { return s.Set[name].Resource.GetMetadata().GetLabels()["v"] }
+
+const (
+	nameA = "eventstore/demo/a"
+	nameB = "eventstore/demo/b"
+)
+
+// TestAppliedAtTheManifest: the parts of a delta are put in force together, and
+// not before the manifest.
+func TestAppliedAtTheManifest(t *testing.T) {
+	srv := startDelta(t, "127.0.0.1:0")
+	f := follow(t, "", srv.addr)
+	st := srv.accept(t)
+	if st.token != nil || !slices.Equal(st.first.ResourceNamesSubscribe, []string{"*"}) || st.first.Node.GetId() != "n1" {
+		t.Errorf("the first request is %v, token %v", st.first, st.token)
+	}
+	if a := st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5")}); a.ErrorDetail != nil {
+		t.Errorf("a part is refused: %v", a.ErrorDetail)
+	}
+	if s := f.states.Get(); s.Revision != 0 || len(s.Set) != 0 {
+		t.Errorf("a part is in force: %v", s)
+	}
+	holds := map[string]string{nameA: "5", nameB: "6"}
+	if a := st.send([]*discoveryv3.Resource{wire(storeRes("b", "1", testUID), "6"), closing("1-x", 6, true, holds)}); a.ErrorDetail != nil {
+		t.Errorf("the delta is refused: %v", a.ErrorDetail)
+	}
+	s := f.states.Get()
+	if s.Revision != 6 || s.Lineage != "1-x" || len(s.Set) != 2 || s.FromDisk {
+		t.Errorf("after the acknowledgement the state is %+v", s)
+	}
+	// A removal, and the half of a change that never ends.
+	if a := st.send([]*discoveryv3.Resource{closing("1-x", 7, false, map[string]string{nameA: "5"})}, nameB); a.ErrorDetail != nil {
+		t.Errorf("the removal is refused: %v", a.ErrorDetail)
+	}
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "half", testUID), "8")}, nameA)
+	st.end <- nil
+	st = srv.accept(t)
+	if s := f.states.Get(); len(s.Set) != 1 || s.label(nameA) != "1" || s.Revision != 7 {
+		t.Errorf("after a broken delta the state is %+v", s)
+	}
+	if st.token.GetRevision() != 7 || st.token.Lineage != "1-x" || !slices.Equal(st.token.Scope, []string{"*"}) || len(st.token.Rejected) != 0 {
+		t.Errorf("it resumes with %v", st.token)
+	}
+}
+
+// TestFence: within a lineage nothing leads back, neither as a change nor as a
+// whole.
+func TestFence(t *testing.T) {
+	for name, complete := range map[string]bool{"a change": false, "a whole": true} {
+		t.Run(name, func(t *testing.T) {
+			srv := startDelta(t, "127.0.0.1:0")
+			f := follow(t, "", srv.addr)
+			st := srv.accept(t)
+			st.send([]*discoveryv3.Resource{wire(storeRes("a", "new", testUID), "9"), closing("1-x", 9, true, map[string]string{nameA: "9"})})
+			st.refused([]*discoveryv3.Resource{wire(storeRes("a", "old", testUID), "5"), closing("1-x", 8, complete, map[string]string{nameA: "5"})})
+			st = srv.accept(t)
+			if st.token.GetRevision() != 9 {
+				t.Errorf("it resumes with %v", st.token)
+			}
+			if s := f.states.Get(); s.Revision != 9 || s.label(nameA) != "new" {
+				t.Errorf("the state went back: %+v", s)
+			}
+			if n := f.metric("weft_proxy_config_older_refused_total"); n != 1 {
+				t.Errorf("%v older deltas are counted", n)
+			}
+			// The same revision again is no step back.
+			if a := st.send([]*discoveryv3.Resource{closing("1-x", 9, false, map[string]string{nameA: "9"})}); a.ErrorDetail != nil {
+				t.Errorf("the same revision is refused: %v", a.ErrorDetail)
+			}
+		})
+	}
+}
+
+// TestDrift: what does not agree with the digests is not put in force; the next
+// stream begins from nothing and mends it.
+func TestDrift(t *testing.T) {
+	for name, man := range map[string]*discoveryv3.Resource{
+		"a version":      closing("1-x", 6, false, map[string]string{nameA: "4", nameB: "6"}),
+		"one more":       closing("1-x", 6, false, map[string]string{nameA: "5", nameB: "6", "eventstore/demo/c": "1"}),
+		"one less":       closing("1-x", 6, false, map[string]string{nameB: "6"}),
+		"another kind":   closing("1-x", 6, false, map[string]string{nameA: "5", nameB: "6", "topic/demo/c": "1"}),
+		"nothing at all": closing("1-x", 6, false, nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := startDelta(t, "127.0.0.1:0")
+			f := follow(t, "", srv.addr)
+			st := srv.accept(t)
+			st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, map[string]string{nameA: "5"})})
+			st.refused([]*discoveryv3.Resource{wire(storeRes("b", "1", testUID), "6"), man})
+			st = srv.accept(t)
+			if st.token != nil {
+				t.Errorf("it resumes with %v", st.token)
+			}
+			if s := f.states.Get(); s.Revision != 5 || len(s.Set) != 1 {
+				t.Errorf("what drifted is in force: %+v", s)
+			}
+			if n := f.metric("weft_proxy_config_drift_total"); n != 1 {
+				t.Errorf("%v drifts are counted", n)
+			}
+			st.send([]*discoveryv3.Resource{wire(storeRes("b", "1", testUID), "6"), closing("1-x", 6, true, map[string]string{nameB: "6"})})
+			if s := f.states.Get(); s.Revision != 6 || len(s.Set) != 1 || s.label(nameB) != "1" {
+				t.Errorf("after the full sync: %+v", s)
+			}
+		})
+	}
+}
+
+// TestLineage: a change of another lineage is not mixed in; a whole replaces
+// everything, also where its revision is lower.
+func TestLineage(t *testing.T) {
+	srv := startDelta(t, "127.0.0.1:0")
+	f := follow(t, "", srv.addr)
+	st := srv.accept(t)
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "50"), closing("1-x", 50, true, map[string]string{nameA: "50"})})
+	st.refused([]*discoveryv3.Resource{wire(storeRes("b", "2", testUID), "60"), closing("2-y", 60, false, map[string]string{nameA: "50", nameB: "60"})})
+	st = srv.accept(t)
+	if st.token != nil {
+		t.Errorf("it resumes over lineages with %v", st.token)
+	}
+	if s := f.states.Get(); s.Lineage != "1-x" || len(s.Set) != 1 {
+		t.Errorf("lineages are mixed: %+v", s)
+	}
+	st.send([]*discoveryv3.Resource{wire(storeRes("b", "2", testUID), "6"), closing("2-y", 6, true, map[string]string{nameB: "6"})})
+	if s := f.states.Get(); s.Lineage != "2-y" || s.Revision != 6 || len(s.Set) != 1 || s.label(nameB) != "2" {
+		t.Errorf("the new lineage is not in force: %+v", s)
+	}
+}
+
+// TestRejection: the answer names what was refused, the rest is applied, the
+// last good version stays, over a new stream, a full sync and a restart; a good
+// version, or a removal, ends it.
+func TestRejection(t *testing.T) {
+	srv := startDelta(t, "127.0.0.1:0")
+	dir := t.TempDir()
+	f := follow(t, dir, srv.addr)
+	st := srv.accept(t)
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, map[string]string{nameA: "5"})})
+	holds := map[string]string{nameA: "7", nameB: "8", "eventstore/demo/c": "9"}
+	a := st.send([]*discoveryv3.Resource{wire(storeRes("a", "bad", testUID), "7"), wire(storeRes("b", "bad", testUID), "8"), wire(storeRes("c", "1", testUID), "9"),
+		closing("1-x", 9, false, holds)})
+	rej := &discoveryv1.Rejections{}
+	if a.ErrorDetail == nil || len(a.ErrorDetail.Details) != 1 || a.ErrorDetail.Details[0].UnmarshalTo(rej) != nil || len(rej.Rejections) != 2 {
+		t.Fatalf("the refusal says %v", a.ErrorDetail)
+	}
+	if r := rej.Rejections[0]; r.Name != nameA || r.Version != "7" || r.Field != "metadata.labels" || r.Reason == "" {
+		t.Errorf("the refusal says %v", r)
+	}
+	good := func(s State) bool {
+		return s.label(nameA) == "1" && s.label("eventstore/demo/c") == "1" && slices.Equal(s.Withheld, []string{nameB}) && len(s.Set) == 2
+	}
+	if s := f.states.Get(); !good(s) {
+		t.Errorf("after the refusal: %+v", s)
+	}
+	// Another stream: the token says what is refused.
+	st.end <- nil
+	st = srv.accept(t)
+	if st.token.GetRevision() != 9 || len(st.token.Rejected) != 2 || st.token.Rejected[0].Version != "7" {
+		t.Errorf("it resumes with %v", st.token)
+	}
+	// A full sync that offers the refused versions again.
+	a = st.send([]*discoveryv3.Resource{wire(storeRes("a", "bad", testUID), "7"), wire(storeRes("b", "bad", testUID), "8"), wire(storeRes("c", "1", testUID), "9"),
+		closing("1-x", 9, true, holds)})
+	if s := f.states.Get(); a.ErrorDetail == nil || !good(s) {
+		t.Errorf("after the full sync: %+v, answer %v", s, a)
+	}
+	// A restart, without a control plane.
+	f.stop()
+	f = follow(t, dir, "127.0.0.1:1")
+	if s := f.await("the disk", good); !s.FromDisk || s.Revision != 9 {
+		t.Errorf("from disk: %+v", s)
+	}
+	f.stop()
+	// And with one.
+	f = follow(t, dir, srv.addr)
+	st = srv.accept(t)
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "10", testUID), "10"), closing("1-x", 11, false, map[string]string{nameA: "10", "eventstore/demo/c": "9"})}, nameB)
+	if s := f.states.Get(); s.label(nameA) != "10" || len(s.Withheld) != 0 || s.FromDisk {
+		t.Errorf("the good version and the removal: %+v", s)
+	}
+	if n := f.metric("weft_proxy_config_rejected_resources"); n != 0 {
+		t.Errorf("%v refused resources are counted", n)
+	}
+}
+
+// TestRefusedOfAnotherUID: what was deleted and created again is another thing,
+// of which the old one is not an older version.
+func TestRefusedOfAnotherUID(t *testing.T) {
+	srv := startDelta(t, "127.0.0.1:0")
+	f := follow(t, "", srv.addr)
+	st := srv.accept(t)
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, map[string]string{nameA: "5"})})
+	other := "0190a0b0-0000-7000-8000-000000000002"
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "bad", other), "7"), closing("1-x", 7, false, map[string]string{nameA: "7"})})
+	if s := f.states.Get(); len(s.Set) != 0 || !slices.Equal(s.Withheld, []string{nameA}) {
+		t.Errorf("the state is %+v", s)
+	}
+}
+
+// TestForeignAnswers: what is not of the protocol ends the stream and changes
+// nothing.
+func TestForeignAnswers(t *testing.T) {
+	notOurs := raw(nameB, "6", nil)
+	notOurs.Resource.TypeUrl = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	empty := wire(&configv1.Resource{Name: resource.ManifestName}, "6")
+	for name, rs := range map[string][]*discoveryv3.Resource{
+		"another type":       {notOurs, closing("1-x", 6, false, map[string]string{nameA: "5", nameB: "6"})},
+		"no value":           {{Name: nameB, Version: "6"}},
+		"an empty manifest":  {empty},
+		"a manifest of junk": {raw(resource.ManifestName, "6", []byte{0xff, 0xff})},
+		"too large":          {raw(nameB, "6", make([]byte, maxResponse+1))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := startDelta(t, "127.0.0.1:0")
+			f := follow(t, "", srv.addr)
+			st := srv.accept(t)
+			st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, map[string]string{nameA: "5"})})
+			st.refused(rs)
+			if st = srv.accept(t); st.token.GetRevision() != 5 {
+				t.Errorf("it resumes with %v", st.token)
+			}
+			if s := f.states.Get(); s.Revision != 5 || len(s.Set) != 1 {
+				t.Errorf("the state is %+v", s)
+			}
+		})
+	}
+}
+
+// TestFailover: with one control plane gone the other is followed, and back; the
+// state stays in force meanwhile.
+func TestFailover(t *testing.T) {
+	first, second := startDelta(t, "127.0.0.1:0"), startDelta(t, "127.0.0.1:0")
+	f := follow(t, "", first.addr, second.addr)
+	holds := map[string]string{nameA: "5"}
+	servers := []*deltaServer{first, second}
+	var st *serverStream
+	var at int
+	select {
+	case st = <-first.streams:
+	case st = <-second.streams:
+		at = 1
+	}
+	st.t = t
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, holds)})
+	servers[at].stop()
+	st = servers[1-at].accept(t)
+	if st.token.GetRevision() != 5 {
+		t.Errorf("at the other it resumes with %v", st.token)
+	}
+	st.send([]*discoveryv3.Resource{closing("1-x", 5, false, holds)})
+	if s := f.states.Get(); s.label(nameA) != "1" {
+		t.Errorf("the state is %+v", s)
+	}
+	back := startDelta(t, servers[at].addr)
+	servers[1-at].stop()
+	st = back.accept(t)
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "2", testUID), "6"), closing("1-x", 6, false, map[string]string{nameA: "6"})})
+	if s := f.states.Get(); s.label(nameA) != "2" {
+		t.Errorf("the state is %+v", s)
+	}
+}
+
+// TestUnreadableVersion: a version that cannot be read, or is not whole, does
+// not drop the last good one.
+func TestUnreadableVersion(t *testing.T) {
+	srv := startDelta(t, "127.0.0.1:0")
+	f := follow(t, "", srv.addr)
+	st := srv.accept(t)
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, map[string]string{nameA: "5"})})
+	noUID := storeRes("a", "bad", "")
+	otherName := storeRes("b", "1", testUID)
+	b, err := resource.Marshal(otherName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range []*discoveryv3.Resource{
+		raw(nameA, "6", []byte{0xff, 0xff, 0xff}),
+		raw(nameA, "7", nil),
+		wire(noUID, "8"),
+		raw(nameA, "9", b),
+	} {
+		a := st.send([]*discoveryv3.Resource{r, closing("1-x", int64(6+i), false, map[string]string{nameA: r.Version})})
+		if a.ErrorDetail == nil {
+			t.Errorf("version %s is accepted", r.Version)
+		}
+		if s := f.states.Get(); s.label(nameA) != "1" || s.Revision != int64(6+i) || s.Set[nameA].Version != "5" {
+			t.Errorf("after version %s: %+v", r.Version, s)
+		}
+	}
+}
+
+// TestUnknownKind: a kind that a newer control plane has is refused, and
+// withheld, and everything else goes on.
+func TestUnknownKind(t *testing.T) {
+	srv := startDelta(t, "127.0.0.1:0")
+	f := follow(t, t.TempDir(), srv.addr)
+	st := srv.accept(t)
+	holds := map[string]string{nameA: "5", "quota/demo/q": "4"}
+	// Field 100 of Resource, a message.
+	a := st.send([]*discoveryv3.Resource{raw("quota/demo/q", "4", []byte{0xa2, 0x06, 0x00}), wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, holds)})
+	if a.ErrorDetail == nil {
+		t.Error("a kind that nothing enforces is accepted")
+	}
+	s := f.states.Get()
+	if s.label(nameA) != "1" || !slices.Equal(s.Withheld, []string{"quota/demo/q"}) {
+		t.Errorf("the state is %+v", s)
+	}
+}
+
+// TestUpgrade: what was refused before a restart is offered again after it,
+// since another version of the program may accept it.
+func TestUpgrade(t *testing.T) {
+	srv := startDelta(t, "127.0.0.1:0")
+	dir := t.TempDir()
+	f := follow(t, dir, srv.addr)
+	st := srv.accept(t)
+	long := strings.Repeat("ä", 4000) // a reason that must be cut
+	refusing := storeRes("a", "bad", testUID)
+	refusing.Metadata.Labels["why"] = long
+	st.send([]*discoveryv3.Resource{wire(refusing, "5"), closing("1-x", 5, true, map[string]string{nameA: "5"})})
+	st.end <- nil
+	st = srv.accept(t)
+	if len(st.token.GetRejected()) != 1 || !strings.HasPrefix(st.token.Rejected[0].Reason, "is not to this") {
+		t.Errorf("within the process it resumes with %v", st.token)
+	}
+	f.stop()
+	follow(t, dir, "127.0.0.1:1", srv.addr)
+	if st = srv.accept(t); st.token != nil {
+		t.Errorf("after a restart it resumes with %v", st.token)
+	}
+}
+
+// TestHungControlPlane: one that takes the stream and never answers is left for
+// another.
+func TestHungControlPlane(t *testing.T) {
+	hung, fine := startDelta(t, "127.0.0.1:0"), startDelta(t, "127.0.0.1:0")
+	follow(t, "", hung.addr, fine.addr)
+	for seen := 0; seen < 2; { // whichever is tried first
+		select {
+		case <-hung.streams:
+			seen++
+		case <-fine.streams:
+			seen++
+		case <-time.After(testPatience):
+			t.Fatalf("%d control planes were tried", seen)
+		}
+	}
+}

@@ -1,0 +1,205 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// memoryAt holds one store at a revision.
+func memoryAt(t testing.TB, revision int64) *memory {
+	t.Helper()
+	r := storeRes("a", fmt.Sprint(revision), testUID)
+	b, err := resource.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := fmt.Sprint(revision)
+	return &memory{lineage: "1-x", revision: revision, resources: map[string]*kept{
+		nameA: {offered: v, good: snapshot.Versioned{Resource: r, Version: v}, bytes: b}}}
+}
+
+var everything = []string{"*"}
+
+func saved(t *testing.T, d disk, revisions ...int64) {
+	t.Helper()
+	for _, r := range revisions {
+		if err := d.save(memoryAt(t, r), everything, "n1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// loads checks what is loaded: revision 0 is nothing.
+func loads(t *testing.T, d disk, what string, revision int64, problems int) {
+	t.Helper()
+	m, found := d.load(everything, "n1", snapshot.Check)
+	if len(found) != problems {
+		t.Fatalf("%s: the problems are %v, want %d", what, found, problems)
+	}
+	switch {
+	case revision == 0 && m != nil:
+		t.Fatalf("%s: revision %d is loaded", what, m.revision)
+	case revision == 0:
+	case m == nil || m.revision != revision || m.lineage != "1-x" || len(m.resources) != 1:
+		t.Fatalf("%s: loaded %+v, want revision %d", what, m, revision)
+	case m.resources[nameA].good.Resource.GetMetadata().GetLabels()["v"] != fmt.Sprint(revision):
+		t.Fatalf("%s: loaded %v", what, m.resources[nameA].good)
+	}
+}
+
+// TestEveryDamage: whatever bit of the newest generation is wrong, and wherever
+// it is cut, the one before it is used, never a part of it.
+func TestEveryDamage(t *testing.T) {
+	d := disk{t.TempDir()}
+	saved(t, d, 1, 2)
+	names, err := d.list()
+	if err != nil || len(names) != 2 {
+		t.Fatal(names, err)
+	}
+	newest := filepath.Join(d.dir, names[0])
+	whole, err := os.ReadFile(newest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(b []byte) {
+		if err := os.WriteFile(newest, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range whole {
+		for bit := range 8 {
+			b := slices.Clone(whole)
+			b[i] ^= 1 << bit
+			put(b)
+			loads(t, d, fmt.Sprintf("bit %d of byte %d flipped", bit, i), 1, 1)
+		}
+		put(whole[:i])
+		loads(t, d, fmt.Sprintf("cut to %d bytes", i), 1, 1)
+	}
+	put(append(slices.Clone(whole), 0))
+	loads(t, d, "one byte more", 1, 1)
+	put(append(make([]byte, 4096), whole...))
+	loads(t, d, "a page of zeros before it", 1, 1)
+	put(whole)
+	loads(t, d, "whole again", 2, 0)
+}
+
+// TestGenerations: three are kept, private to the user; what a crash left aside
+// is no generation, and is written over.
+func TestGenerations(t *testing.T) {
+	d := disk{filepath.Join(t.TempDir(), "sub", "config")}
+	loads(t, d, "before the first", 0, 0)
+	saved(t, d, 1, 2, 3, 4, 5)
+	if err := os.WriteFile(filepath.Join(d.dir, "writing"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, foreign := range []string{"last-good.bak", "last-good.0000000000000009.bak", "last-good.-000000000000007", "zzz"} {
+		if err := os.WriteFile(filepath.Join(d.dir, foreign), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loads(t, d, "with half a file aside", 5, 0)
+	saved(t, d, 6)
+	loads(t, d, "after it", 6, 0)
+	names, err := d.list()
+	if err != nil || len(names) != generations {
+		t.Fatal(names, err)
+	}
+	for _, n := range names {
+		info, err := os.Stat(filepath.Join(d.dir, n))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", n, info.Mode(), err)
+		}
+	}
+	if info, err := os.Stat(d.dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the folder: %v %v", info.Mode(), err)
+	}
+	for range generations {
+		names, err := d.list()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(d.dir, names[0])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loads(t, d, "without any", 0, 0)
+}
+
+// TestNotOurs: the configuration of another node or scope is not used.
+func TestNotOurs(t *testing.T) {
+	d := disk{t.TempDir()}
+	saved(t, d, 1)
+	for what, got := range map[string]func() (*memory, []error){
+		"node":  func() (*memory, []error) { return d.load(everything, "n2", snapshot.Check) },
+		"scope": func() (*memory, []error) { return d.load([]string{"*/demo/*"}, "n1", snapshot.Check) },
+	} {
+		if m, problems := got(); m != nil || len(problems) != 1 {
+			t.Errorf("of another %s: %v %v", what, m, problems)
+		}
+	}
+}
+
+// TestSaveFails: a folder that cannot be written is an error, and the
+// generations that are there stay.
+func TestSaveFails(t *testing.T) {
+	dir := t.TempDir()
+	d := disk{dir}
+	saved(t, d, 1)
+	if err := os.Mkdir(filepath.Join(dir, "writing"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.save(memoryAt(t, 2), everything, "n1"); err == nil {
+		t.Error("saving where nothing can be written succeeds")
+	}
+	loads(t, d, "after it", 1, 0)
+}
+
+// FuzzRead: whatever a file says, reading it ends with a configuration or an
+// error, and what is read is written back the same.
+func FuzzRead(f *testing.F) {
+	dir := f.TempDir()
+	seed := disk{dir}
+	if err := seed.save(memoryAt(f, 3), everything, "n1"); err != nil {
+		f.Fatal(err)
+	}
+	names, err := seed.list()
+	if err != nil {
+		f.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, names[0]))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b[len(magic)+32:])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		d := disk{t.TempDir()}
+		name := filepath.Join(d.dir, filePrefix+"0000000000000001")
+		if err := writeSynced(name, body); err != nil {
+			t.Fatal(err)
+		}
+		m, err := d.read(name, everything, "n1", snapshot.Check)
+		if err != nil {
+			return
+		}
+		if err := d.save(m, everything, "n1"); err != nil {
+			t.Fatalf("what was read cannot be kept: %v", err)
+		}
+		again, problems := d.load(everything, "n1", snapshot.Check)
+		if len(problems) != 0 || again.revision != m.revision || len(again.resources) != len(m.resources) {
+			t.Fatalf("read %+v, then %+v: %v", m, again, problems)
+		}
+		for name, k := range m.resources {
+			if g := again.resources[name]; g.good.Version != k.good.Version || (g.good.Resource == nil) != (k.good.Resource == nil) {
+				t.Fatalf("%s: read %+v, then %+v", name, k, g)
+			}
+		}
+	})
+}
