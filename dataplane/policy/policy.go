@@ -7,9 +7,10 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"net/netip"
+	"sync/atomic"
 )
 
-// Principal is an authenticated client. It is immutable.
+// Principal is an authenticated client. It is immutable and not copied.
 type Principal struct {
 	// Namespace of the Identity that vouches for it; "" for Local.
 	Namespace string
@@ -29,6 +30,8 @@ type Principal struct {
 	// What was shown, so that Refresh can judge it by newer identities.
 	hash  [sha256.Size]byte
 	chain []*x509.Certificate
+
+	current atomic.Pointer[refreshed]
 }
 
 // Local is the principal of whoever comes over loopback without credentials to
