@@ -27,8 +27,11 @@ type Delivery struct {
 // Member is one client of a Subscription. Next may be called by one goroutine
 // at a time; the other methods by any, at any time.
 type Member interface {
-	// Next waits for at least one delivery and fills dst, whose length is the
-	// client's credit. The error is Denied once the principal may no longer
+	// Credit grants n more deliveries. Unsettled ones count against the sum
+	// of grants, so that whatever settles one, a time-out too, grants again.
+	Credit(n int)
+	// Next waits for at least one delivery and fills dst, as far as the
+	// credit reaches. The error is Denied once the principal may no longer
 	// consume (the message names the rule), Unavailable when the proxy drains,
 	// NotFound when the Subscription is gone.
 	Next(ctx context.Context, dst []Delivery) (int, error)

@@ -1,0 +1,558 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/goleak"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/route"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/embedded"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var local = &policy.Principal{Name: policy.Local}
+
+const (
+	uidOrders = "11111111-1111-4111-8111-111111111111"
+	uidDead   = "22222222-2222-4222-8222-222222222222"
+	uidSub    = "33333333-3333-4333-8333-333333333333"
+	uidStore  = "44444444-4444-4444-8444-444444444444"
+)
+
+// world is a store with two topics and one subscription, and a Manager on it.
+type world struct {
+	*testing.T
+	ctx   context.Context
+	st    store.Store
+	snaps *latest.Value[*snapshot.Snapshot]
+	m     *Manager
+	stop  func()
+	seq   int
+}
+
+// newWorld opens everything; change may alter the subscription.
+func newWorld(t *testing.T, change func(*snapshot.Subscription)) *world {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	w := &world{T: t, ctx: ctx}
+	st, err := embedded.Driver{}.Open(ctx, store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem()}})
+	w.must(err)
+	w.st = st
+	t.Cleanup(func() { w.must(st.Close(context.Background())) })
+	admin := st.(store.Admin)
+	for _, topic := range []string{"orders", "dead", names.RetryTopic(uidSub)} {
+		w.must(admin.EnsureTopic(ctx, store.TopicSpec{Name: topic}))
+	}
+	w.must(admin.EnsureGroup(ctx, "orders", "g", store.Start{}))
+	w.must(admin.EnsureGroup(ctx, names.RetryTopic(uidSub), "rg", store.Start{}))
+	w.snaps = latest.New(w.snapshot(change))
+	w.start()
+	t.Cleanup(func() { w.stop() })
+	return w
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) snapshot(change func(*snapshot.Subscription), rules ...*configv1.AccessRule) *snapshot.Snapshot {
+	orders := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "orders"}, UID: uidOrders, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "orders"}}}
+	dead := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "dead"}, UID: uidDead, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "dead"}}}
+	sub := &snapshot.Subscription{Key: snapshot.Key{Namespace: "demo", Name: "billing"}, UID: uidSub, Topics: []string{"orders"},
+		Sources:    []snapshot.Source{{Topic: orders, Epoch: orders.Epochs[0], Group: "g", RetryTopic: names.RetryTopic(uidSub), RetryGroup: "rg"}},
+		AckTimeout: time.Minute, MaxInFlight: 1024, MaxAttempts: 3, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}
+	if change != nil {
+		change(sub)
+	}
+	if rules == nil {
+		rules = allowAll()
+	}
+	return &snapshot.Snapshot{
+		Topics: map[snapshot.Key]*snapshot.Topic{orders.Key: orders, dead.Key: dead}, Subscriptions: map[snapshot.Key]*snapshot.Subscription{sub.Key: sub},
+		Rules:      policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: rules}}}, nil),
+		Identities: policy.CompileIdentities(nil, true)}
+}
+
+func allowAll() []*configv1.AccessRule {
+	return []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"},
+		Actions: []configv1.Action{configv1.Action_ACTION_CONSUME, configv1.Action_ACTION_SUBSCRIBE}, Topics: []string{">"}, Subscriptions: []string{">"}}}
+}
+
+// start starts a Manager, as a proxy that starts again would.
+func (w *world) start() {
+	m := New(Config{Snapshots: w.snaps, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Store: func(uid string) (store.Store, error) {
+			if uid != uidStore {
+				return nil, errors.New("no such store")
+			}
+			return w.st, nil
+		},
+		Write: func(ctx context.Context, t *snapshot.Topic, events []event.Event) error {
+			for i := range events {
+				var res [1]store.Result
+				if err := w.st.Publish(ctx, t.Last().Physical, []store.Outgoing{{Event: &events[i]}}, res[:]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx) }()
+	w.m = m
+	w.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			w.Error(err)
+		}
+	})
+}
+
+func (w *world) publish(ids ...string) {
+	w.Helper()
+	for _, id := range ids {
+		w.seq++
+		e := &event.Event{ID: id, Source: "/test", Type: "t", Subject: id, Data: []byte("data of " + id)}
+		var res [1]store.Result
+		w.must(w.st.Publish(w.ctx, "orders", []store.Outgoing{{Event: e}}, res[:]))
+	}
+}
+
+func (w *world) join(credit int) Member {
+	w.Helper()
+	m, err := w.m.Join(w.ctx, local, "demo", "billing")
+	w.must(err)
+	m.Credit(credit)
+	return m
+}
+
+// next takes n deliveries.
+func (w *world) next(m interface {
+	Next(context.Context, []Delivery) (int, error)
+}, n int) []Delivery {
+	w.Helper()
+	var out []Delivery
+	for len(out) < n {
+		dst := make([]Delivery, n-len(out))
+		got, err := m.Next(w.ctx, dst)
+		if err != nil {
+			w.Fatalf("%d of %d deliveries are there: %v", len(out), n, err)
+		}
+		out = append(out, dst[:got]...)
+	}
+	return out
+}
+
+func (w *world) nothing(m Member, why string) {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.ctx, 100*time.Millisecond)
+	defer cancel()
+	var dst [1]Delivery
+	if n, err := m.Next(ctx, dst[:]); n > 0 || err == nil {
+		w.Errorf("%s: got %v", why, dst[0].Event.ID)
+	}
+}
+
+func idsOf(ds []Delivery) []string {
+	var out []string
+	for _, d := range ds {
+		out = append(out, d.Event.ID)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func ids(n int) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprintf("e%04d", i)
+	}
+	return out
+}
+
+func TestDeliverAndAck(t *testing.T) {
+	w := newWorld(t, nil)
+	m := w.join(10)
+	w.publish("a", "b")
+	ds := w.next(m, 2)
+	if got := idsOf(ds); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("%v", got)
+	}
+	if d := ds[0]; d.Topic != "orders" || d.Attempt != 1 || d.Position.TopicUID != uidOrders || d.Position.Epoch != 1 || string(d.Event.Data) != "data of a" {
+		t.Errorf("%+v", d)
+	}
+	if stale := m.Ack(ds[0].ID, ds[1].ID, 999); stale != 1 {
+		t.Errorf("%d stale, want the unknown one", stale)
+	}
+	m.Close()
+	w.stop()
+	w.start()
+	m = w.join(10)
+	w.nothing(m, "settled events after a restart")
+	m.Close()
+}
+
+func TestCredit(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish(ids(10)...)
+	m := w.join(3)
+	defer m.Close()
+	ds := w.next(m, 3)
+	w.nothing(m, "the credit is used up")
+	m.Ack(ds[0].ID)
+	w.next(m, 1)
+	w.nothing(m, "one was settled, one came")
+	m.Credit(2)
+	w.next(m, 2)
+}
+
+func TestMembersShare(t *testing.T) {
+	w := newWorld(t, nil)
+	a, b := w.join(100), w.join(100)
+	defer a.Close()
+	defer b.Close()
+	var mu sync.Mutex
+	got := map[string]int{}
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(w.ctx)
+	all := make(chan struct{})
+	for _, m := range []Member{a, b} {
+		wg.Go(func() {
+			dst := make([]Delivery, 4)
+			for {
+				n, err := m.Next(ctx, dst)
+				if err != nil {
+					return
+				}
+				for _, d := range dst[:n] {
+					mu.Lock()
+					if got[d.Event.ID]++; len(got) == 500 {
+						close(all)
+					}
+					mu.Unlock()
+					m.Ack(d.ID)
+				}
+			}
+		})
+	}
+	w.publish(ids(500)...)
+	select {
+	case <-all:
+	case <-w.ctx.Done():
+		t.Errorf("%d of 500 came", len(got))
+	}
+	cancel()
+	wg.Wait()
+	for id, n := range got {
+		if n > 1 {
+			t.Errorf("%s came %d times", id, n)
+		}
+	}
+}
+
+func TestCloseGivesToOthers(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish(ids(5)...)
+	a := w.join(5)
+	w.next(a, 5)
+	b := w.join(5)
+	defer b.Close()
+	a.Close()
+	ds := w.next(b, 5)
+	if got := idsOf(ds); !slices.Equal(got, ids(5)) || ds[0].Attempt != 1 {
+		t.Errorf("%v, attempt %d: leaving must not count as an attempt", got, ds[0].Attempt)
+	}
+	if stale := a.Ack(1, 2, 3, 4, 5); stale != 5 {
+		t.Errorf("a member that left settled %d", 5-stale)
+	}
+}
+
+func TestTimeoutAndExtend(t *testing.T) {
+	w := newWorld(t, func(s *snapshot.Subscription) { s.AckTimeout = 200 * time.Millisecond })
+	w.publish("a", "b")
+	m := w.join(10)
+	defer m.Close()
+	ds := w.next(m, 2)
+	var a, b Delivery
+	for _, d := range ds {
+		if d.Event.ID == "a" {
+			a = d
+		} else {
+			b = d
+		}
+	}
+	m.Extend(time.Minute, b.ID)
+	again := w.next(m, 1)[0]
+	if again.Event.ID != "a" || again.Attempt != 2 || again.ID == a.ID {
+		t.Errorf("%+v", again)
+	}
+	if m.Ack(a.ID) != 1 {
+		t.Error("a delivery that timed out was settled")
+	}
+	if m.Ack(b.ID, again.ID) != 0 {
+		t.Error("stale")
+	}
+}
+
+func TestNackRetriesAndDeadLetters(t *testing.T) {
+	w := newWorld(t, func(s *snapshot.Subscription) { s.DeadLetter = "dead" })
+	tail, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"dead"}})
+	w.must(err)
+	defer tail.Close()
+	w.publish("poison", "fine")
+	m := w.join(10)
+	for attempt := 1; attempt <= 3; {
+		d := w.next(m, 1)[0]
+		if d.Event.ID == "fine" {
+			m.Ack(d.ID)
+			continue
+		}
+		if d.Attempt != attempt {
+			t.Errorf("attempt %d, want %d", d.Attempt, attempt)
+		}
+		m.Nack("it is poisoned\n", -1, d.ID)
+		attempt++
+	}
+	dead := w.next(tail, 1)[0]
+	if dead.Event.ID != "poison" || string(dead.Event.Data) != "data of poison" {
+		t.Errorf("%+v", dead.Event)
+	}
+	for name, want := range map[string]string{AttrDeadReason: "it is poisoned ", AttrDeadSubscription: "billing", AttrDeadTopic: "orders", AttrDeadAttempts: "3"} {
+		if got, _ := event.Lookup(dead.Event.Ext, name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if err := dead.Event.Validate(); err != nil {
+		t.Error(err)
+	}
+	m.Close()
+	w.stop()
+	w.start()
+	m = w.join(10)
+	w.nothing(m, "a dead-lettered event is settled")
+	m.Close()
+}
+
+// TestRetryOutlivesTheProcess: an event that waits for long is in the retry
+// topic, with its attempts, its own topic and position.
+func TestRetryOutlivesTheProcess(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish("a")
+	m := w.join(10)
+	first := w.next(m, 1)[0]
+	m.Nack("busy", 1200*time.Millisecond, first.ID)
+	for { // settled once it is written away
+		lag, err := w.st.(store.Admin).Lag(w.ctx, "orders", "g")
+		w.must(err)
+		if lag[0].Behind == 0 {
+			break
+		}
+	}
+	m.Close()
+	w.stop()
+	w.start()
+	m = w.join(10)
+	defer m.Close()
+	d := w.next(m, 1)[0]
+	if d.Event.ID != "a" || d.Attempt != 2 || d.Topic != "orders" || d.Position != first.Position || len(d.Event.Data) == 0 {
+		t.Errorf("%+v, first %+v", d, first)
+	}
+	m.Ack(d.ID)
+}
+
+// TestDeadLetterBeforeSettle: while the dead-letter topic cannot be written, the
+// event stays unsettled.
+func TestDeadLetterBeforeSettle(t *testing.T) {
+	w := newWorld(t, func(s *snapshot.Subscription) { s.DeadLetter, s.MaxAttempts = "dead", 1 })
+	fail := make(chan struct{})
+	write := w.m.cfg.Write
+	tried := make(chan struct{}, 100)
+	w.m.cfg.Write = func(ctx context.Context, t *snapshot.Topic, e []event.Event) error {
+		tried <- struct{}{}
+		select {
+		case <-fail:
+			return write(ctx, t, e)
+		default:
+			return errors.New("the dead-letter topic is down")
+		}
+	}
+	w.publish("a")
+	m := w.join(10)
+	defer m.Close()
+	m.Nack("no", -1, w.next(m, 1)[0].ID)
+	behind := func() int64 {
+		lag, err := w.st.(store.Admin).Lag(w.ctx, "orders", "g")
+		w.must(err)
+		return lag[0].Behind
+	}
+	for range 3 {
+		<-tried
+		if behind() != 1 {
+			t.Fatal("the event is settled, but is nowhere else")
+		}
+	}
+	close(fail)
+	for behind() != 0 {
+		select {
+		case <-tried:
+		case <-w.ctx.Done():
+			t.Fatal("the dead letter is never settled")
+		default:
+		}
+	}
+}
+
+func TestFilter(t *testing.T) {
+	w := newWorld(t, func(s *snapshot.Subscription) { s.Filter = mustFilter("subject", "e0003") })
+	w.publish(ids(6)...)
+	m := w.join(10)
+	defer m.Close()
+	d := w.next(m, 1)[0]
+	if d.Event.ID != "e0003" {
+		t.Errorf("%s does not match", d.Event.ID)
+	}
+	m.Ack(d.ID)
+	for {
+		lag, err := w.st.(store.Admin).Lag(w.ctx, "orders", "g")
+		w.must(err)
+		if lag[0].Behind == 0 {
+			break
+		}
+	}
+}
+
+// TestRevoke: a change of the rules ends open members and tails, also those
+// that wait, and names the rule; others go on.
+func TestRevoke(t *testing.T) {
+	w := newWorld(t, nil)
+	m := w.join(10)
+	tail, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+	w.must(err)
+	deadTail, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"dead"}})
+	w.must(err)
+	defer deadTail.Close()
+	errs := make(chan error, 2)
+	for _, x := range []interface {
+		Next(context.Context, []Delivery) (int, error)
+	}{m, tail} {
+		go func() {
+			_, err := x.Next(w.ctx, make([]Delivery, 1))
+			errs <- err
+		}()
+	}
+	deny := append(allowAll(), &configv1.AccessRule{Name: "no-orders", Effect: configv1.Effect_EFFECT_DENY, Principals: []string{"*"},
+		Actions: []configv1.Action{configv1.Action_ACTION_SUBSCRIBE}, Topics: []string{"orders"}})
+	w.snaps.Store(w.snapshot(nil, deny...))
+	for range 2 {
+		if err := <-errs; fault.ClassOf(err) != fault.Denied || !strings.Contains(err.Error(), "no-orders") {
+			t.Errorf("%v", err)
+		}
+	}
+	m.Close()
+	tail.Close()
+	if _, err := w.m.Join(w.ctx, local, "demo", "billing"); fault.ClassOf(err) != fault.Denied {
+		t.Errorf("joined: %v", err)
+	}
+	e := &event.Event{ID: "d", Source: "/s", Type: "t"}
+	var res [1]store.Result
+	w.must(w.st.Publish(w.ctx, "dead", []store.Outgoing{{Event: e}}, res[:]))
+	if got := w.next(deadTail, 1)[0]; got.Event.ID != "d" {
+		t.Errorf("%v", got.Event.ID)
+	}
+}
+
+func TestSubscriptionDeleted(t *testing.T) {
+	w := newWorld(t, nil)
+	m := w.join(1)
+	defer m.Close()
+	snap := w.snapshot(nil)
+	clear(snap.Subscriptions)
+	w.snaps.Store(snap)
+	if _, err := m.Next(w.ctx, make([]Delivery, 1)); fault.ClassOf(err) != fault.NotFound {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestTailResumes(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish(ids(20)...)
+	req := TailRequest{Namespace: "demo", Topics: []string{"*"}}
+	var got []string
+	for len(got) < 20 {
+		tail, err := w.m.Tail(w.ctx, local, req)
+		w.must(err)
+		for _, d := range w.next(tail, 3) {
+			if len(got) == 20 {
+				break
+			}
+			got = append(got, d.Event.ID)
+			req.After = append(req.After[:0], d.Position)
+		}
+		tail.Close()
+		if len(got) == 18 {
+			w.publish("last")
+		}
+	}
+	if !slices.Equal(got, ids(20)) {
+		t.Errorf("%v", got)
+	}
+	req.After[0].TopicUID = uidSub
+	if _, err := w.m.Tail(w.ctx, local, req); fault.ClassOf(err) != fault.Precondition {
+		t.Errorf("a position of another topic: %v", err)
+	}
+}
+
+// TestCrash stops proxies with deliveries in flight again and again: nothing is
+// lost, and what was settled does not come again.
+func TestCrash(t *testing.T) {
+	w := newWorld(t, nil)
+	want := ids(300)
+	w.publish(want...)
+	acked := map[string]bool{}
+	for round := 0; len(acked) < len(want); round++ {
+		m := w.join(16)
+		for i, d := range w.next(m, min(16, len(want)-len(acked))) {
+			if acked[d.Event.ID] {
+				t.Errorf("%s was settled and comes again", d.Event.ID)
+			}
+			if i%4 != round%4 || len(want)-len(acked) < 16 {
+				acked[d.Event.ID] = true
+				m.Ack(d.ID)
+			}
+		}
+		w.stop() // with the rest in flight
+		w.start()
+	}
+}
+
+func mustFilter(attr, value string) *route.Filter {
+	f, err := route.CompileFilter(&configv1.Filter{Exact: map[string]string{attr: value}}, "filter")
+	if err != nil {
+		panic(err)
+	}
+	return f
+}

@@ -1,0 +1,192 @@
+package delivery
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/store"
+)
+
+// Config of a Manager.
+type Config struct {
+	// Snapshots has the configuration; never nil inside.
+	Snapshots *latest.Value[*snapshot.Snapshot]
+	// Store gives the open store of an EventStore.
+	Store func(uid string) (store.Store, error)
+	// Write publishes into a topic, past policy and routes: dead letters.
+	Write   func(ctx context.Context, t *snapshot.Topic, events []event.Event) error
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
+}
+
+// Manager delivers. Run must run; the other methods are safe for concurrent
+// use.
+type Manager struct {
+	cfg     Config
+	metrics *metrics
+
+	mu       sync.Mutex
+	runtimes map[string]*runtime // by Subscription uid
+	tails    map[*tail]struct{}
+	draining bool
+	running  sync.WaitGroup
+}
+
+// New makes a Manager.
+func New(cfg Config) *Manager {
+	return &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, tails: map[*tail]struct{}{}}
+}
+
+// MaxMembers bounds the members of one subscription on one proxy, and the tails
+// of one proxy.
+const (
+	MaxMembers = 10000
+	MaxTails   = 10000
+)
+
+// Run follows the configuration until ctx ends, and then closes everything:
+// unsettled events go back to their stores.
+func (m *Manager) Run(ctx context.Context) error {
+	for {
+		snap, replaced := m.cfg.Snapshots.Load()
+		m.follow(snap)
+		select {
+		case <-replaced:
+		case <-ctx.Done():
+			m.Drain()
+			m.running.Wait()
+			return nil
+		}
+	}
+}
+
+// Drain ends every member and tail with Unavailable and refuses new ones.
+func (m *Manager) Drain() {
+	m.mu.Lock()
+	m.draining = true
+	var rs []*runtime
+	for _, r := range m.runtimes {
+		rs = append(rs, r)
+	}
+	for t := range m.tails {
+		t.fail(errDraining)
+	}
+	m.mu.Unlock()
+	for _, r := range rs {
+		r.end(errDraining)
+	}
+}
+
+var errDraining = fault.New(fault.Unavailable, "delivery", "draining", "the proxy is shutting down; connect again")
+
+// follow brings every runtime and tail up to a configuration.
+func (m *Manager) follow(snap *snapshot.Snapshot) {
+	now := time.Now()
+	m.mu.Lock()
+	rs := make([]*runtime, 0, len(m.runtimes))
+	for _, r := range m.runtimes {
+		rs = append(rs, r)
+	}
+	for t := range m.tails {
+		t.check(snap, now)
+	}
+	m.mu.Unlock()
+	for _, r := range rs {
+		r.follow(snap, now)
+	}
+}
+
+// Join makes the client a member of a Subscription.
+func (m *Manager) Join(_ context.Context, who *policy.Principal, namespace, name string) (Member, error) {
+	snap := m.cfg.Snapshots.Get()
+	if err := mayConsume(snap, who, namespace, name); err != nil {
+		return nil, err
+	}
+	return m.join(snap, who, snapshot.Key{Namespace: namespace, Name: name})
+}
+
+// JoinPush makes a member for the proxy itself, which delivers by calling.
+func (m *Manager) JoinPush(key snapshot.Key) (Member, error) {
+	return m.join(m.cfg.Snapshots.Get(), nil, key)
+}
+
+func (m *Manager) join(snap *snapshot.Snapshot, who *policy.Principal, key snapshot.Key) (Member, error) {
+	const op = "delivery.join"
+	sub := snap.Subscriptions[key]
+	switch {
+	case sub == nil:
+		return nil, fault.New(fault.NotFound, op, "unknown-subscription", "there is no Subscription %s in namespace %s", key.Name, key.Namespace)
+	case sub.Push != nil && who != nil:
+		return nil, fault.New(fault.Precondition, op, "push-subscription", "Subscription %s is delivered by push; nobody can join it", key.Name)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.draining {
+		return nil, errDraining
+	}
+	r := m.runtimes[sub.UID]
+	if r == nil {
+		r = newRuntime(m, sub)
+		m.runtimes[sub.UID] = r
+		m.running.Go(r.tend)
+	}
+	mem := &member{r: r, who: who, ready: make(chan struct{}, 1)}
+	if !r.add(mem) {
+		return nil, fault.New(fault.Throttled, op, "too-many-members", "the subscription has %d members on this proxy", MaxMembers)
+	}
+	r.follow(snap, time.Now())
+	return mem, nil
+}
+
+// left removes a runtime without members.
+func (m *Manager) left(r *runtime) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.runtimes[r.uid] == r && r.retire() {
+		delete(m.runtimes, r.uid)
+	}
+}
+
+// mayConsume checks what joining a Subscription needs: Consume on it, and
+// Subscribe on each topic that it reads.
+func mayConsume(snap *snapshot.Snapshot, who *policy.Principal, namespace, name string) error {
+	if who == nil {
+		return nil // the proxy itself
+	}
+	if d := snap.Rules.Authorize(who, policy.Consume, namespace, name); !d.Allowed {
+		return denied(d)
+	}
+	if sub := snap.Subscriptions[snapshot.Key{Namespace: namespace, Name: name}]; sub != nil {
+		for _, s := range sub.Sources {
+			if d := snap.Rules.Authorize(who, policy.Subscribe, namespace, s.Topic.Name); !d.Allowed {
+				return denied(d)
+			}
+		}
+	}
+	return nil
+}
+
+func denied(d policy.Decision) error {
+	return &fault.Error{Class: fault.Denied, Op: "authorise", Reason: "access-denied", Msg: d.Why}
+}
+
+// refreshed judges a principal by a newer configuration.
+func refreshed(snap *snapshot.Snapshot, who *policy.Principal, now time.Time) (*policy.Principal, error) {
+	if who == nil {
+		return nil, nil
+	}
+	p, ok := snap.Identities.Refresh(who, now)
+	if !ok {
+		return nil, fault.New(fault.Unauthenticated, "authenticate", "credentials-revoked", "the credentials of this connection are not valid any more")
+	}
+	return p, nil
+}

@@ -1,0 +1,561 @@
+package delivery
+
+import (
+	"container/heap"
+	"context"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store/position"
+)
+
+// runtime is one Subscription on this proxy, while it has members. Events are
+// pulled: a source fetches only while a member waits, so nothing piles up.
+//
+// An event is in one place at a time: the buffer (fetched, nobody has it), in
+// flight (a member has it), waiting (it is repeated from memory when it is due),
+// or being written (to the retry or dead-letter topic). Everywhere it is
+// unsettled in its store, and counts against MaxInFlight.
+type runtime struct {
+	m       *Manager
+	uid     string
+	key     snapshot.Key
+	metrics subMetrics
+	wake    chan struct{} // wakes tend; capacity 1
+	writers sync.WaitGroup
+	slots   chan struct{} // bounds writes to retry and dead-letter topics
+
+	mu      sync.Mutex
+	sub     *snapshot.Subscription
+	members map[*member]struct{}
+	waiters []*member // that wait in Next, longest first
+	sources map[sourceKey]*source
+	buffer  []*item
+	flights map[uint64]*item
+	held    int // items, wherever they are
+	lastID  uint64
+	timers  timers
+	demand  chan struct{} // closed when a source may have something to do
+	over    error         // why the runtime has ended
+}
+
+// maxWriters bounds concurrent writes to retry and dead-letter topics, a
+// subscription.
+const maxWriters = 16
+
+// item is one event on this proxy.
+type item struct {
+	src *source
+	msg message
+	// owner is the member that has it; nil while nobody has.
+	owner *member
+	id    uint64
+	// due is when it times out (in flight) or is repeated (waiting); it makes
+	// older entries of the timers void.
+	due time.Time
+}
+
+func newRuntime(m *Manager, sub *snapshot.Subscription) *runtime {
+	return &runtime{m: m, uid: sub.UID, key: sub.Key, sub: sub, metrics: m.metrics.of(sub.Namespace, sub.Name), wake: make(chan struct{}, 1),
+		slots: make(chan struct{}, maxWriters), members: map[*member]struct{}{}, sources: map[sourceKey]*source{}, flights: map[uint64]*item{}, demand: make(chan struct{})}
+}
+
+// add makes mem a member.
+func (r *runtime) add(mem *member) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.members) >= MaxMembers {
+		return false
+	}
+	r.members[mem] = struct{}{}
+	r.metrics.members.Set(float64(len(r.members)))
+	return true
+}
+
+// retire ends a runtime that has no members. It reports whether it ended.
+func (r *runtime) retire() bool {
+	r.mu.Lock()
+	n := len(r.members)
+	r.mu.Unlock()
+	if n == 0 {
+		r.end(errDraining)
+	}
+	return n == 0
+}
+
+// end stops everything; members get err.
+func (r *runtime) end(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over != nil {
+		return
+	}
+	r.over = err
+	for mem := range r.members {
+		mem.failLocked(err)
+	}
+	for k, s := range r.sources {
+		s.cancel()
+		delete(r.sources, k)
+	}
+	r.buffer, r.timers = nil, nil
+	r.metrics.inFlight.Sub(float64(len(r.flights)))
+	clear(r.flights)
+	r.demandLocked()
+	r.poke()
+}
+
+func (r *runtime) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// demandLocked wakes sources that wait to fetch.
+func (r *runtime) demandLocked() {
+	close(r.demand)
+	r.demand = make(chan struct{})
+}
+
+// follow brings the runtime up to a configuration.
+func (r *runtime) follow(snap *snapshot.Snapshot, now time.Time) {
+	sub := snap.Subscriptions[r.key]
+	if sub == nil || sub.UID != r.uid {
+		r.m.mu.Lock()
+		if r.m.runtimes[r.uid] == r {
+			delete(r.m.runtimes, r.uid)
+		}
+		r.m.mu.Unlock()
+		r.end(fault.New(fault.NotFound, "delivery", "unknown-subscription", "Subscription %s was deleted", r.key.Name))
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over != nil {
+		return
+	}
+	r.sub = sub
+	for mem := range r.members {
+		mem.checkLocked(snap, now)
+	}
+	want := map[sourceKey]*source{}
+	for i := range sub.Sources {
+		src := &sub.Sources[i]
+		for _, s := range []*source{{name: src.Topic.Name, token: tokenOf(src), topic: src.Epoch.Physical, group: src.Group},
+			{topic: src.RetryTopic, group: src.RetryGroup, retry: true}} {
+			s.storeUID = src.Epoch.StoreUID
+			s.retryTopic = src.RetryTopic
+			want[s.key()] = s
+		}
+	}
+	for k, s := range r.sources {
+		if want[k] == nil || s.moved() {
+			s.cancel()
+			delete(r.sources, k)
+			r.forgetLocked(s)
+		}
+	}
+	for k, s := range want {
+		if r.sources[k] == nil {
+			s.r = r
+			ctx, cancel := context.WithCancel(context.Background())
+			s.cancel = cancel
+			r.sources[k] = s
+			r.m.running.Go(func() { s.run(ctx) })
+		}
+	}
+}
+
+func tokenOf(src *snapshot.Source) position.Token {
+	return position.Token{TopicUID: src.Topic.UID, Epoch: src.Epoch.Number}
+}
+
+// forgetLocked drops what came from a source that has ended: its events come
+// again.
+func (r *runtime) forgetLocked(s *source) {
+	kept := r.buffer[:0]
+	for _, it := range r.buffer {
+		if it.src == s {
+			r.held--
+		} else {
+			kept = append(kept, it)
+		}
+	}
+	clear(r.buffer[len(kept):])
+	r.buffer = kept
+	for id, it := range r.flights {
+		if it.src == s {
+			delete(r.flights, id)
+			r.held--
+			r.metrics.inFlight.Dec()
+			it.owner.out--
+			it.owner.pokeLocked()
+			it.owner, it.due = nil, time.Time{}
+		}
+	}
+	for _, t := range r.timers {
+		if t.it.src == s && t.it.owner == nil && t.it.due.Equal(t.at) {
+			r.held-- // it waited for another attempt
+			t.it.due = time.Time{}
+		}
+	}
+	r.demandLocked()
+}
+
+// wantedLocked is how many events a source may fetch now.
+func (r *runtime) wantedLocked() int {
+	room := 0
+	for _, w := range r.waiters {
+		room += w.roomLocked()
+	}
+	return min(room-len(r.buffer), r.sub.MaxInFlight-r.held)
+}
+
+// offer takes what a source fetched.
+func (r *runtime) offer(s *source, msgs []message) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over != nil || r.sources[s.key()] != s {
+		return // the source gives them back
+	}
+	for _, m := range msgs {
+		r.held++
+		r.buffer = append(r.buffer, &item{src: s, msg: m})
+	}
+	r.dispatchLocked()
+}
+
+// dispatchLocked wakes waiting members while there is something for them.
+func (r *runtime) dispatchLocked() {
+	n := len(r.buffer)
+	for len(r.waiters) > 0 && n > 0 {
+		w := r.waiters[0]
+		r.waiters = r.waiters[1:]
+		w.waiting = false
+		n -= max(w.roomLocked(), 1)
+		w.pokeLocked()
+	}
+}
+
+// takeLocked gives mem up to n events of the buffer. While others wait, it takes
+// its share and leaves them theirs.
+func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
+	n := min(len(dst), mem.roomLocked(), len(r.buffer))
+	if others := len(r.waiters); others > 0 {
+		n = min(n, max(1, (len(r.buffer)+others)/(others+1)))
+	}
+	if n <= 0 {
+		return 0
+	}
+	now := time.Now()
+	for i, it := range r.buffer[:n] {
+		r.lastID++
+		it.id, it.owner, it.due = r.lastID, mem, now.Add(r.sub.AckTimeout)
+		r.flights[it.id] = it
+		r.timers.add(it)
+		mem.out++
+		dst[i] = Delivery{ID: it.id, Topic: it.msg.topic, Position: it.msg.token, Attempt: it.msg.attempt, Event: &it.msg.stored.Event}
+	}
+	clear(r.buffer[:n])
+	if r.buffer = r.buffer[n:]; len(r.buffer) == 0 {
+		r.buffer = nil
+	}
+	r.metrics.delivered.Add(float64(n))
+	r.metrics.inFlight.Add(float64(n))
+	r.poke()
+	r.dispatchLocked()
+	return n
+}
+
+// landLocked ends an item's flight; nil where id is not mem's.
+func (r *runtime) landLocked(mem *member, id uint64) *item {
+	it := r.flights[id]
+	if it == nil || it.owner != mem {
+		r.metrics.stale.Inc()
+		return nil
+	}
+	delete(r.flights, id)
+	it.owner, it.due = nil, time.Time{}
+	mem.out--
+	r.metrics.inFlight.Dec()
+	return it
+}
+
+// doneLocked drops items that are settled in their store.
+func (r *runtime) doneLocked(n int) {
+	r.held -= n
+	r.demandLocked()
+}
+
+// tend fires what is due: time-outs and repeats.
+func (r *runtime) tend() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		next, over := r.fire(time.Now())
+		if over {
+			r.writers.Wait()
+			return
+		}
+		timer.Reset(next)
+		select {
+		case <-timer.C:
+		case <-r.wake:
+		}
+	}
+}
+
+// fire handles what is due at now and tells how long to wait for the next.
+func (r *runtime) fire(now time.Time) (next time.Duration, over bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over != nil {
+		return 0, true
+	}
+	for len(r.timers) > 0 {
+		t := r.timers[0]
+		if !t.it.due.Equal(t.at) {
+			heap.Pop(&r.timers) // settled, extended or repeated meanwhile
+			continue
+		}
+		if wait := t.at.Sub(now); wait > 0 {
+			return wait, false
+		}
+		heap.Pop(&r.timers)
+		t.it.due = time.Time{}
+		if owner := t.it.owner; owner != nil {
+			r.landLocked(owner, t.it.id)
+			r.metrics.timedOut.Inc()
+			owner.pokeLocked()
+			r.failedLocked(t.it, "the delivery was not settled within the ack time-out", -1)
+			continue
+		}
+		r.buffer = append(r.buffer, t.it)
+		r.dispatchLocked()
+	}
+	return time.Hour, false
+}
+
+// timers is a heap by time.
+type timers []timer
+
+type timer struct {
+	at time.Time
+	it *item
+}
+
+func (t *timers) add(it *item)      { heap.Push(t, timer{it.due, it}) }
+func (t timers) Len() int           { return len(t) }
+func (t timers) Less(i, j int) bool { return t[i].at.Before(t[j].at) }
+func (t timers) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
+func (t *timers) Push(x any)        { *t = append(*t, x.(timer)) } //nolint:errcheck // only add pushes
+func (t *timers) Pop() any {
+	old := *t
+	x := old[len(old)-1]
+	old[len(old)-1] = timer{}
+	*t = old[:len(old)-1]
+	return x
+}
+
+// member implements Member. Its fields are guarded by runtime.mu.
+type member struct {
+	r       *runtime
+	who     *policy.Principal
+	credit  int
+	out     int // deliveries it has
+	waiting bool
+	err     error
+	ready   chan struct{} // capacity 1
+}
+
+// maxCredit bounds what a member may have.
+const maxCredit = 1 << 16
+
+func (m *member) roomLocked() int { return m.credit - m.out }
+
+func (m *member) pokeLocked() {
+	select {
+	case m.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (m *member) failLocked(err error) {
+	if m.err == nil {
+		m.err = err
+	}
+	m.pokeLocked()
+}
+
+// checkLocked judges the member by a newer configuration.
+func (m *member) checkLocked(snap *snapshot.Snapshot, now time.Time) {
+	who, err := refreshed(snap, m.who, now)
+	if err == nil {
+		m.who = who
+		err = mayConsume(snap, who, m.r.key.Namespace, m.r.key.Name)
+	}
+	if err != nil {
+		m.failLocked(err)
+		m.leaveLocked(err)
+	}
+}
+
+// Credit grants n more deliveries.
+func (m *member) Credit(n int) {
+	m.r.mu.Lock()
+	defer m.r.mu.Unlock()
+	m.credit = max(0, min(m.credit+n, maxCredit))
+	m.pokeLocked()
+}
+
+// Next waits for deliveries.
+func (m *member) Next(ctx context.Context, dst []Delivery) (int, error) {
+	r := m.r
+	for {
+		r.mu.Lock()
+		if m.err != nil {
+			err := m.err
+			r.mu.Unlock()
+			return 0, err
+		}
+		if n := r.takeLocked(m, dst); n > 0 {
+			m.unwaitLocked()
+			r.mu.Unlock()
+			return n, nil
+		}
+		if m.roomLocked() > 0 && !m.waiting {
+			m.waiting = true
+			r.waiters = append(r.waiters, m)
+			r.demandLocked()
+		}
+		r.mu.Unlock()
+		select {
+		case <-m.ready:
+		case <-ctx.Done():
+			r.mu.Lock()
+			m.unwaitLocked()
+			r.dispatchLocked() // what it was woken for is another's
+			r.mu.Unlock()
+			return 0, fault.From(ctx.Err())
+		}
+	}
+}
+
+func (m *member) unwaitLocked() {
+	if !m.waiting {
+		return
+	}
+	m.waiting = false
+	for i, w := range m.r.waiters {
+		if w == m {
+			m.r.waiters = append(m.r.waiters[:i], m.r.waiters[i+1:]...)
+			return
+		}
+	}
+}
+
+// Ack settles.
+func (m *member) Ack(ids ...uint64) (stale int) {
+	r := m.r
+	r.mu.Lock()
+	bySource := map[*source][]*item{}
+	n := 0
+	for _, id := range ids {
+		if it := r.landLocked(m, id); it != nil {
+			bySource[it.src] = append(bySource[it.src], it)
+			n++
+		}
+	}
+	m.pokeLocked()
+	r.mu.Unlock()
+	for s, items := range bySource {
+		s.settle(items)
+	}
+	r.mu.Lock()
+	r.doneLocked(n)
+	r.mu.Unlock()
+	r.metrics.settled.Add(float64(n))
+	return len(ids) - n
+}
+
+// Nack gives back for another attempt.
+func (m *member) Nack(reason string, delay time.Duration, ids ...uint64) (stale int) {
+	r := m.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range ids {
+		it := r.landLocked(m, id)
+		if it == nil {
+			stale++
+			continue
+		}
+		r.metrics.nacked.Inc()
+		r.failedLocked(it, reason, delay)
+	}
+	m.pokeLocked()
+	return stale
+}
+
+// maxExtend bounds an extension.
+const maxExtend = time.Hour
+
+// Extend restarts the ack time-out.
+func (m *member) Extend(d time.Duration, ids ...uint64) (stale int) {
+	r := m.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if d <= 0 {
+		d = r.sub.AckTimeout
+	}
+	now := time.Now()
+	for _, id := range ids {
+		it := r.flights[id]
+		if it == nil || it.owner != m {
+			stale++
+			r.metrics.stale.Inc()
+			continue
+		}
+		it.due = now.Add(min(d, maxExtend))
+		r.timers.add(it)
+	}
+	r.poke()
+	return stale
+}
+
+// AckTimeout is the Subscription's.
+func (m *member) AckTimeout() time.Duration {
+	m.r.mu.Lock()
+	defer m.r.mu.Unlock()
+	return m.r.sub.AckTimeout
+}
+
+// Close leaves.
+func (m *member) Close() {
+	m.r.mu.Lock()
+	m.leaveLocked(fault.New(fault.Canceled, "delivery", "closed", "the member has left"))
+	m.r.mu.Unlock()
+	m.r.m.left(m.r)
+}
+
+// leaveLocked gives what the member has to others, without counting an attempt.
+func (m *member) leaveLocked(err error) {
+	r := m.r
+	if _, in := r.members[m]; !in {
+		return
+	}
+	delete(r.members, m)
+	m.unwaitLocked()
+	m.failLocked(err)
+	for id, it := range r.flights {
+		if it.owner == m {
+			r.landLocked(m, id)
+			r.buffer = append(r.buffer, it)
+		}
+	}
+	r.metrics.members.Set(float64(len(r.members)))
+	r.dispatchLocked()
+}

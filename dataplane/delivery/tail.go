@@ -1,0 +1,341 @@
+package delivery
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/position"
+)
+
+// tailBuffer is how many events a tail holds for its client: a slow client stops
+// being read for.
+const tailBuffer = 256
+
+// MaxTailTopics bounds the names and patterns of a tail.
+const MaxTailTopics = 64
+
+// tail implements Tail: a reader for each topic, and one channel to the client.
+type tail struct {
+	m      *Manager
+	r      TailRequest
+	events chan Delivery
+	ended  chan struct{} // closed with err
+	since  time.Time     // when it began
+
+	mu      sync.Mutex
+	who     *policy.Principal
+	readers map[string]context.CancelFunc // by Topic uid
+	after   map[string][]store.Position   // by Topic uid
+	started bool                          // the first look at the topics is over
+	err     error
+}
+
+// Tail begins to follow topics. Where it begins is fixed when it returns.
+func (m *Manager) Tail(ctx context.Context, who *policy.Principal, r TailRequest) (Tail, error) {
+	const op = "delivery.tail"
+	if len(r.Topics) == 0 || len(r.Topics) > MaxTailTopics {
+		return nil, fault.New(fault.Invalid, op, "bad-topics", "a tail has 1 to %d topics or patterns", MaxTailTopics)
+	}
+	if err := names.CheckNamespace(r.Namespace); err != nil {
+		return nil, &fault.Error{Class: fault.Invalid, Op: op, Reason: "bad-name", Msg: err.Error()}
+	}
+	for _, t := range r.Topics {
+		if err := names.CheckPattern("topic", t); err != nil {
+			return nil, &fault.Error{Class: fault.Invalid, Op: op, Reason: "bad-name", Msg: err.Error()}
+		}
+	}
+	t := &tail{m: m, r: r, who: who, since: time.Now(), events: make(chan Delivery, tailBuffer), ended: make(chan struct{}), readers: map[string]context.CancelFunc{}, after: map[string][]store.Position{}}
+	for _, tok := range r.After {
+		t.after[tok.TopicUID] = append(t.after[tok.TopicUID], tok.Pos)
+	}
+	snap := m.cfg.Snapshots.Get()
+	if err := t.open(ctx, snap); err != nil {
+		t.Close()
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.draining || len(m.tails) >= MaxTails {
+		err := errDraining
+		if !m.draining {
+			err = fault.New(fault.Throttled, op, "too-many-tails", "the proxy has %d tails", MaxTails)
+		}
+		t.fail(err)
+		return nil, err
+	}
+	m.tails[t] = struct{}{}
+	m.metrics.tails.Inc()
+	t.check(m.cfg.Snapshots.Get(), time.Now())
+	return t, nil
+}
+
+// selected are the topics that the tail reads by a configuration.
+func (t *tail) selected(snap *snapshot.Snapshot, who *policy.Principal) ([]*snapshot.Topic, error) {
+	var out []*snapshot.Topic
+	for _, p := range t.r.Topics {
+		if names.IsPattern(p) {
+			continue
+		}
+		if d := snap.Rules.Authorize(who, policy.Subscribe, t.r.Namespace, p); !d.Allowed {
+			return nil, denied(d)
+		}
+		topic := snap.Topics[snapshot.Key{Namespace: t.r.Namespace, Name: p}]
+		if topic == nil {
+			return nil, fault.New(fault.NotFound, "delivery.tail", "unknown-topic", "there is no topic %s in namespace %s", p, t.r.Namespace)
+		}
+		out = append(out, topic)
+	}
+	var refused error
+	for key, topic := range snap.Topics {
+		if key.Namespace != t.r.Namespace || slices.Contains(out, topic) ||
+			!slices.ContainsFunc(t.r.Topics, func(p string) bool { return names.IsPattern(p) && names.Match(p, key.Name) }) {
+			continue
+		}
+		if d := snap.Rules.Authorize(who, policy.Subscribe, t.r.Namespace, key.Name); d.Allowed {
+			out = append(out, topic)
+		} else {
+			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.r.Namespace, who)
+		}
+	}
+	if len(out) == 0 {
+		if refused == nil {
+			// Whether there are topics is told only to those who may know.
+			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.r.Namespace, who)
+		}
+		return nil, refused
+	}
+	return out, nil
+}
+
+// open starts a reader for each topic that is there; their starts are fixed.
+func (t *tail) open(ctx context.Context, snap *snapshot.Snapshot) error {
+	topics, err := t.selected(snap, t.who)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	uids := map[string]bool{}
+	for _, topic := range topics {
+		uids[topic.UID] = true
+		if topic.NotReady != "" {
+			if slices.Contains(t.r.Topics, topic.Name) {
+				return fault.New(fault.Unavailable, "delivery.tail", "topic-not-ready", "topic %s is not ready: %s", topic.Name, topic.NotReady)
+			}
+			continue
+		}
+		st, err := t.m.cfg.Store(topic.Last().StoreUID)
+		if err != nil {
+			return err
+		}
+		from := t.r.From
+		from.After = t.after[topic.UID]
+		up, err := st.Tail(ctx, store.TailRequest{Topic: topic.Last().Physical, From: from})
+		if err != nil {
+			return err
+		}
+		t.readLocked(topic, up)
+	}
+	for uid := range t.after {
+		if !uids[uid] {
+			return fault.New(fault.Precondition, "delivery.tail", "position-unknown", "a position is of a topic that was deleted, or that this tail does not read")
+		}
+	}
+	t.started = true
+	return nil
+}
+
+// readLocked starts the reader of one topic; up may be nil, then it opens one
+// that begins at the topic's beginning.
+func (t *tail) readLocked(topic *snapshot.Topic, up store.Tail) {
+	ctx, cancel := context.WithCancel(context.Background())
+	t.readers[topic.UID] = cancel
+	t.m.running.Go(func() { t.read(ctx, topic, up) })
+}
+
+// read passes a topic's events on until ctx ends. Over failures of the store it
+// goes on behind the last event that it passed on.
+func (t *tail) read(ctx context.Context, topic *snapshot.Topic, up store.Tail) {
+	closeUp := func() {
+		if up != nil {
+			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+			defer cancel()
+			_ = up.Close(cctx)
+			up = nil
+		}
+	}
+	defer closeUp()
+	last := map[string]store.Position{}
+	for _, p := range t.after[topic.UID] {
+		last[p.Partition] = p
+	}
+	token := position.Token{TopicUID: topic.UID, Epoch: topic.Last().Number}
+	retry := minRetry
+	st, _ := t.m.cfg.Store(topic.Last().StoreUID)
+	for ctx.Err() == nil {
+		var err error
+		if up == nil {
+			if st, err = t.m.cfg.Store(topic.Last().StoreUID); err == nil {
+				up, err = t.again(ctx, st, topic, last)
+			}
+		}
+		n := 0
+		msgs := make([]store.Message, 64)
+		if err == nil {
+			n, err = up.Next(ctx, msgs)
+		}
+		for i := range msgs[:n] {
+			token.Pos = msgs[i].Pos
+			select {
+			case t.events <- Delivery{Topic: topic.Name, Position: token, Attempt: 1, Event: &msgs[i].Event}:
+				last[msgs[i].Pos.Partition] = msgs[i].Pos
+			case <-ctx.Done():
+				return
+			}
+		}
+		if err == nil {
+			retry = minRetry
+			continue
+		}
+		// A store that cannot be reached for a while goes on by itself; one
+		// that was exchanged does not.
+		if now, serr := t.m.cfg.Store(topic.Last().StoreUID); serr == nil && now != st || fault.ClassOf(err) != fault.Unavailable {
+			closeUp()
+		}
+		timer := time.NewTimer(retry/2 + rand.N(retry))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		retry = min(2*retry, maxRetry)
+	}
+}
+
+// again opens a reader behind the last events. A partition of which nothing was
+// read yet begins where the tail began; for one that began at the end, that is
+// the time of it.
+func (t *tail) again(ctx context.Context, st store.Store, topic *snapshot.Topic, last map[string]store.Position) (store.Tail, error) {
+	from := t.r.From
+	if from.End {
+		from = store.Start{At: t.since}
+	}
+	for _, p := range last {
+		from.After = append(from.After, p)
+	}
+	return st.Tail(ctx, store.TailRequest{Topic: topic.Last().Physical, From: from})
+}
+
+// check judges the tail by a newer configuration: who may read what, and which
+// topics there are. New topics are read from their beginning.
+func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
+	t.mu.Lock()
+	who := t.who
+	t.mu.Unlock()
+	who, err := refreshed(snap, who, now)
+	var topics []*snapshot.Topic
+	if err == nil {
+		topics, err = t.selected(snap, who)
+	}
+	if err != nil {
+		t.fail(err)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil || !t.started {
+		return
+	}
+	t.who = who
+	keep := map[string]bool{}
+	for _, topic := range topics {
+		keep[topic.UID] = true
+		if t.readers[topic.UID] == nil && topic.NotReady == "" {
+			up, err := t.fromBeginning(topic)
+			if err != nil {
+				continue // the next configuration, or none: the reader tries again below
+			}
+			t.readLocked(topic, up)
+		}
+	}
+	for uid, cancel := range t.readers {
+		if !keep[uid] {
+			cancel()
+			delete(t.readers, uid)
+		}
+	}
+}
+
+func (t *tail) fromBeginning(topic *snapshot.Topic) (store.Tail, error) {
+	st, err := t.m.cfg.Store(topic.Last().StoreUID)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return st.Tail(ctx, store.TailRequest{Topic: topic.Last().Physical})
+}
+
+// fail ends the tail with err. It does not wait.
+func (t *tail) fail(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil {
+		return
+	}
+	t.err = err
+	close(t.ended)
+	for _, cancel := range t.readers {
+		cancel()
+	}
+	clear(t.readers)
+}
+
+// Next waits for events.
+func (t *tail) Next(ctx context.Context, dst []Delivery) (int, error) {
+	select {
+	case <-t.ended: // a tail that may not read any more reads nothing more
+		return 0, t.err
+	default:
+	}
+	n := 0
+	select {
+	case d := <-t.events:
+		dst[0], n = d, 1
+	case <-t.ended:
+		return 0, t.err
+	case <-ctx.Done():
+		return 0, fault.From(ctx.Err())
+	}
+	for n < len(dst) {
+		select {
+		case d := <-t.events:
+			dst[n] = d
+			n++
+			continue
+		default:
+		}
+		break
+	}
+	t.m.metrics.tailed.Add(float64(n))
+	return n, nil
+}
+
+// Close ends the tail.
+func (t *tail) Close() {
+	t.fail(fault.New(fault.Canceled, "delivery", "closed", "the tail is closed"))
+	t.m.mu.Lock()
+	defer t.m.mu.Unlock()
+	if _, open := t.m.tails[t]; open {
+		delete(t.m.tails, t)
+		t.m.metrics.tails.Dec()
+	}
+}
