@@ -54,7 +54,8 @@ type Config struct {
 	TLS credentials.TransportCredentials
 	// NodeID is stable over restarts.
 	NodeID string
-	// Info is sent at the start of each stream.
+	// Info is sent at the start of each stream. Its namespaces are what is
+	// subscribed to, and kept on disk; all without.
 	Info *discoveryv1.NodeInfo
 	// Dir is where the last good configuration is kept; "" keeps none.
 	Dir string
@@ -95,7 +96,7 @@ func New(cfg Config) *Client {
 	if cfg.AnswerTimeout == 0 {
 		cfg.AnswerTimeout = 15 * time.Second
 	}
-	c := &Client{cfg: cfg, scope: []string{"*"}, disk: disk{cfg.Dir}, mem: &memory{resources: map[string]*kept{}}, metrics: clientMetrics{
+	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, mem: &memory{resources: map[string]*kept{}}, metrics: clientMetrics{
 		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
@@ -110,6 +111,19 @@ func New(cfg Config) *Client {
 		cfg.Metrics.MustRegister(m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.drift, m.older, m.diskErrors)
 	}
 	return c
+}
+
+// scopeOf is what is subscribed to, sorted: whole namespaces, or all.
+func scopeOf(namespaces []string) []string {
+	if len(namespaces) == 0 {
+		return []string{"*"}
+	}
+	out := make([]string, 0, len(namespaces))
+	for _, ns := range namespaces {
+		out = append(out, "*/"+ns+"/*")
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Retry times.

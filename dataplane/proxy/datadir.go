@@ -1,0 +1,77 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// dataDir is the proxy's folder, locked while the process has it.
+type dataDir struct {
+	path string
+	lock *os.File
+}
+
+// openDataDir makes the folder, if need be, and locks it: two proxies in one
+// folder would take each other's node id and configuration.
+func openDataDir(path string) (*dataDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	if err := lockFile(f); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("data folder %s is in use by another proxy: %w", path, err)
+	}
+	return &dataDir{path, f}, nil
+}
+
+func (d *dataDir) close() error { return d.lock.Close() }
+
+// nodeID is the node id that is kept in the folder; it is drawn the first time.
+func (d *dataDir) nodeID() (string, error) {
+	name := filepath.Join(d.path, "node-id")
+	b, err := os.ReadFile(name)
+	if err == nil {
+		id := strings.TrimSpace(string(b))
+		if !validNodeID(id) {
+			return "", fmt.Errorf("%s does not hold a node id; remove it and a new one is drawn", name)
+		}
+		return id, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	id := uuid.NewString()
+	return id, writeDurably(name, []byte(id+"\n"))
+}
+
+// writeDurably writes a file so that after a crash it is whole or not there.
+func writeDurably(name string, b []byte) error {
+	aside := name + ".new"
+	f, err := os.OpenFile(aside, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(aside, name)
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

@@ -1,0 +1,121 @@
+package proxy
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+)
+
+// publisher is the way in, deliverer the way out.
+type publisher interface {
+	Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error
+}
+
+type deliverer interface {
+	Join(ctx context.Context, who *policy.Principal, namespace, subscription string) (delivery.Member, error)
+	Tail(ctx context.Context, who *policy.Principal, r delivery.TailRequest) (delivery.Tail, error)
+}
+
+// mesh is the proxy as the frontends see it (frontend.Mesh): it stands in front
+// of the ways in and out, and lets nobody pass whose credentials are not good
+// any more.
+type mesh struct {
+	snapshots *latest.Value[*snapshot.Snapshot]
+	in        publisher
+	out       deliverer
+	ready     func() error
+	metrics   meshMetrics
+}
+
+type meshMetrics struct {
+	authentications *prometheus.CounterVec
+}
+
+func newMeshMetrics(reg prometheus.Registerer) meshMetrics {
+	m := meshMetrics{authentications: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_authentications_total",
+		Help: "Clients that showed who they are, by outcome: ok, or the reason of the refusal."}, []string{"outcome"})}
+	reg.MustRegister(m.authentications)
+	return m
+}
+
+var errNoConfiguration = &fault.Error{Class: fault.Unavailable, Op: "proxy", Reason: "no-configuration",
+	Msg: "this proxy has no configuration yet", RetryAfter: time.Second}
+
+// configuration is the snapshot in force; Unavailable before the first.
+func (m *mesh) configuration() (*snapshot.Snapshot, error) {
+	s := m.snapshots.Get()
+	if s.Lineage == "" {
+		return nil, errNoConfiguration
+	}
+	return s, nil
+}
+
+// current is the principal as the newest configuration sees it.
+func (m *mesh) current(who *policy.Principal) (*policy.Principal, error) {
+	s, err := m.configuration()
+	if err != nil {
+		return nil, err
+	}
+	p, ok := s.Identities.Current(who, time.Now())
+	if !ok {
+		return nil, fault.New(fault.Unauthenticated, "authenticate", "credentials-revoked", "the credentials of this connection are not valid any more")
+	}
+	return p, nil
+}
+
+// Authenticate tells who the client is.
+func (m *mesh) Authenticate(_ context.Context, c policy.Credentials) (*policy.Principal, error) {
+	s, err := m.configuration()
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.Identities.Authenticate(c, time.Now())
+	outcome := "ok"
+	if err != nil {
+		outcome = fault.From(err).Reason
+	}
+	m.metrics.authentications.WithLabelValues(outcome).Inc()
+	return p, err
+}
+
+// Publish takes events to their store.
+func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error {
+	who, err := m.current(who)
+	if err != nil {
+		for i := range res {
+			res[i] = frontend.Result{Err: err}
+		}
+		return err
+	}
+	return m.in.Publish(ctx, who, namespace, topic, events, res)
+}
+
+// Join makes the client a member of a Subscription.
+func (m *mesh) Join(ctx context.Context, who *policy.Principal, namespace, subscription string) (delivery.Member, error) {
+	who, err := m.current(who)
+	if err != nil {
+		return nil, err
+	}
+	return m.out.Join(ctx, who, namespace, subscription)
+}
+
+// Tail begins to follow topics.
+func (m *mesh) Tail(ctx context.Context, who *policy.Principal, r delivery.TailRequest) (delivery.Tail, error) {
+	who, err := m.current(who)
+	if err != nil {
+		return nil, err
+	}
+	return m.out.Tail(ctx, who, r)
+}
+
+// Ready is nil when the proxy serves.
+func (m *mesh) Ready() error { return m.ready() }

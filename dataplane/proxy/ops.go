@@ -1,0 +1,130 @@
+package proxy
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/dataplane/stores"
+	"github.com/weft-mesh/weft/pkg/version"
+)
+
+// Most connections of the listeners that are not for clients.
+const (
+	maxHealthConnections = 256
+	maxOpsConnections    = 64
+)
+
+// httpServer is a server for the small pages: everything short and bounded. A
+// profile takes as long as it is asked for.
+func httpServer(h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+}
+
+// health serves readiness and nothing else: it may be open to the network.
+func (p *Proxy) health() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /readyz", p.readyz)
+	return mux
+}
+
+// operations is for those who are on this machine.
+func (p *Proxy) operations() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", p.readyz)
+	mux.HandleFunc("GET /debug/config", p.debugConfig)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return onlyLocal(mux)
+}
+
+// onlyLocal refuses requests that a browser was led to make: a name of the web
+// that resolves to this machine is not this machine's name.
+func onlyLocal(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if _, _, err := net.SplitHostPort(host); err != nil {
+			host = net.JoinHostPort(strings.Trim(host, "[]"), "0")
+		}
+		if loopback, err := isLoopback(host); err != nil || !loopback {
+			http.Error(w, "the Host must be a loopback address", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (p *Proxy) readyz(w http.ResponseWriter, _ *http.Request) {
+	if err := p.ready(); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+// view is the configuration in force for people: names and states, no content
+// that could be secret.
+type view struct {
+	Node          string          `json:"node"`
+	Incarnation   string          `json:"incarnation"`
+	Version       string          `json:"version"`
+	Lineage       string          `json:"lineage"`
+	Revision      int64           `json:"revision"`
+	FromDisk      bool            `json:"from_disk"`
+	Withheld      []string        `json:"withheld,omitempty"`
+	Stores        []stores.Status `json:"stores"`
+	Topics        []thing         `json:"topics"`
+	Subscriptions []thing         `json:"subscriptions"`
+}
+
+type thing struct {
+	Name     string `json:"name"`
+	UID      string `json:"uid"`
+	NotReady string `json:"not_ready,omitempty"`
+}
+
+func (p *Proxy) debugConfig(w http.ResponseWriter, _ *http.Request) {
+	s := p.snapshots.Get()
+	v := view{Node: p.nodeID, Incarnation: p.incarnation, Version: version.String(), Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk,
+		Withheld: p.withheld(), Stores: p.stores.Status(), Topics: things(s.Topics, func(t *snapshot.Topic) thing { return thing{t.Key.String(), t.UID, t.NotReady} }),
+		Subscriptions: things(s.Subscriptions, func(t *snapshot.Subscription) thing { return thing{t.Key.String(), t.UID, t.NotReady} })}
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
+		p.cfg.Log.Debug("writing the configuration", "error", err)
+	}
+}
+
+func things[T any](m map[snapshot.Key]T, of func(T) thing) []thing {
+	out := make([]thing, 0, len(m))
+	for _, v := range m {
+		out = append(out, of(v))
+	}
+	slices.SortFunc(out, func(a, b thing) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// ready is nil while the proxy serves: it has a configuration and is not
+// stopping.
+func (p *Proxy) ready() error {
+	switch s := p.snapshots.Get(); {
+	case p.draining.Load():
+		return fmt.Errorf("the proxy is shutting down")
+	case s.Lineage == "":
+		return fmt.Errorf("%s", errNoConfiguration.Msg)
+	}
+	return nil
+}

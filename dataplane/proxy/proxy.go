@@ -1,0 +1,278 @@
+// Package proxy composes the data plane: what runs, in which order it starts,
+// and (drain.go) in which order it stops.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc/credentials"
+
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/config"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/dataplane/stores"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/resource"
+	"github.com/weft-mesh/weft/pkg/tlsconf"
+	"github.com/weft-mesh/weft/pkg/version"
+)
+
+// Names of the listeners.
+const (
+	listenHTTP   = "http"
+	listenGRPC   = "grpc"
+	listenHealth = "health"
+	listenOps    = "ops"
+)
+
+// Proxy is one proxy of the mesh. Use it once.
+type Proxy struct {
+	cfg         Config
+	dir         *dataDir
+	nodeID      string
+	incarnation string
+	registry    *prometheus.Registry
+	listeners   map[string]*listener
+	tls         map[string]*tls.Config // of the clients' listeners; none without TLS
+
+	client    *config.Client
+	stores    *stores.Manager
+	snapshots *latest.Value[*snapshot.Snapshot]
+	mesh      *mesh
+	engine    engine
+
+	draining atomic.Bool
+	again    chan struct{} // capacity 1: the state must be applied again
+
+	applying sync.Mutex
+	state    config.State // the newest that came; guarded by applying
+}
+
+// New checks cfg, takes the data folder, opens the listeners and makes a proxy.
+// Either Run or Close must follow.
+func New(cfg Config) (_ *Proxy, err error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	p := &Proxy{cfg: cfg, incarnation: uuid.NewString(), registry: cfg.Metrics, listeners: map[string]*listener{}, tls: map[string]*tls.Config{},
+		snapshots: latest.New(snapshot.Compile(snapshot.Input{})), again: make(chan struct{}, 1)}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("proxy: %w", errors.Join(err, p.Close()))
+		}
+	}()
+	if p.dir, err = openDataDir(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	if p.nodeID = cfg.NodeID; p.nodeID == "" {
+		if p.nodeID, err = p.dir.nodeID(); err != nil {
+			return nil, err
+		}
+	}
+	if !cfg.TLS.Empty() {
+		if p.tls[listenHTTP], err = tlsconf.Server(cfg.TLS, "h2", "http/1.1"); err != nil {
+			return nil, err
+		}
+		if p.tls[listenGRPC], err = tlsconf.Server(cfg.TLS, "h2"); err != nil {
+			return nil, err
+		}
+	}
+	for name, l := range map[string]struct {
+		addr string
+		most int
+	}{listenHTTP: {cfg.HTTPAddr, cfg.MaxConnections}, listenGRPC: {cfg.GRPCAddr, cfg.MaxConnections},
+		listenHealth: {cfg.HealthAddr, maxHealthConnections}, listenOps: {cfg.OpsAddr, maxOpsConnections}} {
+		if p.listeners[name], err = listen(l.addr, l.most); err != nil {
+			delete(p.listeners, name)
+			return nil, fmt.Errorf("%s listener: %w", name, err)
+		}
+	}
+	if p.registry == nil {
+		p.registry = prometheus.NewRegistry()
+		p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	}
+	return p, p.compose()
+}
+
+// compose makes the parts.
+func (p *Proxy) compose() error {
+	p.registry.MustRegister(connections(p.listeners)...)
+	p.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_ready", Help: "1 while the proxy serves, else 0."}, func() float64 {
+			if p.ready() == nil {
+				return 1
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_build_info", Help: "Always 1; the label has the version.",
+			ConstLabels: prometheus.Labels{"version": version.String()}}, func() float64 { return 1 }))
+	var creds credentials.TransportCredentials
+	if !p.cfg.ControlPlaneTLS.Empty() {
+		c, err := tlsconf.Client(p.cfg.ControlPlaneTLS)
+		if err != nil {
+			return fmt.Errorf("control plane: %w", err)
+		}
+		creds = credentials.NewTLS(c)
+	}
+	p.stores = stores.New(stores.Config{Drivers: p.cfg.Drivers, Options: p.cfg.Options, ClientID: p.incarnation, Dir: filepath.Join(p.cfg.DataDir, "stores"),
+		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
+	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"),
+		Check: snapshot.Check, Apply: p.apply, Metrics: p.registry, Log: p.cfg.Log})
+	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, metrics: newMeshMetrics(p.registry)}
+	return p.wire()
+}
+
+// info is what the control plane is told of this proxy.
+func (p *Proxy) info() *discoveryv1.NodeInfo {
+	i := &discoveryv1.NodeInfo{Incarnation: p.incarnation, Version: version.String(), Namespaces: p.cfg.Namespaces, Manifest: true,
+		AdvertiseHost: p.cfg.AdvertiseHost, Zone: p.cfg.Zone, Weight: p.cfg.Weight, Ports: map[string]uint32{}}
+	for _, k := range resource.Kinds() {
+		i.Capabilities = append(i.Capabilities, string(k.Kind))
+	}
+	for _, name := range []string{listenHTTP, listenGRPC, listenHealth} {
+		if a, ok := p.listeners[name].Addr().(*net.TCPAddr); ok {
+			i.Ports[name] = uint32(a.Port)
+		}
+	}
+	return i
+}
+
+// Addrs are the addresses that a proxy listens on.
+type Addrs struct{ HTTP, GRPC, Health, Ops string }
+
+// Addrs tells where the proxy listens.
+func (p *Proxy) Addrs() Addrs {
+	at := func(name string) string { return p.listeners[name].Addr().String() }
+	return Addrs{at(listenHTTP), at(listenGRPC), at(listenHealth), at(listenOps)}
+}
+
+// NodeID is the node id in use.
+func (p *Proxy) NodeID() string { return p.nodeID }
+
+// Ready waits until a configuration is in force.
+func (p *Proxy) Ready(ctx context.Context) error {
+	for {
+		s, replaced := p.snapshots.Load()
+		if s.Lineage != "" {
+			return nil
+		}
+		select {
+		case <-replaced:
+		case <-ctx.Done():
+			return fmt.Errorf("the proxy has no configuration yet: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// Snapshot is the configuration in force and a channel that is closed once it is
+// not any more.
+func (p *Proxy) Snapshot() (*snapshot.Snapshot, <-chan struct{}) { return p.snapshots.Load() }
+
+// apply puts a state in force: stores first, then the snapshot, so that what is
+// acknowledged to the control plane can be used.
+func (p *Proxy) apply(ctx context.Context, s config.State) {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	p.state = s
+	p.applyLocked(ctx)
+}
+
+func (p *Proxy) applyLocked(ctx context.Context) {
+	s := p.state
+	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, TrustLoopback: p.cfg.TrustLoopback})
+	p.stores.Apply(ctx, snap)
+	p.snapshots.Store(snap)
+}
+
+func (p *Proxy) withheld() []string {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	return p.state.Withheld
+}
+
+// applyAgain asks for the state to be applied once more, since stores have
+// become ready. It does not block.
+func (p *Proxy) applyAgain() {
+	select {
+	case p.again <- struct{}{}:
+	default:
+	}
+}
+
+func (p *Proxy) runAgain(ctx context.Context) error {
+	for {
+		select {
+		case <-p.again:
+			p.applying.Lock()
+			if p.state.Lineage != "" {
+				p.applyLocked(ctx)
+			}
+			p.applying.Unlock()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Run serves until ctx ends or a part fails, then stops gracefully.
+func (p *Proxy) Run(ctx context.Context) error {
+	failed := make(chan error, 1)
+	r := running{p: p, failed: failed}
+	r.start(&r.small, "operations", p.serveSmall(listenOps, p.operations()))
+	r.start(&r.small, "health", p.serveSmall(listenHealth, p.health()))
+	for _, e := range p.engine.parts {
+		r.start(&r.engine, e.name, e.run)
+	}
+	for _, f := range p.engine.frontends {
+		r.start(&r.frontends, f.name, func(ctx context.Context) error { return f.serve(ctx, p.listeners[f.name]) })
+	}
+	r.start(&r.config, "configuration", p.client.Run)
+	r.start(&r.config, "stores", p.runAgain)
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		p.cfg.Log.Error("a part of the proxy failed; stopping", "error", err)
+	}
+	return errors.Join(err, r.drain(), p.Close())
+}
+
+// serveSmall serves the small pages.
+func (p *Proxy) serveSmall(name string, h http.Handler) func(context.Context) error {
+	return func(ctx context.Context) error {
+		s := httpServer(h)
+		defer context.AfterFunc(ctx, func() { _ = s.Close() })()
+		if err := s.Serve(p.listeners[name]); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// Close gives up listeners and data folder of a proxy that does not run.
+func (p *Proxy) Close() error {
+	var errs []error
+	for _, l := range p.listeners {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+		l.cut()
+	}
+	if p.dir != nil {
+		errs = append(errs, p.dir.close())
+		p.dir = nil
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,178 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/tlsconf"
+	"github.com/weft-mesh/weft/store"
+)
+
+// Config of a Proxy. The zero value of a field is its default.
+type Config struct {
+	// ControlPlane are the addresses of discovery listeners, "host:port"; one
+	// is used at a time.
+	ControlPlane []string
+	// ControlPlaneTLS secures the stream to them. Without it only loopback
+	// addresses are connected to.
+	ControlPlaneTLS tlsconf.Files
+	// DataDir is a folder of this proxy's own: its node id, the last good
+	// configuration, embedded stores. Required.
+	DataDir string
+	// NodeID is stable over restarts, 1 to 128 of [A-Za-z0-9._-]; kept in
+	// DataDir when empty.
+	NodeID string
+	// Namespaces to serve; all that the control plane lets it see when empty.
+	Namespaces []string
+
+	// Addresses to listen on. 127.0.0.1 with ports 7410 (clients over HTTP),
+	// 7411 (clients over gRPC), 7418 (readiness alone) and 7419 (operations;
+	// loopback only) when empty.
+	HTTPAddr, GRPCAddr, HealthAddr, OpsAddr string
+	// TLS of the clients' listeners. Clients are asked for a certificate,
+	// which Identities judge.
+	TLS tlsconf.Files
+	// AllowPlaintext lets the clients' listeners do without TLS on addresses
+	// that are not loopback: API keys then cross the network in the clear.
+	AllowPlaintext bool
+	// MaxConnections bounds the connections of each clients' listener;
+	// 10,000 when 0.
+	MaxConnections int
+
+	// AdvertiseHost is the host under which clients and Nacos reach the proxy;
+	// empty: it is not registered. Zone and Weight (1 to 10,000, 100 when 0)
+	// are for those who choose among proxies.
+	AdvertiseHost, Zone string
+	Weight              uint32
+
+	// TrustLoopback makes whoever comes over loopback without credentials the
+	// principal "local".
+	TrustLoopback bool
+	// PushAllow are networks that push may call beside the public ones.
+	PushAllow []netip.Prefix
+
+	// DrainGrace is how long a stopping proxy goes on taking connections
+	// after its readiness fails, so that others notice; 0 is none.
+	DrainGrace time.Duration
+	// DrainTime bounds stopping as a whole, the grace in it; 25 s when 0.
+	DrainTime time.Duration
+
+	// Window is store.Config.Window of every store.
+	Window int
+	// Drivers by kind, and what turns an EventStore into a kind and its options.
+	Drivers map[string]store.Driver
+	Options func(*configv1.EventStore) (kind string, options any, err error)
+
+	// Metrics is where the proxy's metrics go; a registry of its own, with
+	// those of the process, when nil.
+	Metrics *prometheus.Registry
+	// Tracing makes spans; none when nil.
+	Tracing trace.TracerProvider
+	Log     *slog.Logger
+}
+
+// check fills in defaults and refuses what cannot work, all at once.
+func (c *Config) check() error {
+	for _, d := range []struct {
+		field *string
+		value string
+	}{{&c.HTTPAddr, "127.0.0.1:7410"}, {&c.GRPCAddr, "127.0.0.1:7411"}, {&c.HealthAddr, "127.0.0.1:7418"}, {&c.OpsAddr, "127.0.0.1:7419"}} {
+		if *d.field == "" {
+			*d.field = d.value
+		}
+	}
+	if c.MaxConnections == 0 {
+		c.MaxConnections = 10000
+	}
+	if c.DrainTime == 0 {
+		c.DrainTime = 25 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Tracing == nil {
+		c.Tracing = noop.NewTracerProvider()
+	}
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if c.DataDir == "" {
+		bad("a data folder is needed")
+	}
+	if len(c.ControlPlane) == 0 {
+		bad("the address of a control plane is needed")
+	}
+	for _, addr := range c.ControlPlane {
+		switch loopback, err := isLoopback(addr); {
+		case err != nil:
+			bad("control plane: %w", err)
+		case !loopback && c.ControlPlaneTLS.Empty():
+			bad("control plane: %s is not a loopback address: without TLS files only those are connected to", addr)
+		}
+	}
+	for _, l := range []struct{ name, addr string }{{"HTTP", c.HTTPAddr}, {"gRPC", c.GRPCAddr}} {
+		switch loopback, err := isLoopback(l.addr); {
+		case err != nil:
+			bad("%s: %w", l.name, err)
+		case !loopback && c.TLS.Empty() && !c.AllowPlaintext:
+			bad("%s: %s is not a loopback address: it needs TLS files, or plaintext to be allowed expressly", l.name, l.addr)
+		}
+	}
+	if _, _, err := net.SplitHostPort(c.HealthAddr); err != nil {
+		bad("health: %w", err)
+	}
+	if loopback, err := isLoopback(c.OpsAddr); err != nil || !loopback {
+		bad("operations: %s is not a loopback address", c.OpsAddr)
+	}
+	for _, ns := range c.Namespaces {
+		if err := names.CheckNamespace(ns); err != nil {
+			bad("namespaces: %w", err)
+		}
+	}
+	slices.Sort(c.Namespaces)
+	c.Namespaces = slices.Compact(c.Namespaces)
+	if c.NodeID != "" && !validNodeID(c.NodeID) {
+		bad("the node id must be 1 to 128 of [A-Za-z0-9._-]")
+	}
+	if c.Weight > 10000 {
+		bad("the weight must be at most 10,000")
+	}
+	if c.MaxConnections < 0 || c.DrainTime < 0 || c.DrainGrace < 0 || c.DrainGrace >= c.DrainTime {
+		bad("the grace of %v must be shorter than the whole drain of %v, and no setting negative", c.DrainGrace, c.DrainTime)
+	}
+	if c.Options == nil {
+		bad("store drivers and their options are needed")
+	}
+	return errors.Join(problems...)
+}
+
+// isLoopback reports whether addr ("host:port") names this machine's loopback.
+func isLoopback(addr string) (bool, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false, err
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true, nil
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback(), nil
+}
+
+func validNodeID(id string) bool {
+	return len(id) > 0 && len(id) <= 128 && strings.IndexFunc(id, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '_' && r != '-'
+	}) < 0
+}
