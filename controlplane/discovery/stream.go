@@ -214,7 +214,8 @@ func (st *stream) request(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggreg
 	return nil
 }
 
-func clip(s string) string { return s[:min(len(s), maxReason)] }
+// clip shortens what a proxy said; it stays valid UTF-8, or it could not be shown.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxReason)], "") }
 
 func (st *stream) reject(r *discoveryv1.Rejection) {
 	if len(st.rejected) >= maxHeld || len(r.Name) > 160 || len(r.Version) > 20 {

@@ -1,0 +1,243 @@
+package cloudevents
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"mime"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// MaxBatch bounds the events of a batch.
+const MaxBatch = 1000
+
+// DecodeJSON decodes one event in the JSON format. The event is not validated.
+func DecodeJSON(b []byte) (event.Event, error) {
+	if !utf8.Valid(b) {
+		return event.Event{}, errors.New("the JSON is not valid UTF-8")
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber()
+	e, err := decodeObject(dec)
+	if err != nil {
+		return e, err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return e, errors.New("there is something behind the event's JSON object")
+	}
+	return e, nil
+}
+
+// DecodeJSONBatch decodes a batch. Where an event is wrong the error names its
+// place.
+func DecodeJSONBatch(b []byte) ([]event.Event, error) {
+	if !utf8.Valid(b) {
+		return nil, errors.New("the JSON is not valid UTF-8")
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber()
+	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
+		return nil, errors.New("a batch is a JSON array of events")
+	}
+	var out []event.Event
+	for dec.More() {
+		if len(out) == MaxBatch {
+			return nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
+		}
+		e, err := decodeObject(dec)
+		if err != nil {
+			return nil, fmt.Errorf("event %d: %w", len(out), err)
+		}
+		out = append(out, e)
+	}
+	if _, err := dec.Token(); err != nil {
+		return nil, fmt.Errorf("the batch does not end: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("there is something behind the batch")
+	}
+	return out, nil
+}
+
+func decodeObject(dec *json.Decoder) (event.Event, error) {
+	var e event.Event
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		if err != nil {
+			return e, fmt.Errorf("not a JSON object: %w", err)
+		}
+		return e, errors.New("an event is a JSON object")
+	}
+	var data, data64 json.RawMessage
+	seen := map[string]bool{}
+	for dec.More() {
+		t, err := dec.Token()
+		if err != nil {
+			return e, err
+		}
+		name, _ := t.(string)
+		if seen[name] {
+			return e, fmt.Errorf("member %q is there twice", clip(name))
+		}
+		if seen[name] = true; len(seen) > event.MaxAttributes+16 {
+			return e, fmt.Errorf("the event has more than %d attributes", event.MaxAttributes)
+		}
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
+			return e, fmt.Errorf("member %q: %w", clip(name), err)
+		}
+		switch name {
+		case "data":
+			data = raw
+			continue
+		case "data_base64":
+			data64 = raw
+			continue
+		}
+		value, err := attribute(raw)
+		if err != nil {
+			return e, fmt.Errorf("attribute %q: %w", clip(name), err)
+		}
+		if name == event.AttrSpecVersion {
+			if value != event.SpecVersion {
+				return e, fmt.Errorf("specversion is %q; this is for version 1.0", clip(value))
+			}
+			continue
+		}
+		if value == "" && string(raw) == "null" {
+			continue // null is absent
+		}
+		if err := set(&e, name, value); err != nil {
+			return e, err
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return e, err
+	}
+	if !seen[event.AttrSpecVersion] {
+		return e, errors.New("specversion is missing")
+	}
+	event.SortAttrs(e.Ext)
+	return e, decodeData(&e, data, data64)
+}
+
+// attribute is the string form of an attribute's JSON value.
+func attribute(raw json.RawMessage) (string, error) {
+	switch raw[0] {
+	case '"':
+		var s string
+		err := json.Unmarshal(raw, &s)
+		return s, err
+	case 't', 'f':
+		return string(raw), nil
+	case 'n':
+		return "", nil
+	case '{', '[':
+		return "", errors.New("is neither string, number nor boolean")
+	}
+	n, err := strconv.ParseInt(string(raw), 10, 64)
+	if err != nil || n < math.MinInt32 || n > math.MaxInt32 {
+		return "", errors.New("is a number that is not a 32-bit integer")
+	}
+	return strconv.FormatInt(n, 10), nil
+}
+
+func decodeData(e *event.Event, data, data64 json.RawMessage) error {
+	if string(data64) == "null" {
+		data64 = nil
+	}
+	switch {
+	case data64 != nil && data != nil:
+		return errors.New("data and data_base64 are both there")
+	case data64 != nil:
+		var s string
+		if err := json.Unmarshal(data64, &s); err != nil {
+			return errors.New("data_base64 is not a string")
+		}
+		b, err := base64.StdEncoding.DecodeString(s)
+		if err != nil {
+			return errors.New("data_base64 is not base64")
+		}
+		e.Data = b
+	case data == nil || string(data) == "null" && e.DataContentType == "":
+	case e.DataContentType == "" || isJSON(e.DataContentType):
+		// In the JSON format data without a content type are JSON.
+		e.DataContentType = first(e.DataContentType, "application/json")
+		e.Data = data
+	case data[0] == '"':
+		var s string
+		if err := json.Unmarshal(data, &s); err != nil {
+			return fmt.Errorf("data: %w", err)
+		}
+		e.Data = []byte(s)
+	default:
+		e.Data = data
+	}
+	return nil
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// isJSON reports whether a content type is JSON's or one of its kind.
+func isJSON(contentType string) bool {
+	if contentType == "application/json" {
+		return true
+	}
+	t, _, err := mime.ParseMediaType(contentType)
+	return err == nil && (t == "application/json" || t == "text/json" || strings.HasSuffix(t, "+json"))
+}
+
+// AppendJSON appends e in the JSON format.
+func AppendJSON(b []byte, e *event.Event) []byte {
+	b = append(b, `{"specversion":"1.0"`...)
+	for _, a := range [...]event.Attr{{Name: event.AttrID, Value: e.ID}, {Name: event.AttrSource, Value: e.Source}, {Name: event.AttrType, Value: e.Type},
+		{Name: event.AttrSubject, Value: e.Subject}, {Name: event.AttrTime, Value: e.Time}, {Name: event.AttrDataContentType, Value: e.DataContentType},
+		{Name: event.AttrDataSchema, Value: e.DataSchema}} {
+		if a.Value != "" {
+			b = appendMember(b, a.Name, a.Value)
+		}
+	}
+	for i := range e.Ext {
+		b = appendMember(b, e.Ext[i].Name, e.Ext[i].Value)
+	}
+	switch {
+	case len(e.Data) == 0:
+	case isJSON(e.DataContentType) && json.Valid(e.Data):
+		b = append(b, `,"data":`...)
+		// One line, as server-sent events need it.
+		var compact bytes.Buffer
+		if json.Compact(&compact, e.Data) == nil {
+			b = append(b, compact.Bytes()...)
+		}
+	case strings.HasPrefix(e.DataContentType, "text/") && utf8.Valid(e.Data):
+		b = appendMember(b, "data", string(e.Data))
+	default:
+		b = append(b, `,"data_base64":"`...)
+		b = base64.StdEncoding.AppendEncode(b, e.Data)
+		b = append(b, '"')
+	}
+	return append(b, '}')
+}
+
+func appendMember(b []byte, name, value string) []byte {
+	b = append(b, `,"`...)
+	b = append(b, name...)
+	b = append(b, `":`...)
+	q, err := json.Marshal(value)
+	if err != nil {
+		q = []byte(`""`) // a string always marshals
+	}
+	return append(b, q...)
+}
