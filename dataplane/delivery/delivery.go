@@ -66,6 +66,8 @@ type Tail interface {
 	// Next waits for at least one event and fills dst. Errors as Member.Next;
 	// deliveries have no id.
 	Next(ctx context.Context, dst []Delivery) (int, error)
+	// Ended is closed when the tail has ended by itself; Next tells why.
+	Ended() <-chan struct{}
 	// Close does not block.
 	Close()
 }

@@ -329,6 +329,9 @@ func (t *tail) Next(ctx context.Context, dst []Delivery) (int, error) {
 	return n, nil
 }
 
+// Ended is closed when the tail has ended.
+func (t *tail) Ended() <-chan struct{} { return t.ended }
+
 // Close ends the tail.
 func (t *tail) Close() {
 	t.fail(fault.New(fault.Canceled, "delivery", "closed", "the tail is closed"))

@@ -5,6 +5,9 @@ import (
 	"net"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	frontgrpc "github.com/weft-mesh/weft/dataplane/frontend/grpc"
+	fronthttp "github.com/weft-mesh/weft/dataplane/frontend/http"
+	"github.com/weft-mesh/weft/dataplane/pipeline"
 )
 
 // engine is what carries events: the ways in and out and the protocols.
@@ -31,8 +34,15 @@ type frontendPart struct {
 
 // wire makes the engine.
 func (p *Proxy) wire() error {
-	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Metrics: p.registry, Log: p.cfg.Log})
-	p.mesh.out = out
-	p.engine = engine{parts: []enginePart{{"delivery", out.Run}}, tell: out.Drain}
+	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Metrics: p.registry, Log: p.cfg.Log})
+	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Metrics: p.registry, Log: p.cfg.Log})
+	p.mesh.in, p.mesh.out = in, out
+	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, TLS: p.tls[listenHTTP], DrainTime: p.cfg.DrainTime, Log: p.cfg.Log})
+	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Log: p.cfg.Log})
+	p.engine = engine{
+		parts:     []enginePart{{"delivery", out.Run}},
+		frontends: []frontendPart{{listenHTTP, overHTTP.Serve}, {listenGRPC, overGRPC.Serve}},
+		tell:      out.Drain,
+	}
 	return nil
 }

@@ -1,0 +1,108 @@
+// Package grpc speaks the gRPC client API (weft.events.v1alpha1) with
+// applications.
+package grpc
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/pkg/fault"
+)
+
+// Config of a Server. The zero value of a limit is its default.
+type Config struct {
+	Mesh frontend.Mesh
+	// NodeID is told to receivers.
+	NodeID string
+	// TLS of the listener; nil is plaintext.
+	TLS *tls.Config
+	// MaxMessage bounds a message, in bytes; 8 MiB.
+	MaxMessage int
+	// DrainTime bounds the graceful stop; 10 s.
+	DrainTime time.Duration
+	Log       *slog.Logger
+}
+
+// Server serves the API.
+type Server struct {
+	eventsv1.UnimplementedEventServiceServer
+	cfg Config
+}
+
+// New makes a Server.
+func New(cfg Config) *Server {
+	if cfg.MaxMessage == 0 {
+		cfg.MaxMessage = 8 << 20
+	}
+	if cfg.DrainTime == 0 {
+		cfg.DrainTime = 10 * time.Second
+	}
+	return &Server{cfg: cfg}
+}
+
+// Serve serves on l, which it takes, until ctx ends; then it tells clients to go
+// elsewhere, lets calls finish, and ends what does not.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	opts := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(codec{}),
+		grpc.MaxRecvMsgSize(s.cfg.MaxMessage),
+		grpc.MaxHeaderListSize(32 << 10),
+		grpc.MaxConcurrentStreams(1000),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.ReadBufferSize(64 << 10),
+		grpc.WriteBufferSize(64 << 10),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+	if s.cfg.TLS != nil {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(s.cfg.TLS)))
+	}
+	srv := grpc.NewServer(opts...)
+	eventsv1.RegisterEventServiceServer(srv, s)
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	timer := time.AfterFunc(s.cfg.DrainTime, srv.Stop)
+	defer timer.Stop()
+	srv.GracefulStop()
+	<-ended
+	return nil
+}
+
+// authenticate tells who calls.
+func (s *Server) authenticate(ctx context.Context) (*policy.Principal, error) {
+	var c policy.Credentials
+	if p, ok := peer.FromContext(ctx); ok {
+		c.Peer, _ = netip.ParseAddrPort(p.Addr.String())
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			c.Certificates = info.State.PeerCertificates
+		}
+	}
+	if values := metadata.ValueFromIncomingContext(ctx, "authorization"); len(values) > 0 {
+		scheme, token, ok := strings.Cut(values[0], " ")
+		if len(values) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
+			return nil, fault.New(fault.Unauthenticated, "grpc", "bad-credentials", "one authorization: Bearer <API key> is understood")
+		}
+		c.Bearer = strings.TrimSpace(token)
+	}
+	return s.cfg.Mesh.Authenticate(ctx, c)
+}

@@ -1,0 +1,146 @@
+package http
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+)
+
+// publish takes POST /v1/{namespace}/topics/{topic}: one event in binary or
+// structured mode, or a batch.
+func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topic string) {
+	who, err := s.authenticate(r)
+	if err != nil {
+		problem(w, err)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.cfg.MaxBody))
+	if err != nil {
+		var large *http.MaxBytesError
+		if errors.As(err, &large) {
+			problem(w, fault.New(fault.TooLarge, "http", "body-too-large", "the body has more than %d bytes", large.Limit))
+			return
+		}
+		problem(w, fault.New(fault.Invalid, "http", "bad-body", "the body could not be read"))
+		return
+	}
+	events, batch, err := decode(r.Header, body)
+	if err != nil {
+		problem(w, err)
+		return
+	}
+	trace(r.Header, events)
+	res := make([]frontend.Result, len(events))
+	err = s.cfg.Mesh.Publish(r.Context(), who, namespace, topic, events, res)
+	if batch {
+		writeBatch(w, err, res)
+		return
+	}
+	if err != nil {
+		problem(w, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, result{Position: res[0].Position.String()})
+}
+
+// decode makes events of a request in any of the three modes.
+func decode(h http.Header, body []byte) (events []event.Event, batch bool, err error) {
+	media := ""
+	if ct := h.Get("Content-Type"); ct != "" {
+		var perr error
+		if media, _, perr = mime.ParseMediaType(ct); perr != nil && strings.HasPrefix(ct, "application/cloudevents") {
+			return nil, false, fault.New(fault.Invalid, "http", "bad-content-type", "the Content-Type cannot be read")
+		}
+	}
+	switch {
+	case media == cloudevents.TypeBatch:
+		events, err = cloudevents.DecodeJSONBatch(body)
+		if err == nil && len(events) == 0 {
+			err = errors.New("the batch is empty")
+		}
+		batch = true
+	case media == cloudevents.TypeJSON:
+		var e event.Event
+		e, err = cloudevents.DecodeJSON(body)
+		events = []event.Event{e}
+	case strings.HasPrefix(media, "application/cloudevents"):
+		return nil, false, &fault.Error{Class: fault.Invalid, Op: "http", Reason: "unknown-format", Msg: "the event format " + media + " is not understood; use " + cloudevents.TypeJSON + ", " + cloudevents.TypeBatch + ", or binary mode"}
+	default:
+		var e event.Event
+		e, err = cloudevents.DecodeBinary(h, body)
+		events = []event.Event{e}
+	}
+	if err != nil {
+		return nil, batch, &fault.Error{Class: fault.Invalid, Op: "http", Reason: "bad-event", Msg: err.Error()}
+	}
+	return events, batch, nil
+}
+
+// trace puts the request's W3C trace context into events that have none.
+func trace(h http.Header, events []event.Event) {
+	parent := h.Get("Traceparent")
+	if parent == "" || len(parent) > 128 {
+		return
+	}
+	for i := range events {
+		if _, has := event.Lookup(events[i].Ext, event.AttrTraceParent); has {
+			continue
+		}
+		events[i].Ext = event.With(events[i].Ext, event.AttrTraceParent, parent)
+		if state := h.Get("Tracestate"); state != "" && len(state) <= 512 {
+			events[i].Ext = event.With(events[i].Ext, event.AttrTraceState, state)
+		}
+	}
+}
+
+// result is the outcome of one event.
+type result struct {
+	Position string   `json:"position,omitempty"`
+	Error    *details `json:"error,omitempty"`
+}
+
+// writeBatch answers a batch: one result for each event, in order; 207 when
+// some failed and some did not.
+func writeBatch(w http.ResponseWriter, err error, res []frontend.Result) {
+	out := struct {
+		Results []result `json:"results"`
+	}{make([]result, len(res))}
+	kept := 0
+	for i := range res {
+		if res[i].Err == nil {
+			kept++
+			out.Results[i].Position = res[i].Position.String()
+			continue
+		}
+		f := fault.From(res[i].Err)
+		code := status(f.Class)
+		out.Results[i].Error = &details{"about:blank", http.StatusText(code), code, message(f), f.Reason}
+	}
+	switch {
+	case err == nil:
+		writeJSON(w, http.StatusOK, out)
+	case kept > 0:
+		writeJSON(w, http.StatusMultiStatus, out)
+	default:
+		f := fault.From(err)
+		if f.Class == fault.Throttled || f.Class == fault.Unavailable {
+			w.Header().Set("Retry-After", "1")
+		}
+		writeJSON(w, status(f.Class), out)
+	}
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(v)
+}

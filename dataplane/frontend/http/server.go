@@ -1,0 +1,154 @@
+// Package http speaks HTTP with applications: publishing in the three modes of
+// CloudEvents, and tails as server-sent events.
+package http
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/pkg/fault"
+)
+
+// Config of a Server. The zero value of a limit is its default.
+type Config struct {
+	Mesh frontend.Mesh
+	// TLS of the listener; nil is plaintext.
+	TLS *tls.Config
+	// MaxBody bounds a request's body, in bytes; 8 MiB.
+	MaxBody int64
+	// DrainTime bounds the graceful stop; 10 s.
+	DrainTime time.Duration
+	Log       *slog.Logger
+}
+
+// Server serves HTTP.
+type Server struct {
+	cfg  Config
+	base context.Context // ends when the server drains
+	stop context.CancelFunc
+}
+
+// New makes a Server.
+func New(cfg Config) *Server {
+	if cfg.MaxBody == 0 {
+		cfg.MaxBody = 8 << 20
+	}
+	if cfg.DrainTime == 0 {
+		cfg.DrainTime = 10 * time.Second
+	}
+	s := &Server{cfg: cfg}
+	s.base, s.stop = context.WithCancel(context.Background())
+	return s
+}
+
+// Serve serves on l, which it takes, until ctx ends; then it lets requests
+// finish and ends streams.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	if s.cfg.TLS != nil {
+		l = tls.NewListener(l, s.cfg.TLS)
+	}
+	srv := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       60 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		s.stop()
+		return err
+	case <-ctx.Done():
+	}
+	s.stop()
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTime)
+	defer cancel()
+	err := srv.Shutdown(dctx)
+	if err != nil {
+		err = srv.Close()
+	}
+	<-ended
+	return err
+}
+
+// ServeHTTP routes a request. Paths are taken as they were sent: a name with an
+// escape is no name, so that what is authorised is what is served.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	parts := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
+	switch {
+	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "topics":
+		if !method(w, r, http.MethodPost) {
+			return
+		}
+		s.publish(w, r, parts[1], parts[3])
+	case len(parts) == 5 && parts[0] == "v1" && parts[2] == "topics" && parts[4] == "events":
+		if !method(w, r, http.MethodGet) {
+			return
+		}
+		s.tail(w, r, parts[1], parts[3])
+	default:
+		problem(w, fault.New(fault.NotFound, "http", "unknown-path", "there is nothing at this path; events are published with POST /v1/{namespace}/topics/{topic} and tailed with GET /v1/{namespace}/topics/{topic}/events"))
+	}
+}
+
+func method(w http.ResponseWriter, r *http.Request, want string) bool {
+	if r.Method == want {
+		return true
+	}
+	w.Header().Set("Allow", want)
+	writeProblem(w, http.StatusMethodNotAllowed, "method-not-allowed", "this path takes "+want, 0)
+	return false
+}
+
+// authenticate tells who asks.
+func (s *Server) authenticate(r *http.Request) (*policy.Principal, error) {
+	var c policy.Credentials
+	c.Peer, _ = netip.ParseAddrPort(r.RemoteAddr)
+	if values := r.Header.Values("Authorization"); len(values) > 0 {
+		scheme, token, ok := strings.Cut(values[0], " ")
+		if len(values) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
+			return nil, fault.New(fault.Unauthenticated, "http", "bad-credentials", "one header Authorization: Bearer <API key> is understood")
+		}
+		c.Bearer = strings.TrimSpace(token)
+	}
+	if r.TLS != nil {
+		c.Certificates = r.TLS.PeerCertificates
+	}
+	p, err := s.cfg.Mesh.Authenticate(r.Context(), c)
+	if err != nil {
+		return nil, err
+	}
+	if p.Namespace == "" && !fromThisMachine(r) {
+		return nil, fault.New(fault.Unauthenticated, "http", "cross-site", "a page of another site may not use what loopback is trusted with")
+	}
+	return p, nil
+}
+
+// fromThisMachine reports whether a request of the local principal was meant for
+// this machine by something on it, and not sent by a web page that a browser
+// here has open (DNS rebinding, cross-site requests).
+func fromThisMachine(r *http.Request) bool {
+	host, _, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		host = r.Host
+	}
+	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	if host != "localhost" && (err != nil || !ip.Unmap().IsLoopback()) {
+		return false
+	}
+	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
+		return false
+	}
+	return r.Header.Get("Origin") == ""
+}

@@ -1,0 +1,62 @@
+package pipeline
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+)
+
+// metrics are labelled with topics of the configuration and reasons of a fixed
+// set.
+type metrics struct {
+	events, errors *prometheus.CounterVec
+	bytes          *prometheus.CounterVec
+	refused        *prometheus.CounterVec
+	seconds        *prometheus.HistogramVec
+}
+
+func newMetrics(reg prometheus.Registerer, inFlight func() float64) metrics {
+	topic := []string{"namespace", "topic"}
+	m := metrics{
+		events:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_events_total", Help: "Events that stores acknowledged, by the topic that they entered."}, topic),
+		errors:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_errors_total", Help: "Events that were not acknowledged, by reason."}, append(topic, "reason")),
+		bytes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_bytes_total", Help: "Bytes of published events, data and attributes."}, topic),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_refused_total", Help: "Events that were refused before a topic was looked for."}, []string{"namespace", "reason"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weft_proxy_publish_duration_seconds", Help: "Time from a batch's arrival to its outcome.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 13)}, topic),
+	}
+	if reg != nil {
+		reg.MustRegister(m.events, m.errors, m.bytes, m.refused, m.seconds,
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_publish_in_flight_bytes", Help: "Bytes of events that wait for stores."}, inFlight))
+	}
+	return m
+}
+
+// topicMetrics are those of one topic.
+type topicMetrics struct {
+	m metrics
+	t *snapshot.Topic
+}
+
+func (m metrics) of(t *snapshot.Topic) topicMetrics { return topicMetrics{m: m, t: t} }
+
+func (m topicMetrics) failed(reason string, n int) {
+	m.m.errors.WithLabelValues(m.t.Namespace, m.t.Name, reason).Add(float64(n))
+}
+
+func (m topicMetrics) done(res []frontend.Result, size int64, took time.Duration) {
+	kept := 0
+	for i := range res {
+		if res[i].Err == nil {
+			kept++
+		} else {
+			m.failed(reason(res[i].Err), 1)
+		}
+	}
+	m.m.events.WithLabelValues(m.t.Namespace, m.t.Name).Add(float64(kept))
+	m.m.bytes.WithLabelValues(m.t.Namespace, m.t.Name).Add(float64(size))
+	m.m.seconds.WithLabelValues(m.t.Namespace, m.t.Name).Observe(took.Seconds())
+}
