@@ -19,7 +19,7 @@ type running struct {
 	p      *Proxy
 	failed chan error // capacity 1: the first failure
 
-	small, engine, frontends, config []*part
+	small, engine, push, frontends, config []*part
 }
 
 // start starts a part in a group. A part that ends before it is stopped has
@@ -78,6 +78,7 @@ func (r *running) drain() error {
 		{"fail readiness", func() error { p.draining.Store(true); return nil }},
 		{"wait until others have noticed", func() error { wait(ctx, p.cfg.DrainGrace); return nil }},
 		{"stop accepting", func() error { p.listeners[listenHTTP].stop(); p.listeners[listenGRPC].stop(); return nil }},
+		{"stop pushing", func() error { return stopAll(sessions, r.push) }},
 		{"tell clients", func() error { p.engine.tell(); return nil }},
 		{"drain sessions", func() error {
 			// Frontends end when their sessions have; what is left is cut.

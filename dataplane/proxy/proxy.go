@@ -235,6 +235,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	for _, e := range p.engine.parts {
 		r.start(&r.engine, e.name, e.run)
 	}
+	for _, e := range p.engine.push {
+		r.start(&r.push, e.name, e.run)
+	}
 	for _, f := range p.engine.frontends {
 		r.start(&r.frontends, f.name, func(ctx context.Context) error { return f.serve(ctx, p.listeners[f.name]) })
 	}

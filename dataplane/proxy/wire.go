@@ -8,6 +8,7 @@ import (
 	frontgrpc "github.com/weft-mesh/weft/dataplane/frontend/grpc"
 	fronthttp "github.com/weft-mesh/weft/dataplane/frontend/http"
 	"github.com/weft-mesh/weft/dataplane/pipeline"
+	"github.com/weft-mesh/weft/dataplane/push"
 )
 
 // engine is what carries events: the ways in and out and the protocols.
@@ -15,6 +16,8 @@ type engine struct {
 	// parts run beside each other; stopped, they give back what is not
 	// settled.
 	parts []enginePart
+	// push calls targets; stopped, it finishes what it has sent.
+	push []enginePart
 	// frontends serve a listener each, by its name, until their context ends
 	// and their sessions have.
 	frontends []frontendPart
@@ -39,8 +42,11 @@ func (p *Proxy) wire() error {
 	p.mesh.in, p.mesh.out = in, out
 	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, TLS: p.tls[listenHTTP], DrainTime: p.cfg.DrainTime, Log: p.cfg.Log})
 	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Log: p.cfg.Log})
+	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Allow: p.cfg.PushAllow, Finish: p.cfg.DrainTime / 4,
+		Metrics: p.registry, Tracing: p.cfg.Tracing, Log: p.cfg.Log})
 	p.engine = engine{
 		parts:     []enginePart{{"delivery", out.Run}},
+		push:      []enginePart{{"push", calls.Run}},
 		frontends: []frontendPart{{listenHTTP, overHTTP.Serve}, {listenGRPC, overGRPC.Serve}},
 		tell:      out.Drain,
 	}
