@@ -114,7 +114,6 @@ func (k *keeper) status() Status {
 }
 
 func (k *keeper) run() {
-	defer k.m.running.Done()
 	defer k.end()
 	for {
 		select {
@@ -234,8 +233,7 @@ func (k *keeper) open(ctx context.Context, w wish) error {
 	k.m.metrics.open.WithLabelValues(k.name).Set(1)
 	k.m.cfg.Log.Info("event store opened", "store", k.name)
 	if old != nil {
-		k.m.running.Add(1)
-		go k.closeLater(old)
+		k.m.running.Go(func() { k.closeLater(old) })
 	}
 	return nil
 }
@@ -270,7 +268,6 @@ func (k *keeper) connect(ctx context.Context, spec *configv1.EventStore) (store.
 }
 
 func (k *keeper) closeLater(st store.Store) {
-	defer k.m.running.Done()
 	timer := time.NewTimer(k.m.cfg.Grace)
 	defer timer.Stop()
 	select {

@@ -160,14 +160,15 @@ func (m *Manager) Apply(ctx context.Context, s *snapshot.Snapshot) {
 		}
 	}
 	for uid, st := range s.Stores {
-		k := m.keepers[uid]
+		k, isNew := m.keepers[uid], false
 		if k == nil {
-			k = newKeeper(m, st)
+			k, isNew = newKeeper(m, st), true
 			m.keepers[uid] = k
-			m.running.Add(1)
-			go k.run()
 		}
 		k.want(st, want[uid])
+		if isNew { // it has its first wish
+			m.running.Go(k.run)
+		}
 	}
 	keepers := maps.Clone(m.keepers)
 	m.mu.Unlock()
