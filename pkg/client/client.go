@@ -1,0 +1,227 @@
+// Package client is the Go client of the mesh: it publishes to and receives from
+// proxies over gRPC.
+//
+// It balances over the proxies that its resolver gives, reconnects by itself,
+// and resumes tails where they were. Delivery is at least once: an event whose
+// acknowledgement was lost with a connection is published again with the same
+// source and id.
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
+	"google.golang.org/grpc/status"
+
+	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// Config of a Client. Either Addresses or Target is set.
+type Config struct {
+	// Addresses of proxies, "host:port".
+	Addresses []string
+	// Target is a gRPC target whose scheme Resolver serves
+	// ("nacos:///weft"), to find proxies in a registry.
+	Target   string
+	Resolver resolver.Builder
+	// TLS to proxies; nil is plaintext.
+	TLS *tls.Config
+	// APIKey gives the key for each call; nil sends none. It is never sent
+	// over plaintext to another machine.
+	APIKey func() (string, error)
+}
+
+// APIKeyFile reads the key from a file at each call, so that it can be rotated.
+func APIKeyFile(path string) func() (string, error) {
+	return func() (string, error) {
+		b, err := os.ReadFile(path)
+		return strings.TrimSpace(string(b)), err
+	}
+}
+
+// Client talks to the mesh. It is safe for concurrent use.
+type Client struct {
+	conn *grpc.ClientConn
+	rpc  eventsv1.EventServiceClient
+}
+
+// New makes a client. It connects when it is first used.
+func New(cfg Config) (*Client, error) {
+	creds := insecure.NewCredentials()
+	if cfg.TLS != nil {
+		creds = credentials.NewTLS(cfg.TLS)
+	}
+	opts := []grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16 << 20)),
+	}
+	target := cfg.Target
+	switch {
+	case len(cfg.Addresses) > 0 && target != "":
+		return nil, errors.New("client: Addresses and Target exclude each other")
+	case len(cfg.Addresses) > 0:
+		r := manual.NewBuilderWithScheme("weft-static")
+		var state resolver.State
+		for _, a := range cfg.Addresses {
+			state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a}}})
+		}
+		r.InitialState(state)
+		opts = append(opts, grpc.WithResolvers(r))
+		target = "weft-static:///proxies"
+	case target == "":
+		return nil, errors.New("client: the address of a proxy is needed")
+	case cfg.Resolver != nil:
+		opts = append(opts, grpc.WithResolvers(cfg.Resolver))
+	}
+	if cfg.APIKey != nil {
+		if cfg.TLS == nil {
+			for _, a := range cfg.Addresses {
+				if !strings.HasPrefix(a, "127.") && !strings.HasPrefix(a, "localhost:") && !strings.HasPrefix(a, "[::1]:") {
+					return nil, fmt.Errorf("client: an API key is not sent to %s without TLS", a)
+				}
+			}
+		}
+		opts = append(opts, grpc.WithPerRPCCredentials(apiKey{cfg.APIKey, cfg.TLS != nil}))
+	}
+	conn, err := grpc.NewClient(target, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	return &Client{conn, eventsv1.NewEventServiceClient(conn)}, nil
+}
+
+type apiKey struct {
+	key    func() (string, error)
+	secure bool
+}
+
+func (k apiKey) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	key, err := k.key()
+	if err != nil {
+		return nil, status.Errorf(codes.Unauthenticated, "the API key cannot be read: %v", err)
+	}
+	return map[string]string{"authorization": "Bearer " + key}, nil
+}
+
+func (k apiKey) RequireTransportSecurity() bool { return k.secure }
+
+// Close ends the client.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Error is why the mesh did not do what was asked.
+type Error struct {
+	Code codes.Code
+	// Reason is a stable word ("access-denied", "ambiguous").
+	Reason string
+	// Message is for people.
+	Message string
+	// RetryAfter is when trying again makes sense; 0 is unknown.
+	RetryAfter time.Duration
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Retryable reports whether the same call may succeed later. After the reason
+// "ambiguous" the event may have been kept: publish it again with the same
+// source and id.
+func (e *Error) Retryable() bool {
+	return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted || e.Reason == "ambiguous"
+}
+
+// toError is an error of a call.
+func toError(err error) error {
+	st, ok := status.FromError(err)
+	if err == nil || !ok {
+		return err
+	}
+	e := &Error{Code: st.Code(), Message: st.Message()}
+	for _, d := range st.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			e.Reason = d.Reason
+		case *errdetails.RetryInfo:
+			e.RetryAfter = d.RetryDelay.AsDuration()
+		}
+	}
+	return e
+}
+
+// fromWire is an error of one event.
+func fromWire(e *eventsv1.Error) error {
+	if e == nil {
+		return nil
+	}
+	return &Error{Code: codes.Code(e.Code), Reason: e.Reason, Message: e.Message, RetryAfter: e.RetryAfter.AsDuration()} //nolint:gosec // a code
+}
+
+// wire is e as it is sent.
+func wire(e *event.Event) (*cev1.CloudEvent, error) {
+	out := &cev1.CloudEvent{}
+	return out, proto.Unmarshal(cloudevents.AppendProto(nil, e), out)
+}
+
+// Publish publishes one event and waits until the store has it. It returns the
+// position token.
+func (c *Client) Publish(ctx context.Context, namespace, topic string, e event.Event) (string, error) {
+	if err := e.Validate(); err != nil {
+		return "", &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
+	}
+	ev, err := wire(&e)
+	if err != nil {
+		return "", err
+	}
+	resp, err := c.rpc.Publish(ctx, &eventsv1.PublishRequest{Namespace: namespace, Topic: topic, Event: ev})
+	if err != nil {
+		return "", toError(err)
+	}
+	return resp.Position, nil
+}
+
+// Result is the outcome for one event of a batch.
+type Result struct {
+	Position string
+	Err      error
+}
+
+// PublishBatch publishes up to 1,000 events of one topic; each has its own
+// result. The error is of the call as a whole.
+func (c *Client) PublishBatch(ctx context.Context, namespace, topic string, events []event.Event) ([]Result, error) {
+	req := &eventsv1.PublishBatchRequest{Namespace: namespace, Topic: topic}
+	for i := range events {
+		ev, err := wire(&events[i])
+		if err != nil {
+			return nil, err
+		}
+		req.Events = append(req.Events, ev)
+	}
+	resp, err := c.rpc.PublishBatch(ctx, req)
+	if err != nil {
+		return nil, toError(err)
+	}
+	out := make([]Result, len(resp.Results))
+	for i, r := range resp.Results {
+		out[i] = Result{r.Position, fromWire(r.Error)}
+	}
+	return out, nil
+}

@@ -1,0 +1,295 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// Delivery is one event that was received.
+type Delivery struct {
+	Topic    string
+	Position string
+	// Attempt is 1 at first.
+	Attempt int
+	Event   event.Event
+}
+
+// Handler takes one delivery. nil settles it; an error gives it back for
+// another attempt, after the Subscription's schedule or, for a *Retry, after
+// its Delay. Its text is kept with the event.
+type Handler func(ctx context.Context, d Delivery) error
+
+// Retry asks for another attempt after Delay.
+type Retry struct {
+	Delay  time.Duration
+	Reason string
+}
+
+func (r *Retry) Error() string { return r.Reason }
+
+// SubscribeOptions change Subscribe. The zero value is its defaults.
+type SubscribeOptions struct {
+	// Credit is how many deliveries may be unsettled, and so how many Handlers
+	// run at once; 64 when 0.
+	Credit int
+	// Connected is called each time the subscription is open.
+	Connected func()
+}
+
+// Retry times of a stream.
+const (
+	minRetry = 100 * time.Millisecond
+	maxRetry = 5 * time.Second
+)
+
+// Subscribe is a member of a Subscription until ctx ends: it calls h for each
+// delivery, up to Credit at a time, and settles. It reconnects by itself; an
+// error is returned where trying again cannot help (denied, deleted). Handlers
+// that run when ctx ends are waited for, and their deliveries settled.
+func (c *Client) Subscribe(ctx context.Context, namespace, subscription string, h Handler, o SubscribeOptions) error {
+	if o.Credit == 0 {
+		o.Credit = 64
+	}
+	return again(ctx, func(good func()) error {
+		return c.member(ctx, namespace, subscription, h, o, good)
+	})
+}
+
+// again runs f until ctx ends or f fails for good.
+func again(ctx context.Context, f func(good func()) error) error {
+	retry := minRetry
+	for {
+		err := f(func() { retry = minRetry })
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		switch e := toError(err); code(e) {
+		case codes.PermissionDenied, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.Unauthenticated, codes.Unimplemented:
+			return e
+		}
+		timer := time.NewTimer(retry/2 + rand.N(retry))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		retry = min(2*retry, maxRetry)
+	}
+}
+
+func code(err error) codes.Code {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return codes.Unknown
+}
+
+// member runs one stream.
+func (c *Client) member(ctx context.Context, namespace, subscription string, h Handler, o SubscribeOptions, good func()) error {
+	// The stream outlives ctx for as long as handlers need to settle.
+	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	rpc, err := c.rpc.Subscribe(sctx)
+	if err != nil {
+		return err
+	}
+	if err := rpc.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{
+		Namespace: namespace, Source: &eventsv1.SubscribeOpen_Subscription{Subscription: subscription}, Credit: uint32(o.Credit)}}}); err != nil { //nolint:gosec // small
+		_, err = rpc.Recv()
+		return err
+	}
+	// Settlements go through one goroutine, since a stream has one sender.
+	settle := make(chan *eventsv1.SubscribeRequest, o.Credit)
+	running := make(chan struct{}, o.Credit)
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		for req := range settle {
+			if rpc.Send(req) != nil {
+				for range settle { // the stream is over; they come again
+				}
+				return
+			}
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() {
+		for range o.Credit { // wait for the handlers
+			running <- struct{}{}
+		}
+		close(settle)
+		<-sent
+		_ = rpc.CloseSend()
+	})
+	err = receive(rpc, func(d *eventsv1.Delivery) {
+		select {
+		case running <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		go func() {
+			defer func() { <-running }()
+			settle <- answer(d.Id, handle(ctx, h, d))
+		}()
+	}, func() {
+		good()
+		if o.Connected != nil {
+			o.Connected()
+		}
+	})
+	if stop() {
+		// The stream ended first: handlers end, and what they say is lost.
+		for range o.Credit {
+			running <- struct{}{}
+		}
+		close(settle)
+	}
+	<-sent
+	return err
+}
+
+// receive reads a stream to its end.
+func receive(rpc grpc.BidiStreamingClient[eventsv1.SubscribeRequest, eventsv1.SubscribeResponse], f func(*eventsv1.Delivery), opened func()) error {
+	for {
+		resp, err := rpc.Recv()
+		if err != nil {
+			return err
+		}
+		if resp.GetOpened() != nil {
+			opened()
+		}
+		for _, d := range resp.GetDeliveries().GetDeliveries() {
+			f(d)
+		}
+	}
+}
+
+func decode(d *eventsv1.Delivery) (Delivery, error) {
+	b, err := proto.Marshal(d.Event)
+	if err != nil {
+		return Delivery{}, err
+	}
+	e, err := cloudevents.DecodeProto(b)
+	return Delivery{d.Topic, d.Position, int(d.Attempt), e}, err
+}
+
+func handle(ctx context.Context, h Handler, d *eventsv1.Delivery) error {
+	x, err := decode(d)
+	if err != nil {
+		return err
+	}
+	return h(ctx, x)
+}
+
+// answer settles a delivery by what its handler said.
+func answer(id uint64, err error) *eventsv1.SubscribeRequest {
+	if err == nil {
+		return &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: &eventsv1.Ack{Ids: []uint64{id}}}}
+	}
+	n := &eventsv1.Nack{Ids: []uint64{id}, Reason: err.Error()}
+	if r, ok := errors.AsType[*Retry](err); ok {
+		n.Delay = durationpb.New(r.Delay)
+	}
+	return &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Nack{Nack: n}}
+}
+
+// TailOptions say where a tail begins. The zero value is the end.
+type TailOptions struct {
+	Beginning bool
+	Since     time.Time
+	// After are position tokens, one for each partition.
+	After []string
+	// Connected is called each time the tail is open.
+	Connected func()
+}
+
+// tailCredit is how many events a tail is granted at once.
+const tailCredit = 256
+
+// Tail calls f for each event of topics (names or patterns), in order for each
+// partition, until ctx ends or f returns an error. It reconnects by itself and
+// goes on behind the last event that f took.
+func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o TailOptions, f func(Delivery) error) error {
+	last := map[string]string{} // by partition: the token without its offset
+	for _, t := range o.After {
+		last[partition(t)] = t
+	}
+	var stopped error
+	err := again(ctx, func(good func()) error {
+		sctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		rpc, err := c.rpc.Subscribe(sctx)
+		if err != nil {
+			return err
+		}
+		open := &eventsv1.SubscribeOpen{Namespace: namespace, Source: &eventsv1.SubscribeOpen_Tail{Tail: tailFrom(topics, o, last)}, Credit: tailCredit}
+		if err := rpc.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: open}}); err != nil {
+			_, err = rpc.Recv()
+			return err
+		}
+		taken := 0
+		err = receive(rpc, func(d *eventsv1.Delivery) {
+			if stopped != nil {
+				return
+			}
+			x, err := decode(d)
+			if err == nil {
+				err = f(x)
+			}
+			if err != nil {
+				stopped = err
+				cancel()
+				return
+			}
+			last[partition(d.Position)] = d.Position
+			if taken++; taken == tailCredit/2 {
+				taken = 0
+				_ = rpc.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Credit{Credit: &eventsv1.Credit{Deliveries: tailCredit / 2}}})
+			}
+		}, func() {
+			good()
+			if o.Connected != nil {
+				o.Connected()
+			}
+		})
+		if stopped != nil {
+			return status.Error(codes.InvalidArgument, "stopped") // ends the loop
+		}
+		return err
+	})
+	if stopped != nil {
+		return stopped
+	}
+	return err
+}
+
+func tailFrom(topics []string, o TailOptions, last map[string]string) *eventsv1.Tail {
+	t := &eventsv1.Tail{Topics: topics}
+	switch {
+	case len(last) > 0:
+		after := &eventsv1.Positions{}
+		for _, tok := range last {
+			after.Tokens = append(after.Tokens, tok)
+		}
+		t.From = &eventsv1.Tail_After{After: after}
+	case o.Beginning:
+		t.From = &eventsv1.Tail_Beginning{Beginning: true}
+	case !o.Since.IsZero():
+		t.From = &eventsv1.Tail_Time{Time: timestamppb.New(o.Since)}
+	}
+	return t
+}

@@ -1,0 +1,122 @@
+package manifest
+
+import (
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+)
+
+const good = `
+apiVersion: weft/v1alpha1
+kind: EventStore
+metadata: {namespace: demo, name: main, labels: {team: "1"}}
+spec:
+  embedded:
+---
+# a comment, and an empty document
+---
+apiVersion: weft/v1alpha1
+kind: Subscription
+metadata:
+  name: billing
+spec:
+  topics: [orders, "audit.>"]
+  filter: {all: [{exact: {type: a}}, {not: {prefix: {subject: b}}}]}
+  start: beginning
+  push: {url: "http://127.0.0.1:1/", timeout: 500ms}
+  ack_timeout: 1m30s
+  maxInFlight: 10
+  retry: {max_attempts: 3}
+---
+{"apiVersion": "weft/v1alpha1", "kind": "Topic", "metadata": {"namespace": "demo", "name": "orders"},
+ "spec": {"store": "main", "retention": {"max_bytes": "2GiB", "max_age": "24h"}, "needs": {"durability": "DISK"}}}
+`
+
+func TestDecode(t *testing.T) {
+	docs, err := Decode("f.yaml", []byte(good), "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(docs) != 3 || docs[0].Resource.GetEventStore().GetEmbedded() == nil || docs[1].Resource.Name != "subscription/demo/billing" {
+		t.Fatalf("%v", docs)
+	}
+	s := docs[1].Resource.GetSubscription()
+	if s.AckTimeout.AsDuration().Seconds() != 90 || s.MaxInFlight != 10 || s.Start != configv1.Start_START_BEGINNING || s.GetPush().Timeout.AsDuration().Milliseconds() != 500 || len(s.Filter.All) != 2 {
+		t.Errorf("%v", s)
+	}
+	if r := docs[2].Resource.GetTopic(); r.Retention.MaxBytes != 2<<30 || r.Needs.Durability != configv1.Durability_DURABILITY_DISK {
+		t.Errorf("%v", r)
+	}
+	for _, d := range docs {
+		y, err := YAML(d.Resource)
+		if err != nil {
+			t.Fatal(err)
+		}
+		j, err := JSON(d.Resource)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range [][]byte{y, j} {
+			again, err := Decode("again", b, "")
+			if err != nil || !proto.Equal(again[0].Resource, d.Resource) {
+				t.Errorf("%v\n%s", err, b)
+			}
+		}
+	}
+}
+
+func TestDecodeProblems(t *testing.T) {
+	const head = "apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: x}\n"
+	for name, tc := range map[string]struct{ in, want string }{
+		"unknown field":     {head + "spec:\n  store: main\n  partitons: 4\n", "f.yaml:6:3: spec.partitons: is not a field; did you mean partitions?"},
+		"unknown top field": {head + "specs: {}\n", "f.yaml:4:1: specs: is not a field of a resource; did you mean spec?"},
+		"wrong type":        {head + "spec:\n  partitions: many\n", "f.yaml:5:15: spec.partitions: must be a number"},
+		"not a list":        {"apiVersion: weft/v1alpha1\nkind: Subscription\nmetadata: {namespace: demo, name: x}\nspec:\n  topics: orders\n", "f.yaml:5:11: spec.topics: must be a list"},
+		"number for text":   {head + "spec:\n  store: 5\n", "put it in quotes"},
+		"bad duration":      {head + "spec:\n  retention: {max_age: 5 days}\n", "must be a duration"},
+		"bad enum":          {head + "spec:\n  needs: {durability: eternal}\n", "must be one of process, disk, replicated"},
+		"two of a oneof":    {"apiVersion: weft/v1alpha1\nkind: EventStore\nmetadata: {namespace: demo, name: x}\nspec:\n  embedded: {}\n  rocketmq: {name_servers: [a]}\n", "stands beside embedded"},
+		"twice":             {head + "spec:\n  store: a\n  store: b\n", "f.yaml:6:3: spec.store: is there twice"},
+		"kind":              {"apiVersion: weft/v1alpha1\nkind: Topik\n", `"Topik" is not a kind; did you mean Topic?`},
+		"no kind":           {"apiVersion: weft/v1alpha1\nmetadata: {namespace: demo, name: x}\n", "kind: is missing"},
+		"version":           {"apiVersion: weft/v9\nkind: Topic\nmetadata: {namespace: demo, name: x}\n", "this program knows weft/v1alpha1"},
+		"no namespace":      {"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {name: x}\n", "--namespace"},
+		"syntax":            {"apiVersion: weft/v1alpha1\n  kind: [\n", "f.yaml:2:1"},
+		"alias":             {head + "spec: &a\n  store: main\n", "anchors and aliases"},
+		"list":              {"- 1\n- 2\n", "must be a mapping"},
+	} {
+		_, err := Decode("f.yaml", []byte(tc.in), "")
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v\nwant %s", name, err, tc.want)
+		}
+	}
+	// All at once.
+	_, err := Decode("f.yaml", []byte(head+"spec:\n  a: 1\n  b: 2\n---\n"+head+"spec:\n  c: 3\n"), "")
+	if n := strings.Count(err.Error(), "is not a field"); n != 3 {
+		t.Errorf("%d of 3 problems are named: %v", n, err)
+	}
+}
+
+// FuzzDecode: what decodes can be written and decodes to the same.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(good))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		docs, err := Decode("f", b, "demo")
+		if err != nil {
+			return
+		}
+		for _, d := range docs {
+			y, err := YAML(d.Resource)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := Decode("again", y, "")
+			if err != nil || len(again) != 1 || !proto.Equal(again[0].Resource, d.Resource) {
+				t.Fatalf("%v\n%s\n%v", err, y, d.Resource)
+			}
+		}
+	})
+}
