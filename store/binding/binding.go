@@ -1,0 +1,34 @@
+// Package binding turns EventStore resources into drivers' options: the one
+// place that knows both. Both planes are composed with it.
+package binding
+
+import (
+	"errors"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/embedded"
+)
+
+// Drivers are all drivers, by kind.
+func Drivers() map[string]store.Driver {
+	out := map[string]store.Driver{}
+	for _, d := range []store.Driver{embedded.Driver{}} {
+		out[d.Kind()] = d
+	}
+	return out
+}
+
+// Options is the kind and the driver's options of an EventStore, with the
+// credentials of proxies.
+func Options(es *configv1.EventStore) (kind string, options any, err error) {
+	switch es.GetDriver().(type) {
+	case *configv1.EventStore_Embedded:
+		return embedded.Kind, embedded.Options{}, nil
+	}
+	return "", nil, errors.New("this version has no driver for the event store's kind")
+}
+
+// AdminOptions is Options with the credentials for administration.
+func AdminOptions(es *configv1.EventStore) (kind string, options any, err error) { return Options(es) }

@@ -1,0 +1,117 @@
+// Package proxycmd is the command that runs a proxy. It stands apart, since the
+// binary for sidecars has nothing else: neither etcd nor a control plane.
+package proxycmd
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/dataplane/proxy"
+	"github.com/weft-mesh/weft/store/binding"
+)
+
+// Command runs one proxy.
+func Command() *cobra.Command {
+	var (
+		cfg   proxy.Config
+		log   LogFlag
+		push  []string
+		plain bool
+	)
+	cmd := &cobra.Command{Use: "proxy --control-plane HOST:PORT --data FOLDER", Short: "Run a proxy", Args: cobra.NoArgs,
+		Example: "  weft proxy --control-plane 127.0.0.1:7421 --data /var/lib/weft-proxy",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if cfg.Log, err = log.Logger(cmd); err != nil {
+				return err
+			}
+			if cfg.PushAllow, err = Prefixes(push); err != nil {
+				return err
+			}
+			cfg.AllowPlaintext = plain
+			cfg.Drivers, cfg.Options = binding.Drivers(), binding.Options
+			p, err := proxy.New(cfg)
+			if err != nil {
+				return err
+			}
+			a := p.Addrs()
+			fmt.Fprintf(cmd.ErrOrStderr(), "proxy %s: clients http %s, grpc %s; readiness %s; operations %s\n", p.NodeID(), a.HTTP, a.GRPC, a.Health, a.Ops)
+			return p.Run(cmd.Context())
+		}}
+	f := cmd.Flags()
+	f.StringSliceVar(&cfg.ControlPlane, "control-plane", List(Env("WEFT_CONTROL_PLANE", "127.0.0.1:7421")), "discovery addresses of control planes (WEFT_CONTROL_PLANE)")
+	f.StringVar(&cfg.ControlPlaneTLS.CA, "control-plane-ca", Env("WEFT_CONTROL_PLANE_CA", ""), "file with the authority of the control plane's certificate; without TLS files only loopback is connected to")
+	f.StringVar(&cfg.ControlPlaneTLS.Cert, "control-plane-cert", Env("WEFT_CONTROL_PLANE_CERT", ""), "file with this proxy's certificate for the control plane")
+	f.StringVar(&cfg.ControlPlaneTLS.Key, "control-plane-key", Env("WEFT_CONTROL_PLANE_KEY", ""), "file with its key")
+	f.StringVar(&cfg.DataDir, "data", Env("WEFT_DATA", ""), "folder for the node id, the last good configuration and embedded stores (WEFT_DATA)")
+	f.StringVar(&cfg.NodeID, "node-id", Env("WEFT_NODE_ID", ""), "stable id; kept in the data folder when empty (WEFT_NODE_ID)")
+	f.StringSliceVar(&cfg.Namespaces, "namespaces", List(Env("WEFT_NAMESPACES", "")), "namespaces to serve; all when empty (WEFT_NAMESPACES)")
+	f.StringVar(&cfg.HTTPAddr, "http", Env("WEFT_HTTP", "127.0.0.1:7410"), "address for clients over HTTP (WEFT_HTTP)")
+	f.StringVar(&cfg.GRPCAddr, "grpc", Env("WEFT_GRPC", "127.0.0.1:7411"), "address for clients over gRPC (WEFT_GRPC)")
+	f.StringVar(&cfg.HealthAddr, "health", Env("WEFT_HEALTH", "127.0.0.1:7418"), "address of /readyz alone, for registries and orchestrators (WEFT_HEALTH)")
+	f.StringVar(&cfg.OpsAddr, "ops", Env("WEFT_OPS", "127.0.0.1:7419"), "loopback address of metrics and debugging (WEFT_OPS)")
+	f.StringVar(&cfg.TLS.Cert, "cert", Env("WEFT_CERT", ""), "file with the certificate of the clients' listeners (WEFT_CERT)")
+	f.StringVar(&cfg.TLS.Key, "key", Env("WEFT_KEY", ""), "file with its key (WEFT_KEY)")
+	f.BoolVar(&plain, "allow-plaintext", false, "listen for clients without TLS on addresses that are not loopback; API keys then cross the network in the clear")
+	f.StringVar(&cfg.AdvertiseHost, "advertise", Env("WEFT_ADVERTISE", ""), "host under which clients and registries reach this proxy; it is registered only with one (WEFT_ADVERTISE)")
+	f.StringVar(&cfg.Zone, "zone", Env("WEFT_ZONE", ""), "availability zone (WEFT_ZONE)")
+	f.Uint32Var(&cfg.Weight, "weight", 100, "share of load relative to other proxies, 1 to 10000")
+	f.StringSliceVar(&push, "push-allow", List(Env("WEFT_PUSH_ALLOW", "")), "networks that push may call beside public addresses, such as 10.0.0.0/8 (WEFT_PUSH_ALLOW)")
+	f.IntVar(&cfg.Window, "window", 0, "events of a partition between delivered and durably settled, which a crash may repeat; the store's default when 0")
+	f.DurationVar(&cfg.DrainGrace, "drain-grace", 0, "how long to go on taking connections after readiness has failed")
+	f.DurationVar(&cfg.DrainTime, "drain-time", 25*time.Second, "bound on stopping as a whole")
+	log.Add(cmd, "info")
+	return cmd
+}
+
+// List reads a comma-separated list; "" is an empty one.
+func List(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, ",")
+}
+
+// Prefixes reads networks.
+func Prefixes(in []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range in {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("--push-allow: %q is not a network such as 10.0.0.0/8", s)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// Env is a flag's default from the environment.
+func Env(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// LogFlag makes a logger to the command's error output.
+type LogFlag struct{ level string }
+
+// Add adds the flag to cmd.
+func (f *LogFlag) Add(cmd *cobra.Command, otherwise string) {
+	cmd.Flags().StringVar(&f.level, "log-level", Env("WEFT_LOG_LEVEL", otherwise), "debug, info, warn or error (WEFT_LOG_LEVEL)")
+}
+
+// Logger makes the logger.
+func (f *LogFlag) Logger(cmd *cobra.Command) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(f.level)); err != nil {
+		return nil, fmt.Errorf("--log-level: %q is not debug, info, warn or error", f.level)
+	}
+	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: l})), nil
+}

@@ -1,0 +1,162 @@
+// Package weft is the command line: the mesh in one process, its planes one by
+// one, and the verbs for people and scripts.
+package weft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/client"
+	"github.com/weft-mesh/weft/pkg/tlsconf"
+	"github.com/weft-mesh/weft/pkg/version"
+	"github.com/weft-mesh/weft/tools/proxycmd"
+)
+
+// Main runs the command line and returns the exit status: 0, or 1 after an
+// error, which it has printed.
+func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := Command()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(errOut, "weft: "+explain(err))
+		return 1
+	}
+	return 0
+}
+
+// Command is the root command.
+func Command() *cobra.Command {
+	root := &cobra.Command{Use: "weft", Short: "An event mesh: what a service mesh is to calls, for events",
+		Long: `Weft takes events in over what applications speak, applies policy, and moves them
+to and from the middleware that stores them.
+
+  weft up                 the whole mesh in one process, to try it
+  weft apply -f FILE      change the configuration
+  weft status             who has it, and what is not ready and why
+  weft publish, subscribe send and see events`,
+		SilenceUsage: true, SilenceErrors: true, Version: version.String()}
+	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), getCommand(), deleteCommand(), statusCommand(),
+		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), "weft", version.String())
+		return err
+	}}
+}
+
+// explain makes an error's text for people.
+func explain(err error) string {
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		return e.Message
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	for _, d := range st.Details() {
+		if br, ok := d.(*errdetails.BadRequest); ok {
+			var b strings.Builder
+			fmt.Fprintf(&b, "refused, nothing was changed:")
+			for _, v := range br.FieldViolations {
+				fmt.Fprintf(&b, "\n  %s: %s", v.Field, v.Description)
+			}
+			return b.String()
+		}
+	}
+	if st.Code() == codes.Unavailable {
+		return st.Message() + "\nis the control plane there? name it with --server or WEFT_SERVER"
+	}
+	return st.Message()
+}
+
+// callTimeout bounds one call of the admin API.
+const callTimeout = 15 * time.Second
+
+// adminFlags say where the admin API is.
+type adminFlags struct {
+	server string
+	tls    tlsconf.Files
+}
+
+func (f *adminFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.server, "server", proxycmd.Env("WEFT_SERVER", "127.0.0.1:7420"), "address of the admin API (WEFT_SERVER)")
+	cmd.Flags().StringVar(&f.tls.CA, "server-ca", proxycmd.Env("WEFT_SERVER_CA", ""), "file with the authority of the control plane's certificate; without it the connection is plaintext, for loopback (WEFT_SERVER_CA)")
+	cmd.Flags().StringVar(&f.tls.Cert, "server-cert", proxycmd.Env("WEFT_SERVER_CERT", ""), "file with the own certificate (WEFT_SERVER_CERT)")
+	cmd.Flags().StringVar(&f.tls.Key, "server-key", proxycmd.Env("WEFT_SERVER_KEY", ""), "file with its key (WEFT_SERVER_KEY)")
+}
+
+func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
+	creds := insecure.NewCredentials()
+	if !f.tls.Empty() {
+		c, err := tlsconf.Client(f.tls)
+		if err != nil {
+			return nil, nil, err
+		}
+		creds = credentials.NewTLS(c)
+	}
+	conn, err := grpc.NewClient(f.server, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+	if err != nil {
+		return nil, nil, fmt.Errorf("--server: %w", err)
+	}
+	return adminv1.NewAdminServiceClient(conn), func() { _ = conn.Close() }, nil
+}
+
+// proxyFlags say where a proxy is and who asks.
+type proxyFlags struct {
+	proxies []string
+	tls     tlsconf.Files
+	keyFile string
+}
+
+func (f *proxyFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringSliceVar(&f.proxies, "proxy", strings.Split(proxycmd.Env("WEFT_PROXY", "127.0.0.1:7411"), ","), "gRPC addresses of proxies (WEFT_PROXY)")
+	cmd.Flags().StringVar(&f.tls.CA, "proxy-ca", proxycmd.Env("WEFT_PROXY_CA", ""), "file with the authority of the proxies' certificates; without it the connection is plaintext (WEFT_PROXY_CA)")
+	cmd.Flags().StringVar(&f.tls.Cert, "proxy-cert", proxycmd.Env("WEFT_PROXY_CERT", ""), "file with the own certificate (WEFT_PROXY_CERT)")
+	cmd.Flags().StringVar(&f.tls.Key, "proxy-key", proxycmd.Env("WEFT_PROXY_KEY", ""), "file with its key (WEFT_PROXY_KEY)")
+	cmd.Flags().StringVar(&f.keyFile, "api-key-file", proxycmd.Env("WEFT_API_KEY_FILE", ""), "file with the API key (WEFT_API_KEY_FILE; the key itself may be in WEFT_API_KEY)")
+}
+
+func (f *proxyFlags) dial() (*client.Client, error) {
+	cfg := client.Config{Addresses: f.proxies}
+	if !f.tls.Empty() {
+		c, err := tlsconf.Client(f.tls)
+		if err != nil {
+			return nil, err
+		}
+		cfg.TLS = c
+	}
+	switch key := os.Getenv("WEFT_API_KEY"); {
+	case f.keyFile != "":
+		cfg.APIKey = client.APIKeyFile(f.keyFile)
+	case key != "":
+		cfg.APIKey = func() (string, error) { return key, nil }
+	}
+	return client.New(cfg)
+}
+
+// outputFlag chooses between text, JSON and YAML.
+func outputFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVarP(to, "output", "o", "text", "text, json or yaml")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+}

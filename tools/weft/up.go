@@ -1,0 +1,328 @@
+package weft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/controlplane/server"
+	"github.com/weft-mesh/weft/dataplane/proxy"
+	"github.com/weft-mesh/weft/pkg/manifest"
+	"github.com/weft-mesh/weft/store/binding"
+
+	"github.com/weft-mesh/weft/tools/proxycmd"
+)
+
+// demo is the configuration of a new data folder.
+const demo = `
+apiVersion: weft/v1alpha1
+kind: EventStore
+metadata: {namespace: demo, name: main}
+spec: {embedded: {}}
+---
+apiVersion: weft/v1alpha1
+kind: Topic
+metadata: {namespace: demo, name: hello}
+spec: {store: main, retention: {max_age: 168h, max_bytes: 1GiB}}
+---
+apiVersion: weft/v1alpha1
+kind: AccessPolicy
+metadata: {namespace: demo, name: local}
+spec:
+  rules:
+    - name: local-hello
+      effect: allow
+      principals: [local]
+      actions: [publish, subscribe]
+      topics: [hello]
+`
+
+func upCommand() *cobra.Command {
+	var (
+		data       string
+		log        proxycmd.LogFlag
+		s          server.Config
+		p          proxy.Config
+		pushAllows []string
+	)
+	cmd := &cobra.Command{Use: "up", Short: "Run the whole mesh in one process", Args: cobra.NoArgs,
+		Long: `Runs etcd, the control plane, one proxy and the embedded store in one process,
+durable under the data folder. The planes talk over a real discovery stream on
+loopback, as separate processes do. Whoever comes over loopback without
+credentials is the principal "local".`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := log.Logger(cmd)
+			if err != nil {
+				return err
+			}
+			if p.PushAllow, err = proxycmd.Prefixes(pushAllows); err != nil {
+				return err
+			}
+			s.Log, p.Log = logger, logger
+			return up(cmd, data, s, p)
+		}}
+	f := cmd.Flags()
+	f.StringVar(&data, "data", proxycmd.Env("WEFT_DATA", defaultData()), "data folder (WEFT_DATA)")
+	f.StringVar(&s.AdminAddr, "admin", "127.0.0.1:7420", "address of the admin API")
+	f.StringVar(&s.DiscoveryAddr, "discovery", "127.0.0.1:7421", "address of discovery")
+	f.StringVar(&s.OpsAddr, "control-plane-ops", "127.0.0.1:7429", "address of the control plane's operations")
+	f.StringVar(&p.HTTPAddr, "http", "127.0.0.1:7410", "address for clients over HTTP")
+	f.StringVar(&p.GRPCAddr, "grpc", "127.0.0.1:7411", "address for clients over gRPC")
+	f.StringVar(&p.HealthAddr, "health", "127.0.0.1:7418", "address of the proxy's /readyz")
+	f.StringVar(&p.OpsAddr, "ops", "127.0.0.1:7419", "address of the proxy's operations")
+	f.StringSliceVar(&pushAllows, "push-allow", []string{"127.0.0.0/8"}, "networks that push may call beside public addresses")
+	log.Add(cmd, "warn")
+	return cmd
+}
+
+func defaultData() string {
+	if dir := os.Getenv("XDG_DATA_HOME"); dir != "" {
+		return filepath.Join(dir, "weft")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "weft-data"
+	}
+	return filepath.Join(home, ".local", "share", "weft")
+}
+
+// startTimeout bounds the time until the mesh serves.
+const startTimeout = time.Minute
+
+func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error {
+	data, err := filepath.Abs(data)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stat(filepath.Join(data, "etcd"))
+	isNew := errors.Is(err, fs.ErrNotExist)
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
+	// The proxy comes first: it takes the folder, so that a second process
+	// hears so at once.
+	p.DataDir, p.TrustLoopback = filepath.Join(data, "proxy"), true
+	p.Drivers, p.Options = binding.Drivers(), binding.Options
+	s.Drivers, s.Options = binding.Drivers(), binding.AdminOptions
+	p.ControlPlane = []string{s.DiscoveryAddr}
+	if _, err := netip.ParseAddrPort(s.DiscoveryAddr); err != nil {
+		return fmt.Errorf("--discovery: %w", err)
+	}
+	start, cancel := context.WithTimeout(cmd.Context(), startTimeout)
+	defer cancel()
+	unlock, err := lock(data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	etcd, err := embedetcd.Start(start, filepath.Join(data, "etcd"))
+	if err != nil {
+		return err
+	}
+	defer etcd.Close()
+	s.Etcd = etcd.Client()
+	cp, err := server.New(s)
+	if err != nil {
+		return portHint(err)
+	}
+	p.ControlPlane = []string{cp.Addrs().Discovery}
+	px, err := proxy.New(p)
+	if err != nil {
+		return portHint(err)
+	}
+	// The proxy stops first, then the control plane, then etcd.
+	cpCtx, stopCP := context.WithCancel(context.WithoutCancel(cmd.Context()))
+	defer stopCP()
+	g, gctx := errgroup.WithContext(cmd.Context())
+	cpEnded := make(chan error, 1)
+	go func() { cpEnded <- cp.Run(cpCtx) }()
+	g.Go(func() error {
+		// The proxy has a control plane to ask when it starts.
+		if err := cp.Ready(start); err != nil && gctx.Err() == nil {
+			return errors.Join(err, px.Close())
+		}
+		return px.Run(gctx)
+	})
+	g.Go(func() error {
+		select {
+		case err := <-cpEnded:
+			cpEnded <- err
+			return err
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error {
+		if err := ready(start, cp, px, isNew); err != nil {
+			if gctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		greet(cmd, cp.Addrs(), px.Addrs(), data, isNew)
+		return nil
+	})
+	err = g.Wait()
+	stopCP()
+	return errors.Join(err, <-cpEnded)
+}
+
+// portHint says what to do about a port that is taken.
+func portHint(err error) error {
+	return fmt.Errorf("%w\n(is another mesh running? every address has a flag: weft up --help)", err)
+}
+
+// ready waits until the mesh serves, and gives a new one its demo configuration.
+func ready(ctx context.Context, cp *server.Server, px *proxy.Proxy, isNew bool) error {
+	if err := cp.Ready(ctx); err != nil {
+		return err
+	}
+	if isNew {
+		if err := applyDemo(ctx, cp.Addrs().Admin); err != nil {
+			return err
+		}
+	}
+	for {
+		snap, replaced := px.Snapshot()
+		if snap.Lineage != "" && !snap.FromDisk {
+			waiting := false
+			for _, t := range snap.Topics {
+				waiting = waiting || t.NotReady != "" && isNew
+			}
+			if !waiting && (!isNew || len(snap.Topics) > 0) {
+				return nil
+			}
+		}
+		select {
+		case <-replaced:
+		case <-ctx.Done():
+			return errors.New("the mesh did not get ready in time; look at its log with --log-level info")
+		}
+	}
+}
+
+func applyDemo(ctx context.Context, addr string) error {
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	docs, err := manifest.Decode("demo", []byte(demo), "demo")
+	if err != nil {
+		return err
+	}
+	var rs []*configv1.Resource
+	for _, d := range docs {
+		rs = append(rs, d.Resource)
+	}
+	_, err = adminv1.NewAdminServiceClient(conn).Apply(ctx, &adminv1.ApplyRequest{Resources: rs})
+	return err
+}
+
+func greet(cmd *cobra.Command, cp server.Addrs, px proxy.Addrs, data string, isNew bool) {
+	w := cmd.OutOrStdout()
+	fmt.Fprintf(w, `The mesh is up. Data: %s
+
+  clients over HTTP    http://%s
+  clients over gRPC    %s
+  admin API            %s
+  metrics              http://%s/metrics (proxy), http://%s/metrics (control plane)
+
+Try, in another terminal:
+
+  curl -N http://%s/v1/demo/topics/hello/events
+
+  curl http://%s/v1/demo/topics/hello -H 'ce-specversion: 1.0' -H 'ce-id: 1' \
+       -H 'ce-source: /me' -H 'ce-type: greeting' -H 'content-type: application/json' -d '{"hello": "world"}'
+
+  weft status
+
+Ctrl-C stops it.
+`, data, px.HTTP, px.GRPC, cp.Admin, px.Ops, cp.Ops, px.HTTP, px.HTTP)
+	if isNew {
+		fmt.Fprintln(w, "The folder was new: it has a demo topic, demo/hello, that \"local\" may use.")
+	}
+}
+
+func controlPlaneCommand() *cobra.Command {
+	var (
+		cfg      server.Config
+		log      proxycmd.LogFlag
+		etcd     []string
+		user     string
+		password string
+	)
+	cmd := &cobra.Command{Use: "control-plane --etcd URL", Short: "Run a control-plane replica", Args: cobra.NoArgs,
+		Example: "  weft control-plane --etcd http://127.0.0.1:2379",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if cfg.Log, err = log.Logger(cmd); err != nil {
+				return err
+			}
+			if len(etcd) == 0 {
+				return errors.New("--etcd: name the endpoints of etcd")
+			}
+			c, err := dialEtcd(etcd, user, password, cfg.Log)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			cfg.Etcd, cfg.Drivers, cfg.Options = c, binding.Drivers(), binding.AdminOptions
+			s, err := server.New(cfg)
+			if err != nil {
+				return err
+			}
+			a := s.Addrs()
+			fmt.Fprintf(cmd.ErrOrStderr(), "control plane: admin %s, discovery %s, operations %s\n", a.Admin, a.Discovery, a.Ops)
+			return s.Run(cmd.Context())
+		}}
+	f := cmd.Flags()
+	f.StringSliceVar(&etcd, "etcd", proxycmd.List(proxycmd.Env("WEFT_ETCD", "")), "endpoints of etcd (WEFT_ETCD)")
+	f.StringVar(&user, "etcd-user", proxycmd.Env("WEFT_ETCD_USER", ""), "user of etcd (WEFT_ETCD_USER)")
+	f.StringVar(&password, "etcd-password-file", proxycmd.Env("WEFT_ETCD_PASSWORD_FILE", ""), "file with its password (WEFT_ETCD_PASSWORD_FILE)")
+	f.StringVar(&cfg.Prefix, "etcd-prefix", "/weft/v1/", "where the mesh's keys begin; ends with a slash")
+	f.StringVar(&cfg.AdminAddr, "admin", proxycmd.Env("WEFT_ADMIN", "127.0.0.1:7420"), "address of the admin API (WEFT_ADMIN)")
+	f.StringVar(&cfg.AdminTLS.Cert, "admin-cert", "", "file with the admin API's certificate; without TLS files only loopback is listened on")
+	f.StringVar(&cfg.AdminTLS.Key, "admin-key", "", "file with its key")
+	f.StringVar(&cfg.AdminTLS.CA, "admin-ca", "", "file with the authority of those who may administer")
+	f.StringVar(&cfg.DiscoveryAddr, "discovery", proxycmd.Env("WEFT_DISCOVERY", "127.0.0.1:7421"), "address of discovery (WEFT_DISCOVERY)")
+	f.StringVar(&cfg.DiscoveryTLS.Cert, "discovery-cert", "", "file with discovery's certificate; without TLS files only loopback is listened on")
+	f.StringVar(&cfg.DiscoveryTLS.Key, "discovery-key", "", "file with its key")
+	f.StringVar(&cfg.DiscoveryTLS.CA, "discovery-ca", "", "file with the authority of the proxies' certificates")
+	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging")
+	log.Add(cmd, "info")
+	return cmd
+}
+
+func dialEtcd(endpoints []string, user, passwordFile string, log *slog.Logger) (*clientv3.Client, error) {
+	cfg := clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second, Username: user}
+	if passwordFile != "" {
+		b, err := os.ReadFile(passwordFile)
+		if err != nil {
+			return nil, fmt.Errorf("--etcd-password-file: %w", err)
+		}
+		cfg.Password = string(b)
+	}
+	c, err := clientv3.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("--etcd: %w", err)
+	}
+	log.Debug("etcd", "endpoints", endpoints)
+	return c, nil
+}
