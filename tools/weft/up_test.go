@@ -1,0 +1,396 @@
+package weft
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// buffer is an output that can be read while it is written.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// mesh is a running `weft up`.
+type mesh struct {
+	*testing.T
+	ctx               context.Context
+	http, grpc, admin string
+	stop              func()
+}
+
+// start runs `weft up` in this process.
+func start(t *testing.T, data string, flags ...string) *mesh {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	uctx, ucancel := context.WithCancel(ctx)
+	args := append([]string{"up", "--data", data}, flags...)
+	// The ports stay over restarts; port 0 would draw others.
+	for _, name := range []string{"admin", "discovery", "control-plane-ops", "http", "grpc", "health", "ops"} {
+		port, err := servers.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, fmt.Sprintf("--%s=127.0.0.1:%d", name, port))
+	}
+	var out, errOut buffer
+	ended := make(chan int, 1)
+	go func() { ended <- Main(uctx, args, strings.NewReader(""), &out, &errOut) }()
+	m := &mesh{T: t, ctx: ctx, stop: sync.OnceFunc(func() {
+		ucancel()
+		if code := <-ended; code != 0 {
+			t.Errorf("weft up ended with %d: %s", code, errOut.String())
+		}
+	})}
+	t.Cleanup(m.stop)
+	for !strings.Contains(out.String(), "Ctrl-C stops it") {
+		select {
+		case code := <-ended:
+			ended <- code
+			t.Fatalf("weft up ended with %d: %s", code, errOut.String())
+		case <-ctx.Done():
+			t.Fatalf("weft up does not get ready: %s", errOut.String())
+		default:
+		}
+	}
+	find := func(pattern string) string {
+		match := regexp.MustCompile(pattern).FindStringSubmatch(out.String())
+		if match == nil {
+			t.Fatalf("%s is not in:\n%s", pattern, out.String())
+		}
+		return match[1]
+	}
+	m.http, m.grpc, m.admin = find(`HTTP +(http://\S+)`), find(`gRPC +(\S+)`), find(`admin API +(\S+)`)
+	return m
+}
+
+// weft runs a command and gives what it printed.
+func (m *mesh) weft(args ...string) (out string, err error) {
+	var o, e bytes.Buffer
+	cmd := Command()
+	for _, c := range cmd.Commands() {
+		if c.Name() == args[0] {
+			if c.Flags().Lookup("server") != nil {
+				args = append(args, "--server", m.admin)
+			}
+			if c.Flags().Lookup("proxy") != nil {
+				args = append(args, "--proxy", m.grpc)
+			}
+		}
+	}
+	if code := Main(m.ctx, args, strings.NewReader(""), &o, &e); code != 0 {
+		return o.String(), fmt.Errorf("%s", e.String())
+	}
+	return o.String(), nil
+}
+
+func (m *mesh) must(args ...string) string {
+	m.Helper()
+	out, err := m.weft(args...)
+	if err != nil {
+		m.Fatalf("weft %s: %v", strings.Join(args, " "), err)
+	}
+	return out
+}
+
+// post publishes over HTTP and wants a status.
+func (m *mesh) post(topic, contentType, body string, want int, headers ...string) string {
+	m.Helper()
+	req, err := http.NewRequestWithContext(m.ctx, http.MethodPost, m.http+"/v1/demo/topics/"+topic, strings.NewReader(body))
+	if err != nil {
+		m.Fatal(err)
+	}
+	req.Header.Set("Content-Type", contentType)
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		m.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		m.Fatal(err)
+	}
+	if resp.StatusCode != want {
+		m.Errorf("POST %s: %s, want %d: %s", topic, resp.Status, want, b)
+	}
+	return string(b)
+}
+
+func binary(id, typ string, more ...string) []string {
+	return append([]string{"ce-specversion", "1.0", "ce-id", id, "ce-source", "/shop", "ce-type", typ}, more...)
+}
+
+// sse reads n events of a tail.
+func (m *mesh) sse(topic string, n int, ready chan<- struct{}) ([]event.Event, error) {
+	req, err := http.NewRequestWithContext(m.ctx, http.MethodGet, m.http+"/v1/demo/topics/"+topic+"/events", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s", resp.Status)
+	}
+	close(ready)
+	var out []event.Event
+	sc := bufio.NewScanner(resp.Body)
+	for len(out) < n && sc.Scan() {
+		if data, ok := strings.CutPrefix(sc.Text(), "data: "); ok {
+			e, err := cloudevents.DecodeJSON([]byte(data))
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, e)
+		}
+	}
+	return out, sc.Err()
+}
+
+// exampleFolder is examples/orders with the webhook's URL replaced.
+func exampleFolder(t *testing.T, webhook string) string {
+	t.Helper()
+	dir := t.TempDir()
+	files, err := filepath.Glob("../../examples/orders/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%v %v", files, err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = bytes.ReplaceAll(b, []byte("http://127.0.0.1:8080/orders"), []byte(webhook))
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(f)), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// TestQuickStart is what a new user does: the README's commands and the orders
+// example, with every way in and out.
+func TestQuickStart(t *testing.T) {
+	called := make(chan *http.Request, 100)
+	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		called <- r
+	}))
+	defer hook.Close()
+	data := filepath.Join(t.TempDir(), "data")
+	m := start(t, data)
+
+	// The three commands that `weft up` prints.
+	ready := make(chan struct{})
+	tailed := make(chan []event.Event, 1)
+	go func() {
+		got, err := m.sse("hello", 1, ready)
+		if err != nil {
+			t.Error(err)
+		}
+		tailed <- got
+	}()
+	<-ready
+	m.post("hello", "application/json", `{"hello": "world"}`, 200, binary("1", "greeting")...)
+	if got := <-tailed; len(got) != 1 || got[0].ID != "1" || string(got[0].Data) != `{"hello":"world"}` {
+		t.Errorf("the tail has %+v", got)
+	}
+	if out := m.must("status"); !strings.Contains(out, "topic/demo/hello") {
+		t.Error(out)
+	}
+
+	// The orders example.
+	out := m.must("apply", "-f", exampleFolder(t, hook.URL))
+	if strings.Count(out, " created") != 7 {
+		t.Errorf("apply says:\n%s", out)
+	}
+	m.await("orders and its subscriptions are ready", func() bool {
+		out := m.must("status")
+		return strings.Count(out, "  Ready") >= 6 && !strings.Contains(out, "not Ready") && !strings.Contains(out, "behind")
+	})
+	m.post("orders", "application/json", `{"n":1}`, 200, binary("b1", "order.created", "ce-subject", "c1")...)
+	m.post("orders", cloudevents.TypeJSON, `{"specversion":"1.0","id":"s1","source":"/shop","type":"order.created","region":"eu","data":{"n":2}}`, 200)
+	batch := m.post("orders", cloudevents.TypeBatch, `[{"specversion":"1.0","id":"x1","source":"/shop","type":"order.paid","data":3},{"specversion":"1.0","id":"x2","source":"/shop","type":"note","data":4}]`, 200)
+	var answer struct{ Results []struct{ Position string } }
+	if err := json.Unmarshal([]byte(batch), &answer); err != nil || len(answer.Results) != 2 || answer.Results[1].Position == "" {
+		t.Errorf("the batch's answer is %s", batch)
+	}
+	got := m.must("subscribe", "billing", "--max", "4", "-o", "json")
+	for id, data := range map[string]string{"b1": `{"n":1}`, "s1": `{"n":2}`, "x1": "3", "x2": "4"} {
+		found := false
+		for line := range strings.Lines(got) {
+			e, err := cloudevents.DecodeJSON([]byte(strings.TrimSpace(line)))
+			found = found || err == nil && e.ID == id && string(e.Data) == data
+		}
+		if !found {
+			t.Errorf("billing did not get %s with %s:\n%s", id, data, got)
+		}
+	}
+	// The route keeps European orders apart, so the warehouse gets the others.
+	hooks := map[string]string{}
+	for len(hooks) < 2 {
+		select {
+		case r := <-called:
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hooks[r.Header.Get("ce-id")] = string(body)
+		case <-m.ctx.Done():
+			t.Fatalf("the warehouse was called for %v", hooks)
+		}
+	}
+	if hooks["b1"] != `{"n":1}` || hooks["x1"] != "3" {
+		t.Errorf("the warehouse was called for %v", hooks)
+	}
+	if out := m.must("subscribe", "--tail", "orders.eu", "--from", "beginning", "--max", "1"); !strings.Contains(out, "s1") {
+		t.Errorf("orders.eu has %s", out)
+	}
+
+	// A refusal names the rule; a change of the rules takes effect on what is
+	// open.
+	if msg := m.post("orders.audit", "text/plain", "x", 403, binary("1", "t")...); !strings.Contains(msg, "no AccessPolicy of namespace demo allows local") {
+		t.Error(msg)
+	}
+	tailEnded := make(chan error, 1)
+	go func() {
+		_, err := m.weft("subscribe", "--tail", "orders")
+		tailEnded <- err
+	}()
+	deny := filepath.Join(t.TempDir(), "deny.yaml")
+	if err := os.WriteFile(deny, []byte("apiVersion: weft/v1alpha1\nkind: AccessPolicy\nmetadata: {namespace: demo, name: freeze}\nspec:\n  rules:\n    - {name: frozen, effect: deny, principals: ['*'], actions: [publish, subscribe], topics: [orders]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.must("apply", "-f", deny)
+	if err := <-tailEnded; err == nil || !strings.Contains(err.Error(), "frozen") {
+		t.Errorf("the open tail ends with %v", err)
+	}
+	if msg := m.post("orders", "text/plain", "x", 403, binary("1", "t")...); !strings.Contains(msg, "frozen") {
+		t.Error(msg)
+	}
+	m.must("delete", "accesspolicy", "freeze")
+	m.await("the denial is gone", func() bool {
+		_, err := m.weft("publish", "orders", "--id", "after")
+		return err == nil
+	})
+
+	// It is all there after a restart.
+	m.stop()
+	m = start(t, data)
+	if out := m.must("subscribe", "billing", "--max", "1", "-o", "json"); !strings.Contains(out, `"after"`) {
+		t.Errorf("after the restart billing gets %s", out)
+	}
+	if out := m.must("get", "topics", "-o", "yaml"); !strings.Contains(out, "name: orders.eu") {
+		t.Error(out)
+	}
+}
+
+// await waits until f holds.
+func (m *mesh) await(what string, f func() bool) {
+	m.Helper()
+	for !f() {
+		if m.ctx.Err() != nil {
+			m.Fatalf("%s: not in time", what)
+		}
+	}
+}
+
+// TestBadManifests: what is wrong is named with its place, and nothing happens.
+func TestBadManifests(t *testing.T) {
+	m := start(t, filepath.Join(t.TempDir(), "data"))
+	file := filepath.Join(t.TempDir(), "bad.yaml")
+	for _, tc := range []struct{ in, want string }{
+		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: x}\nspec:\n  stroe: main\n", file + ":5:3: spec.stroe: is not a field; did you mean store?"},
+		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: x}\nspec: {store: nowhere}\n", "topic/demo/x: spec.store: there is no EventStore nowhere in namespace demo"},
+		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: HELLO}\nspec: {store: main}\n", "differs from topic/demo/hello only in case"},
+		{"apiVersion: weft/v1alpha1\nkind: TopicBinding\nmetadata: {namespace: demo, name: hello}\n", "only the control plane writes"},
+	} {
+		if err := os.WriteFile(file, []byte(tc.in), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.weft("apply", "-f", file); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%v\nwant %s", err, tc.want)
+		}
+	}
+}
+
+func TestSecondMeshOnOneFolder(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "data")
+	m := start(t, data)
+	if _, err := m.weft("up", "--data", data); err == nil || !strings.Contains(err.Error(), "is used by another mesh (pid ") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestAPIKey: a key that was made here lets its principal in, and no other does.
+func TestAPIKey(t *testing.T) {
+	m := start(t, filepath.Join(t.TempDir(), "data"))
+	key := filepath.Join(t.TempDir(), "svc.key")
+	identity := m.must("apikey", "svc", "--key-file", key)
+	secret, err := os.ReadFile(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(identity, strings.TrimSpace(string(secret))) {
+		t.Error("the Identity has the key itself")
+	}
+	file := filepath.Join(t.TempDir(), "id.yaml")
+	policy := "---\napiVersion: weft/v1alpha1\nkind: AccessPolicy\nmetadata: {namespace: demo, name: svc}\nspec:\n  rules:\n    - {name: svc, effect: allow, principals: [svc], actions: [publish], topics: [hello]}\n    - {name: no-local, effect: deny, principals: [local], actions: [publish], topics: [hello]}\n"
+	if err := os.WriteFile(file, []byte(identity+policy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.must("apply", "-f", file)
+	m.await("the key is known", func() bool {
+		_, err := m.weft("publish", "hello", "--api-key-file", key)
+		return err == nil
+	})
+	if _, err := m.weft("publish", "hello"); err == nil || !strings.Contains(err.Error(), "no-local") {
+		t.Errorf("local publishes: %v", err)
+	}
+	if err := os.WriteFile(key, append(secret[:len(secret)-3], 'x'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.weft("publish", "hello", "--api-key-file", key); err == nil || !strings.Contains(err.Error(), "not valid") {
+		t.Errorf("a wrong key publishes: %v", err)
+	}
+}
