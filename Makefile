@@ -41,8 +41,8 @@ run: build ## Start the whole mesh in one process, with its data in ./data
 	@./bin/weft up --data ./data
 
 .PHONY: servers
-servers: ## Start real RocketMQ, Nacos and etcd on loopback and print their addresses
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos
+servers: ## Start real RocketMQ and etcd on loopback and print their addresses
+	go run ./tools/cmd/testservers -rocketmq -etcd
 
 # --- tests ---------------------------------------------------------------
 
@@ -51,7 +51,7 @@ TESTFLAGS ?= -race -timeout 30m -p 2
 
 .PHONY: test
 test: deps ## All tests, with real servers, under the race detector
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test $(TESTFLAGS) ./...
+	go run ./tools/cmd/testservers -rocketmq -etcd -- go test $(TESTFLAGS) ./...
 	@$(MAKE) --no-print-directory fuzz
 
 .PHONY: test-short
@@ -69,7 +69,7 @@ mutants: ## Apply each patch of integration/mutants in a copy; its test must tur
 
 .PHONY: soak
 soak: deps ## Long runs under faults (SOAK=10m for each)
-	WEFT_SOAK=$${SOAK:-10m} go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 6h -run 'Soak' -v ./integration/...
+	WEFT_SOAK=$${SOAK:-10m} go run ./tools/cmd/testservers -rocketmq -etcd -- go test -race -timeout 6h -run 'Soak' -v ./integration/...
 
 .PHONY: bench
 bench: deps ## Figures, side by side, into bench.txt

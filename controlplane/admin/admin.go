@@ -153,7 +153,7 @@ func (s *Service) plan(snap *configstore.Snapshot, in []*configv1.Resource) (pla
 	var problems []validate.Problem
 	for _, r := range in {
 		name := resource.NameOf(r)
-		next := proto.Clone(r).(*configv1.Resource) //nolint:errcheck // a clone has its original's type
+		next := proto.Clone(r).(*configv1.Resource)
 		next.Name = name
 		md := next.Metadata
 		version := md.Version

@@ -20,7 +20,7 @@ import (
 
 // shown is an entry as clients see it: with its version.
 func shown(e *configstore.Entry) *configv1.Resource {
-	r := proto.Clone(e.Resource).(*configv1.Resource) //nolint:errcheck // a clone has its original's type
+	r := proto.Clone(e.Resource).(*configv1.Resource)
 	r.Metadata.Version = e.Version()
 	return r
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
-	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -232,7 +231,7 @@ func follow(t *testing.T, dir string, addrs ...string) *follower {
 	t.Helper()
 	f := &follower{t: t, states: latest.New(State{}), reg: prometheus.NewRegistry()}
 	f.Client = New(Config{Addresses: addrs, NodeID: "n1", AnswerTimeout: 500 * time.Millisecond, Info: &discoveryv1.NodeInfo{Manifest: true}, Dir: dir, Metrics: f.reg,
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Check: tasteful,
+		Log: slog.New(slog.DiscardHandler), Check: tasteful,
 		Apply: func(_ context.Context, s State) { f.states.Store(s) }})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

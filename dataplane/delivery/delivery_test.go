@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -104,7 +103,7 @@ func allowAll() []*configv1.AccessRule {
 
 // start starts a Manager, as a proxy that starts again would.
 func (w *world) start() {
-	m := New(Config{Snapshots: w.snaps, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	m := New(Config{Snapshots: w.snaps, Log: slog.New(slog.DiscardHandler),
 		Store: func(uid string) (store.Store, error) {
 			if uid != uidStore {
 				return nil, errors.New("no such store")

@@ -352,7 +352,7 @@ func (t *timers) add(it *item)      { heap.Push(t, timer{it.due, it}) }
 func (t timers) Len() int           { return len(t) }
 func (t timers) Less(i, j int) bool { return t[i].at.Before(t[j].at) }
 func (t timers) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
-func (t *timers) Push(x any)        { *t = append(*t, x.(timer)) } //nolint:errcheck // only add pushes
+func (t *timers) Push(x any)        { *t = append(*t, x.(timer)) }
 func (t *timers) Pop() any {
 	old := *t
 	x := old[len(old)-1]

@@ -306,15 +306,15 @@ func (t *tail) Next(ctx context.Context, dst []Delivery) (int, error) {
 		return 0, t.err
 	default:
 	}
-	n := 0
 	select {
 	case d := <-t.events:
-		dst[0], n = d, 1
+		dst[0] = d
 	case <-t.ended:
 		return 0, t.err
 	case <-ctx.Done():
 		return 0, fault.From(ctx.Err())
 	}
+	n := 1
 	for n < len(dst) {
 		select {
 		case d := <-t.events:

@@ -172,7 +172,7 @@ func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapsh
 			}
 		}
 		if err := p.store(ctx, to, t.KeyFrom, events[:n], res[:n]); err != nil {
-			failAll(res[n:], fault.New(fault.Unavailable, "publish", "after-a-failure", "an earlier event of the batch failed; this one was not published"))
+			_ = failAll(res[n:], fault.New(fault.Unavailable, "publish", "after-a-failure", "an earlier event of the batch failed; this one was not published"))
 			return err
 		}
 		events, res = events[n:], res[n:]

@@ -97,7 +97,7 @@ func newWorld(t *testing.T, allow []netip.Prefix, subs ...*snapshot.Subscription
 		w.must(admin.EnsureGroup(ctx, "retry-"+s.Name, "rg", store.Start{}))
 	}
 	w.snaps = latest.New(w.snapshot(subs...))
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	m := delivery.New(delivery.Config{Snapshots: w.snaps, Log: log,
 		Store: func(string) (store.Store, error) { return st, nil },
 		Write: func(ctx context.Context, t *snapshot.Topic, events []event.Event) error {
@@ -253,9 +253,9 @@ func TestFailedAttempts(t *testing.T) {
 		answer func(w http.ResponseWriter, r *http.Request)
 		reason string
 	}{
-		"server error":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, "http 500"},
-		"gone":                {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(410) }, "http 410"},
-		"busy, not said when": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, "http 503"},
+		"server error":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "http 500"},
+		"gone":                {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGone) }, "http 410"},
+		"busy, not said when": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, "http 503"},
 		"redirect": {func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/elsewhere" {
 				t.Error("a redirect was followed")
@@ -293,7 +293,7 @@ func TestFailedAttempts(t *testing.T) {
 func TestRecovers(t *testing.T) {
 	h := newHook(t, func(n int, w http.ResponseWriter, _ *http.Request) {
 		if n == 1 {
-			w.WriteHeader(500)
+			w.WriteHeader(http.StatusInternalServerError)
 		}
 	})
 	w := newWorld(t, loopback, sub("orders", h.URL, nil))

@@ -113,7 +113,7 @@ func manager(t *testing.T, d *troubled, change func(*Config)) *Manager {
 			}
 			return "none", nil, nil
 		},
-		Metrics: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&cfg)
 	}
@@ -417,7 +417,7 @@ func TestUnknownDriver(t *testing.T) {
 }
 
 func BenchmarkGet(b *testing.B) {
-	m := New(Config{Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	m := New(Config{Log: slog.New(slog.DiscardHandler)})
 	m.set(uid1, entry{st: &embedded.Store{}})
 	b.ReportAllocs()
 	for b.Loop() {

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"hash"
 	"slices"
 	"strings"
 	"sync"
@@ -41,7 +40,6 @@ type sent struct {
 
 type got struct {
 	count int
-	acked int
 }
 
 type receipt struct {
@@ -55,9 +53,8 @@ func New() *Log {
 
 // Sum is the checksum that travels with an event.
 func Sum(data []byte) string {
-	var h hash.Hash = sha256.New()
-	h.Write(data)
-	return hex.EncodeToString(h.Sum(nil)[:16])
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:16])
 }
 
 // Intend records that an event is about to be published. seq rises for each

@@ -18,7 +18,6 @@ import (
 const (
 	EnvRocketMQ = "WEFT_TEST_ROCKETMQ" // name server, host:port
 	EnvEtcd     = "WEFT_TEST_ETCD"     // endpoint, http://host:port
-	EnvNacos    = "WEFT_TEST_NACOS"    // host:port of the HTTP port
 )
 
 // StartTimeout bounds a start, downloads not counted; generous, since machines

@@ -422,7 +422,7 @@ func distance(a, b string) int {
 // has set.
 func Equal(a, b *configv1.Resource) bool {
 	strip := func(r *configv1.Resource) *configv1.Resource {
-		c := proto.Clone(r).(*configv1.Resource) //nolint:errcheck // a clone has its original's type
+		c := proto.Clone(r).(*configv1.Resource)
 		c.Name = ""
 		c.Metadata.Uid, c.Metadata.Version, c.Metadata.CreatedAt = "", "", nil
 		return c

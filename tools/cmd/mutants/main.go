@@ -71,7 +71,7 @@ func run(ctx context.Context, dir, only string, check bool) error {
 				return fmt.Errorf("%s no longer applies: refresh it so that it breaks the promise again\n%s", m.file, out)
 			}
 		}
-		fmt.Printf("%d mutants apply\n", len(mutants))
+		fmt.Fprintf(os.Stdout, "%d mutants apply\n", len(mutants))
 		return nil
 	}
 	tree, err := copyTree(ctx)
@@ -85,7 +85,7 @@ func run(ctx context.Context, dir, only string, check bool) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("%-9s %-44s %s\n", verdict, filepath.Base(m.file), m.breaks)
+		fmt.Fprintf(os.Stdout, "%-9s %-44s %s\n", verdict, filepath.Base(m.file), m.breaks)
 		if verdict != "killed" {
 			survived = append(survived, m.file)
 		}
@@ -93,7 +93,7 @@ func run(ctx context.Context, dir, only string, check bool) error {
 	if len(survived) > 0 {
 		return fmt.Errorf("%d of %d not killed: %s", len(survived), len(mutants), strings.Join(survived, ", "))
 	}
-	fmt.Printf("%d of %d killed\n", len(mutants), len(mutants))
+	fmt.Fprintf(os.Stdout, "%d of %d killed\n", len(mutants), len(mutants))
 	return nil
 }
 

@@ -1,0 +1,151 @@
+// Package integration has the tests of the whole: what folders may import,
+// the mesh as processes against real servers, faults, and the mutants that show
+// that tests can fail.
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/weft-mesh/weft/"
+
+// allowed says what each folder may import of this module, beside itself and
+// what is below it. The first prefix that fits a package decides. It is the
+// picture in ARCHITECTURE.md.
+var allowed = []struct {
+	folder  string
+	imports []string
+	why     string
+}{
+	{"proto/", nil, "contracts stand alone"},
+	{"pkg/", []string{"pkg/", "proto/gen/"}, "pkg could be a repository of its own"},
+	{"store/binding", []string{"pkg/", "proto/gen/", "store", "store/embedded", "store/rocketmq"}, "the one place that knows the drivers' options"},
+	{"store/storetest", []string{"pkg/", "store"}, "the suite judges drivers and knows none"},
+	{"store/", []string{"pkg/", "store", "store/ackwindow", "store/storetest"}, "a driver knows the contract, not the mesh"},
+	{"registry/", []string{"pkg/", "registry"}, "a registry knows the contract, not the mesh"},
+	{"controlplane/", []string{"pkg/", "proto/gen/", "store", "registry", "controlplane/"}, "planes meet on the wire; drivers come from the composition"},
+	{"dataplane/", []string{"pkg/", "proto/gen/", "store", "store/position", "dataplane/"}, "planes meet on the wire; drivers come from the composition"},
+	{"tools/", []string{""}, "composition"},
+	{"integration/", []string{""}, "tests of the whole"},
+	{"examples/", []string{"pkg/", "proto/gen/", "registry/"}, "what a user would import"},
+}
+
+type pkgInfo struct {
+	ImportPath string
+	Imports    []string
+}
+
+func goList(t *testing.T, args ...string) []pkgInfo {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Deps"}, args...)...)
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+		}
+		t.Fatal(err)
+	}
+	var pkgs []pkgInfo
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkgInfo
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+// fits reports whether the folder or prefix rule covers path. A rule that ends
+// in "/" covers what is below; another covers only itself.
+func fits(rule, path string) bool {
+	if rule == "" {
+		return true
+	}
+	if strings.HasSuffix(rule, "/") {
+		return strings.HasPrefix(path, rule)
+	}
+	return path == rule
+}
+
+// violations are the imports that the table forbids.
+func violations(pkgs []pkgInfo) []string {
+	var bad []string
+	for _, p := range pkgs {
+		path := strings.TrimPrefix(p.ImportPath, module)
+		i := slices.IndexFunc(allowed, func(a struct {
+			folder  string
+			imports []string
+			why     string
+		}) bool {
+			return fits(a.folder, path) || strings.TrimSuffix(a.folder, "/") == path || !strings.HasSuffix(a.folder, "/") && strings.HasPrefix(path, a.folder+"/")
+		})
+		if i < 0 {
+			bad = append(bad, path+" is in no folder of the table")
+			continue
+		}
+		rule := allowed[i]
+		for _, imp := range p.Imports {
+			imp, ours := strings.CutPrefix(imp, module)
+			if !ours || strings.HasPrefix(imp, path+"/") {
+				continue
+			}
+			if !slices.ContainsFunc(rule.imports, func(r string) bool { return fits(r, imp) }) && !sameFolder(rule.folder, path, imp) {
+				bad = append(bad, path+" imports "+imp+": "+rule.why)
+			}
+		}
+	}
+	return bad
+}
+
+// sameFolder: a driver's or registry's own subpackages ("store/rocketmq/remoting")
+// belong to it.
+func sameFolder(folder, path, imp string) bool {
+	if !strings.HasSuffix(folder, "/") {
+		return false
+	}
+	own, _, _ := strings.Cut(strings.TrimPrefix(path, folder), "/")
+	return strings.HasPrefix(imp, folder+own+"/") || imp == folder+own
+}
+
+func TestImports(t *testing.T) {
+	for _, v := range violations(goList(t, "./...")) {
+		t.Error(v)
+	}
+}
+
+// TestImportsNotices shows that the rules can fail.
+func TestImportsNotices(t *testing.T) {
+	for _, p := range []pkgInfo{
+		{module + "dataplane/pipeline", []string{module + "controlplane/admin"}},
+		{module + "controlplane/admin", []string{module + "dataplane/policy"}},
+		{module + "controlplane/server", []string{module + "store/rocketmq"}},
+		{module + "pkg/event", []string{module + "store"}},
+		{module + "store/embedded", []string{module + "store/rocketmq"}},
+		{module + "store/embedded", []string{module + "dataplane/snapshot"}},
+		{module + "proto/gen/x", []string{module + "pkg/event"}},
+		{module + "newplane/x", nil},
+	} {
+		if len(violations([]pkgInfo{p})) == 0 {
+			t.Errorf("%s importing %v is not noticed", p.ImportPath, p.Imports)
+		}
+	}
+}
+
+// TestMutantsApply keeps the mutants alive: `make mutants` runs them.
+func TestMutantsApply(t *testing.T) {
+	cmd := exec.Command("go", "run", "./tools/cmd/mutants", "-check")
+	cmd.Dir = ".."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}

@@ -1,0 +1,120 @@
+// Command testservers starts real servers on loopback and runs a command that
+// uses them, or, without one, keeps them until it is interrupted:
+//
+//	testservers -rocketmq -etcd -- go test ./...
+//
+// The command gets the addresses in its environment (WEFT_TEST_ROCKETMQ,
+// WEFT_TEST_ETCD); its exit status is passed on.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/integration/servers"
+)
+
+func main() {
+	rocketmq := flag.Bool("rocketmq", false, "start RocketMQ (name server and broker, sync flush)")
+	etcd := flag.Bool("etcd", false, "start etcd")
+	flag.Parse()
+	code, err := run(*rocketmq, *etcd, flag.Args())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testservers:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// server is one that runs.
+type server struct {
+	env, addr string
+	stop      func() error
+}
+
+func run(rocketmq, etcd bool, command []string) (code int, err error) {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+
+	var mu sync.Mutex
+	var running []server
+	defer func() {
+		for _, s := range running {
+			err = errors.Join(err, s.stop())
+		}
+	}()
+	progress := func(s string) { fmt.Fprintln(os.Stderr, "testservers:", s) }
+	sctx, scancel := context.WithTimeout(ctx, 3*servers.StartTimeout)
+	defer scancel()
+	g, sctx := errgroup.WithContext(sctx)
+	start := func(wanted bool, f func() (server, error)) {
+		if !wanted {
+			return
+		}
+		g.Go(func() error {
+			s, err := f()
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			running = append(running, s)
+			progress(s.env + "=" + s.addr)
+			return nil
+		})
+	}
+	start(rocketmq, func() (server, error) {
+		r, err := servers.StartRocketMQ(sctx, servers.RocketMQOptions{Progress: progress})
+		if err != nil {
+			return server{}, err
+		}
+		return server{servers.EnvRocketMQ, r.NameServer, r.Stop}, nil
+	})
+	start(etcd, func() (server, error) {
+		e, err := servers.StartEtcd(sctx, servers.EtcdOptions{Progress: progress})
+		if err != nil {
+			return server{}, err
+		}
+		return server{servers.EnvEtcd, e.Endpoint, e.Stop}, nil
+	})
+	if err := g.Wait(); err != nil {
+		return 1, err
+	}
+	if len(command) == 0 {
+		progress("running; Ctrl-C ends them and removes their data")
+		<-ctx.Done()
+		return 0, nil
+	}
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = os.Environ()
+	for _, s := range running {
+		cmd.Env = append(cmd.Env, s.env+"="+s.addr)
+	}
+	if err := cmd.Start(); err != nil {
+		return 1, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		// The command shares the terminal's Ctrl-C; a SIGTERM is passed on.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		err = <-ended
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return max(exit.ExitCode(), 1), nil
+	}
+	return 0, err
+}
