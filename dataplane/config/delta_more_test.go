@@ -98,7 +98,7 @@ func startDelta(t *testing.T, addr string) *deltaServer {
 	return s
 }
 
-const testPatience = 30 * time.Second
+const testPatience = 10 * time.Second
 
 func (s *deltaServer) accept(t *testing.T) *serverStream {
 	t.Helper()
