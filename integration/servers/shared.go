@@ -18,6 +18,7 @@ import (
 const (
 	EnvRocketMQ = "WEFT_TEST_ROCKETMQ" // name server, host:port
 	EnvEtcd     = "WEFT_TEST_ETCD"     // endpoint, http://host:port
+	EnvNacos    = "WEFT_TEST_NACOS"    // host:port
 )
 
 // StartTimeout bounds a start, downloads not counted; generous, since machines
@@ -67,6 +68,19 @@ func SharedEtcd(t testing.TB) string {
 			return "", nil, err
 		}
 		return e.Endpoint, e.Stop, nil
+	})
+}
+
+// SharedNacos is the address of a Nacos that other tests use too; its
+// administrator is NacosUser with NacosPassword. Under -short the test is
+// skipped.
+func SharedNacos(t testing.TB) string {
+	return sharedAddr(t, EnvNacos, func(ctx context.Context) (string, func() error, error) {
+		n, err := StartNacos(ctx, NacosOptions{})
+		if err != nil {
+			return "", nil, err
+		}
+		return n.Addr, n.Stop, nil
 	})
 }
 

@@ -1,10 +1,10 @@
 // Command testservers starts real servers on loopback and runs a command that
 // uses them, or, without one, keeps them until it is interrupted:
 //
-//	testservers -rocketmq -etcd -- go test ./...
+//	testservers -rocketmq -etcd -nacos -- go test ./...
 //
 // The command gets the addresses in its environment (WEFT_TEST_ROCKETMQ,
-// WEFT_TEST_ETCD); its exit status is passed on.
+// WEFT_TEST_ETCD, WEFT_TEST_NACOS); its exit status is passed on.
 package main
 
 import (
@@ -26,8 +26,9 @@ import (
 func main() {
 	rocketmq := flag.Bool("rocketmq", false, "start RocketMQ (name server and broker, sync flush)")
 	etcd := flag.Bool("etcd", false, "start etcd")
+	nacos := flag.Bool("nacos", false, "start Nacos 3 (user nacos, password weft-test-password)")
 	flag.Parse()
-	code, err := run(*rocketmq, *etcd, flag.Args())
+	code, err := run(*rocketmq, *etcd, *nacos, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testservers:", err)
 		code = max(code, 1)
@@ -41,7 +42,7 @@ type server struct {
 	stop      func() error
 }
 
-func run(rocketmq, etcd bool, command []string) (code int, err error) {
+func run(rocketmq, etcd, nacos bool, command []string) (code int, err error) {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 
@@ -85,6 +86,13 @@ func run(rocketmq, etcd bool, command []string) (code int, err error) {
 			return server{}, err
 		}
 		return server{servers.EnvEtcd, e.Endpoint, e.Stop}, nil
+	})
+	start(nacos, func() (server, error) {
+		n, err := servers.StartNacos(sctx, servers.NacosOptions{Progress: progress})
+		if err != nil {
+			return server{}, err
+		}
+		return server{servers.EnvNacos, n.Addr, n.Stop}, nil
 	})
 	if err := g.Wait(); err != nil {
 		return 1, err

@@ -1,0 +1,146 @@
+package servers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// nacosVersion is the one that java/nacos/pom.xml names.
+const nacosVersion = "3.1.0"
+
+// The administrator of every Nacos that is started here.
+const (
+	NacosUser     = "nacos"
+	NacosPassword = "weft-test-password" //nolint:gosec // of servers on loopback that end with the tests
+)
+
+// Nacos is one standalone Nacos server with authentication.
+type Nacos struct {
+	*Process
+	// Addr is "host:port" of its HTTP API; its gRPC port is 1000 above.
+	Addr string
+	// User and Password of its administrator.
+	User, Password string
+	dir            string
+}
+
+// NacosOptions change what StartNacos starts.
+type NacosOptions struct {
+	// Progress is told about downloads; may be nil.
+	Progress func(string)
+}
+
+// StartNacos starts a server with an empty data folder and waits until it
+// serves and has its administrator.
+func StartNacos(ctx context.Context, o NacosOptions) (_ *Nacos, err error) {
+	dist, err := javaDir(ctx, "nacos", nacosVersion, progressOf(o.Progress))
+	if err != nil {
+		return nil, err
+	}
+	// Both of these have the same classes; without this order pushes to
+	// subscribers fail silently.
+	cp, err := classPath(dist, "hessian-4.")
+	if err != nil {
+		return nil, err
+	}
+	if err := need("java", "openjdk-17-jdk-headless"); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "weft-nacos-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	port, err := FreePort(1000, 1001, -1000)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "conf"), 0o700); err != nil {
+		return nil, err
+	}
+	properties := filepath.Join(dir, "conf", "application.properties")
+	if err := writeLines(properties,
+		"nacos.server.main.port="+strconv.Itoa(port),
+		"server.port="+strconv.Itoa(port),
+		"server.address=127.0.0.1",
+		"nacos.inetutils.ip-address=127.0.0.1",
+		"spring.sql.init.platform=derby",
+		"db.pool.config.connectionTimeout=120000",
+		"nacos.core.auth.enabled=true",
+		"nacos.core.auth.admin.enabled=true",
+		"nacos.core.auth.system.type=nacos",
+		"nacos.core.auth.server.identity.key=weft-test",
+		"nacos.core.auth.server.identity.value=weft-test",
+		"nacos.core.auth.plugin.nacos.token.secret.key=d2VmdC10ZXN0LXdlZnQtdGVzdC13ZWZ0LXRlc3Qtd2VmdC10ZXN0",
+		"nacos.core.auth.plugin.nacos.token.expire.seconds=18000",
+	); err != nil {
+		return nil, err
+	}
+	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	n := &Nacos{Addr: addr, User: NacosUser, Password: NacosPassword, dir: dir, Process: &Process{
+		Name: "Nacos", Log: filepath.Join(dir, "nacos.log"),
+		Args: []string{"java", "-Dnacos.standalone=true", "-Dnacos.home=" + dir, "-Duser.home=" + dir,
+			"-Dnacos.remote.grpc.listen.ip=127.0.0.1", "-Dderby.stream.error.file=" + filepath.Join(dir, "derby.log"), "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC",
+			"--add-opens=java.base/java.lang=ALL-UNNAMED", "--add-opens=java.base/java.util=ALL-UNNAMED",
+			"-cp", cp, "Launcher", "--spring.config.additional-location=file:" + filepath.Dir(properties) + "/"},
+		Ready: answers("http://" + addr + "/nacos/v3/admin/core/state/readiness"),
+	}}
+	if err := n.Start(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.makeAdministrator(ctx); err != nil {
+		return nil, errors.Join(err, n.Kill())
+	}
+	return n, nil
+}
+
+// makeAdministrator sets the password, which a new server has none of. The
+// server answers before it is quite able to.
+func (n *Nacos) makeAdministrator(ctx context.Context) error {
+	for {
+		err := n.postForm(ctx, "/nacos/v3/auth/user/admin", url.Values{"password": {n.Password}})
+		if err == nil {
+			return nil
+		}
+		timer := time.NewTimer(200 * time.Millisecond)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("make the administrator: %w", err)
+		}
+	}
+}
+
+func (n *Nacos) postForm(ctx context.Context, path string, form url.Values) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+n.Addr+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s", path, resp.Status)
+	}
+	return nil
+}
+
+// Stop ends the server and removes its data.
+func (n *Nacos) Stop() error { return errors.Join(n.Kill(), os.RemoveAll(n.dir)) }
