@@ -16,6 +16,12 @@ import (
 // spec judges what protovalidate's rules cannot say.
 func (c *collector) spec(r *configv1.Resource) {
 	switch s := r.Spec.(type) {
+	case *configv1.Resource_EventStore:
+		if rmq := s.EventStore.GetRocketmq(); rmq.GetCredentials() != nil {
+			c.add("spec.rocketmq.credentials", "not-enforced", "is not enforced by this version: requests to RocketMQ are not signed")
+		} else if rmq.GetAdminCredentials() != nil {
+			c.add("spec.rocketmq.admin_credentials", "not-enforced", "is not enforced by this version: requests to RocketMQ are not signed")
+		}
 	case *configv1.Resource_Topic:
 		c.topic(s.Topic)
 	case *configv1.Resource_Route:

@@ -9,12 +9,13 @@ import (
 
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/embedded"
+	"github.com/weft-mesh/weft/store/rocketmq"
 )
 
 // Drivers are all drivers, by kind.
 func Drivers() map[string]store.Driver {
 	out := map[string]store.Driver{}
-	for _, d := range []store.Driver{embedded.Driver{}} {
+	for _, d := range []store.Driver{embedded.Driver{}, rocketmq.Driver{}} {
 		out[d.Kind()] = d
 	}
 	return out
@@ -23,9 +24,14 @@ func Drivers() map[string]store.Driver {
 // Options is the kind and the driver's options of an EventStore, with the
 // credentials of proxies.
 func Options(es *configv1.EventStore) (kind string, options any, err error) {
-	switch es.GetDriver().(type) {
+	switch d := es.GetDriver().(type) {
 	case *configv1.EventStore_Embedded:
 		return embedded.Kind, embedded.Options{}, nil
+	case *configv1.EventStore_Rocketmq:
+		if d.Rocketmq.Credentials != nil || d.Rocketmq.AdminCredentials != nil {
+			return "", nil, errors.New("this version does not sign requests to RocketMQ")
+		}
+		return rocketmq.Kind, rocketmq.Options{NameServers: d.Rocketmq.NameServers, Cluster: d.Rocketmq.Cluster}, nil
 	}
 	return "", nil, errors.New("this version has no driver for the event store's kind")
 }

@@ -323,9 +323,7 @@ func (s *suite) groups() {
 		s.closeSub(sub)
 	}
 	_, err := st.Subscribe(s.ctx, store.SubscribeRequest{Topic: topic, Group: "none"})
-	if err != nil {
-		s.class("Subscribe to a group that does not exist", err, fault.NotFound)
-	}
+	s.class("Subscribe to a group that does not exist", err, fault.NotFound)
 }
 
 // members joins and leaves while events flow: nothing is lost, and while
@@ -513,7 +511,7 @@ func (s *suite) delay() {
 	due := time.Now().Add(1500 * time.Millisecond)
 	events := []store.Outgoing{ev("late", ""), ev("later", "")}
 	res := make([]store.Result, 2)
-	s.must("PublishDelayed", d.PublishDelayed(s.ctx, topic, events, []time.Time{due, due.Add(500 * time.Millisecond)}, res))
+	s.must("PublishDelayed", d.PublishDelayed(s.ctx, topic, events, []time.Time{due, due.Add(2500 * time.Millisecond)}, res))
 	s.publishIDs(st, topic, "now")
 	sub := s.subscribe(st, topic, "g")
 	defer s.closeSub(sub)

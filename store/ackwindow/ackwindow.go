@@ -1,0 +1,73 @@
+// Package ackwindow turns single acknowledgements into the one offset of a
+// partition that stores with classic consumer groups keep: everything below it
+// is settled.
+package ackwindow
+
+// Window is the state of one partition under one ownership. It is not safe for
+// concurrent use.
+//
+// Messages are numbered by the order in which they were delivered, not by
+// offset: offsets may have holes, numbers do not, so every operation is an
+// index into a ring.
+type Window struct {
+	ring []slot // length is a power of two
+	head uint64 // number of the oldest message that is tracked
+	tail uint64 // number of the next one
+	next int64  // what to commit when nothing is tracked
+	cap  uint64
+}
+
+type slot struct {
+	offset int64
+	done   bool
+}
+
+// New makes a window for at most size messages, from offset on.
+func New(size int, offset int64) *Window {
+	n := 1
+	for n < size {
+		n *= 2
+	}
+	return &Window{ring: make([]slot, n), next: offset, cap: uint64(max(size, 1))}
+}
+
+// Room is how many more messages may be delivered.
+func (w *Window) Room() int { return int(w.cap - (w.tail - w.head)) } //nolint:gosec // at most cap
+
+// Deliver tracks the message at offset, which is higher than all before, and
+// returns its number. There must be room.
+func (w *Window) Deliver(offset int64) uint64 {
+	n := w.tail
+	w.ring[n&uint64(len(w.ring)-1)] = slot{offset: offset}
+	w.tail++
+	w.next = offset + 1
+	return n
+}
+
+// Skip says that everything below offset has nothing to deliver.
+func (w *Window) Skip(offset int64) { w.next = max(w.next, offset) }
+
+// Done settles the message with a number; false where it was settled before or
+// never delivered.
+func (w *Window) Done(n uint64) bool {
+	if n < w.head || n >= w.tail {
+		return false
+	}
+	s := &w.ring[n&uint64(len(w.ring)-1)]
+	if s.done {
+		return false
+	}
+	s.done = true
+	for w.head < w.tail && w.ring[w.head&uint64(len(w.ring)-1)].done {
+		w.head++
+	}
+	return true
+}
+
+// Commit is the offset below which everything is settled.
+func (w *Window) Commit() int64 {
+	if w.head == w.tail {
+		return w.next
+	}
+	return w.ring[w.head&uint64(len(w.ring)-1)].offset
+}

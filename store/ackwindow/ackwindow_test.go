@@ -1,0 +1,66 @@
+package ackwindow
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// TestModel compares the window with a list: no commit covers an unsettled
+// message, and it is the highest one that does not.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.IntRange(1, 20).Draw(t, "size")
+		start := int64(rapid.IntRange(0, 5).Draw(t, "start"))
+		w := New(size, start)
+		type msg struct {
+			offset int64
+			n      uint64
+			done   bool
+		}
+		var model []msg
+		next := start
+		for range rapid.IntRange(0, 200).Draw(t, "steps") {
+			if rapid.Bool().Draw(t, "deliver") && w.Room() > 0 {
+				next += int64(rapid.IntRange(0, 3).Draw(t, "hole"))
+				model = append(model, msg{offset: next, n: w.Deliver(next)})
+				next++
+			} else if len(model) > 0 {
+				i := rapid.IntRange(0, len(model)-1).Draw(t, "which")
+				if got := w.Done(model[i].n); got == model[i].done {
+					t.Fatalf("Done(%d) = %v, settled before: %v", model[i].n, got, model[i].done)
+				}
+				model[i].done = true
+			}
+			want, open := start, 0
+			if len(model) > 0 {
+				want = model[len(model)-1].offset + 1
+			}
+			first := true
+			for i, m := range model {
+				if !m.done && first {
+					want, first = m.offset, false
+					open = len(model) - i
+				}
+			}
+			if w.Commit() != want {
+				t.Fatalf("Commit() = %d, want %d", w.Commit(), want)
+			}
+			if w.Room() != size-open {
+				t.Fatalf("Room() = %d, want %d", w.Room(), size-open)
+			}
+		}
+	})
+}
+
+func BenchmarkWindow(b *testing.B) {
+	w := New(4096, 0)
+	b.ReportAllocs()
+	var offset int64
+	for b.Loop() {
+		n := w.Deliver(offset)
+		offset++
+		w.Done(n)
+		w.Commit()
+	}
+}

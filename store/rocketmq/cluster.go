@@ -1,0 +1,361 @@
+package rocketmq
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store/rocketmq/remoting"
+)
+
+// Request and answer codes of the protocol that are used here.
+const (
+	reqQueryOffset = 14
+	reqCommit      = 15
+	reqPull        = 11
+	reqCreateTopic = 17
+	reqConfig      = 26
+	reqRuntime     = 28
+	reqOffsetAt    = 29
+	reqMaxOffset   = 30
+	reqMinOffset   = 31
+	reqHeartbeat   = 34
+	reqUnregister  = 35
+	reqConsumers   = 38
+	reqNotice      = 40
+	reqRoute       = 105
+	reqCluster     = 106
+	reqGroup       = 200
+	reqDeleteGroup = 207
+	reqDeleteTopic = 215
+	reqDeleteRoute = 216
+	reqSend        = 310
+	reqSendBatch   = 320
+
+	resOK            = 0
+	resBusy          = 2
+	resFlushDisk     = 10
+	resNoSlave       = 11
+	resFlushSlave    = 12
+	resIllegal       = 13
+	resNoTopic       = 17
+	resPullNotFound  = 19
+	resPullRetry     = 20
+	resPullMoved     = 21
+	resQueryNotFound = 22
+	resNoGroup       = 26
+)
+
+// queue is one queue of a topic: a partition.
+type queue struct {
+	broker string
+	id     int
+}
+
+// name is the partition's stable name.
+func (q queue) name() string { return q.broker + "/" + strconv.Itoa(q.id) }
+
+// route is where a topic is.
+type route struct {
+	brokers map[string]string // address of each broker's master
+	read    []queue           // sorted
+	write   []queue           // sorted
+	at      time.Time
+}
+
+// cluster reaches name servers and brokers. It is safe for concurrent use.
+type cluster struct {
+	op    Options
+	notes func() // a broker says that the members of a group have changed; may be nil
+
+	mu     sync.Mutex
+	conns  map[string]*remoting.Conn
+	routes map[string]*route
+	closed bool
+}
+
+// Times of a cluster.
+const (
+	dialTimeout = 3 * time.Second
+	callTimeout = 5 * time.Second
+	routeAge    = 10 * time.Second
+)
+
+func newCluster(o Options, notes func()) *cluster {
+	return &cluster{op: o, notes: notes, conns: map[string]*remoting.Conn{}, routes: map[string]*route{}}
+}
+
+func (c *cluster) close() {
+	c.mu.Lock()
+	c.closed = true
+	conns := slices.Collect(maps.Values(c.conns))
+	clear(c.conns)
+	c.mu.Unlock()
+	for _, conn := range conns {
+		conn.Close()
+	}
+}
+
+// conn gives the connection to addr, a new one if there is none that lives.
+func (c *cluster) conn(ctx context.Context, addr string) (*remoting.Conn, error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, fmt.Errorf("%w: the store is closed", remoting.ErrNotSent)
+	}
+	if conn := c.conns[addr]; conn != nil {
+		select {
+		case <-conn.Done():
+			delete(c.conns, addr)
+		default:
+			c.mu.Unlock()
+			return conn, nil
+		}
+	}
+	c.mu.Unlock()
+	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := remoting.Dial(dctx, addr, func(cmd *remoting.Command) {
+		if cmd.Code == reqNotice && c.notes != nil {
+			c.notes()
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	other := c.conns[addr]
+	if other == nil && !c.closed {
+		c.conns[addr] = conn
+		c.mu.Unlock()
+		return conn, nil
+	}
+	c.mu.Unlock()
+	conn.Close() // another one was quicker
+	if other == nil {
+		return nil, fmt.Errorf("%w: the store is closed", remoting.ErrNotSent)
+	}
+	return other, nil
+}
+
+// call asks addr.
+func (c *cluster) call(ctx context.Context, addr string, code int, fields map[string]string, body []byte) (*remoting.Command, error) {
+	conn, err := c.conn(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	return conn.Call(ctx, code, fields, body)
+}
+
+// ask is call with its own time-out, for short questions, and with the codes of
+// success; any other answer is an error.
+func (c *cluster) ask(ctx context.Context, addr string, code int, fields map[string]string, body []byte) (*remoting.Command, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	cmd, err := c.call(ctx, addr, code, fields, body)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if cmd.Code != resOK {
+		return cmd, answered(cmd)
+	}
+	return cmd, nil
+}
+
+func unavailable(err error) error {
+	return &fault.Error{Class: fault.Unavailable, Op: "rocketmq", Reason: "store-unreachable", RetryAfter: time.Second, Err: err, Msg: "the event store cannot be reached"}
+}
+
+// answered is the error of an answer that is none of success.
+func answered(cmd *remoting.Command) *fault.Error {
+	e := &fault.Error{Class: fault.Unavailable, Op: "rocketmq", Reason: "store-refused", RetryAfter: time.Second,
+		Err: fmt.Errorf("code %d: %.200s", cmd.Code, cmd.Remark), Msg: "the event store refused"}
+	switch cmd.Code {
+	case resNoTopic:
+		e.Class, e.Reason, e.Msg, e.RetryAfter = fault.NotFound, "unknown-topic", "the event store has no such topic", 0
+	case resIllegal:
+		e.Class, e.Reason, e.Msg, e.RetryAfter = fault.Invalid, "store-refused", "the event store does not take this message", 0
+	case resBusy:
+		e.Class, e.Reason, e.Msg, e.RetryAfter = fault.Throttled, "store-busy", "the event store is busy; nothing was kept", 200*time.Millisecond
+	}
+	return e
+}
+
+// unquoted are the keys that RocketMQ writes without quotes.
+var unquoted = regexp.MustCompile(`([{,])(\d+):`)
+
+func decodeJSON(b []byte, v any) error {
+	if err := json.Unmarshal(b, v); err != nil {
+		return json.Unmarshal(unquoted.ReplaceAll(b, []byte(`$1"$2":`)), v)
+	}
+	return nil
+}
+
+// fromNames asks the name servers, one after the other.
+func (c *cluster) fromNames(ctx context.Context, code int, fields map[string]string) (*remoting.Command, error) {
+	var last error
+	for _, addr := range c.op.NameServers {
+		cmd, err := c.ask(ctx, addr, code, fields, nil)
+		if err == nil || fault.ClassOf(err) == fault.NotFound {
+			return cmd, err
+		}
+		last = err
+	}
+	return nil, last
+}
+
+// permissions of a topic on a broker.
+const (
+	permRead  = 4
+	permWrite = 2
+)
+
+// route finds a topic; fresh does not take a remembered answer.
+func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, error) {
+	c.mu.Lock()
+	old := c.routes[topic]
+	c.mu.Unlock()
+	if old != nil && !fresh && time.Since(old.at) < routeAge {
+		return old, nil
+	}
+	cmd, err := c.fromNames(ctx, reqRoute, map[string]string{"topic": topic, "acceptStandardJsonOnly": "true"})
+	if err != nil {
+		if old != nil && fault.ClassOf(err) != fault.NotFound && !fresh {
+			return old, nil // brokers may be there while name servers are not
+		}
+		return nil, err
+	}
+	var data struct {
+		BrokerDatas []struct {
+			BrokerName  string
+			BrokerAddrs map[string]string
+		}
+		QueueDatas []struct {
+			BrokerName                          string
+			Perm, ReadQueueNums, WriteQueueNums int
+		}
+	}
+	if err := decodeJSON(cmd.Body, &data); err != nil {
+		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
+	}
+	r := &route{brokers: map[string]string{}, at: time.Now()}
+	for _, b := range data.BrokerDatas {
+		if addr := b.BrokerAddrs["0"]; addr != "" {
+			r.brokers[b.BrokerName] = addr
+		}
+	}
+	for _, q := range data.QueueDatas {
+		if r.brokers[q.BrokerName] == "" {
+			continue // its master is away
+		}
+		for i := range q.ReadQueueNums {
+			if q.Perm&permRead != 0 {
+				r.read = append(r.read, queue{q.BrokerName, i})
+			}
+		}
+		for i := range q.WriteQueueNums {
+			if q.Perm&permWrite != 0 {
+				r.write = append(r.write, queue{q.BrokerName, i})
+			}
+		}
+	}
+	order := func(a, b queue) int {
+		if a.broker != b.broker {
+			if a.broker < b.broker {
+				return -1
+			}
+			return 1
+		}
+		return a.id - b.id
+	}
+	slices.SortFunc(r.read, order)
+	slices.SortFunc(r.write, order)
+	c.mu.Lock()
+	c.routes[topic] = r
+	c.mu.Unlock()
+	return r, nil
+}
+
+// forget drops a remembered route.
+func (c *cluster) forget(topic string) {
+	c.mu.Lock()
+	delete(c.routes, topic)
+	c.mu.Unlock()
+}
+
+// masters are the addresses of the cluster's brokers, by name.
+func (c *cluster) masters(ctx context.Context) (map[string]string, error) {
+	cmd, err := c.fromNames(ctx, reqCluster, nil)
+	if err != nil {
+		return nil, err
+	}
+	var data struct {
+		BrokerAddrTable map[string]struct {
+			Cluster     string
+			BrokerAddrs map[string]string
+		}
+	}
+	if err := decodeJSON(cmd.Body, &data); err != nil {
+		return nil, unavailable(err)
+	}
+	out := map[string]string{}
+	for name, b := range data.BrokerAddrTable {
+		if addr := b.BrokerAddrs["0"]; addr != "" && b.Cluster == c.op.Cluster {
+			out[name] = addr
+		}
+	}
+	if len(out) == 0 {
+		return nil, unavailable(fmt.Errorf("no broker of cluster %s is there", c.op.Cluster))
+	}
+	return out, nil
+}
+
+// offset asks for one of a queue's offsets.
+func (c *cluster) offset(ctx context.Context, addr string, code int, topic string, q queue, more map[string]string) (int64, error) {
+	fields := map[string]string{"topic": topic, "queueId": strconv.Itoa(q.id)}
+	maps.Copy(fields, more)
+	cmd, err := c.ask(ctx, addr, code, fields, nil)
+	if err != nil {
+		return 0, err
+	}
+	n, err := cmd.Int("offset")
+	if err != nil {
+		return 0, unavailable(err)
+	}
+	return n, nil
+}
+
+// committed is a group's offset in a queue; ok is false where it has none.
+func (c *cluster) committed(ctx context.Context, addr, topic, group string, q queue) (n int64, ok bool, err error) {
+	cctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	cmd, err := c.call(cctx, addr, reqQueryOffset, map[string]string{"consumerGroup": group, "topic": topic, "queueId": strconv.Itoa(q.id), "setZeroIfNotFound": "false"}, nil)
+	switch {
+	case err != nil:
+		return 0, false, unavailable(err)
+	case cmd.Code == resQueryNotFound:
+		return 0, false, nil
+	case cmd.Code != resOK:
+		return 0, false, answered(cmd)
+	}
+	if n, err = cmd.Int("offset"); err != nil {
+		return 0, false, unavailable(err)
+	}
+	return n, true, nil
+}
+
+func (c *cluster) commit(ctx context.Context, addr, topic, group string, q queue, offset int64) error {
+	_, err := c.ask(ctx, addr, reqCommit, map[string]string{"consumerGroup": group, "topic": topic, "queueId": strconv.Itoa(q.id), "commitOffset": strconv.FormatInt(offset, 10)}, nil)
+	return err
+}
+
+// notSent reports whether a request surely had no effect.
+func notSent(err error) bool { return errors.Is(err, remoting.ErrNotSent) }

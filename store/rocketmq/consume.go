@@ -1,0 +1,558 @@
+package rocketmq
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/ackwindow"
+)
+
+// Times and limits of consuming.
+const (
+	heartbeatEvery = 5 * time.Second
+	// pullWait is how long a broker holds a pull that finds nothing.
+	pullWait = 15 * time.Second
+	// pullMost is how many messages one pull asks for.
+	pullMost = 64
+	// prefetch is how many messages of a queue wait here, at most.
+	prefetch = 128
+	minRetry = 50 * time.Millisecond
+	maxRetry = 2 * time.Second
+)
+
+// subscription is one member of a group. It has connections of its own, since
+// brokers know one member of a group by its connection.
+type subscription struct {
+	s      *Store
+	c      *cluster
+	topic  string
+	group  string
+	client string
+	life   context.Context
+	end    context.CancelFunc
+	work   sync.WaitGroup
+	moved  chan struct{} // the members have changed; capacity 1
+	settle chan struct{} // something was settled; capacity 1
+
+	mu     sync.Mutex
+	owned  map[queue]*ownership
+	order  []*ownership  // owned, in the order in which Fetch looks
+	wake   chan struct{} // closed when there may be something to fetch
+	failed error         // why nothing can be fetched; nil while all is well
+	closed bool
+}
+
+// ownership is one queue while it is this member's. A message's handle points
+// to it, so that what is settled after the queue has gone counts for nothing.
+type ownership struct {
+	q      queue
+	addr   string
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when its puller has ended
+
+	// Guarded by subscription.mu.
+	window    *ackwindow.Window
+	buffer    []store.Message
+	revoked   bool
+	committed int64
+	again     int64         // below it messages may have been delivered before
+	room      chan struct{} // closed when the buffer got shorter
+}
+
+type handle struct {
+	o *ownership
+	n uint64
+}
+
+// Subscribe joins a group.
+func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.Subscription, error) {
+	if err := s.groupExists(ctx, r.Topic, r.Group); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, fault.New(fault.Unavailable, "rocketmq.subscribe", "store-closed", "the store is closed")
+	}
+	s.members++
+	n := s.members
+	s.mu.Unlock()
+	x := &subscription{s: s, topic: r.Topic, group: r.Group, client: fmt.Sprintf("%s@%d-%08x", s.cfg.ClientID, n, rand.Uint32()),
+		moved: make(chan struct{}, 1), settle: make(chan struct{}, 1), owned: map[queue]*ownership{}, wake: make(chan struct{})}
+	x.c = newCluster(s.op, func() { poke(x.moved) })
+	x.life, x.end = context.WithCancel(context.Background())
+	x.work.Go(x.membership)
+	x.work.Go(x.commits)
+	return x, nil
+}
+
+// groupExists checks that a group has its start: without one brokers would choose
+// it, and a group that nobody made would be made.
+func (s *Store) groupExists(ctx context.Context, topic, group string) error {
+	r, err := s.c.route(ctx, topic, false)
+	if err != nil {
+		return err
+	}
+	for _, q := range r.read {
+		if _, ok, err := s.c.committed(ctx, r.brokers[q.broker], topic, group, q); err != nil || ok {
+			return err
+		}
+	}
+	return fault.New(fault.NotFound, "rocketmq.subscribe", "unknown-group", "topic %s has no group %s", topic, group)
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (x *subscription) wakeLocked() {
+	close(x.wake)
+	x.wake = make(chan struct{})
+}
+
+// membership says that this member lives, and takes its share of the queues
+// whenever members or queues change.
+func (x *subscription) membership() {
+	retry := minRetry
+	for {
+		wait := heartbeatEvery
+		if err := x.rebalance(x.life); err != nil && x.life.Err() == nil {
+			x.s.cfg.Log.Warn("a group cannot be joined; trying again", "topic", x.topic, "group", x.group, "error", err)
+			wait, retry = retry, min(2*retry, maxRetry)
+			x.mu.Lock()
+			x.failed = nil
+			if fault.ClassOf(err) == fault.NotFound {
+				x.failed = err
+			}
+			x.wakeLocked()
+			x.mu.Unlock()
+		} else {
+			retry = minRetry
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-x.moved:
+			timer.Stop()
+		case <-x.life.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// rebalance makes this member's queues those that are its share: all members
+// divide the sorted queues among the sorted members, as RocketMQ's averaging
+// allocation does.
+func (x *subscription) rebalance(ctx context.Context) error {
+	r, err := x.c.route(ctx, x.topic, false)
+	if err != nil {
+		return err
+	}
+	beat, err := json.Marshal(map[string]any{"clientID": x.client, "producerDataSet": []any{}, "consumerDataSet": []any{map[string]any{
+		"groupName": x.group, "consumeType": "CONSUME_PASSIVELY", "messageModel": "CLUSTERING", "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET", "unitMode": false,
+		"subscriptionDataSet": []any{map[string]any{"topic": x.topic, "subString": "*", "tagsSet": []any{}, "codeSet": []any{}, "subVersion": 1, "expressionType": "TAG", "classFilterMode": false}}}}})
+	if err != nil {
+		return err
+	}
+	var members []string
+	for _, name := range sortedKeys(r.brokers) {
+		if _, err := x.c.ask(ctx, r.brokers[name], reqHeartbeat, nil, beat); err != nil {
+			return err
+		}
+		if members != nil {
+			continue
+		}
+		cmd, err := x.c.ask(ctx, r.brokers[name], reqConsumers, map[string]string{"consumerGroup": x.group}, nil)
+		if err != nil {
+			return err
+		}
+		var list struct{ ConsumerIDList []string }
+		if err := decodeJSON(cmd.Body, &list); err != nil {
+			return unavailable(err)
+		}
+		members = list.ConsumerIDList
+	}
+	return x.take(ctx, r, share(r.read, members, x.client))
+}
+
+func sortedKeys(m map[string]string) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// share is RocketMQ's averaging allocation.
+func share(queues []queue, members []string, me string) []queue {
+	members = slices.Clone(members)
+	slices.Sort(members)
+	i := slices.Index(members, me)
+	if i < 0 {
+		return nil
+	}
+	n, k := len(queues), len(members)
+	each, more := n/k, n%k
+	from := i*each + min(i, more)
+	to := from + each
+	if i < more {
+		to++
+	}
+	return queues[from:to]
+}
+
+// take gives up what is not in want and begins with what is new.
+func (x *subscription) take(ctx context.Context, r *route, want []queue) error {
+	x.mu.Lock()
+	x.failed = nil
+	var gone []*ownership
+	for q, o := range x.owned {
+		if !slices.Contains(want, q) || r.brokers[q.broker] != o.addr {
+			gone = append(gone, o)
+			x.dropLocked(o)
+		}
+	}
+	x.mu.Unlock()
+	x.release(gone)
+	for _, q := range want {
+		x.mu.Lock()
+		_, mine := x.owned[q]
+		x.mu.Unlock()
+		if mine {
+			continue
+		}
+		addr := r.brokers[q.broker]
+		at, ok, err := x.c.committed(ctx, addr, x.topic, x.group, q)
+		if err == nil && !ok {
+			// A queue that came after the group: from its beginning.
+			at, err = x.c.offset(ctx, addr, reqMinOffset, x.topic, q, nil)
+		}
+		if err != nil {
+			return err
+		}
+		octx, cancel := context.WithCancel(x.life)
+		o := &ownership{q: q, addr: addr, cancel: cancel, ended: make(chan struct{}), window: ackwindow.New(x.s.cfg.Window, at),
+			committed: at, again: at + int64(x.s.cfg.Window), room: make(chan struct{})}
+		x.mu.Lock()
+		x.owned[q] = o
+		x.order = append(x.order, o)
+		x.mu.Unlock()
+		go func() {
+			defer close(o.ended)
+			x.pull(octx, o, at)
+		}()
+	}
+	return nil
+}
+
+// dropLocked takes a queue away; from here on nothing of it is delivered or
+// settled.
+func (x *subscription) dropLocked(o *ownership) {
+	o.revoked, o.buffer = true, nil
+	o.cancel()
+	delete(x.owned, o.q)
+	x.order = slices.DeleteFunc(x.order, func(p *ownership) bool { return p == o })
+}
+
+// release waits for the pullers of queues that were given up and commits what
+// was settled of them, for the next owner.
+func (x *subscription) release(gone []*ownership) {
+	for _, o := range gone {
+		<-o.ended
+		x.commitOne(o)
+	}
+}
+
+// pull fetches a queue's messages into its buffer until ctx ends.
+func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
+	p := puller{c: x.c, addr: o.addr, topic: x.topic, group: x.group, q: o.q, next: next}
+	retry := minRetry
+	for ctx.Err() == nil {
+		x.mu.Lock()
+		full, room := len(o.buffer) >= prefetch, o.room
+		x.mu.Unlock()
+		if full {
+			select {
+			case <-room:
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		msgs, err := p.pull(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			x.s.cfg.Log.Debug("a queue cannot be read; trying again", "topic", x.topic, "queue", o.q.name(), "error", err)
+			pause(ctx, &retry)
+			continue
+		}
+		retry = minRetry
+		x.mu.Lock()
+		if !o.revoked {
+			if len(msgs) == 0 {
+				o.window.Skip(p.next)
+			}
+			o.buffer = append(o.buffer, msgs...)
+			x.wakeLocked()
+		}
+		x.mu.Unlock()
+	}
+}
+
+func pause(ctx context.Context, retry *time.Duration) {
+	timer := time.NewTimer(*retry/2 + rand.N(*retry))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	*retry = min(2**retry, maxRetry)
+}
+
+// puller reads one queue.
+type puller struct {
+	c            *cluster
+	addr         string
+	topic, group string
+	q            queue
+	next         int64
+}
+
+// System flags of a pull: wait for messages, and the subscription is in the
+// request.
+const pullFlags = 2 | 4
+
+// pull waits for messages, at most pullWait; there may be none.
+func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
+	cctx, cancel := context.WithTimeout(ctx, pullWait+callTimeout)
+	defer cancel()
+	cmd, err := p.c.call(cctx, p.addr, reqPull, map[string]string{"consumerGroup": p.group, "topic": p.topic, "queueId": strconv.Itoa(p.q.id),
+		"queueOffset": strconv.FormatInt(p.next, 10), "maxMsgNums": strconv.Itoa(pullMost), "sysFlag": strconv.Itoa(pullFlags), "commitOffset": "0",
+		"suspendTimeoutMillis": strconv.FormatInt(pullWait.Milliseconds(), 10), "subscription": "*", "subVersion": "1", "expressionType": "TAG", "bname": p.q.broker}, nil)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	switch cmd.Code {
+	case resOK, resPullNotFound, resPullRetry, resPullMoved:
+	default:
+		return nil, answered(cmd)
+	}
+	next, err := cmd.Int("nextBeginOffset")
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	var out []store.Message
+	if cmd.Code == resOK {
+		raw, err := decodeMessages(cmd.Body)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		for i := range raw {
+			m := &raw[i]
+			if m.offset < p.next {
+				continue
+			}
+			e, err := decode(m, p.topic, p.q.name())
+			if err != nil {
+				return nil, unavailable(fmt.Errorf("message %d of %s: %w", m.offset, p.q.name(), err))
+			}
+			out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored}) //nolint:gosec // not negative
+		}
+	}
+	p.next = next
+	return out, nil
+}
+
+// Fetch waits for messages.
+func (x *subscription) Fetch(ctx context.Context, dst []store.Message) (int, error) {
+	for {
+		x.mu.Lock()
+		if x.closed {
+			x.mu.Unlock()
+			return 0, fault.New(fault.Unavailable, "rocketmq.fetch", "store-closed", "the subscription is closed")
+		}
+		if err := x.failed; err != nil {
+			x.mu.Unlock()
+			return 0, err
+		}
+		n := x.fetchLocked(dst)
+		wake := x.wake
+		x.mu.Unlock()
+		if n > 0 {
+			return n, nil
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return 0, fault.From(ctx.Err())
+		}
+	}
+}
+
+// fetchLocked fills dst from the buffers, each queue as far as its window goes.
+func (x *subscription) fetchLocked(dst []store.Message) int {
+	n := 0
+	for _, o := range x.order {
+		k := min(len(dst)-n, len(o.buffer), o.window.Room())
+		for i := range k {
+			m := o.buffer[i]
+			offset := int64(m.Pos.Offset) //nolint:gosec // below 2^63
+			m.Handle = handle{o, o.window.Deliver(offset)}
+			m.Redelivered = offset < o.again
+			dst[n] = m
+			n++
+		}
+		if k > 0 {
+			o.buffer = slices.Delete(o.buffer, 0, k)
+			close(o.room)
+			o.room = make(chan struct{})
+		}
+	}
+	if len(x.order) > 1 {
+		// The next call begins with another queue.
+		x.order = append(x.order[1:], x.order[0])
+	}
+	return n
+}
+
+// Settle records that messages are done with.
+func (x *subscription) Settle(msgs []*store.Message) (stale int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	full := false
+	for _, m := range msgs {
+		h, ok := m.Handle.(handle)
+		if !ok || h.o.revoked {
+			stale++
+			continue
+		}
+		full = full || h.o.window.Room() == 0
+		if !h.o.window.Done(h.n) {
+			stale++
+		}
+	}
+	if full {
+		x.wakeLocked()
+	}
+	poke(x.settle)
+	return stale
+}
+
+// commits makes settled messages durable, every commitInterval while there are
+// any.
+func (x *subscription) commits() {
+	for {
+		select {
+		case <-x.settle:
+		case <-x.life.Done():
+			return
+		}
+		x.mu.Lock()
+		var dirty []*ownership
+		for _, o := range x.owned {
+			if o.window.Commit() != o.committed {
+				dirty = append(dirty, o)
+			}
+		}
+		x.mu.Unlock()
+		var wg sync.WaitGroup
+		for _, o := range dirty {
+			wg.Go(func() {
+				if !x.commitOne(o) {
+					poke(x.settle)
+				}
+			})
+		}
+		wg.Wait()
+		timer := time.NewTimer(commitInterval)
+		select {
+		case <-timer.C:
+		case <-x.life.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// commitOne commits a queue's offset if it changed; false where that failed.
+func (x *subscription) commitOne(o *ownership) bool {
+	x.mu.Lock()
+	at := o.window.Commit()
+	same := at == o.committed
+	x.mu.Unlock()
+	if same {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if err := x.c.commit(ctx, o.addr, x.topic, x.group, o.q, at); err != nil {
+		x.s.cfg.Log.Debug("an offset cannot be committed; trying again", "topic", x.topic, "queue", o.q.name(), "error", err)
+		return false
+	}
+	x.mu.Lock()
+	o.committed = max(o.committed, at)
+	x.mu.Unlock()
+	return true
+}
+
+// Close leaves the group: what is settled is committed, the rest is another's.
+func (x *subscription) Close(ctx context.Context) error {
+	x.mu.Lock()
+	if x.closed {
+		x.mu.Unlock()
+		return nil
+	}
+	x.closed = true
+	var mine []*ownership
+	for _, o := range x.owned {
+		mine = append(mine, o)
+	}
+	for _, o := range mine {
+		x.dropLocked(o)
+	}
+	x.wakeLocked()
+	x.mu.Unlock()
+	x.end()
+	x.work.Wait()
+	// What membership took meanwhile goes too.
+	x.mu.Lock()
+	for _, o := range x.owned {
+		mine = append(mine, o)
+	}
+	for _, o := range mine {
+		if !o.revoked {
+			x.dropLocked(o)
+		}
+	}
+	x.mu.Unlock()
+	var err error
+	for _, o := range mine {
+		<-o.ended
+		if !x.commitOne(o) {
+			err = fault.New(fault.Unavailable, "rocketmq.close", "not-flushed", "what was settled last could not be committed; it comes again")
+		}
+	}
+	if r, rerr := x.c.route(ctx, x.topic, false); rerr == nil {
+		for _, addr := range r.brokers {
+			// Brokers notice the lost connection too, only later.
+			_, _ = x.c.ask(ctx, addr, reqUnregister, map[string]string{"clientID": x.client, "consumerGroup": x.group}, nil)
+		}
+	}
+	x.c.close()
+	return err
+}

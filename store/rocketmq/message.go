@@ -1,0 +1,278 @@
+package rocketmq
+
+import (
+	"bytes"
+	"compress/zlib"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// How an event is a message (the CloudEvents SDK for Java does the same):
+// binary mode, attributes as properties "CE_<name>", data as the body. Headers
+// of the mesh are "WEFT_<name>". What cannot be a property makes the whole event
+// the body, in the JSON format, marked by CE_datacontenttype.
+const (
+	ceProperty   = "CE_"
+	meshProperty = "WEFT_"
+	// emptyBody marks an event without data: brokers refuse an empty body, so
+	// it has one byte that does not count.
+	emptyBody = meshProperty + "empty"
+
+	propertyDeliverAt = "TIMER_DELIVER_MS"
+	nameSeparator     = "\x01"
+	propSeparator     = "\x02"
+	// maxProperties bounds the properties of a message; brokers take 32,767.
+	maxProperties = 30 << 10
+)
+
+// message is a RocketMQ message.
+type message struct {
+	queueID    int
+	offset     int64
+	stored     time.Time
+	flags      int32
+	body       []byte
+	properties map[string]string
+	reconsumed int32
+}
+
+// encode makes a message of an event: its properties and its body.
+func encode(e *event.Event, deliverAt time.Time) (properties string, body []byte) {
+	var b strings.Builder
+	add := func(name, value string) {
+		if value != "" {
+			b.WriteString(name + nameSeparator + value + propSeparator)
+		}
+	}
+	body = e.Data
+	if plain(e) {
+		add(ceProperty+event.AttrSpecVersion, event.SpecVersion)
+		for _, a := range [...]event.Attr{{Name: event.AttrID, Value: e.ID}, {Name: event.AttrSource, Value: e.Source}, {Name: event.AttrType, Value: e.Type},
+			{Name: event.AttrSubject, Value: e.Subject}, {Name: event.AttrTime, Value: e.Time}, {Name: event.AttrDataContentType, Value: e.DataContentType},
+			{Name: event.AttrDataSchema, Value: e.DataSchema}} {
+			add(ceProperty+a.Name, a.Value)
+		}
+		for _, a := range e.Ext {
+			add(ceProperty+a.Name, a.Value)
+		}
+	} else {
+		add(ceProperty+event.AttrDataContentType, cloudevents.TypeJSON)
+		body = cloudevents.AppendJSON(nil, e)
+	}
+	for _, a := range e.Mesh {
+		add(meshProperty+a.Name, a.Value)
+	}
+	if len(body) == 0 {
+		add(emptyBody, "1")
+		body = []byte{0}
+	}
+	add("WAIT", "true")
+	if !deliverAt.IsZero() {
+		add(propertyDeliverAt, fmt.Sprint(deliverAt.UnixMilli()))
+	}
+	return b.String(), body
+}
+
+// plain reports whether every attribute can be a property.
+func plain(e *event.Event) bool {
+	n := 0
+	ok := func(s string) bool {
+		n += len(s) + 16
+		return !strings.ContainsAny(s, nameSeparator+propSeparator) && utf8.ValidString(s)
+	}
+	for _, s := range [...]string{e.ID, e.Source, e.Type, e.Subject, e.Time, e.DataContentType, e.DataSchema} {
+		if !ok(s) {
+			return false
+		}
+	}
+	for _, a := range e.Ext {
+		if a.Value == "" || !ok(a.Value) || !ok(a.Name) {
+			return false
+		}
+	}
+	for _, a := range e.Mesh {
+		n += len(a.Name) + len(a.Value) + 16
+	}
+	return n < maxProperties && e.DataContentType != cloudevents.TypeJSON
+}
+
+// appendBatch appends a message as an element of a batch's body.
+func appendBatch(b []byte, properties string, body []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(4+4+4+4+4+len(body)+2+len(properties))) //nolint:gosec // bounded by the store's limit
+	b = append(b, make([]byte, 12)...)                                                  // magic, CRC, flag
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))                             //nolint:gosec // likewise
+	b = append(b, body...)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(properties))) //nolint:gosec // below maxProperties
+	return append(b, properties...)
+}
+
+var errMessage = errors.New("not a valid message")
+
+// decodeMessages decodes the body of a pull's answer.
+func decodeMessages(b []byte) ([]message, error) {
+	var out []message
+	for len(b) > 0 {
+		m, n, err := decodeMessage(b)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+		b = b[n:]
+	}
+	return out, nil
+}
+
+// cursor reads fields of a message.
+type cursor struct {
+	b   []byte
+	bad bool
+}
+
+func (c *cursor) bytes(n int) []byte {
+	if n < 0 || n > len(c.b) {
+		c.bad = true
+		return make([]byte, min(max(n, 0), 16))
+	}
+	v := c.b[:n]
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) u32() uint32 { return binary.BigEndian.Uint32(c.bytes(4)) }
+func (c *cursor) u64() uint64 { return binary.BigEndian.Uint64(c.bytes(8)) }
+
+// System flags of a message.
+const (
+	flagCompressed   = 1
+	flagBornHostV6   = 1 << 4
+	flagStoreHostV6  = 1 << 5
+	compressionMask  = 7 << 8
+	compressionZlib  = 3 << 8
+	minMessage       = 91
+	maxInflatedBytes = 16 << 20
+)
+
+func decodeMessage(b []byte) (m message, size int, err error) {
+	if len(b) < minMessage-20 {
+		return m, 0, errMessage
+	}
+	size = int(binary.BigEndian.Uint32(b))
+	if size < minMessage-20 || size > len(b) {
+		return m, 0, errMessage
+	}
+	c := cursor{b: b[4:size]}
+	c.bytes(8)                      // magic, CRC
+	m.queueID = int(int32(c.u32())) //nolint:gosec // as the broker wrote it
+	c.bytes(4)                      // flag
+	m.offset = int64(c.u64())       //nolint:gosec // likewise
+	c.bytes(8)                      // physical offset
+	m.flags = int32(c.u32())        //nolint:gosec // likewise
+	c.bytes(8)                      // born time
+	host := func(v6 int32) {
+		if m.flags&v6 != 0 {
+			c.bytes(20)
+		} else {
+			c.bytes(8)
+		}
+	}
+	host(flagBornHostV6)
+	m.stored = time.UnixMilli(int64(c.u64())) //nolint:gosec // likewise
+	host(flagStoreHostV6)
+	m.reconsumed = int32(c.u32()) //nolint:gosec // likewise
+	c.bytes(8)                    // prepared transaction
+	m.body = c.bytes(int(c.u32()))
+	c.bytes(int(c.bytes(1)[0])) // topic
+	props := c.bytes(int(binary.BigEndian.Uint16(c.bytes(2))))
+	if c.bad {
+		return m, 0, errMessage
+	}
+	m.properties = map[string]string{}
+	for p := range strings.SplitSeq(string(props), propSeparator) {
+		if k, v, ok := strings.Cut(p, nameSeparator); ok {
+			m.properties[k] = v
+		}
+	}
+	if m.flags&flagCompressed != 0 {
+		m.body, err = inflate(m.flags, m.body)
+	}
+	return m, size, err
+}
+
+func inflate(flags int32, b []byte) ([]byte, error) {
+	if kind := flags & compressionMask; kind != 0 && kind != compressionZlib {
+		return nil, errors.New("the body is compressed in a way that this version does not read (zlib is)")
+	}
+	r, err := zlib.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	out, err := io.ReadAll(io.LimitReader(r, maxInflatedBytes+1))
+	if len(out) > maxInflatedBytes {
+		return nil, fmt.Errorf("the body inflates to more than %d bytes", maxInflatedBytes)
+	}
+	return out, err
+}
+
+// decode makes an event of a message. One that is no CloudEvent becomes one: its
+// id is its position and its source its topic, the same at every delivery.
+func decode(m *message, topic, partition string) (event.Event, error) {
+	e := event.Event{Data: bytes.Clone(m.body)}
+	if m.properties[emptyBody] != "" {
+		e.Data = nil
+	}
+	if m.properties[ceProperty+event.AttrDataContentType] == cloudevents.TypeJSON {
+		var err error
+		if e, err = cloudevents.DecodeJSON(m.body); err != nil {
+			return e, err
+		}
+	} else if m.properties[ceProperty+event.AttrSpecVersion] == "" {
+		e.ID = fmt.Sprintf("%s-%d", partition, m.offset)
+		e.Source = "/rocketmq/" + topic
+		e.Type = "org.apache.rocketmq.message"
+	} else {
+		for k, v := range m.properties {
+			if name, ok := strings.CutPrefix(k, ceProperty); ok {
+				set(&e, name, v)
+			}
+		}
+	}
+	for k, v := range m.properties {
+		if name, ok := strings.CutPrefix(k, meshProperty); ok && k != emptyBody {
+			e.Mesh = append(e.Mesh, event.Attr{Name: name, Value: v})
+		}
+	}
+	event.SortAttrs(e.Ext)
+	event.SortAttrs(e.Mesh)
+	return e, nil
+}
+
+func set(e *event.Event, name, value string) {
+	switch name {
+	case event.AttrSpecVersion:
+	case event.AttrID:
+		e.ID = value
+	case event.AttrSource:
+		e.Source = value
+	case event.AttrType:
+		e.Type = value
+	case event.AttrSubject:
+		e.Subject = value
+	case event.AttrTime:
+		e.Time = value
+	case event.AttrDataContentType:
+		e.DataContentType = value
+	case event.AttrDataSchema:
+		e.DataSchema = value
+	default:
+		e.Ext = append(e.Ext, event.Attr{Name: name, Value: value})
+	}
+}

@@ -1,0 +1,350 @@
+// Package rocketmq is the driver for Apache RocketMQ, 4.9 and 5.x.
+//
+// It speaks the remoting protocol itself, to publish and to consume. The Go
+// client's push consumer loses messages that it gives back (it does not look at
+// the answer), commits every 5 s, and cannot settle single messages; its
+// producer answers one time-out by ending the process. Publishing, one request
+// in flight for each queue carries all that came meanwhile, so that batches grow
+// with load. Consuming is classic pull: queues are divided among the members of
+// a group as RocketMQ's own clients divide them, and what is committed is the
+// lowest unsettled offset, every 20 ms.
+//
+// A group commits one offset for each queue, so a crash repeats what was settled
+// above the lowest unsettled message: at most the window.
+package rocketmq
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+)
+
+// Kind of the driver.
+const Kind = "rocketmq"
+
+// Options of the driver.
+type Options struct {
+	// NameServers, "host:port".
+	NameServers []string
+	// Cluster where topics are made; DefaultCluster when empty.
+	Cluster string
+}
+
+// Limits and times.
+const (
+	// maxMessage is what brokers take by default, 4 MiB, less what surrounds
+	// an event.
+	maxMessage = 4<<20 - 64<<10
+	// defaultWindow is the window of a queue.
+	defaultWindow  = 1024
+	commitInterval = 20 * time.Millisecond
+	// maxDelay is the longest delay of a broker with its default settings.
+	maxDelay = 3 * 24 * time.Hour
+)
+
+// Driver opens RocketMQ clusters.
+type Driver struct{}
+
+// Kind is "rocketmq".
+func (Driver) Kind() string { return Kind }
+
+// Open makes a store. It does not connect: servers may be down.
+func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
+	o, _ := cfg.Options.(Options)
+	if len(o.NameServers) == 0 {
+		return nil, fault.New(fault.Invalid, "rocketmq.open", "no-name-server", "a RocketMQ store needs name servers")
+	}
+	if o.Cluster == "" {
+		o.Cluster = "DefaultCluster"
+	}
+	if cfg.Window == 0 {
+		cfg.Window = defaultWindow
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{cfg: cfg, op: o, c: newCluster(o, nil), senders: map[senderKey]*sender{}}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// Store is a RocketMQ cluster.
+type Store struct {
+	cfg  store.Config
+	op   Options
+	c    *cluster
+	life context.Context // ends when the store closes
+	end  context.CancelFunc
+	work sync.WaitGroup
+
+	mu      sync.Mutex
+	senders map[senderKey]*sender
+	members int // for client ids
+	turn    int // of events without a key
+	closed  bool
+}
+
+// Probe asks a broker what it is.
+func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
+	brokers, err := s.c.masters(ctx)
+	if err != nil {
+		return store.Capabilities{}, err
+	}
+	caps := store.Capabilities{Product: "RocketMQ", Durability: store.DurabilityReplicated, Delay: maxDelay, Replay: true, MaxEventBytes: maxMessage,
+		RedeliveryWindow: s.cfg.Window, CommitInterval: commitInterval}
+	for _, addr := range brokers {
+		cmd, err := s.c.ask(ctx, addr, reqConfig, nil, nil)
+		if err != nil {
+			return caps, err
+		}
+		set := properties(cmd.Body)
+		durability := store.DurabilityProcess
+		if set["flushDiskType"] == "SYNC_FLUSH" {
+			durability = store.DurabilityDisk
+		}
+		if set["brokerRole"] == "SYNC_MASTER" {
+			durability = store.DurabilityReplicated
+		}
+		caps.Durability = min(caps.Durability, durability)
+		if set["timerWheelEnable"] != "true" {
+			caps.Delay = 0
+		} else if sec, err := strconv.Atoi(set["timerMaxDelaySec"]); err == nil {
+			caps.Delay = min(caps.Delay, time.Duration(sec)*time.Second)
+		}
+		run, err := s.c.ask(ctx, addr, reqRuntime, nil, nil)
+		if err != nil {
+			return caps, err
+		}
+		var info struct{ Table map[string]string }
+		if err := decodeJSON(run.Body, &info); err != nil {
+			return caps, unavailable(err)
+		}
+		caps.Version = strings.ReplaceAll(strings.TrimPrefix(info.Table["brokerVersionDesc"], "V"), "_", ".")
+		if strings.HasPrefix(caps.Version, "4.") {
+			caps.Delay = 0 // it takes the property and delivers at once
+		}
+	}
+	return caps, nil
+}
+
+// properties reads Java properties.
+func properties(b []byte) map[string]string {
+	out := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// Close refuses new calls and ends what the store runs.
+func (s *Store) Close(ctx context.Context) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	done := make(chan struct{})
+	go func() { s.work.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		s.end()
+		<-done
+	}
+	s.end()
+	s.c.close()
+	return nil
+}
+
+// EnsureTopic creates the topic or grows its queues.
+func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
+	const op = "rocketmq.ensure-topic"
+	if t.MaxAge != 0 || t.MaxBytes != 0 {
+		return fault.New(fault.Invalid, op, "no-topic-retention", "RocketMQ keeps messages by one setting of the broker, not by topic")
+	}
+	n := t.Partitions
+	if n == 0 {
+		n = 8
+	}
+	if r, err := s.c.route(ctx, t.Name, true); err == nil && perBroker(r) >= n {
+		return nil
+	} else if err != nil && fault.ClassOf(err) != fault.NotFound {
+		return err
+	}
+	brokers, err := s.c.masters(ctx)
+	if err != nil {
+		return err
+	}
+	for _, addr := range brokers {
+		if _, err := s.c.ask(ctx, addr, reqCreateTopic, map[string]string{"topic": t.Name, "defaultTopic": "TBW102", "readQueueNums": strconv.Itoa(n), "writeQueueNums": strconv.Itoa(n),
+			"perm": "6", "topicFilterType": "SINGLE_TAG", "topicSysFlag": "0", "order": "false"}, nil); err != nil {
+			return err
+		}
+	}
+	// Brokers tell the name servers; read back what they know.
+	for {
+		if r, err := s.c.route(ctx, t.Name, true); err == nil && perBroker(r) >= n {
+			return nil
+		}
+		timer := time.NewTimer(50 * time.Millisecond)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fault.Wrap(fault.Unavailable, op, "not-seen", fmt.Errorf("the topic was created, but the name servers do not know it: %w", ctx.Err()))
+		}
+	}
+}
+
+// perBroker is the least number of queues that a broker of the route has.
+func perBroker(r *route) int {
+	count := map[string]int{}
+	for _, q := range r.write {
+		count[q.broker]++
+	}
+	least := 0
+	for _, n := range count {
+		if least == 0 || n < least {
+			least = n
+		}
+	}
+	return least
+}
+
+// TopicExists reports whether the topic is there.
+func (s *Store) TopicExists(ctx context.Context, name string) (bool, error) {
+	_, err := s.c.route(ctx, name, true)
+	if err != nil && fault.ClassOf(err) == fault.NotFound {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// DeleteTopic deletes the topic.
+func (s *Store) DeleteTopic(ctx context.Context, name string) error {
+	brokers, err := s.c.masters(ctx)
+	if err != nil {
+		return err
+	}
+	for _, addr := range brokers {
+		if _, err := s.c.ask(ctx, addr, reqDeleteTopic, map[string]string{"topic": name}, nil); err != nil && fault.ClassOf(err) != fault.NotFound {
+			return err
+		}
+	}
+	for _, addr := range s.op.NameServers {
+		if _, err := s.c.ask(ctx, addr, reqDeleteRoute, map[string]string{"topic": name}, nil); err != nil && fault.ClassOf(err) != fault.NotFound {
+			return err
+		}
+	}
+	s.c.forget(name)
+	return nil
+}
+
+// EnsureGroup creates a group, and commits its start in every queue where it has
+// none: brokers would choose another one.
+func (s *Store) EnsureGroup(ctx context.Context, topic, group string, from store.Start) error {
+	r, err := s.c.route(ctx, topic, true)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(map[string]any{"groupName": group, "consumeEnable": true, "consumeFromMinEnable": true, "consumeBroadcastEnable": true,
+		"retryQueueNums": 1, "retryMaxTimes": 16, "brokerId": 0, "whichBrokerWhenConsumeSlowly": 1, "notifyConsumerIdsChangedEnable": true})
+	if err != nil {
+		return err
+	}
+	for _, addr := range r.brokers {
+		if _, err := s.c.ask(ctx, addr, reqGroup, nil, body); err != nil {
+			return err
+		}
+	}
+	for _, q := range r.read {
+		addr := r.brokers[q.broker]
+		if _, ok, err := s.c.committed(ctx, addr, topic, group, q); err != nil {
+			return err
+		} else if ok {
+			continue
+		}
+		at, err := s.start(ctx, addr, topic, q, from)
+		if err != nil {
+			return err
+		}
+		if err := s.c.commit(ctx, addr, topic, group, q, at); err != nil {
+			return err
+		}
+		if got, ok, err := s.c.committed(ctx, addr, topic, group, q); err != nil || !ok || got != at {
+			return unavailable(fmt.Errorf("the start %d of group %s in %s was not kept: %d, %v, %w", at, group, q.name(), got, ok, err))
+		}
+	}
+	return nil
+}
+
+// start is the offset in a queue where from begins.
+func (s *Store) start(ctx context.Context, addr, topic string, q queue, from store.Start) (int64, error) {
+	for _, p := range from.After {
+		if p.Partition == q.name() {
+			return int64(p.Offset) + 1, nil //nolint:gosec // offsets are below 2^63
+		}
+	}
+	switch {
+	case from.End:
+		return s.c.offset(ctx, addr, reqMaxOffset, topic, q, nil)
+	case !from.At.IsZero():
+		// The broker knows times to the millisecond.
+		return s.c.offset(ctx, addr, reqOffsetAt, topic, q, map[string]string{"timestamp": strconv.FormatInt(from.At.UnixMilli(), 10)})
+	}
+	return s.c.offset(ctx, addr, reqMinOffset, topic, q, nil)
+}
+
+// DeleteGroup deletes a group with its offsets.
+func (s *Store) DeleteGroup(ctx context.Context, topic, group string) error {
+	r, err := s.c.route(ctx, topic, true)
+	if err != nil {
+		if fault.ClassOf(err) == fault.NotFound {
+			return nil
+		}
+		return err
+	}
+	for _, addr := range r.brokers {
+		if _, err := s.c.ask(ctx, addr, reqDeleteGroup, map[string]string{"groupName": group, "cleanOffset": "true"}, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Lag tells how far a group is behind.
+func (s *Store) Lag(ctx context.Context, topic, group string) ([]store.PartitionLag, error) {
+	r, err := s.c.route(ctx, topic, false)
+	if err != nil {
+		return nil, err
+	}
+	var out []store.PartitionLag
+	for _, q := range r.read {
+		addr := r.brokers[q.broker]
+		end, err := s.c.offset(ctx, addr, reqMaxOffset, topic, q, nil)
+		if err != nil {
+			return nil, err
+		}
+		at, ok, err := s.c.committed(ctx, addr, topic, group, q)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, fault.New(fault.NotFound, "rocketmq.lag", "unknown-group", "group %s has no offset in %s", group, topic)
+		}
+		out = append(out, store.PartitionLag{Partition: q.name(), Committed: uint64(at), End: uint64(end), Behind: max(end-at, 0)}) //nolint:gosec // offsets are not negative
+	}
+	return out, nil
+}

@@ -1,0 +1,34 @@
+package rocketmq
+
+import (
+	"os"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
+)
+
+func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+
+func open(t testing.TB, nameServer string, window int) *Store {
+	t.Helper()
+	st, err := Driver{}.Open(t.Context(), store.Config{Name: "test", ClientID: uuid.NewString(), Window: window, Options: Options{NameServers: []string{nameServer}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.(*Store)
+}
+
+func TestConformance(t *testing.T) {
+	nameServer := servers.SharedRocketMQ(t)
+	ns := servers.Namespace(t)
+	storetest.Run(t, storetest.Harness{
+		Open:   func(t *testing.T, window int) store.Store { return open(t, nameServer, window) },
+		Topic:  func(_ *testing.T, name string) string { return names.Physical(ns, name+uuid.NewString()[:4]) },
+		Expect: store.Capabilities{Durability: store.DurabilityDisk, Delay: maxDelay, Replay: true},
+	})
+}
