@@ -1,0 +1,408 @@
+// Package nacos announces and finds instances in Nacos 3, over its HTTP API.
+//
+// Instances are persistent: they outlive whoever registered them, and Nacos
+// itself finds out whether they live, by asking their health port for /readyz.
+// An instance is in the cluster "health-<port>", since Nacos has one health port
+// for a cluster.
+package nacos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weft-mesh/weft/registry"
+)
+
+// Config of a Registry.
+type Config struct {
+	// URL of the server's HTTP API with its context path:
+	// "http://127.0.0.1:8848/nacos".
+	URL string
+	// Credentials are asked for at each log-in; nil for a server without
+	// authentication. The user needs access to the admin API.
+	Credentials func() (user, password string, err error)
+	// Group of the services; DEFAULT_GROUP when empty.
+	Group string
+	// Poll is the time between two looks of a watch; 1 s when 0.
+	Poll time.Duration
+	Log  *slog.Logger
+}
+
+// Registry implements registry.Registry.
+type Registry struct {
+	cfg    Config
+	client *client
+
+	life    context.Context // ends at Close
+	end     context.CancelFunc
+	mu      sync.Mutex // serialises Reconcile
+	watches sync.WaitGroup
+}
+
+var _ registry.Registry = (*Registry)(nil)
+
+// callTimeout bounds one call of Nacos.
+const callTimeout = 5 * time.Second
+
+// New makes a Registry; it connects when it is used.
+func New(cfg Config) (*Registry, error) {
+	u, err := url.Parse(cfg.URL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return nil, errors.New("nacos: the URL must be like http://host:8848/nacos, without user information")
+	}
+	if cfg.Group == "" {
+		cfg.Group = "DEFAULT_GROUP"
+	}
+	if cfg.Poll == 0 {
+		cfg.Poll = time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	r := &Registry{cfg: cfg, client: &client{base: strings.TrimSuffix(cfg.URL, "/"), credentials: cfg.Credentials,
+		http: &http.Client{Timeout: callTimeout, Transport: &http.Transport{Proxy: nil, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute}}}}
+	r.life, r.end = context.WithCancel(context.Background())
+	return r, nil
+}
+
+// Close ends every watch.
+func (r *Registry) Close(ctx context.Context) error {
+	r.end()
+	done := make(chan struct{})
+	go func() { r.watches.Wait(); close(done) }()
+	select {
+	case <-done:
+		r.client.http.CloseIdleConnections()
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// checker is how Nacos finds out whether an instance lives.
+type checker struct {
+	Type     string `json:"type"`
+	Path     string `json:"path"`
+	Headers  string `json:"headers"`
+	Expected int    `json:"expectedResponseCode"`
+}
+
+func wantedChecker() checker { return checker{"HTTP", "/readyz", "", http.StatusOK} }
+
+// service is a service as Nacos shows it.
+type service struct {
+	Clusters map[string]struct {
+		Checker      checker `json:"healthChecker"`
+		Port         uint32  `json:"healthyCheckPort"`
+		InstancePort bool    `json:"useInstancePortForCheck"`
+	} `json:"clusterMap"`
+	Ephemeral bool `json:"ephemeral"`
+}
+
+// entry is an instance as Nacos shows it.
+type entry struct {
+	IP       string            `json:"ip"`
+	Port     uint32            `json:"port"`
+	Weight   float64           `json:"weight"`
+	Healthy  bool              `json:"healthy"`
+	Cluster  string            `json:"clusterName"`
+	Metadata map[string]string `json:"metadata"`
+}
+
+func (r *Registry) params(name string, more ...string) url.Values {
+	v := url.Values{"serviceName": {name}, "groupName": {r.cfg.Group}}
+	for i := 0; i < len(more); i += 2 {
+		v.Set(more[i], more[i+1])
+	}
+	return v
+}
+
+const clusterPrefix = "health-"
+
+// entryOf is how an instance stands in Nacos.
+func entryOf(i registry.Instance) (entry, error) {
+	grpc, health := i.Ports["grpc"], i.Ports["health"]
+	if i.ID == "" || i.Host == "" || grpc == 0 || health == 0 {
+		return entry{}, fmt.Errorf("nacos: instance %q needs an id, a host, and the ports grpc and health", i.ID)
+	}
+	e := entry{IP: i.Host, Port: grpc, Weight: float64(max(i.Weight, 1)), Cluster: clusterPrefix + strconv.FormatUint(uint64(health), 10),
+		Metadata: map[string]string{"weft-id": i.ID, "weft-version": i.Version, "weft-zone": i.Zone, "weft-namespaces": strings.Join(i.Namespaces, ",")}}
+	if i.Weight == 0 {
+		e.Weight = 100
+	}
+	for name, port := range i.Ports {
+		e.Metadata["weft-port-"+name] = strconv.FormatUint(uint64(port), 10)
+	}
+	return e, nil
+}
+
+// instance is the reverse; ok is false for what is not ours.
+func (e *entry) instance() (registry.Instance, bool) {
+	i := registry.Instance{ID: e.Metadata["weft-id"], Host: e.IP, Zone: e.Metadata["weft-zone"], Version: e.Metadata["weft-version"],
+		Weight: uint32(max(0, e.Weight)), Healthy: e.Healthy, Ports: map[string]uint32{}}
+	for k, v := range e.Metadata {
+		if name, ok := strings.CutPrefix(k, "weft-port-"); ok {
+			if p, err := strconv.ParseUint(v, 10, 16); err == nil {
+				i.Ports[name] = uint32(p)
+			}
+		}
+	}
+	if ns := e.Metadata["weft-namespaces"]; ns != "" {
+		i.Namespaces = strings.Split(ns, ",")
+	}
+	return i, i.ID != ""
+}
+
+// same reports whether e says what o says, health apart.
+func (e *entry) same(o *entry) bool {
+	if e.Weight != o.Weight || len(e.Metadata) != len(o.Metadata) {
+		return false
+	}
+	for k, v := range e.Metadata {
+		if got, ok := o.Metadata[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// place is where Nacos keeps an instance.
+type place struct {
+	cluster, ip string
+	port        uint32
+}
+
+func (e *entry) place() place { return place{e.Cluster, e.IP, e.Port} }
+
+// read gives the service and its instances; nil without the service.
+func (r *Registry) read(ctx context.Context, name string) (*service, map[place]*entry, error) {
+	s := &service{}
+	if err := r.client.call(ctx, http.MethodGet, "/v3/admin/ns/service", r.params(name), s); err != nil {
+		if hasCode(err, codeServiceMissing) {
+			return nil, nil, nil
+		}
+		return nil, nil, err
+	}
+	out := map[place]*entry{}
+	for cluster := range s.Clusters {
+		if !strings.HasPrefix(cluster, clusterPrefix) {
+			continue
+		}
+		var list []*entry
+		err := r.client.call(ctx, http.MethodGet, "/v3/admin/ns/instance/list", r.params(name, "clusterName", cluster), &list)
+		if e, ok := errors.AsType[*apiError](err); ok && e.status == http.StatusNotFound {
+			continue // a checker without instances
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, e := range list {
+			if _, ours := e.instance(); ours {
+				e.Cluster = cluster
+				out[e.place()] = e
+			}
+		}
+	}
+	return s, out, nil
+}
+
+// Reconcile makes the service consist of want; see registry.Registry. ctx bounds
+// it; what could not be read back is an error, and the next call goes on.
+func (r *Registry) Reconcile(ctx context.Context, name string, want []registry.Instance) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wanted := map[place]*entry{}
+	for _, i := range want {
+		e, err := entryOf(i)
+		if err != nil {
+			return err
+		}
+		wanted[e.place()] = &e
+	}
+	for {
+		changed, err := r.pass(ctx, name, wanted)
+		if err != nil {
+			return err
+		}
+		if !changed {
+			return nil // read back as it should be
+		}
+		timer := time.NewTimer(200 * time.Millisecond)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("nacos: service %s was written, but not read back: %w", name, ctx.Err())
+		}
+	}
+}
+
+// pass looks once and writes what differs.
+func (r *Registry) pass(ctx context.Context, name string, wanted map[place]*entry) (changed bool, err error) {
+	s, have, err := r.read(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	if s == nil {
+		if len(wanted) == 0 {
+			return false, nil
+		}
+		// Nobody dead is to pass for alive because many are dead.
+		err := r.client.call(ctx, http.MethodPost, "/v3/admin/ns/service", r.params(name, "ephemeral", "false", "protectThreshold", "0"), nil)
+		if err != nil && !hasCode(err, codeServiceExists) {
+			return false, err
+		}
+		s, changed = &service{}, true
+	}
+	if s.Ephemeral {
+		return false, fmt.Errorf("nacos: service %s is one of ephemeral instances: choose another name", name)
+	}
+	// Checkers first: an instance without one would be asked over TCP.
+	for cluster, port := range clusters(wanted) {
+		if c, ok := s.Clusters[cluster]; ok && c.Checker == wantedChecker() && c.Port == port && !c.InstancePort {
+			continue
+		}
+		b, err := json.Marshal(wantedChecker())
+		if err != nil {
+			return false, err
+		}
+		if err := r.client.call(ctx, http.MethodPut, "/v3/admin/ns/cluster", r.params(name, "clusterName", cluster, "checkPort", strconv.FormatUint(uint64(port), 10),
+			"useInstancePort4Check", "false", "healthChecker", string(b)), nil); err != nil {
+			return false, err
+		}
+		changed = true
+	}
+	for p, e := range wanted {
+		old := have[p]
+		if old != nil && e.same(old) {
+			continue
+		}
+		// The health that Nacos saw is carried over; who is new has to show it.
+		if err := r.write(ctx, http.MethodPost, name, e, old != nil && old.Healthy); err != nil {
+			return false, err
+		}
+		changed = true
+	}
+	return r.remove(ctx, name, wanted, have, changed)
+}
+
+// remove removes who is gone, once those who stay are there; the last one of a
+// service stands until another comes, or Nacos would forget the checker.
+func (r *Registry) remove(ctx context.Context, name string, wanted, have map[place]*entry, changed bool) (bool, error) {
+	if len(wanted) == 0 || changed {
+		// Nothing to stay, or not read back yet: keep at least what is there.
+		if len(wanted) > 0 || len(have) <= 1 {
+			return changed, nil
+		}
+	}
+	left := len(have)
+	for p, e := range have {
+		if wanted[p] != nil || left == 1 {
+			continue
+		}
+		if err := r.write(ctx, http.MethodDelete, name, e, false); err != nil {
+			return false, err
+		}
+		left--
+		changed = true
+	}
+	return changed, nil
+}
+
+func clusters(wanted map[place]*entry) map[string]uint32 {
+	out := map[string]uint32{}
+	for p := range wanted {
+		if port, err := strconv.ParseUint(strings.TrimPrefix(p.cluster, clusterPrefix), 10, 16); err == nil {
+			out[p.cluster] = uint32(port)
+		}
+	}
+	return out
+}
+
+func (r *Registry) write(ctx context.Context, method, name string, e *entry, healthy bool) error {
+	v := r.params(name, "clusterName", e.Cluster, "ip", e.IP, "port", strconv.FormatUint(uint64(e.Port), 10), "ephemeral", "false")
+	if method == http.MethodPost {
+		b, err := json.Marshal(e.Metadata)
+		if err != nil {
+			return err
+		}
+		v.Set("metadata", string(b))
+		v.Set("weight", strconv.FormatFloat(e.Weight, 'f', -1, 64))
+		v.Set("healthy", strconv.FormatBool(healthy))
+		v.Set("enabled", "true")
+	}
+	return r.client.call(ctx, method, "/v3/admin/ns/instance", v, nil)
+}
+
+// Watch yields the instances of a service; see registry.Registry. It asks Nacos
+// every Config.Poll or so.
+func (r *Registry) Watch(ctx context.Context, name string) iter.Seq2[[]registry.Instance, error] {
+	return func(yield func([]registry.Instance, error) bool) {
+		r.watches.Add(1)
+		defer r.watches.Done()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(r.life, cancel)()
+		var last []registry.Instance
+		first, failing := true, false
+		for ctx.Err() == nil {
+			now, err := r.list(ctx, name)
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				if !failing && !yield(last, err) {
+					return
+				}
+				failing = true
+			case first || failing || !slices.EqualFunc(now, last, equal):
+				last, first, failing = now, false, false
+				if !yield(now, nil) {
+					return
+				}
+			}
+			timer := time.NewTimer(r.cfg.Poll*3/4 + rand.N(r.cfg.Poll/2+1))
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+			}
+		}
+	}
+}
+
+// list gives the instances, sorted by id.
+func (r *Registry) list(ctx context.Context, name string) ([]registry.Instance, error) {
+	_, have, err := r.read(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]registry.Instance, 0, len(have))
+	for _, e := range have {
+		if i, ours := e.instance(); ours {
+			out = append(out, i)
+		}
+	}
+	slices.SortFunc(out, func(a, b registry.Instance) int {
+		return strings.Compare(a.ID+" "+a.Host, b.ID+" "+b.Host)
+	})
+	return out, nil
+}
+
+func equal(a, b registry.Instance) bool {
+	x, errX := entryOf(a)
+	y, errY := entryOf(b)
+	return errX == nil && errY == nil && x.place() == y.place() && x.same(&y) && a.Healthy == b.Healthy
+}
