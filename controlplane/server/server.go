@@ -28,10 +28,12 @@ import (
 	"github.com/weft-mesh/weft/controlplane/admin"
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/discovery"
+	"github.com/weft-mesh/weft/controlplane/fleet"
 	"github.com/weft-mesh/weft/controlplane/provision"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
+	"github.com/weft-mesh/weft/registry"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -51,6 +53,10 @@ type Config struct {
 	// Drivers and Options for provisioning; see provision.Config.
 	Drivers map[string]store.Driver
 	Options func(*configv1.EventStore) (kind string, options any, err error)
+	// Registry is where proxies are registered, as instances of Service; nil
+	// registers none. The server does not close it.
+	Registry registry.Registry
+	Service  string
 	// DrainTime bounds the graceful stop; 5 s when 0.
 	DrainTime time.Duration
 	Log       *slog.Logger
@@ -84,6 +90,9 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 5 * time.Second
+	}
+	if cfg.Registry != nil && cfg.Service == "" {
+		cfg.Service = "weft"
 	}
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -189,6 +198,11 @@ func (s *Server) Run(ctx context.Context) error {
 	// The configuration comes first: nothing is served before it was read.
 	g.Go(func() error { return s.store.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
+	if s.cfg.Registry != nil {
+		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
+			Registry: s.cfg.Registry, Service: s.cfg.Service, Log: s.cfg.Log})
+		g.Go(func() error { return registered.Run(gctx) })
+	}
 
 	adminServer := grpc.NewServer(grpcOptions(s.adminTLS, 100)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)

@@ -1,0 +1,250 @@
+// Package fleet registers the proxies of the mesh in a registry, so that clients
+// find them there.
+//
+// Every replica writes down which proxies are connected to it; one, elected
+// through etcd, makes the registry say so. A proxy that is not connected stays
+// registered, for it may serve without a control plane: the registry's own check
+// tells whether it lives. Only one that is long gone and dead is taken out.
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	"golang.org/x/sync/errgroup"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+
+	"github.com/weft-mesh/weft/registry"
+)
+
+// Config of a Fleet.
+type Config struct {
+	// Etcd holds the records, under the keys that StatusKey makes.
+	Etcd      *clientv3.Client
+	StatusKey func(name string) string
+	// Proxies are those that are connected to this replica.
+	Proxies func() []*adminv1.ProxyStatus
+	// Registry and the Service in it. The fleet does not close it.
+	Registry registry.Registry
+	Service  string
+	// Every is the time between two looks; 2 s when 0.
+	Every time.Duration
+	// Grace is how long after its election a replica removes nobody: a replica
+	// that knows too little does no harm; 30 s when 0.
+	Grace time.Duration
+	// Forget is after how long a proxy that is neither connected nor alive is
+	// taken out; 10 min when 0.
+	Forget time.Duration
+	Log    *slog.Logger
+}
+
+// Fleet registers proxies.
+type Fleet struct {
+	cfg     Config
+	written map[string]record // by node id; the recorder's own
+}
+
+// record is what is kept of one proxy.
+type record struct {
+	Instance registry.Instance `json:"instance"`
+	// Seen is when it was last known to be connected.
+	Seen time.Time `json:"seen"`
+}
+
+// Times of calls.
+const (
+	etcdTimeout     = 5 * time.Second
+	registryTimeout = 30 * time.Second
+	// refresh is how old Seen may become while a proxy is connected.
+	refresh = 30 * time.Second
+)
+
+// New makes a Fleet.
+func New(cfg Config) *Fleet {
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{{&cfg.Every, 2 * time.Second}, {&cfg.Grace, 30 * time.Second}, {&cfg.Forget, 10 * time.Minute}} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	return &Fleet{cfg: cfg, written: map[string]record{}}
+}
+
+// Run registers until ctx ends. What fails is tried again.
+func (f *Fleet) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		for ctx.Err() == nil {
+			if err := f.record(ctx); err != nil && ctx.Err() == nil {
+				f.cfg.Log.Warn("connected proxies cannot be written down", "error", err)
+			}
+			wait(ctx, f.cfg.Every)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for ctx.Err() == nil {
+			if err := f.term(ctx); err != nil && ctx.Err() == nil {
+				f.cfg.Log.Warn("registering proxies stopped; standing for election again", "error", err)
+			}
+			wait(ctx, time.Second)
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d/2 + rand.N(d))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+const keys = "instance/"
+
+// record writes down who is connected here.
+func (f *Fleet) record(ctx context.Context) error {
+	for _, p := range f.cfg.Proxies() {
+		i := p.GetInfo()
+		if i.GetAdvertiseHost() == "" || i.GetPorts()["grpc"] == 0 || i.GetPorts()["health"] == 0 {
+			continue // it does not want to be found
+		}
+		r := record{Seen: time.Now(), Instance: registry.Instance{ID: p.NodeId, Host: i.AdvertiseHost, Ports: i.Ports, Zone: i.Zone, Weight: i.Weight,
+			Version: i.Version, Namespaces: i.Namespaces}}
+		if old, ok := f.written[p.NodeId]; ok && r.Seen.Sub(old.Seen) < refresh && reflect.DeepEqual(old.Instance, r.Instance) {
+			continue
+		}
+		b, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
+		cctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+		_, err = f.cfg.Etcd.Put(cctx, f.cfg.StatusKey(keys+url.PathEscape(p.NodeId)), string(b))
+		cancel()
+		if err != nil {
+			return err
+		}
+		f.written[p.NodeId] = r
+	}
+	return nil
+}
+
+// term is one time in office.
+func (f *Fleet) term(ctx context.Context) error {
+	session, err := concurrency.NewSession(f.cfg.Etcd, concurrency.WithTTL(10), concurrency.WithContext(ctx))
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	mutex := concurrency.NewMutex(session, f.cfg.StatusKey("elect/fleet"))
+	if err := mutex.Lock(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		// Give the office up at once; without etcd the lease does it.
+		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = mutex.Unlock(uctx)
+	}()
+	elected := time.Now()
+	for ctx.Err() == nil {
+		select {
+		case <-session.Done():
+			return errors.New("the election's lease was lost")
+		default:
+		}
+		if err := f.pass(ctx, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
+			f.cfg.Log.Warn("the registry cannot be brought up to date; trying again", "error", err)
+		}
+		wait(ctx, f.cfg.Every)
+	}
+	return nil
+}
+
+// pass makes the registry say what is written down. In the grace nobody is
+// removed who is there.
+func (f *Fleet) pass(ctx context.Context, now time.Time, grace bool) error {
+	ctx, cancel := context.WithTimeout(ctx, registryTimeout)
+	defer cancel()
+	there, err := f.registered(ctx)
+	if err != nil {
+		return err
+	}
+	records, err := f.records(ctx)
+	if err != nil {
+		return err
+	}
+	want := map[string]registry.Instance{}
+	if grace {
+		for id, i := range there {
+			want[id] = i
+		}
+	}
+	for id, r := range records {
+		if now.Sub(r.Seen) > f.cfg.Forget && !there[id].Healthy && !grace {
+			if _, err := f.cfg.Etcd.Delete(ctx, f.cfg.StatusKey(keys+url.PathEscape(id))); err != nil {
+				return err
+			}
+			f.cfg.Log.Info("a proxy is gone for good", "node", id)
+			continue
+		}
+		want[id] = r.Instance
+	}
+	list := make([]registry.Instance, 0, len(want))
+	for _, i := range want {
+		list = append(list, i)
+	}
+	slices.SortFunc(list, func(a, b registry.Instance) int { return strings.Compare(a.ID, b.ID) })
+	return f.cfg.Registry.Reconcile(ctx, f.cfg.Service, list)
+}
+
+// registered is what the registry says now.
+func (f *Fleet) registered(ctx context.Context) (map[string]registry.Instance, error) {
+	out := map[string]registry.Instance{}
+	for set, err := range f.cfg.Registry.Watch(ctx, f.cfg.Service) {
+		if err != nil {
+			return nil, err
+		}
+		for _, i := range set {
+			out[i.ID] = i
+		}
+		return out, nil
+	}
+	return nil, fmt.Errorf("the registry did not answer: %w", context.Cause(ctx))
+}
+
+// records are all proxies that any replica has written down.
+func (f *Fleet) records(ctx context.Context) (map[string]record, error) {
+	prefix := f.cfg.StatusKey(keys)
+	resp, err := f.cfg.Etcd.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]record{}
+	for _, kv := range resp.Kvs {
+		var r record
+		if err := json.Unmarshal(kv.Value, &r); err != nil || r.Instance.ID == "" {
+			f.cfg.Log.Error("a record of a proxy cannot be read", "key", string(kv.Key))
+			continue
+		}
+		out[r.Instance.ID] = r
+	}
+	return out, nil
+}
