@@ -304,7 +304,7 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 		retry = minRetry
 		x.mu.Lock()
 		if !o.revoked {
-			if len(msgs) == 0 {
+			if len(msgs) == 0 && len(o.buffer) == 0 {
 				o.window.Skip(p.next)
 			}
 			o.buffer = append(o.buffer, msgs...)
