@@ -267,6 +267,7 @@ func controlPlaneCommand() *cobra.Command {
 		etcd     []string
 		user     string
 		password string
+		found    nacosFlags
 	)
 	cmd := &cobra.Command{Use: "control-plane --etcd URL", Short: "Run a control-plane replica", Args: cobra.NoArgs,
 		Example: "  weft control-plane --etcd http://127.0.0.1:2379",
@@ -284,6 +285,11 @@ func controlPlaneCommand() *cobra.Command {
 			}
 			defer c.Close()
 			cfg.Etcd, cfg.Drivers, cfg.Options = c, binding.Drivers(), binding.AdminOptions
+			closeRegistry, err := found.open(&cfg)
+			if err != nil {
+				return err
+			}
+			defer closeRegistry()
 			s, err := server.New(cfg)
 			if err != nil {
 				return err
@@ -306,6 +312,7 @@ func controlPlaneCommand() *cobra.Command {
 	f.StringVar(&cfg.DiscoveryTLS.Key, "discovery-key", "", "file with its key")
 	f.StringVar(&cfg.DiscoveryTLS.CA, "discovery-ca", "", "file with the authority of the proxies' certificates")
 	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging")
+	found.add(f, &cfg)
 	log.Add(cmd, "info")
 	return cmd
 }
