@@ -9,7 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	cloudeventsv1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/controlplane/server"
@@ -73,6 +80,21 @@ func TestFoundInNacos(t *testing.T) {
 		t.Fatalf("%s: there is %+v", what, last)
 	}
 	await("registered", true)
+	// A client that knows the mesh's name only: the proxy's answer, that it
+	// does not know who asks, shows that it was found.
+	conn, err := grpc.NewClient(nacos.Scheme+":///"+service, grpc.WithResolvers(clients.Resolver()), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := p.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	_, err = eventsv1.NewEventServiceClient(conn).Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders",
+		Event: &cloudeventsv1.CloudEvent{Id: "1", Source: "/test", SpecVersion: "1.0", Type: "t"}})
+	if status.Code(err) != codes.Unauthenticated {
+		t.Errorf("through Nacos: %v", err)
+	}
 	stopControlPlane()
 	await("without the control plane", true)
 	stopProxy()
