@@ -42,7 +42,7 @@ run: build ## Start the whole mesh in one process, with its data in ./data
 
 .PHONY: servers
 servers: ## Start real RocketMQ and etcd on loopback and print their addresses
-	go run ./tools/cmd/testservers -rocketmq -etcd
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos
 
 # --- tests ---------------------------------------------------------------
 
@@ -51,7 +51,7 @@ TESTFLAGS ?= -race -timeout 30m -p 2
 
 .PHONY: test
 test: deps ## All tests, with real servers, under the race detector
-	go run ./tools/cmd/testservers -rocketmq -etcd -- go test $(TESTFLAGS) ./...
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test $(TESTFLAGS) ./...
 	@$(MAKE) --no-print-directory fuzz
 
 .PHONY: test-short
@@ -65,11 +65,11 @@ fuzz: ## Run every fuzz target for FUZZTIME (5s)
 
 .PHONY: mutants
 mutants: ## Apply each patch of integration/mutants in a copy; its test must turn red
-	go run ./tools/cmd/testservers -rocketmq -etcd -- go run ./tools/cmd/mutants
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go run ./tools/cmd/mutants
 
 .PHONY: soak
 soak: deps ## Long runs under faults (SOAK=10m for each)
-	WEFT_SOAK=$${SOAK:-10m} go run ./tools/cmd/testservers -rocketmq -etcd -- go test -race -timeout 6h -run 'Soak' -v ./integration/...
+	WEFT_SOAK=$${SOAK:-10m} go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 6h -run 'Soak' -v ./integration/...
 
 .PHONY: bench
 bench: deps ## Figures, side by side, into bench.txt
