@@ -205,7 +205,13 @@ func (l logger) Errorf(format string, args ...any) {
 
 func (l logger) Fatalf(format string, args ...any) {
 	l.s.dying.Store(true)
-	l.s.fail(fmt.Errorf(format, args...))
+	err := fmt.Errorf(format, args...)
+	for _, a := range args {
+		if cause, ok := a.(error); ok {
+			err = fmt.Errorf("%s: %w", err.Error(), cause) // Pebble formats it without keeping it
+		}
+	}
+	l.s.fail(err)
 	runtime.Goexit()
 }
 
