@@ -69,7 +69,7 @@ mutants: ## Apply each patch of integration/mutants in a copy; its test must tur
 
 .PHONY: soak
 soak: deps ## Long runs under faults (SOAK=10m for each)
-	WEFT_SOAK=$${SOAK:-10m} go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 6h -run 'Soak' -v ./integration/...
+	WEFT_SOAK=$${SOAK:-10m} go run ./tools/cmd/testservers -rocketmq -etcd -- go test -race -timeout 6h -run 'Soak' -v ./integration/...
 
 .PHONY: bench
 bench: deps ## Figures, side by side, into bench.txt
