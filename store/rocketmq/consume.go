@@ -367,10 +367,7 @@ func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
 			if m.offset < p.next {
 				continue
 			}
-			e, err := decode(m, p.topic, p.q.name())
-			if err != nil {
-				return nil, unavailable(fmt.Errorf("message %d of %s: %w", m.offset, p.q.name(), err))
-			}
+			e := decode(m, p.topic, p.q.name())
 			out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored}) //nolint:gosec // not negative
 		}
 	}

@@ -18,12 +18,16 @@ import (
 // How an event is a message (the CloudEvents SDK for Java does the same):
 // binary mode, attributes as properties "CE_<name>", data as the body. Headers
 // of the mesh are "WEFT_<name>". What cannot be a property makes the whole event
-// the body, in the JSON format, marked by CE_datacontenttype.
+// the body, in the JSON format, marked by CE_contenttype.
 const (
-	ceProperty   = "CE_"
-	meshProperty = "WEFT_"
-	// emptyBody marks an event without data: brokers refuse an empty body, so
-	// it has one byte that does not count.
+	ceProperty = "CE_"
+	// ceContentType is datacontenttype, which that SDK calls so; structured mode
+	// is marked by it.
+	ceContentType = ceProperty + "contenttype"
+	meshProperty  = "WEFT_"
+	// Brokers refuse an empty body, so an event without data has one zero byte,
+	// as with that SDK. emptyBody says of such a body whether it counts: "1" that
+	// it does not, which is also so without it, and "0" that it is the data.
 	emptyBody = meshProperty + "empty"
 
 	propertyDeliverAt = "TIMER_DELIVER_MS"
@@ -42,6 +46,9 @@ type message struct {
 	body       []byte
 	properties map[string]string
 	reconsumed int32
+	// unreadable is why the body stayed as it was stored; nil where it is what
+	// the producer sent.
+	unreadable error
 }
 
 // encode makes a message of an event: its properties and its body.
@@ -58,21 +65,29 @@ func encode(e *event.Event, deliverAt time.Time) (properties string, body []byte
 		for _, a := range [...]event.Attr{{Name: event.AttrID, Value: e.ID}, {Name: event.AttrSource, Value: e.Source}, {Name: event.AttrType, Value: e.Type},
 			{Name: event.AttrSubject, Value: e.Subject}, {Name: event.AttrTime, Value: e.Time}, {Name: event.AttrDataContentType, Value: e.DataContentType},
 			{Name: event.AttrDataSchema, Value: e.DataSchema}} {
-			add(ceProperty+a.Name, a.Value)
+			if a.Name == event.AttrDataContentType {
+				add(ceContentType, a.Value)
+			} else {
+				add(ceProperty+a.Name, a.Value)
+			}
 		}
 		for _, a := range e.Ext {
 			add(ceProperty+a.Name, a.Value)
 		}
 	} else {
-		add(ceProperty+event.AttrDataContentType, cloudevents.TypeJSON)
+		add(ceContentType, cloudevents.TypeJSON)
 		body = cloudevents.AppendJSON(nil, e)
 	}
 	for _, a := range e.Mesh {
-		add(meshProperty+a.Name, a.Value)
+		// They quote what others said (why a delivery failed, for one): what
+		// separates properties must not be in them.
+		add(meshProperty+a.Name, strings.NewReplacer(nameSeparator, " ", propSeparator, " ").Replace(a.Value))
 	}
 	if len(body) == 0 {
 		add(emptyBody, "1")
 		body = []byte{0}
+	} else if len(body) == 1 && body[0] == 0 {
+		add(emptyBody, "0")
 	}
 	add("WAIT", "true")
 	if !deliverAt.IsZero() {
@@ -94,14 +109,14 @@ func plain(e *event.Event) bool {
 		}
 	}
 	for _, a := range e.Ext {
-		if a.Value == "" || !ok(a.Value) || !ok(a.Name) {
+		if a.Value == "" || !ok(a.Value) || !ok(a.Name) || ceProperty+a.Name == ceContentType {
 			return false
 		}
 	}
 	for _, a := range e.Mesh {
 		n += len(a.Name) + len(a.Value) + 16
 	}
-	return n < maxProperties && e.DataContentType != cloudevents.TypeJSON
+	return n < maxProperties && !structured(e.DataContentType)
 }
 
 // appendBatch appends a message as an element of a batch's body.
@@ -201,9 +216,13 @@ func decodeMessage(b []byte) (m message, size int, err error) {
 		}
 	}
 	if m.flags&flagCompressed != 0 {
-		m.body, err = inflate(m.flags, m.body)
+		if body, err := inflate(m.flags, m.body); err != nil {
+			m.unreadable = err
+		} else {
+			m.body = body
+		}
 	}
-	return m, size, err
+	return m, size, nil
 }
 
 func inflate(flags int32, b []byte) ([]byte, error) {
@@ -222,28 +241,18 @@ func inflate(flags int32, b []byte) ([]byte, error) {
 	return out, err
 }
 
+// headerUnreadable is the mesh's header of an event that stands for a message
+// which cannot be read: why.
+const headerUnreadable = "unreadable"
+
 // decode makes an event of a message. One that is no CloudEvent becomes one: its
-// id is its position and its source its topic, the same at every delivery.
-func decode(m *message, topic, partition string) (event.Event, error) {
-	e := event.Event{Data: bytes.Clone(m.body)}
-	if m.properties[emptyBody] != "" {
-		e.Data = nil
-	}
-	if m.properties[ceProperty+event.AttrDataContentType] == cloudevents.TypeJSON {
-		var err error
-		if e, err = cloudevents.DecodeJSON(m.body); err != nil {
-			return e, err
-		}
-	} else if m.properties[ceProperty+event.AttrSpecVersion] == "" {
-		e.ID = fmt.Sprintf("%s-%d", partition, m.offset)
-		e.Source = "/rocketmq/" + topic
-		e.Type = "org.apache.rocketmq.message"
-	} else {
-		for k, v := range m.properties {
-			if name, ok := strings.CutPrefix(k, ceProperty); ok {
-				set(&e, name, v)
-			}
-		}
+// id is its position and its source its topic, the same at every delivery. So
+// does one that cannot be read, or a bad message would stop its queue for ever;
+// its data are the body as it is stored.
+func decode(m *message, topic, partition string) event.Event {
+	e, err := decodeCloudEvent(m)
+	if err != nil || e.ID == "" || e.Source == "" || e.Type == "" {
+		e = event.Event{ID: fmt.Sprintf("%s-%d", partition, m.offset), Source: "/rocketmq/" + topic, Type: "org.apache.rocketmq.message", Data: bytes.Clone(m.body)}
 	}
 	for k, v := range m.properties {
 		if name, ok := strings.CutPrefix(k, meshProperty); ok && k != emptyBody {
@@ -252,7 +261,40 @@ func decode(m *message, topic, partition string) (event.Event, error) {
 	}
 	event.SortAttrs(e.Ext)
 	event.SortAttrs(e.Mesh)
+	if err != nil {
+		e.Mesh = event.With(e.Mesh, headerUnreadable, err.Error())
+	}
+	return e
+}
+
+// decodeCloudEvent reads an event in binary or structured mode. Without an error
+// the required attributes may still be missing: then it is none.
+func decodeCloudEvent(m *message) (event.Event, error) {
+	var e event.Event
+	switch {
+	case m.unreadable != nil:
+		return e, m.unreadable
+	case structured(m.properties[ceContentType]):
+		return cloudevents.DecodeJSON(m.body)
+	case m.properties[ceProperty+event.AttrSpecVersion] == "":
+		return e, nil
+	}
+	for k, v := range m.properties {
+		if name, ok := strings.CutPrefix(k, ceProperty); ok {
+			set(&e, name, v)
+		}
+	}
+	if len(m.body) != 1 || m.body[0] != 0 || m.properties[emptyBody] == "0" {
+		e.Data = bytes.Clone(m.body)
+	}
 	return e, nil
+}
+
+// structured reports whether a content type is that of an event in the JSON
+// format; it may have parameters.
+func structured(contentType string) bool {
+	kind, _, _ := strings.Cut(contentType, ";")
+	return strings.EqualFold(strings.TrimSpace(kind), cloudevents.TypeJSON)
 }
 
 func set(e *event.Event, name, value string) {
@@ -268,7 +310,7 @@ func set(e *event.Event, name, value string) {
 		e.Subject = value
 	case event.AttrTime:
 		e.Time = value
-	case event.AttrDataContentType:
+	case "contenttype":
 		e.DataContentType = value
 	case event.AttrDataSchema:
 		e.DataSchema = value

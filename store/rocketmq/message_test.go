@@ -1,0 +1,150 @@
+package rocketmq
+
+import (
+	"bytes"
+	"encoding/binary"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// stored is a message as a broker's answer has it.
+func stored(flags int32, offset int64, body []byte, properties string) []byte {
+	b := make([]byte, 4, 128)
+	b = append(b, 0xda, 0xa3, 0x20, 0xa7, 0, 0, 0, 0) // magic, CRC
+	b = binary.BigEndian.AppendUint32(b, 3)           // queue
+	b = binary.BigEndian.AppendUint32(b, 0)           // flag
+	b = binary.BigEndian.AppendUint64(b, uint64(offset))
+	b = binary.BigEndian.AppendUint64(b, 0)
+	b = binary.BigEndian.AppendUint32(b, uint32(flags))
+	b = binary.BigEndian.AppendUint64(b, 0)
+	b = append(b, 127, 0, 0, 1, 0, 0, 0, 1)
+	b = binary.BigEndian.AppendUint64(b, uint64(time.Unix(1_700_000_000, 0).UnixMilli()))
+	b = append(b, 127, 0, 0, 1, 0, 0, 0, 1)
+	b = binary.BigEndian.AppendUint32(b, 0)
+	b = binary.BigEndian.AppendUint64(b, 0)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))
+	b = append(b, body...)
+	b = append(append(b, 1), 't')
+	b = binary.BigEndian.AppendUint16(b, uint16(len(properties)))
+	b = append(b, properties...)
+	binary.BigEndian.PutUint32(b, uint32(len(b)))
+	return b
+}
+
+func property(kv ...string) string {
+	var b strings.Builder
+	for i := 0; i < len(kv); i += 2 {
+		b.WriteString(kv[i] + nameSeparator + kv[i+1] + propSeparator)
+	}
+	return b.String()
+}
+
+func read(t *testing.T, b []byte) event.Event {
+	t.Helper()
+	ms, err := decodeMessages(b)
+	if err != nil || len(ms) != 1 {
+		t.Fatalf("%d messages, %v", len(ms), err)
+	}
+	return decode(&ms[0], "t", "b/3")
+}
+
+// TestJavaSDK: what the CloudEvents SDK for Java writes is read, and what it
+// reads is written.
+func TestJavaSDK(t *testing.T) {
+	base := []string{"CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "t"}
+	want := event.Event{ID: "i", Source: "/s", Type: "t", DataContentType: "text/plain", Data: []byte("x")}
+	if got := read(t, stored(0, 7, []byte("x"), property(append(base, "CE_contenttype", "text/plain", "UNIQ_KEY", "u")...))); !reflect.DeepEqual(got, want) {
+		t.Errorf("binary: got %+v, want %+v", got, want)
+	}
+	if got := read(t, stored(0, 7, []byte{0}, property(base...))); got.Data != nil {
+		t.Errorf("its empty body is read as %v", got.Data)
+	}
+	if got := read(t, stored(0, 7, cloudevents.AppendJSON(nil, &want), property("CE_contenttype", "application/cloudevents+json; charset=utf-8"))); !reflect.DeepEqual(got, want) {
+		t.Errorf("structured: got %+v, want %+v", got, want)
+	}
+	if props, _ := encode(&want, time.Time{}); !strings.Contains(props, "CE_contenttype\x01text/plain\x02") || strings.Contains(props, "CE_datacontenttype") {
+		t.Errorf("properties are %q", props)
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	for name, e := range map[string]event.Event{
+		"no data":             {ID: "i", Source: "/s", Type: "t"},
+		"a zero byte":         {ID: "i", Source: "/s", Type: "t", Data: []byte{0}},
+		"its own content":     {ID: "i", Source: "/s", Type: "t", Ext: []event.Attr{{Name: "contenttype", Value: "x"}}, DataContentType: "text/plain", Data: []byte("x")},
+		"structured, nested":  {ID: "i", Source: "/s", Type: "t", DataContentType: "application/cloudevents+json; charset=utf-8", Data: []byte(`{"id":"inner"}`)},
+		"separators":          {ID: "i\x02CE_id\x01forged", Source: "/s", Type: "t", Data: []byte("x")},
+		"headers of the mesh": {ID: "i", Source: "/s", Type: "t", Data: []byte("x"), Mesh: []event.Attr{{Name: "a", Value: "b"}}},
+	} {
+		props, body := encode(&e, time.Time{})
+		if got := read(t, stored(0, 7, body, props)); !reflect.DeepEqual(got, e) {
+			t.Errorf("%s: got %+v, want %+v", name, got, e)
+		}
+	}
+}
+
+// TestMeshHeaderForgesNothing: the mesh's headers quote strangers.
+func TestMeshHeaderForgesNothing(t *testing.T) {
+	e := event.Event{ID: "i", Source: "/s", Type: "t", Data: []byte("x"), Mesh: []event.Attr{{Name: "why", Value: "no\x02TRAN_MSG\x01true\x02CE_id\x01forged"}}}
+	props, body := encode(&e, time.Time{})
+	ms, err := decodeMessages(stored(0, 7, body, props))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := ms[0].properties["TRAN_MSG"]; ok || ms[0].properties["CE_id"] != "i" {
+		t.Errorf("a header became properties: %q", ms[0].properties)
+	}
+}
+
+// TestUnreadable: a message that cannot be read is delivered as it is, the same
+// each time, and does not take those beside it with it.
+func TestUnreadable(t *testing.T) {
+	good := stored(0, 8, []byte("x"), property("CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "t"))
+	for name, bad := range map[string][]byte{
+		"LZ4":        stored(flagCompressed|1<<8, 7, []byte("xyz"), ""),
+		"not zlib":   stored(flagCompressed, 7, []byte("xyz"), ""),
+		"not JSON":   stored(0, 7, []byte("xyz"), property("CE_contenttype", "application/cloudevents+json")),
+		"incomplete": stored(0, 7, []byte("xyz"), property("CE_specversion", "1.0", "CE_id", "only")),
+		"native":     stored(0, 7, []byte("xyz"), property("KEYS", "k")),
+	} {
+		ms, err := decodeMessages(append(bytes.Clone(bad), good...))
+		if err != nil || len(ms) != 2 {
+			t.Errorf("%s: %d messages, %v", name, len(ms), err)
+			continue
+		}
+		e := decode(&ms[0], "t", "b/3")
+		if e.ID != "b/3-7" || e.Source != "/rocketmq/t" || string(e.Data) != "xyz" || e.Validate() != nil {
+			t.Errorf("%s: got %+v", name, e)
+		}
+		if !reflect.DeepEqual(e, decode(&ms[0], "t", "b/3")) {
+			t.Errorf("%s: another event the second time", name)
+		}
+	}
+}
+
+// FuzzMessages: any answer is refused or gives messages that lie within it.
+func FuzzMessages(f *testing.F) {
+	f.Add(stored(0, 7, []byte("x"), property("CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "t")))
+	f.Add(stored(flagCompressed, 7, []byte("x"), "a\x01b\x02"))
+	f.Add(stored(flagBornHostV6|flagStoreHostV6, 7, nil, ""))
+	f.Add([]byte{0, 0, 0, 71})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		ms, err := decodeMessages(b)
+		if err != nil {
+			return
+		}
+		if len(ms)*(minMessage-20) > len(b) {
+			t.Fatalf("%d messages in %d bytes", len(ms), len(b))
+		}
+		for i := range ms {
+			if e := decode(&ms[i], "t", "b/0"); e.ID == "" || e.Source == "" || e.Type == "" {
+				t.Fatalf("an event without what it must have: %+v", e)
+			}
+		}
+	})
+}
