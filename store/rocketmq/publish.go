@@ -111,21 +111,26 @@ func (s *Store) hand(r *route, topic string, events []store.Outgoing, out []*out
 	}
 	s.turn++
 	keyless := r.write[s.turn%len(r.write)]
-	for i, o := range out {
-		q := keyless
+	to := make([]queue, len(out))
+	for i := range out {
+		to[i] = keyless
 		if k := events[i].Key; k != "" {
 			h := fnv.New32a()
 			_, _ = h.Write([]byte(k))
-			q = r.write[int(h.Sum32()%uint32(len(r.write)))] //nolint:gosec // a topic has few queues
+			to[i] = r.write[int(h.Sum32()%uint32(len(r.write)))] //nolint:gosec // a topic has few queues
 		}
+		// All or nothing: whoever is told to come back must find nothing kept.
+		if sn := s.senders[senderKey{topic, to[i]}]; sn != nil && sn.bytes > maxWaiting {
+			return &fault.Error{Class: fault.Throttled, Op: "rocketmq.publish", Reason: "store-busy", RetryAfter: 200 * time.Millisecond, Msg: "the event store is slow; nothing more was kept"}
+		}
+	}
+	for i, o := range out {
+		q := to[i]
 		key := senderKey{topic, q}
 		sn := s.senders[key]
 		if sn == nil {
 			sn = &sender{}
 			s.senders[key] = sn
-		}
-		if sn.bytes > maxWaiting {
-			return &fault.Error{Class: fault.Throttled, Op: "rocketmq.publish", Reason: "store-busy", RetryAfter: 200 * time.Millisecond, Msg: "the event store is slow; nothing more was kept"}
 		}
 		sn.waiting = append(sn.waiting, o)
 		sn.bytes += o.size()
