@@ -178,16 +178,22 @@ func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
 	if n == 0 {
 		n = 8
 	}
-	if r, err := s.c.route(ctx, t.Name, true); err == nil && perBroker(r) >= n {
-		return nil
-	} else if err != nil && fault.ClassOf(err) != fault.NotFound {
+	have := map[string]int{}
+	if r, err := s.c.route(ctx, t.Name, true); err == nil {
+		if have = perBroker(r); enough(have, n) {
+			return nil
+		}
+	} else if fault.ClassOf(err) != fault.NotFound {
 		return err
 	}
 	brokers, err := s.c.masters(ctx)
 	if err != nil {
 		return err
 	}
-	for _, addr := range brokers {
+	for name, addr := range brokers {
+		if have[name] >= n {
+			continue // fewer queues would hide what is in the last ones
+		}
 		if _, err := s.c.ask(ctx, addr, reqCreateTopic, map[string]string{"topic": t.Name, "defaultTopic": "TBW102", "readQueueNums": strconv.Itoa(n), "writeQueueNums": strconv.Itoa(n),
 			"perm": "6", "topicFilterType": "SINGLE_TAG", "topicSysFlag": "0", "order": "false"}, nil); err != nil {
 			return err
@@ -195,7 +201,7 @@ func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
 	}
 	// Brokers tell the name servers; read back what they know.
 	for {
-		if r, err := s.c.route(ctx, t.Name, true); err == nil && perBroker(r) >= n {
+		if r, err := s.c.route(ctx, t.Name, true); err == nil && enough(perBroker(r), n) {
 			return nil
 		}
 		timer := time.NewTimer(50 * time.Millisecond)
@@ -208,19 +214,24 @@ func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
 	}
 }
 
-// perBroker is the least number of queues that a broker of the route has.
-func perBroker(r *route) int {
+// perBroker is how many queues each broker of the route has.
+func perBroker(r *route) map[string]int {
 	count := map[string]int{}
 	for _, q := range r.write {
 		count[q.broker]++
 	}
-	least := 0
-	for _, n := range count {
-		if least == 0 || n < least {
-			least = n
+	return count
+}
+
+// enough reports whether the topic is somewhere, and each broker that has it has
+// at least n queues of it.
+func enough(have map[string]int, n int) bool {
+	for _, k := range have {
+		if k < n {
+			return false
 		}
 	}
-	return least
+	return len(have) > 0
 }
 
 // TopicExists reports whether the topic is there.
