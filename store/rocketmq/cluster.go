@@ -146,6 +146,13 @@ func (c *cluster) conn(ctx context.Context, addr string) (*remoting.Conn, error)
 	return other, nil
 }
 
+// current is the connection to addr that is used now; nil where there is none.
+func (c *cluster) current(addr string) *remoting.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conns[addr]
+}
+
 // call asks addr.
 func (c *cluster) call(ctx context.Context, addr string, code int, fields map[string]string, body []byte) (*remoting.Command, error) {
 	conn, err := c.conn(ctx, addr)

@@ -2,7 +2,6 @@ package rocketmq
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -10,9 +9,12 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/ackwindow"
+	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
 // Times and limits of consuming.
@@ -63,8 +65,9 @@ type ownership struct {
 	buffer    []store.Message
 	revoked   bool
 	committed int64
-	again     int64         // below it messages may have been delivered before
-	room      chan struct{} // closed when the buffer got shorter
+	conn      *remoting.Conn // on which committed is known to be kept
+	again     int64          // below it messages may have been delivered before
+	room      chan struct{}  // closed when the buffer got shorter
 }
 
 type handle struct {
@@ -119,161 +122,6 @@ func poke(c chan struct{}) {
 func (x *subscription) wakeLocked() {
 	close(x.wake)
 	x.wake = make(chan struct{})
-}
-
-// membership says that this member lives, and takes its share of the queues
-// whenever members or queues change.
-func (x *subscription) membership() {
-	retry := minRetry
-	for {
-		wait := heartbeatEvery
-		if err := x.rebalance(x.life); err != nil && x.life.Err() == nil {
-			x.s.cfg.Log.Warn("a group cannot be joined; trying again", "topic", x.topic, "group", x.group, "error", err)
-			wait, retry = retry, min(2*retry, maxRetry)
-			x.mu.Lock()
-			x.failed = nil
-			if fault.ClassOf(err) == fault.NotFound {
-				x.failed = err
-			}
-			x.wakeLocked()
-			x.mu.Unlock()
-		} else {
-			retry = minRetry
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-x.moved:
-			timer.Stop()
-		case <-x.life.Done():
-			timer.Stop()
-			return
-		}
-	}
-}
-
-// rebalance makes this member's queues those that are its share: all members
-// divide the sorted queues among the sorted members, as RocketMQ's averaging
-// allocation does.
-func (x *subscription) rebalance(ctx context.Context) error {
-	r, err := x.c.route(ctx, x.topic, false)
-	if err != nil {
-		return err
-	}
-	beat, err := json.Marshal(map[string]any{"clientID": x.client, "producerDataSet": []any{}, "consumerDataSet": []any{map[string]any{
-		"groupName": x.group, "consumeType": "CONSUME_PASSIVELY", "messageModel": "CLUSTERING", "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET", "unitMode": false,
-		"subscriptionDataSet": []any{map[string]any{"topic": x.topic, "subString": "*", "tagsSet": []any{}, "codeSet": []any{}, "subVersion": 1, "expressionType": "TAG", "classFilterMode": false}}}}})
-	if err != nil {
-		return err
-	}
-	var members []string
-	for _, name := range sortedKeys(r.brokers) {
-		if _, err := x.c.ask(ctx, r.brokers[name], reqHeartbeat, nil, beat); err != nil {
-			return err
-		}
-		if members != nil {
-			continue
-		}
-		cmd, err := x.c.ask(ctx, r.brokers[name], reqConsumers, map[string]string{"consumerGroup": x.group}, nil)
-		if err != nil {
-			return err
-		}
-		var list struct{ ConsumerIDList []string }
-		if err := decodeJSON(cmd.Body, &list); err != nil {
-			return unavailable(err)
-		}
-		members = list.ConsumerIDList
-	}
-	return x.take(ctx, r, share(r.read, members, x.client))
-}
-
-func sortedKeys(m map[string]string) []string {
-	var out []string
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
-}
-
-// share is RocketMQ's averaging allocation.
-func share(queues []queue, members []string, me string) []queue {
-	members = slices.Clone(members)
-	slices.Sort(members)
-	i := slices.Index(members, me)
-	if i < 0 {
-		return nil
-	}
-	n, k := len(queues), len(members)
-	each, more := n/k, n%k
-	from := i*each + min(i, more)
-	to := from + each
-	if i < more {
-		to++
-	}
-	return queues[from:to]
-}
-
-// take gives up what is not in want and begins with what is new.
-func (x *subscription) take(ctx context.Context, r *route, want []queue) error {
-	x.mu.Lock()
-	x.failed = nil
-	var gone []*ownership
-	for q, o := range x.owned {
-		if !slices.Contains(want, q) || r.brokers[q.broker] != o.addr {
-			gone = append(gone, o)
-			x.dropLocked(o)
-		}
-	}
-	x.mu.Unlock()
-	x.release(gone)
-	for _, q := range want {
-		x.mu.Lock()
-		_, mine := x.owned[q]
-		x.mu.Unlock()
-		if mine {
-			continue
-		}
-		addr := r.brokers[q.broker]
-		at, ok, err := x.c.committed(ctx, addr, x.topic, x.group, q)
-		if err == nil && !ok {
-			// A queue that came after the group: from its beginning.
-			at, err = x.c.offset(ctx, addr, reqMinOffset, x.topic, q, nil)
-		}
-		if err != nil {
-			return err
-		}
-		octx, cancel := context.WithCancel(x.life)
-		o := &ownership{q: q, addr: addr, cancel: cancel, ended: make(chan struct{}), window: ackwindow.New(x.s.cfg.Window, at),
-			committed: at, again: at + int64(x.s.cfg.Window), room: make(chan struct{})}
-		x.mu.Lock()
-		x.owned[q] = o
-		x.order = append(x.order, o)
-		x.mu.Unlock()
-		go func() {
-			defer close(o.ended)
-			x.pull(octx, o, at)
-		}()
-	}
-	return nil
-}
-
-// dropLocked takes a queue away; from here on nothing of it is delivered or
-// settled.
-func (x *subscription) dropLocked(o *ownership) {
-	o.revoked, o.buffer = true, nil
-	o.cancel()
-	delete(x.owned, o.q)
-	x.order = slices.DeleteFunc(x.order, func(p *ownership) bool { return p == o })
-}
-
-// release waits for the pullers of queues that were given up and commits what
-// was settled of them, for the next owner.
-func (x *subscription) release(gone []*ownership) {
-	for _, o := range gone {
-		<-o.ended
-		x.commitOne(o)
-	}
 }
 
 // pull fetches a queue's messages into its buffer until ctx ends.
@@ -470,7 +318,7 @@ func (x *subscription) commits() {
 		var wg sync.WaitGroup
 		for _, o := range dirty {
 			wg.Go(func() {
-				if !x.commitOne(o) {
+				if !x.commitOne(x.life, o) {
 					poke(x.settle)
 				}
 			})
@@ -487,7 +335,7 @@ func (x *subscription) commits() {
 }
 
 // commitOne commits a queue's offset if it changed; false where that failed.
-func (x *subscription) commitOne(o *ownership) bool {
+func (x *subscription) commitOne(ctx context.Context, o *ownership) bool {
 	x.mu.Lock()
 	at := o.window.Commit()
 	same := at == o.committed
@@ -495,7 +343,7 @@ func (x *subscription) commitOne(o *ownership) bool {
 	if same {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := x.c.commit(ctx, o.addr, x.topic, x.group, o.q, at); err != nil {
 		x.s.cfg.Log.Debug("an offset cannot be committed; trying again", "topic", x.topic, "queue", o.q.name(), "error", err)
@@ -537,13 +385,17 @@ func (x *subscription) Close(ctx context.Context) error {
 		}
 	}
 	x.mu.Unlock()
-	var err error
+	var g errgroup.Group
 	for _, o := range mine {
-		<-o.ended
-		if !x.commitOne(o) {
-			err = fault.New(fault.Unavailable, "rocketmq.close", "not-flushed", "what was settled last could not be committed; it comes again")
-		}
+		g.Go(func() error {
+			<-o.ended
+			if !x.commitOne(ctx, o) {
+				return fault.New(fault.Unavailable, "rocketmq.close", "not-flushed", "what was settled last could not be committed; it comes again")
+			}
+			return nil
+		})
 	}
+	err := g.Wait()
 	if r, rerr := x.c.route(ctx, x.topic, false); rerr == nil {
 		for _, addr := range r.brokers {
 			// Brokers notice the lost connection too, only later.

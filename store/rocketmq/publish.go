@@ -190,11 +190,15 @@ func (s *Store) send(key senderKey, sn *sender, addr string) {
 		if batch == nil {
 			return
 		}
-		first, err := s.request(key, addr, batch)
+		first, err := s.request(s.life, key, addr, batch)
 		s.finish(key.queue, batch, first, err)
 		if err != nil {
-			// The route may have changed.
+			// The broker may be elsewhere now; under load there is no later call
+			// that would look.
 			s.c.forget(key.topic)
+			if r, err := s.c.route(s.life, key.topic, false); err == nil && r.brokers[key.queue.broker] != "" {
+				addr = r.brokers[key.queue.broker]
+			}
 		}
 	}
 }
@@ -226,9 +230,14 @@ func (s *Store) take(key senderKey, sn *sender) []*outgoing {
 	return batch
 }
 
+// noDefault is the topic whose settings a broker would take to make a topic that
+// it does not have. There is none of this name, so that a topic which was deleted
+// stays so, however brokers are set.
+const noDefault = "weft-makes-no-topic-by-sending"
+
 // request sends a batch; first is the offset of its first event.
-func (s *Store) request(key senderKey, addr string, batch []*outgoing) (first int64, err error) {
-	fields := map[string]string{"a": "weft", "b": key.topic, "c": "TBW102", "d": "4", "e": strconv.Itoa(key.queue.id), "f": "0",
+func (s *Store) request(ctx context.Context, key senderKey, addr string, batch []*outgoing) (first int64, err error) {
+	fields := map[string]string{"a": "weft", "b": key.topic, "c": noDefault, "d": "4", "e": strconv.Itoa(key.queue.id), "f": "0",
 		"g": strconv.FormatInt(time.Now().UnixMilli(), 10), "h": "0", "j": "0", "k": "false", "m": "false", "n": key.queue.broker}
 	code, body := reqSend, batch[0].body
 	if len(batch) == 1 {
@@ -240,7 +249,7 @@ func (s *Store) request(key senderKey, addr string, batch []*outgoing) (first in
 			body = appendBatch(body, o.properties, o.body)
 		}
 	}
-	ctx, cancel := context.WithTimeout(s.life, sendTimeout)
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	cmd, err := s.c.call(ctx, addr, code, fields, body)
 	return sent(cmd, err)
@@ -317,11 +326,16 @@ func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store
 	s.mu.Lock()
 	s.turn++
 	turn := s.turn
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
+	if s.closed {
+		s.mu.Unlock()
 		return fail(fault.New(fault.Unavailable, op, "store-closed", "the store is closed"))
 	}
+	s.work.Add(1)
+	s.mu.Unlock()
+	defer s.work.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
 	var g errgroup.Group
 	g.SetLimit(maxDelaying)
 	for i := range events {
@@ -333,7 +347,10 @@ func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store
 				res[i].Err = fault.New(fault.TooLarge, op, "event-too-large", "the event has %d bytes, the store takes %d", o.size(), maxMessage)
 				return res[i].Err
 			}
-			_, err := s.request(senderKey{topic, q}, r.brokers[q.broker], []*outgoing{&o})
+			_, err := s.request(ctx, senderKey{topic, q}, r.brokers[q.broker], []*outgoing{&o})
+			if err != nil && ctx.Err() != nil && fault.ClassOf(err) == fault.Unavailable {
+				err = fault.From(ctx.Err()) // it was not sent
+			}
 			res[i] = store.Result{Err: err}
 			return err
 		})

@@ -25,6 +25,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
 // Kind of the driver.
@@ -119,7 +120,7 @@ func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
 		} else if sec, err := strconv.Atoi(set["timerMaxDelaySec"]); err == nil {
 			caps.Delay = min(caps.Delay, time.Duration(sec)*time.Second)
 		}
-		run, err := s.c.ask(ctx, addr, reqRuntime, nil, nil)
+		run, err := s.runtime(ctx, addr)
 		if err != nil {
 			return caps, err
 		}
@@ -133,6 +134,20 @@ func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
 		}
 	}
 	return caps, nil
+}
+
+// runtime asks a broker how it does. In the second after its start it cannot tell.
+func (s *Store) runtime(ctx context.Context, addr string) (*remoting.Command, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	retry := minRetry
+	for {
+		cmd, err := s.c.ask(ctx, addr, reqRuntime, nil, nil)
+		if err == nil || cmd == nil || ctx.Err() != nil {
+			return cmd, err
+		}
+		pause(ctx, &retry)
+	}
 }
 
 // properties reads Java properties.
@@ -342,6 +357,7 @@ func (s *Store) Lag(ctx context.Context, topic, group string) ([]store.Partition
 		return nil, err
 	}
 	var out []store.PartitionLag
+	known := false
 	for _, q := range r.read {
 		addr := r.brokers[q.broker]
 		end, err := s.c.offset(ctx, addr, reqMaxOffset, topic, q, nil)
@@ -353,9 +369,16 @@ func (s *Store) Lag(ctx context.Context, topic, group string) ([]store.Partition
 			return nil, err
 		}
 		if !ok {
-			return nil, fault.New(fault.NotFound, "rocketmq.lag", "unknown-group", "group %s has no offset in %s", group, topic)
+			// A queue that came after the group: it begins at the beginning.
+			if at, err = s.c.offset(ctx, addr, reqMinOffset, topic, q, nil); err != nil {
+				return nil, err
+			}
 		}
+		known = known || ok
 		out = append(out, store.PartitionLag{Partition: q.name(), Committed: uint64(at), End: uint64(end), Behind: max(end-at, 0)}) //nolint:gosec // offsets are not negative
+	}
+	if !known {
+		return nil, fault.New(fault.NotFound, "rocketmq.lag", "unknown-group", "group %s has no offset in %s", group, topic)
 	}
 	return out, nil
 }
