@@ -104,7 +104,28 @@ func StartNacos(ctx context.Context, o NacosOptions) (_ *Nacos, err error) {
 	if err := n.makeAdministrator(ctx); err != nil {
 		return nil, errors.Join(err, n.Kill())
 	}
-	return n, nil
+	// From here on ready means that the user can log in, which a server refuses
+	// for a while after each start.
+	readiness := n.Ready
+	n.Ready = func(ctx context.Context, output []byte) error {
+		if err := readiness(ctx, output); err != nil {
+			return err
+		}
+		return n.postForm(ctx, "/nacos/v3/auth/user/login", url.Values{"username": {n.User}, "password": {n.Password}})
+	}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := n.Ready(ctx, nil)
+		if err == nil {
+			return n, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("the user cannot log in: %w", err), n.Kill())
+		}
+	}
 }
 
 // makeAdministrator sets the password, which a new server has none of. The
