@@ -1,0 +1,280 @@
+package rocketmq
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
+)
+
+// Environment of a child process that is a member of a group: see
+// TestMemberProcess.
+const (
+	envNames = "WEFT_TEST_MEMBER_NAMES"
+	envTopic = "WEFT_TEST_MEMBER_TOPIC"
+)
+
+const testWindow = 32
+
+// TestMemberProcess is not a test of its own: TestMemberKilled runs it as another
+// process. It prints the id of each event after it has settled it.
+func TestMemberProcess(t *testing.T) {
+	if os.Getenv(envNames) == "" {
+		return // this process is not the child
+	}
+	sub, err := open(t, os.Getenv(envNames), testWindow).Subscribe(t.Context(), store.SubscribeRequest{Topic: os.Getenv(envTopic), Group: "g"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	consume(t.Context(), sub, func(id string) { fmt.Fprintln(os.Stdout, "settled", id) })
+}
+
+// consume settles whatever comes until ctx ends.
+func consume(ctx context.Context, sub store.Subscription, settled func(id string)) {
+	dst := make([]store.Message, 8)
+	for {
+		n, err := sub.Fetch(ctx, dst)
+		if err != nil && fault.ClassOf(err) != fault.Unavailable {
+			return
+		}
+		for i := range dst[:n] {
+			sub.Settle([]*store.Message{&dst[i]})
+			settled(dst[i].ID)
+		}
+	}
+}
+
+// tally counts what was settled.
+type tally struct {
+	mu    sync.Mutex
+	count map[string]int
+	grew  chan struct{} // capacity 1
+}
+
+func newTally() *tally { return &tally{count: map[string]int{}, grew: make(chan struct{}, 1)} }
+
+func (y *tally) add(id string) {
+	y.mu.Lock()
+	y.count[id]++
+	y.mu.Unlock()
+	poke(y.grew)
+}
+
+// repeats is how often events came beyond the first time.
+func (y *tally) repeats() (n int) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for _, k := range y.count {
+		n += k - 1
+	}
+	return n
+}
+
+// wait waits for n different events.
+func (y *tally) wait(ctx context.Context, t *testing.T, n int) {
+	t.Helper()
+	for {
+		y.mu.Lock()
+		have := len(y.count)
+		y.mu.Unlock()
+		if have >= n {
+			return
+		}
+		select {
+		case <-y.grew:
+		case <-ctx.Done():
+			t.Fatalf("%d of %d events were settled", have, n)
+		}
+	}
+}
+
+func prepare(ctx context.Context, t *testing.T, nameServer string, queues int) (*Store, string) {
+	t.Helper()
+	s := open(t, nameServer, testWindow)
+	topic := names.Physical(servers.Namespace(t), "own"+uuid.NewString()[:4])
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := s.EnsureTopic(ctx, store.TopicSpec{Name: topic, Partitions: queues})
+		if err == nil {
+			break
+		}
+		// A broker that has just started is not known to the name server yet.
+		if fault.ClassOf(err) != fault.Unavailable || ctx.Err() != nil {
+			t.Fatal(err)
+		}
+		<-tick.C
+	}
+	if err := s.EnsureGroup(ctx, topic, "g", store.Start{}); err != nil {
+		t.Fatal(err)
+	}
+	return s, topic
+}
+
+// publishAll publishes n events with keys, again until each is acknowledged.
+func publishAll(ctx context.Context, t *testing.T, s *Store, topic, prefix string, n int) {
+	t.Helper()
+	for i := 0; i < n; {
+		e := store.Outgoing{Event: &event.Event{ID: fmt.Sprintf("%s%05d", prefix, i), Source: "/s", Type: "t"}, Key: fmt.Sprint(i % 40)}
+		err := s.Publish(ctx, topic, []store.Outgoing{e}, make([]store.Result, 1))
+		switch {
+		case err == nil:
+			i++
+		case !fault.Retryable(err):
+			t.Errorf("Publish: %v", err)
+			return
+		}
+	}
+}
+
+// TestMemberKilled: a member in another process is killed (-9) while events flow.
+// Its queues go to the one that is left; nothing is lost, and no more is repeated
+// than a window for each queue.
+func TestMemberKilled(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	nameServer := servers.SharedRocketMQ(t)
+	const queues, total = 4, 2000
+	s, topic := prepare(ctx, t, nameServer, queues)
+	all, childs := newTally(), newTally()
+
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMemberProcess$", "-test.timeout=2m")
+	cmd.Env = append(os.Environ(), envNames+"="+nameServer, envTopic+"="+topic)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	work.Go(func() {
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if id, ok := strings.CutPrefix(lines.Text(), "settled "); ok {
+				all.add(id)
+				childs.add(id)
+			}
+		}
+	})
+	sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: "g"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fctx, stop := context.WithCancel(ctx)
+	defer stop()
+	work.Go(func() { consume(fctx, sub, all.add) })
+	work.Go(func() { publishAll(ctx, t, s, topic, "e", total) })
+
+	childs.wait(ctx, t, 100)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	all.wait(ctx, t, total)
+	stop()
+	work.Wait()
+	if err := sub.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	lag, err := s.Lag(ctx, topic, "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range lag {
+		if l.Behind != 0 {
+			t.Errorf("%s is %d behind after all was settled", l.Partition, l.Behind)
+		}
+	}
+	// Queues move twice: when the second member comes and when one is killed.
+	if n := all.repeats(); n > 2*queues*testWindow {
+		t.Errorf("%d events were repeated, the most is %d", n, 2*queues*testWindow)
+	} else {
+		t.Logf("%d events, %d of them in the process that was killed; %d repeated", total, len(childs.count), n)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBrokerKilled: the broker is killed (-9) and started again while events flow.
+// What was acknowledged is delivered, and the group's place is durable again
+// though nothing more is settled.
+func TestBrokerKilled(t *testing.T) {
+	servers.NeedServers(t)
+	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
+	defer cancel()
+	r, err := servers.StartRocketMQ(ctx, servers.RocketMQOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := r.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	const before, total = 500, 1000
+	s, topic := prepare(ctx, t, r.NameServer, 4)
+	all := newTally()
+	sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: "g"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var work sync.WaitGroup
+	work.Go(func() { consume(fctx, sub, all.add) })
+	publishAll(ctx, t, s, topic, "a", before)
+	all.wait(ctx, t, before)
+
+	if err := r.Broker.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Broker.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// The broker has forgotten the commits of its last seconds. Nothing is
+	// settled now; the member commits them again by itself.
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.NewTimer(6 * heartbeatEvery)
+	defer deadline.Stop()
+	for behind := int64(-1); behind != 0; {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("the group stays %d behind", behind)
+		}
+		lag, err := s.Lag(ctx, topic, "g")
+		if err != nil {
+			continue // it is not reachable yet
+		}
+		behind = 0
+		for _, l := range lag {
+			behind += l.Behind
+		}
+	}
+	publishAll(ctx, t, s, topic, "b", total-before)
+	all.wait(ctx, t, total)
+	stop()
+	work.Wait()
+	if err := sub.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d repeated", all.repeats())
+}
