@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
 )
 
 // metrics are labelled with topics of the configuration and reasons of a fixed
@@ -23,7 +24,7 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64) metrics {
 	m := metrics{
 		events:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_events_total", Help: "Events that stores acknowledged, by the topic that they entered."}, topic),
 		errors:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_errors_total", Help: "Events that were not acknowledged, by reason."}, append(topic, "reason")),
-		bytes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_bytes_total", Help: "Bytes of published events, data and attributes."}, topic),
+		bytes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_bytes_total", Help: "Bytes of events that stores acknowledged, data and attributes."}, topic),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_refused_total", Help: "Events that were refused before a topic was looked for."}, []string{"namespace", "reason"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weft_proxy_publish_duration_seconds", Help: "Time from a batch's arrival to its outcome.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 13)}, topic),
@@ -47,11 +48,12 @@ func (m topicMetrics) failed(reason string, n int) {
 	m.m.errors.WithLabelValues(m.t.Namespace, m.t.Name, reason).Add(float64(n))
 }
 
-func (m topicMetrics) done(res []frontend.Result, size int64, took time.Duration) {
-	kept := 0
+func (m topicMetrics) done(events []event.Event, res []frontend.Result, took time.Duration) {
+	kept, size := 0, 0
 	for i := range res {
 		if res[i].Err == nil {
 			kept++
+			size += events[i].Size()
 		} else {
 			m.failed(reason(res[i].Err), 1)
 		}

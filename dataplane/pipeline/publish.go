@@ -82,7 +82,7 @@ func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace
 	defer p.inFlight.Add(-size)
 
 	err = p.write(ctx, snap, t, events, res)
-	m.done(res, size, time.Since(start))
+	m.done(events, res, time.Since(start))
 	return err
 }
 

@@ -1,0 +1,336 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/route"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/embedded"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var local = &policy.Principal{Name: policy.Local}
+
+const uidStore = "44444444-4444-4444-8444-444444444444"
+
+// troubled is the embedded store with trouble on demand.
+type troubled struct {
+	store.Store
+	calls int
+	fail  map[string]error // by physical topic
+	hold  chan struct{}    // Publish waits for it, if set
+	began chan struct{}
+}
+
+func (s *troubled) Publish(ctx context.Context, topic string, events []store.Outgoing, res []store.Result) error {
+	s.calls++
+	if s.hold != nil {
+		s.began <- struct{}{}
+		<-s.hold
+	}
+	if err := s.fail[topic]; err != nil {
+		for i := range res {
+			res[i].Err = err
+		}
+		return err
+	}
+	return s.Store.Publish(ctx, topic, events, res)
+}
+
+type world struct {
+	testing.TB
+	st  *troubled
+	p   *Pipeline
+	reg *prometheus.Registry
+}
+
+// newWorld has the topics orders, audit, small (100 bytes at most), waiting (not
+// ready), routed (events of type "a" to audit, "lost" to a topic that is not
+// there) and secret, which local may not use.
+func newWorld(t testing.TB, maxInFlight int64) *world {
+	t.Helper()
+	w := &world{TB: t, reg: prometheus.NewRegistry()}
+	st, err := embedded.Driver{}.Open(context.Background(), store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem()}})
+	w.must(err)
+	t.Cleanup(func() { w.must(st.Close(context.Background())) })
+	w.st = &troubled{Store: st, fail: map[string]error{}}
+	snap := &snapshot.Snapshot{Topics: map[snapshot.Key]*snapshot.Topic{}, Identities: policy.CompileIdentities(nil, true)}
+	for i, name := range []string{"orders", "audit", "small", "waiting", "routed", "secret"} {
+		w.must(st.(store.Admin).EnsureTopic(context.Background(), store.TopicSpec{Name: name}))
+		k := snapshot.Key{Namespace: "demo", Name: name}
+		snap.Topics[k] = &snapshot.Topic{Key: k, UID: fmt.Sprintf("11111111-1111-4111-8111-11111111111%d", i), KeyFrom: "subject", MaxEventBytes: 1 << 20,
+			Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: name}}}
+	}
+	topic := func(name string) *snapshot.Topic {
+		return snap.Topics[snapshot.Key{Namespace: "demo", Name: name}]
+	}
+	topic("small").MaxEventBytes = 100
+	topic("waiting").NotReady = "nobody made it yet"
+	to := func(typ, topic string) *configv1.RouteRule {
+		return &configv1.RouteRule{Filter: &configv1.Filter{Exact: map[string]string{"type": typ}}, To: []*configv1.Destination{{Topic: topic}}}
+	}
+	topic("routed").Route, err = route.CompileTable(&configv1.Route{Rules: []*configv1.RouteRule{to("a", "audit"), to("lost", "nowhere")}})
+	w.must(err)
+	rule := func(name string, effect configv1.Effect, topic string) *configv1.AccessRule {
+		return &configv1.AccessRule{Name: name, Effect: effect, Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH}, Topics: []string{topic}}
+	}
+	snap.Rules = policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
+		rule("all", configv1.Effect_EFFECT_ALLOW, ">"), rule("not-that", configv1.Effect_EFFECT_DENY, "secret"), rule("nor-that", configv1.Effect_EFFECT_DENY, "never.there")}}}}, nil)
+	w.p = New(Config{Snapshots: latest.New(snap), MaxInFlight: maxInFlight, Metrics: w.reg, Store: func(uid string) (store.Store, error) {
+		if uid != uidStore {
+			return nil, errors.New("no such store")
+		}
+		return w.st, nil
+	}})
+	return w
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func events(types ...string) []event.Event {
+	out := make([]event.Event, len(types))
+	for i, typ := range types {
+		out[i] = event.Event{ID: fmt.Sprint(i), Source: "/test", Type: typ, Subject: "k", Data: []byte("data")}
+	}
+	return out
+}
+
+func (w *world) publish(topic string, in []event.Event) ([]frontend.Result, error) {
+	res := make([]frontend.Result, len(in))
+	err := w.p.Publish(context.Background(), local, "demo", topic, in, res)
+	return res, err
+}
+
+// kept are the ids and types that a topic of the store has.
+func (w *world) kept(topic string, n int) string {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	tail, err := w.st.Tail(ctx, store.TailRequest{Topic: topic})
+	w.must(err)
+	defer func() { w.must(tail.Close(ctx)) }()
+	var ids []string
+	for len(ids) < n {
+		dst := make([]store.Message, 16)
+		got, err := tail.Next(ctx, dst)
+		w.must(err)
+		for i := range dst[:got] {
+			ids = append(ids, dst[i].ID+dst[i].Type)
+		}
+	}
+	return strings.Join(ids, " ")
+}
+
+// empty tells that a topic has nothing: an event that is written into it now is
+// its first.
+func (w *world) empty(topic string) {
+	w.Helper()
+	var res [1]store.Result
+	e := &event.Event{ID: "mark", Source: "/test", Type: "m"}
+	w.must(w.st.Store.Publish(context.Background(), topic, []store.Outgoing{{Event: e}}, res[:]))
+	if got := w.kept(topic, 1); got != "markm" {
+		w.Errorf("%s has %s", topic, got)
+	}
+}
+
+func TestPublish(t *testing.T) {
+	w := newWorld(t, 0)
+	in := events("x", "y")
+	res, err := w.publish("orders", in)
+	w.must(err)
+	if w.kept("orders", 2) != "0x 1y" || !res[0].Position.Pos.Less(res[1].Position.Pos) || res[0].Position.Epoch != 1 || res[0].Position.String() == "" {
+		t.Errorf("%+v", res)
+	}
+	if w.st.calls != 1 {
+		t.Errorf("%d writes for one batch", w.st.calls)
+	}
+	// Events that are not kept are in neither.
+	w.st.fail["orders"] = fault.New(fault.Unavailable, "test", "down", "the store is down")
+	if _, err := w.publish("orders", in); fault.ClassOf(err) != fault.Unavailable {
+		t.Errorf("a store that is down: %v", err)
+	}
+	for name, want := range map[string]float64{"weft_proxy_publish_events_total": 2, "weft_proxy_publish_bytes_total": float64(in[0].Size() + in[1].Size()),
+		"weft_proxy_publish_errors_total": 2, "weft_proxy_publish_in_flight_bytes": 0} {
+		if got, _ := w.metric(name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+}
+
+// metric is the sum of a metric's series, and how many there are.
+func (w *world) metric(name string) (sum float64, series int) {
+	w.Helper()
+	families, err := w.reg.Gather()
+	w.must(err)
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			series++
+		}
+	}
+	return sum, series
+}
+
+// TestRefusals: nothing of what is refused reaches the store.
+func TestRefusals(t *testing.T) {
+	w := newWorld(t, 0)
+	bad := events("x", "y", "z")
+	bad[1].Source = ""
+	large := events("x")
+	large[0].Data = make([]byte, 100)
+	many := make([]event.Event, MaxBatch+1)
+	for name, tc := range map[string]struct {
+		namespace, topic string
+		in               []event.Event
+		class            fault.Class
+		reason, says     string
+	}{
+		"namespace":               {"Demo", "orders", events("x"), fault.Invalid, "bad-name", ""},
+		"no namespace":            {"", "orders", events("x"), fault.Invalid, "bad-name", ""},
+		"topic":                   {"demo", "a/b", events("x"), fault.Invalid, "bad-name", ""},
+		"escaped":                 {"demo", "ord%65rs", events("x"), fault.Invalid, "bad-name", ""},
+		"a pattern":               {"demo", ">", events("x"), fault.Invalid, "bad-name", ""},
+		"control character":       {"demo", "orders\x00", events("x"), fault.Invalid, "bad-name", ""},
+		"denied":                  {"demo", "secret", events("x"), fault.Denied, "access-denied", "not-that"},
+		"denied, in a batch":      {"demo", "secret", events("x", "y"), fault.Denied, "access-denied", "not-that"},
+		"denied, not there":       {"demo", "never.there", events("x"), fault.Denied, "access-denied", "nor-that"},
+		"another namespace":       {"other", "orders", events("x"), fault.Denied, "access-denied", "no AccessPolicy of namespace other"},
+		"denied with a bad event": {"demo", "secret", bad, fault.Denied, "access-denied", "not-that"},
+		"unknown":                 {"demo", "unknown", events("x"), fault.NotFound, "unknown-topic", "unknown"},
+		"not ready":               {"demo", "waiting", events("x"), fault.Unavailable, "topic-not-ready", "nobody made it"},
+		"empty":                   {"demo", "orders", nil, fault.Invalid, "bad-batch", ""},
+		"too many":                {"demo", "orders", many, fault.Invalid, "bad-batch", "1001"},
+		"bad event":               {"demo", "orders", bad, fault.Invalid, "bad-event", "source"},
+		"large":                   {"demo", "small", large, fault.TooLarge, "event-too-large", "takes 100"},
+		"route to nowhere":        {"demo", "routed", events("lost"), fault.Unavailable, "topic-not-ready", "nowhere"},
+	} {
+		res := make([]frontend.Result, len(tc.in))
+		err := w.p.Publish(context.Background(), local, tc.namespace, tc.topic, tc.in, res)
+		if f := fault.From(err); err == nil || f.Class != tc.class || f.Reason != tc.reason || !strings.Contains(f.Msg, tc.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+		for i := range res {
+			if res[i].Err == nil {
+				t.Errorf("%s: event %d has no error", name, i)
+			}
+		}
+	}
+	if w.st.calls != 0 {
+		t.Errorf("%d writes reached the store", w.st.calls)
+	}
+	// Labels are names of the configuration only.
+	if _, n := w.metric("weft_proxy_publish_refused_total"); n > 5 {
+		t.Errorf("%d series of refusals", n)
+	}
+	if n := w.p.inFlight.Load(); n != 0 {
+		t.Errorf("%d bytes are in flight for ever", n)
+	}
+}
+
+// TestRoute: each event is kept by one topic; after a run that failed nothing
+// more is written.
+func TestRoute(t *testing.T) {
+	w := newWorld(t, 0)
+	res, err := w.publish("routed", events("x", "a", "a", "x"))
+	w.must(err)
+	if w.kept("routed", 2) != "0x 3x" || w.kept("audit", 2) != "1a 2a" || w.st.calls != 3 {
+		t.Errorf("routed %s, audit %s, %d writes", w.kept("routed", 2), w.kept("audit", 2), w.st.calls)
+	}
+	if res[0].Position.TopicUID == res[1].Position.TopicUID {
+		t.Error("the position does not name the topic that keeps the event")
+	}
+	w = newWorld(t, 0)
+	w.st.fail["audit"] = fault.New(fault.Unavailable, "test", "down", "the store is down")
+	res, err = w.publish("routed", events("x", "a", "x", "x"))
+	if fault.From(err).Reason != "down" || res[0].Err != nil || fault.From(res[1].Err).Reason != "down" || fault.From(res[2].Err).Reason != "after-a-failure" || res[3].Err == nil {
+		t.Errorf("%v %+v", err, res)
+	}
+	if got := w.kept("routed", 1); got != "0x" || w.st.calls != 2 {
+		t.Errorf("routed has %s after %d writes", got, w.st.calls)
+	}
+	w.empty("audit")
+}
+
+// TestFull: what waits for stores is bounded; a single batch always fits.
+func TestFull(t *testing.T) {
+	w := newWorld(t, 10)
+	w.st.hold, w.st.began = make(chan struct{}), make(chan struct{})
+	first := make(chan error, 1)
+	go func() {
+		_, err := w.publish("orders", events("x"))
+		first <- err
+	}()
+	<-w.st.began
+	_, err := w.publish("orders", events("y"))
+	if f := fault.From(err); err == nil || f.Class != fault.Throttled || f.RetryAfter == 0 {
+		t.Errorf("the second batch: %v", err)
+	}
+	close(w.st.hold)
+	w.must(<-first)
+	if n := w.p.inFlight.Load(); n != 0 {
+		t.Errorf("%d bytes are in flight", n)
+	}
+}
+
+// TestWrite: the proxy's own writes ask no rules and follow no routes.
+func TestWrite(t *testing.T) {
+	w := newWorld(t, 0)
+	snap := w.p.cfg.Snapshots.Get()
+	w.must(w.p.Write(context.Background(), snap.Topics[snapshot.Key{Namespace: "demo", Name: "routed"}], events("a")))
+	w.must(w.p.Write(context.Background(), snap.Topics[snapshot.Key{Namespace: "demo", Name: "secret"}], events("a")))
+	if w.kept("routed", 1) != "0a" || w.kept("secret", 1) != "0a" {
+		t.Error("they are elsewhere")
+	}
+	if err := w.p.Write(context.Background(), snap.Topics[snapshot.Key{Namespace: "demo", Name: "waiting"}], events("a")); fault.ClassOf(err) != fault.Unavailable {
+		t.Errorf("a topic that is not ready: %v", err)
+	}
+}
+
+// instant is a store that costs nothing.
+type instant struct{ store.Store }
+
+func (instant) Publish(context.Context, string, []store.Outgoing, []store.Result) error { return nil }
+
+// BenchmarkPublish is what the pipeline adds to the store, for 16 events of 1 KiB.
+func BenchmarkPublish(b *testing.B) {
+	w := newWorld(b, 0)
+	w.p.cfg.Store = func(string) (store.Store, error) { return instant{}, nil }
+	in := make([]event.Event, 16)
+	for i := range in {
+		in[i] = event.Event{ID: fmt.Sprint(i), Source: "/bench", Type: "com.example.t", Subject: "k", Data: make([]byte, 1024)}
+	}
+	res := make([]frontend.Result, len(in))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := w.p.Publish(context.Background(), local, "demo", "orders", in, res); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(in)), "ns/event")
+}
