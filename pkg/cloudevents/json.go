@@ -214,14 +214,14 @@ func AppendJSON(b []byte, e *event.Event) []byte {
 	}
 	switch {
 	case len(e.Data) == 0:
-	case isJSON(e.DataContentType) && json.Valid(e.Data):
+	case isJSON(e.DataContentType) && utf8.Valid(e.Data) && json.Valid(e.Data):
 		b = append(b, `,"data":`...)
 		// One line, as server-sent events need it.
 		var compact bytes.Buffer
 		if json.Compact(&compact, e.Data) == nil {
 			b = append(b, compact.Bytes()...)
 		}
-	case strings.HasPrefix(e.DataContentType, "text/") && utf8.Valid(e.Data):
+	case strings.HasPrefix(e.DataContentType, "text/") && !isJSON(e.DataContentType) && utf8.Valid(e.Data):
 		b = appendMember(b, "data", string(e.Data))
 	default:
 		b = append(b, `,"data_base64":"`...)

@@ -221,8 +221,8 @@ func timestamp(b []byte) (string, error) {
 }
 
 // AppendProto appends e as an io.cloudevents.v1.CloudEvent. Attributes are
-// strings, but for time, which is a timestamp; data is text where the content
-// type says text or JSON, else binary.
+// strings, but for dataschema, which is a URI, and time, which is a timestamp;
+// data is binary.
 func AppendProto(b []byte, e *event.Event) []byte {
 	b = appendField(b, fieldID, e.ID)
 	b = appendField(b, fieldSource, e.Source)
