@@ -62,7 +62,10 @@ type publishRequest struct {
 	namespace, topic string
 	events           []event.Event
 	// wrong is set where an event cannot be decoded; the message itself can.
-	wrong         error
+	wrong error
+	// tooMany is set where the message has more events than one may have; the
+	// others are not decoded.
+	tooMany       bool
 	omitPositions bool
 }
 
@@ -102,7 +105,7 @@ func (r *publishRequest) unmarshal(b []byte) error {
 			r.topic = string(v)
 		case 3:
 			if len(r.events) == pipeline.MaxBatch {
-				r.wrong = fmt.Errorf("a message has at most %d events", pipeline.MaxBatch)
+				r.tooMany = true
 				continue
 			}
 			e, err := cloudevents.DecodeProto(v)

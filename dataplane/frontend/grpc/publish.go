@@ -10,6 +10,7 @@ import (
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/pipeline"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
@@ -150,6 +151,10 @@ func (st *publishStream) publish(ctx context.Context, r *publishRequest) (*event
 		st.topic = r.topic
 	}
 	st.omit = st.omit || r.omitPositions
+	if r.tooMany {
+		// Its events have no sequences: an answer would acknowledge others.
+		return nil, fault.New(fault.Invalid, "grpc", "bad-batch", "a message has at most %d events", pipeline.MaxBatch)
+	}
 	n := len(r.events)
 	if n == 0 {
 		return nil, nil

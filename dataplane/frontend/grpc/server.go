@@ -99,10 +99,11 @@ func (s *Server) authenticate(ctx context.Context) (*policy.Principal, error) {
 	}
 	if values := metadata.ValueFromIncomingContext(ctx, "authorization"); len(values) > 0 {
 		scheme, token, ok := strings.Cut(values[0], " ")
+		token = strings.TrimSpace(token)
 		if len(values) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
 			return nil, fault.New(fault.Unauthenticated, "grpc", "bad-credentials", "one authorization: Bearer <API key> is understood")
 		}
-		c.Bearer = strings.TrimSpace(token)
+		c.Bearer = token
 	}
 	return s.cfg.Mesh.Authenticate(ctx, c)
 }

@@ -1,0 +1,466 @@
+package grpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/pipeline"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/embedded"
+	"github.com/weft-mesh/weft/store/position"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// mesh is made of the real parts: identities, pipeline, delivery, embedded store.
+type mesh struct {
+	*pipeline.Pipeline
+	*delivery.Manager
+	snaps *latest.Value[*snapshot.Snapshot]
+}
+
+func (m mesh) Authenticate(_ context.Context, c policy.Credentials) (*policy.Principal, error) {
+	return m.snaps.Get().Identities.Authenticate(c, time.Now())
+}
+
+func (m mesh) Ready() error { return nil }
+
+var _ frontend.Mesh = mesh{}
+
+// serve serves a mesh with the topic demo/orders on a loopback port.
+func serve(t *testing.T) (eventsv1.EventServiceClient, *grpc.ClientConn) {
+	t.Helper()
+	must := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := embedded.Driver{}.Open(context.Background(), store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem()}})
+	must(err)
+	t.Cleanup(func() { must(st.Close(context.Background())) })
+	must(st.(store.Admin).EnsureTopic(context.Background(), store.TopicSpec{Name: "orders"}))
+	k := snapshot.Key{Namespace: "demo", Name: "orders"}
+	rules := &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Topics: []string{"orders"},
+		Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_SUBSCRIBE}}}}
+	m := mesh{snaps: latest.New(&snapshot.Snapshot{Lineage: "x", Identities: policy.CompileIdentities(nil, true),
+		Rules: policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: rules}}, nil),
+		Topics: map[snapshot.Key]*snapshot.Topic{k: {Key: k, UID: "11111111-1111-4111-8111-111111111111", MaxEventBytes: 1 << 20,
+			Epochs: []snapshot.Epoch{{Number: 1, StoreUID: "s", Physical: "orders"}}}}})}
+	open := func(string) (store.Store, error) { return st, nil }
+	m.Pipeline = pipeline.New(pipeline.Config{Snapshots: m.snaps, Store: open})
+	m.Manager = delivery.New(delivery.Config{Snapshots: m.snaps, Store: open, Write: m.Write, Log: slog.New(slog.DiscardHandler)})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 2)
+	go func() { ended <- m.Run(ctx) }()
+	sctx, stop := context.WithCancel(context.Background())
+	go func() {
+		ended <- New(Config{Mesh: m, NodeID: "node", DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
+	}()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must(err)
+	t.Cleanup(func() {
+		_ = conn.Close()
+		stop()
+		must(<-ended)
+		cancel()
+		must(<-ended)
+	})
+	return eventsv1.NewEventServiceClient(conn), conn
+}
+
+func ce(id string) *cev1.CloudEvent {
+	return &cev1.CloudEvent{Id: id, Source: "/test", SpecVersion: "1.0", Type: "t", Data: &cev1.CloudEvent_BinaryData{BinaryData: []byte("data")}}
+}
+
+func ces(n int) []*cev1.CloudEvent {
+	out := make([]*cev1.CloudEvent, n)
+	for i := range out {
+		out[i] = ce(fmt.Sprint(i))
+	}
+	return out
+}
+
+// reason is the stable word in a status.
+func reason(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.Reason
+		}
+	}
+	return ""
+}
+
+// TestClasses: every class has its code, and what may be tried again says when.
+func TestClasses(t *testing.T) {
+	seen := map[codes.Code]bool{}
+	for _, c := range fault.Classes() {
+		err := toStatus(&fault.Error{Class: c, Op: "secret step", Reason: "why", RetryAfter: time.Second, Err: errors.New("secret cause")})
+		got := status.Code(err)
+		if got == codes.OK || got == codes.Unknown || (got == codes.Internal) != (c == fault.Internal) {
+			t.Errorf("%s is %s", c, got)
+		}
+		if seen[got] && c != fault.TooLarge {
+			t.Errorf("%s shares %s", c, got)
+		}
+		seen[got] = true
+		if reason(err) != "why" || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", c, err)
+		}
+		e := toError(&fault.Error{Class: c, Reason: "why", RetryAfter: time.Second})
+		if codes.Code(e.Code) != got || e.Reason != "why" || e.RetryAfter.AsDuration() != time.Second || e.Message == "" { //nolint:gosec // a code
+			t.Errorf("%s of an event: %v", c, e)
+		}
+	}
+	if toStatus(nil) != nil {
+		t.Error("no error is one")
+	}
+}
+
+// TestBadCalls: each refusal has its code and reason.
+func TestBadCalls(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	wrongVersion, noSource, badName, large := ce("1"), ce("1"), ce("1"), ce("1")
+	wrongVersion.SpecVersion, noSource.Source = "0.3", ""
+	badName.Attributes = map[string]*cev1.CloudEventAttributeValue{"Bad-Name": {Attr: &cev1.CloudEventAttributeValue_CeString{CeString: "x"}}}
+	large.Data = &cev1.CloudEvent_BinaryData{BinaryData: make([]byte, 2<<20)}
+	for name, tc := range map[string]struct {
+		req    *eventsv1.PublishRequest
+		code   codes.Code
+		reason string
+	}{
+		"no event":        {&eventsv1.PublishRequest{Namespace: "demo", Topic: "orders"}, codes.InvalidArgument, "bad-event"},
+		"wrong version":   {&eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: wrongVersion}, codes.InvalidArgument, "bad-event"},
+		"no source":       {&eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: noSource}, codes.InvalidArgument, "bad-event"},
+		"attribute name":  {&eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: badName}, codes.InvalidArgument, "bad-event"},
+		"large":           {&eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: large}, codes.InvalidArgument, "event-too-large"},
+		"no topic":        {&eventsv1.PublishRequest{Namespace: "demo", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"bad topic":       {&eventsv1.PublishRequest{Namespace: "demo", Topic: "a b", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"denied":          {&eventsv1.PublishRequest{Namespace: "demo", Topic: "other", Event: ce("1")}, codes.PermissionDenied, "access-denied"},
+		"other namespace": {&eventsv1.PublishRequest{Namespace: "other", Topic: "orders", Event: ce("1")}, codes.PermissionDenied, "access-denied"},
+	} {
+		if _, err := api.Publish(ctx, tc.req); status.Code(err) != tc.code || reason(err) != tc.reason {
+			t.Errorf("%s: %v (%s)", name, err, reason(err))
+		}
+		if tc.req.Event == nil {
+			continue
+		}
+		// The same in a batch and on a stream: no way in leaves a check out.
+		resp, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: tc.req.Namespace, Topic: tc.req.Topic, Events: []*cev1.CloudEvent{tc.req.Event}})
+		if err == nil && codes.Code(resp.Results[0].Error.GetCode()) != tc.code || err != nil && status.Code(err) != tc.code { //nolint:gosec // a code
+			t.Errorf("%s in a batch: %v %v", name, resp, err)
+		}
+		if tc.req.Topic == "" {
+			continue
+		}
+		st, err := api.PublishStream(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.Send(&eventsv1.PublishStreamRequest{Namespace: tc.req.Namespace, Topic: tc.req.Topic, Events: []*cev1.CloudEvent{tc.req.Event}}); err != nil {
+			t.Fatal(err)
+		}
+		out, err := st.Recv()
+		if err != nil || len(out.Failed) != 1 || codes.Code(out.Failed[0].Error.Code) != tc.code { //nolint:gosec // a code
+			t.Errorf("%s on a stream: %v %v", name, out, err)
+		}
+		_ = st.CloseSend()
+	}
+	for _, key := range []string{"Basic x", "Bearer", "Bearer ", "Bearer    ", "Bearer nobody"} {
+		_, err := api.Publish(metadata.AppendToOutgoingContext(ctx, "authorization", key), &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
+		if status.Code(err) != codes.Unauthenticated {
+			t.Errorf("authorization %q: %v", key, err)
+		}
+	}
+	_, err := api.Publish(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer a", "authorization", "Bearer b"), &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
+	if status.Code(err) != codes.Unauthenticated {
+		t.Errorf("two keys: %v", err)
+	}
+}
+
+// TestPublishStream: every event has one result, in order; one that is refused
+// shifts nothing.
+func TestPublishStream(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	st, err := api.PublishStream(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := ces(3)
+	bad[1].SpecVersion = "0.3"
+	var next uint64 = 1
+	for i, tc := range []struct {
+		events []*cev1.CloudEvent
+		failed int
+	}{{ces(2), 0}, {bad, 3}, {ces(1000), 0}, {ces(1), 0}} {
+		req := &eventsv1.PublishStreamRequest{Events: tc.events}
+		if i == 0 {
+			req.Namespace, req.Topic = "demo", "orders"
+		}
+		if err := st.Send(req); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := st.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.FirstSequence != next || int(resp.Count) != len(tc.events) || len(resp.Failed) != tc.failed || len(resp.Positions) != len(tc.events) {
+			t.Errorf("message %d: first %d, count %d, %d failed, %d positions", i, resp.FirstSequence, resp.Count, len(resp.Failed), len(resp.Positions))
+		}
+		for j, f := range resp.Failed {
+			if f.Sequence != next+uint64(j) { //nolint:gosec // small
+				t.Errorf("message %d: failure %d has sequence %d", i, j, f.Sequence)
+			}
+		}
+		next += uint64(resp.Count)
+	}
+	if err := st.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Recv(); err == nil || status.Code(err) == codes.OK && err.Error() != "EOF" {
+		t.Errorf("the end is %v", err)
+	}
+}
+
+// TestPublishStreamTooMany: a message with more events than one may have ends
+// the stream. An answer that counts fewer events than were sent would let a
+// client take later results for other events.
+func TestPublishStreamTooMany(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	st, err := api.PublishStream(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{pipeline.MaxBatch + 1, 1} {
+		if err := st.Send(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(n)}); err != nil {
+			break // it has ended
+		}
+	}
+	if resp, err := st.Recv(); status.Code(err) != codes.InvalidArgument || reason(err) != "bad-batch" {
+		t.Errorf("first %d, count %d, %d failed, %v", resp.GetFirstSequence(), resp.GetCount(), len(resp.GetFailed()), err)
+	}
+}
+
+// raw sends bytes as they are.
+type raw struct{}
+
+func (raw) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
+func (raw) Unmarshal([]byte, any) error   { return nil }
+func (raw) Name() string                  { return "proto" }
+
+// TestTruncated: messages cut anywhere fail alone; the connection and the server
+// go on.
+func TestTruncated(t *testing.T) {
+	api, conn := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	whole, err := proto.Marshal(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i < len(whole); i += 7 {
+		err := conn.Invoke(ctx, eventsv1.EventService_Publish_FullMethodName, whole[:i], new([]byte), grpc.ForceCodec(raw{}))
+		if c := status.Code(err); c != codes.Internal && c != codes.InvalidArgument && c != codes.PermissionDenied {
+			t.Errorf("cut at %d: %v", i, err)
+		}
+		st, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, eventsv1.EventService_PublishStream_FullMethodName, grpc.ForceCodec(raw{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.SendMsg(whole[:i]); err != nil {
+			t.Fatal(err)
+		}
+		if err := st.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		for err = nil; err == nil; {
+			err = st.RecvMsg(new([]byte))
+		}
+	}
+	if _, err := api.Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")}); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestTail: what was published comes, with what generated code reads; credit
+// bounds it, and more brings the rest.
+func TestTail(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders", Events: ces(5)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := api.Subscribe(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(r *eventsv1.SubscribeRequest) {
+		t.Helper()
+		if err := st.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: "demo", Credit: 2,
+		Source: &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{"orders"}, From: &eventsv1.Tail_Beginning{Beginning: true}}}}}})
+	if resp, err := st.Recv(); err != nil || resp.GetOpened().GetNodeId() != "node" {
+		t.Fatalf("%v %v", resp, err)
+	}
+	var got []*eventsv1.Delivery
+	take := func(n int) {
+		t.Helper()
+		for len(got) < n {
+			resp, err := st.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, resp.GetDeliveries().GetDeliveries()...)
+		}
+		if len(got) != n {
+			t.Fatalf("%d deliveries, the credit was %d", len(got), n)
+		}
+	}
+	take(2)
+	send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Credit{Credit: &eventsv1.Credit{Deliveries: 3}}})
+	take(5)
+	for i, d := range got {
+		if d.Event.Id != fmt.Sprint(i) || string(d.Event.GetBinaryData()) != "data" || d.Topic != "orders" || d.Attempt != 1 || d.Position != out.Results[i].Position {
+			t.Errorf("delivery %d: %v", i, d)
+		}
+	}
+	// What is for members only ends a tail.
+	send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: &eventsv1.Ack{Ids: []uint64{1}}}})
+	if _, err := st.Recv(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("an ack on a tail: %v", err)
+	}
+}
+
+// TestBadSubscribe: a stream that does not begin as it should ends with why.
+func TestBadSubscribe(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tail := func(tl *eventsv1.Tail) *eventsv1.SubscribeRequest {
+		return &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: "demo", Credit: 1, Source: &eventsv1.SubscribeOpen_Tail{Tail: tl}}}}
+	}
+	after := func(tokens ...string) *eventsv1.Tail {
+		return &eventsv1.Tail{Topics: []string{"orders"}, From: &eventsv1.Tail_After{After: &eventsv1.Positions{Tokens: tokens}}}
+	}
+	gone := position.Token{TopicUID: "99999999-9999-4999-8999-999999999999", Epoch: 1}.String()
+	for name, tc := range map[string]struct {
+		first *eventsv1.SubscribeRequest
+		code  codes.Code
+	}{
+		"nothing":         {&eventsv1.SubscribeRequest{}, codes.InvalidArgument},
+		"credit first":    {&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Credit{Credit: &eventsv1.Credit{Deliveries: 1}}}, codes.InvalidArgument},
+		"no source":       {&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: "demo"}}}, codes.InvalidArgument},
+		"no topics":       {tail(&eventsv1.Tail{}), codes.InvalidArgument},
+		"bad pattern":     {tail(&eventsv1.Tail{Topics: []string{"a..b"}}), codes.InvalidArgument},
+		"denied":          {tail(&eventsv1.Tail{Topics: []string{"other"}}), codes.PermissionDenied},
+		"bad token":       {tail(after("???")), codes.InvalidArgument},
+		"token of a past": {tail(after(gone)), codes.FailedPrecondition},
+		"large credit": {&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: "demo", Credit: maxCredit + 1,
+			Source: &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{"orders"}}}}}}, codes.InvalidArgument},
+		"denied subscription": {&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: "demo", Credit: 1,
+			Source: &eventsv1.SubscribeOpen_Subscription{Subscription: "billing"}}}}, codes.PermissionDenied},
+	} {
+		st, err := api.Subscribe(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.Send(tc.first); err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := st.Recv(); status.Code(err) != tc.code {
+			t.Errorf("%s: %v %v", name, resp, err)
+		}
+	}
+}
+
+// FuzzPublishRequest: the hand-written decoder takes what generated code takes
+// and reads the same; events are bounded.
+func FuzzPublishRequest(f *testing.F) {
+	b, err := proto.Marshal(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(2), OmitPositions: true})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(protowire.AppendVarint(protowire.AppendTag(nil, 3, protowire.BytesType), 1<<31))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var mine publishRequest
+		err := mine.unmarshal(b)
+		var gen eventsv1.PublishStreamRequest
+		if proto.Unmarshal(b, &gen) != nil {
+			return // also bytes that are not UTF-8, which validation refuses here
+		}
+		if err != nil {
+			t.Fatalf("%v, the generated code reads %v", err, &gen)
+		}
+		if mine.namespace != gen.Namespace || mine.topic != gen.Topic || mine.omitPositions != gen.OmitPositions {
+			t.Errorf("%+v\n%v", mine, &gen)
+		}
+		if want := min(len(gen.Events), pipeline.MaxBatch); len(mine.events) != want || mine.tooMany != (len(gen.Events) > want) {
+			t.Errorf("%d events, the generated code reads %d", len(mine.events), len(gen.Events))
+		}
+	})
+}
+
+// TestDeliveries: generated code reads what the hand-written encoder wrote.
+func TestDeliveries(t *testing.T) {
+	var list []delivery.Delivery
+	for i := range 3 {
+		e := &event.Event{ID: fmt.Sprint(i), Source: "/s", Type: "t", Time: "2026-01-02T03:04:05Z", Ext: []event.Attr{{Name: "partitionkey", Value: "k"}}, Data: []byte("data")}
+		list = append(list, delivery.Delivery{ID: uint64(i), Topic: "orders", Attempt: i + 1, Event: e, //nolint:gosec // small
+			Position: position.Token{TopicUID: "11111111-1111-4111-8111-111111111111", Epoch: 1, Pos: store.Position{Offset: uint64(i)}}}) //nolint:gosec // small
+	}
+	var got eventsv1.SubscribeResponse
+	if err := proto.Unmarshal((&deliveries{list}).marshal(), &got); err != nil {
+		t.Fatal(err)
+	}
+	out := got.GetDeliveries().GetDeliveries()
+	if len(out) != len(list) {
+		t.Fatalf("%d deliveries", len(out))
+	}
+	for i, d := range out {
+		if d.Id != list[i].ID || int(d.Attempt) != list[i].Attempt || d.Position != list[i].Position.String() || d.Event.Id != list[i].Event.ID ||
+			d.Event.Attributes["partitionkey"].GetCeString() != "k" || d.Event.SpecVersion != "1.0" {
+			t.Errorf("%v", d)
+		}
+	}
+}
