@@ -67,13 +67,14 @@ fuzz: ## Run every fuzz target for FUZZTIME (5s)
 mutants: ## Apply each patch of integration/mutants in a copy; its test must turn red
 	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go run ./tools/cmd/mutants
 
+SOAK ?= 20
 .PHONY: soak
-soak: deps ## Long runs under faults (SOAK=10m for each)
-	WEFT_SOAK=$${SOAK:-10m} go run ./tools/cmd/testservers -rocketmq -etcd -- go test -race -timeout 6h -run 'Soak' -v ./integration/...
+soak: deps ## The mesh as processes under kills, SOAK (20) times over
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 6h -count=$(SOAK) -v ./integration/e2e
 
 .PHONY: bench
-bench: deps ## Figures, side by side, into bench.txt
-	go run ./tools/cmd/testservers -rocketmq -etcd -- go run ./tools/cmd/figures -out bench.txt
+bench: deps ## Benchmarks, into bench.txt
+	go run ./tools/cmd/testservers -rocketmq -etcd -- go test -run '^$$' -bench . -benchmem ./dataplane/... ./store/... ./pkg/... | tee bench.txt
 
 # --- code ----------------------------------------------------------------
 
