@@ -34,6 +34,10 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 	}
 	events, batch, err := decode(r.Header, body)
 	if err != nil {
+		if f := fault.From(err); f.Reason == unknownFormat {
+			writeProblem(w, http.StatusUnsupportedMediaType, f.Reason, f.Msg, 0)
+			return
+		}
 		problem(w, err)
 		return
 	}
@@ -50,6 +54,9 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 	}
 	writeJSON(w, http.StatusOK, result{Position: res[0].Position.String()})
 }
+
+// unknownFormat is the reason where an event format is not understood: 415.
+const unknownFormat = "unknown-format"
 
 // decode makes events of a request in any of the three modes.
 func decode(h http.Header, body []byte) (events []event.Event, batch bool, err error) {
@@ -72,7 +79,7 @@ func decode(h http.Header, body []byte) (events []event.Event, batch bool, err e
 		e, err = cloudevents.DecodeJSON(body)
 		events = []event.Event{e}
 	case strings.HasPrefix(media, "application/cloudevents"):
-		return nil, false, &fault.Error{Class: fault.Invalid, Op: "http", Reason: "unknown-format", Msg: "the event format " + media + " is not understood; use " + cloudevents.TypeJSON + ", " + cloudevents.TypeBatch + ", or binary mode"}
+		return nil, false, &fault.Error{Class: fault.Invalid, Op: "http", Reason: unknownFormat, Msg: "the event format " + media + " is not understood; use " + cloudevents.TypeJSON + ", " + cloudevents.TypeBatch + ", or binary mode"}
 	default:
 		var e event.Event
 		e, err = cloudevents.DecodeBinary(h, body)
@@ -87,18 +94,28 @@ func decode(h http.Header, body []byte) (events []event.Event, batch bool, err e
 // trace puts the request's W3C trace context into events that have none.
 func trace(h http.Header, events []event.Event) {
 	parent := h.Get("Traceparent")
-	if parent == "" || len(parent) > 128 {
-		return
+	if !printable(parent, 128) {
+		return // not a trace context; the event is fine without
 	}
 	for i := range events {
-		if _, has := event.Lookup(events[i].Ext, event.AttrTraceParent); has {
+		if _, has := event.Lookup(events[i].Ext, event.AttrTraceParent); has || len(events[i].Ext) > event.MaxAttributes-2 {
 			continue
 		}
 		events[i].Ext = event.With(events[i].Ext, event.AttrTraceParent, parent)
-		if state := h.Get("Tracestate"); state != "" && len(state) <= 512 {
+		if state := h.Get("Tracestate"); printable(state, 512) {
 			events[i].Ext = event.With(events[i].Ext, event.AttrTraceState, state)
 		}
 	}
+}
+
+// printable reports whether s is 1 to most characters of printable ASCII.
+func printable(s string, most int) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] < 0x20 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return s != "" && len(s) <= most
 }
 
 // result is the outcome of one event.

@@ -82,10 +82,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// ServeHTTP routes a request. Paths are taken as they were sent: a name with an
-// escape is no name, so that what is authorised is what is served.
+// ServeHTTP routes a request. What of a path may stand as it is has to: a name
+// with an escaped letter or slash is no name, so that what is authorised is what
+// is served. Only the > and * of patterns are taken both ways.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	parts := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
+	path := r.URL.Path
+	if raw := r.URL.RawPath; raw != "" { // it has escapes of what may stand as it is
+		path = strings.NewReplacer("%3E", ">", "%3e", ">", "%2A", "*", "%2a", "*").Replace(raw)
+	}
+	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	switch {
 	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "topics":
 		if !method(w, r, http.MethodPost) {
@@ -117,10 +122,11 @@ func (s *Server) authenticate(r *http.Request) (*policy.Principal, error) {
 	c.Peer, _ = netip.ParseAddrPort(r.RemoteAddr)
 	if values := r.Header.Values("Authorization"); len(values) > 0 {
 		scheme, token, ok := strings.Cut(values[0], " ")
+		token = strings.TrimSpace(token)
 		if len(values) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
 			return nil, fault.New(fault.Unauthenticated, "http", "bad-credentials", "one header Authorization: Bearer <API key> is understood")
 		}
-		c.Bearer = strings.TrimSpace(token)
+		c.Bearer = token
 	}
 	if r.TLS != nil {
 		c.Certificates = r.TLS.PeerCertificates

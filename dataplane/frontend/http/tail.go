@@ -42,11 +42,11 @@ func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern
 		problem(w, err)
 		return
 	}
-	req.After = places.tokens
 	if len(places.tokens) > 0 {
-		// Partitions that it has not seen yet had nothing when it began, or
-		// came later: all of them is new.
-		req.From = store.Start{}
+		// Partitions of which it has seen nothing begin where the stream did.
+		req.After, req.From = places.tokens, places.from()
+	} else {
+		places.began(req.From, time.Now())
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
@@ -144,9 +144,12 @@ func from(s string) (store.Start, error) {
 	return store.Start{At: t}, nil
 }
 
-// places are the newest positions of a stream's partitions. Their text is a
-// version byte and the tokens, each with its length, in unpadded base64url.
+// places are where a stream began and the newest positions of its partitions.
+// Their text is a version byte, the beginning as a varint, and the tokens, each
+// with its length, in unpadded base64url.
 type places struct {
+	// since is when it began, in Unix milliseconds; 0 is the beginning.
+	since  int64
 	tokens []position.Token
 	texts  []string
 }
@@ -156,6 +159,24 @@ const (
 	// maxPlaces bounds the partitions of one stream, and so the id's length.
 	maxPlaces = 256
 )
+
+// began sets where the stream begins.
+func (p *places) began(from store.Start, now time.Time) {
+	switch {
+	case from.End:
+		p.since = now.UnixMilli()
+	case !from.At.IsZero():
+		p.since = max(1, from.At.UnixMilli())
+	}
+}
+
+// from is where partitions begin that have no position.
+func (p *places) from() store.Start {
+	if p.since == 0 {
+		return store.Start{}
+	}
+	return store.Start{At: time.UnixMilli(p.since)}
+}
 
 // see records that everything up to tok was seen.
 func (p *places) see(tok position.Token) {
@@ -172,7 +193,7 @@ func (p *places) see(tok position.Token) {
 }
 
 func (p *places) append(b []byte) []byte {
-	raw := []byte{placesVersion}
+	raw := binary.AppendVarint([]byte{placesVersion}, p.since)
 	for _, t := range p.texts {
 		raw = append(binary.AppendUvarint(raw, uint64(len(t))), t...)
 	}
@@ -189,7 +210,12 @@ func parsePlaces(s string) (*places, error) {
 	if err != nil || len(raw) == 0 || raw[0] != placesVersion {
 		return nil, bad
 	}
-	for raw = raw[1:]; len(raw) > 0; {
+	since, k := binary.Varint(raw[1:])
+	if k <= 0 || since < 0 {
+		return nil, bad
+	}
+	p.since = since
+	for raw = raw[1+k:]; len(raw) > 0; {
 		n, k := binary.Uvarint(raw)
 		if k <= 0 || n > uint64(len(raw)-k) || len(p.tokens) == maxPlaces {
 			return nil, bad

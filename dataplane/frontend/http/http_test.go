@@ -1,0 +1,435 @@
+package http
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/goleak"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/pipeline"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/embedded"
+	"github.com/weft-mesh/weft/store/position"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// mesh is made of the real parts: identities, pipeline, delivery, embedded store.
+type mesh struct {
+	*pipeline.Pipeline
+	*delivery.Manager
+	snaps *latest.Value[*snapshot.Snapshot]
+}
+
+func (m mesh) Authenticate(_ context.Context, c policy.Credentials) (*policy.Principal, error) {
+	return m.snaps.Get().Identities.Authenticate(c, time.Now())
+}
+
+func (m mesh) Ready() error { return nil }
+
+var _ frontend.Mesh = mesh{}
+
+// world is a server with the topics demo/orders and demo/orders.eu.
+type world struct {
+	*testing.T
+	base   string
+	client *http.Client
+}
+
+func serve(t *testing.T) *world {
+	t.Helper()
+	w := &world{T: t, client: &http.Client{Transport: &http.Transport{}, Timeout: time.Minute}}
+	st, err := embedded.Driver{}.Open(context.Background(), store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem()}})
+	w.must(err)
+	t.Cleanup(func() { w.must(st.Close(context.Background())) })
+	rules := &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Topics: []string{"orders", "orders.>"},
+		Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_SUBSCRIBE}}}}
+	snap := &snapshot.Snapshot{Lineage: "x", Identities: policy.CompileIdentities(nil, true), Topics: map[snapshot.Key]*snapshot.Topic{},
+		Rules: policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: rules}}, nil)}
+	for i, name := range []string{"orders", "orders.eu"} {
+		w.must(st.(store.Admin).EnsureTopic(context.Background(), store.TopicSpec{Name: name}))
+		k := snapshot.Key{Namespace: "demo", Name: name}
+		snap.Topics[k] = &snapshot.Topic{Key: k, UID: fmt.Sprintf("11111111-1111-4111-8111-11111111111%d", i), MaxEventBytes: 1 << 10,
+			Epochs: []snapshot.Epoch{{Number: 1, StoreUID: "s", Physical: name}}}
+	}
+	m := mesh{snaps: latest.New(snap)}
+	open := func(string) (store.Store, error) { return st, nil }
+	m.Pipeline = pipeline.New(pipeline.Config{Snapshots: m.snaps, Store: open})
+	m.Manager = delivery.New(delivery.Config{Snapshots: m.snaps, Store: open, Write: m.Write, Log: slog.New(slog.DiscardHandler)})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	w.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 2)
+	go func() { ended <- m.Run(ctx) }()
+	sctx, stop := context.WithCancel(context.Background())
+	go func() {
+		ended <- New(Config{Mesh: m, MaxBody: 4 << 10, DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
+	}()
+	w.base = "http://" + l.Addr().String()
+	t.Cleanup(func() {
+		w.client.CloseIdleConnections()
+		stop()
+		w.must(<-ended)
+		cancel()
+		w.must(<-ended)
+	})
+	return w
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// ask sends a request, "Name: value" each header, and gives the answer.
+func (w *world) ask(method, path, body string, header ...string) (*http.Response, string) {
+	w.Helper()
+	req, err := http.NewRequestWithContext(w.Context(), method, w.base+path, strings.NewReader(body))
+	w.must(err)
+	for _, h := range header {
+		name, value, _ := strings.Cut(h, ": ")
+		if name == "Host" {
+			req.Host = value
+			continue
+		}
+		req.Header.Add(name, value)
+	}
+	resp, err := w.client.Do(req)
+	w.must(err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	w.must(err)
+	return resp, string(b)
+}
+
+const (
+	orders     = "/v1/demo/topics/orders"
+	structured = "Content-Type: application/cloudevents+json"
+	batch      = "Content-Type: application/cloudevents-batch+json"
+)
+
+func one(id string) string {
+	return fmt.Sprintf(`{"specversion":"1.0","id":%q,"source":"/curl","type":"t","data":{"a":1}}`, id)
+}
+
+var inBinary = []string{"ce-specversion: 1.0", "ce-id: 1", "ce-source: /curl", "ce-type: t", "Content-Type: application/json"}
+
+// TestClasses: every class has its status, and what may be tried again says when.
+func TestClasses(t *testing.T) {
+	for _, c := range fault.Classes() {
+		rec := httptest.NewRecorder()
+		problem(rec, &fault.Error{Class: c, Op: "secret step", Reason: "why", RetryAfter: 1500 * time.Millisecond, Err: errors.New("secret cause")})
+		var d details
+		if err := json.Unmarshal(rec.Body.Bytes(), &d); err != nil {
+			t.Fatal(err)
+		}
+		if rec.Code < 400 || d.Status != rec.Code || d.Reason != "why" || d.Title == "" || strings.Contains(rec.Body.String(), "secret") || rec.Header().Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s: %d %s", c, rec.Code, rec.Body)
+		}
+		if (rec.Code == http.StatusInternalServerError) != (c == fault.Internal) {
+			t.Errorf("%s is %d", c, rec.Code)
+		}
+		later := c == fault.Throttled || c == fault.Unavailable
+		if got := rec.Header().Get("Retry-After"); later && got != "2" || !later && got != "" {
+			t.Errorf("%s: Retry-After %q", c, got)
+		}
+		if got := rec.Header().Get("WWW-Authenticate"); (got != "") != (c == fault.Unauthenticated) {
+			t.Errorf("%s: WWW-Authenticate %q", c, got)
+		}
+	}
+}
+
+// TestPublish: the three modes are kept, each with its position.
+func TestPublish(t *testing.T) {
+	w := serve(t)
+	resp, body := w.ask("POST", orders, `{"a":1}`, inBinary...)
+	var r result
+	w.must(json.Unmarshal([]byte(body), &r))
+	if _, err := position.Parse(r.Position); resp.StatusCode != http.StatusOK || err != nil {
+		t.Errorf("binary: %d %s", resp.StatusCode, body)
+	}
+	if resp, body = w.ask("POST", orders, one("2"), structured); resp.StatusCode != http.StatusOK {
+		t.Errorf("structured: %d %s", resp.StatusCode, body)
+	}
+	resp, body = w.ask("POST", orders, "["+one("3")+","+one("4")+"]", batch+"; charset=utf-8")
+	var rs struct{ Results []result }
+	w.must(json.Unmarshal([]byte(body), &rs))
+	if resp.StatusCode != http.StatusOK || len(rs.Results) != 2 || rs.Results[0].Position == rs.Results[1].Position {
+		t.Errorf("batch: %d %s", resp.StatusCode, body)
+	}
+	s := w.tail(orders+"/events?from=beginning", "")
+	for _, id := range []string{"1", "2", "3", "4"} {
+		if e := s.next(); e.ID != id || string(e.Data) != `{"a":1}` {
+			t.Errorf("%+v", e)
+		}
+	}
+}
+
+// TestRefusals: each has its status and reason, and nothing was kept.
+func TestRefusals(t *testing.T) {
+	w := serve(t)
+	with := func(change ...string) []string { return append(append([]string(nil), inBinary[1:]...), change...) }
+	for name, tc := range map[string]struct {
+		method, path, body string
+		header             []string
+		status             int
+		reason             string
+	}{
+		"no event":               {"POST", orders, "x", nil, 400, "bad-event"},
+		"wrong version":          {"POST", orders, "x", with("ce-specversion: 0.3"), 400, "bad-event"},
+		"no version":             {"POST", orders, "x", with(), 400, "bad-event"},
+		"header twice":           {"POST", orders, "x", with("ce-specversion: 1.0", "ce-id: 2"), 400, "bad-event"},
+		"bad UTF-8":              {"POST", orders, "x", with("ce-specversion: 1.0", "ce-a: %ff"), 400, "bad-event"},
+		"bad escape":             {"POST", orders, "x", with("ce-specversion: 1.0", "ce-a: %f"), 400, "bad-event"},
+		"bad name":               {"POST", orders, "x", with("ce-specversion: 1.0", "ce-a_b: 1"), 400, "bad-event"},
+		"bad time":               {"POST", orders, "x", with("ce-specversion: 1.0", "ce-time: yesterday"), 400, "bad-event"},
+		"structured, cut":        {"POST", orders, one("1")[:20], []string{structured}, 400, "bad-event"},
+		"structured, two":        {"POST", orders, one("1") + one("2"), []string{structured}, 400, "bad-event"},
+		"structured, array":      {"POST", orders, "[" + one("1") + "]", []string{structured}, 400, "bad-event"},
+		"structured, bad UTF-8":  {"POST", orders, "{\"id\":\"\xff\"}", []string{structured}, 400, "bad-event"},
+		"batch, empty":           {"POST", orders, "[]", []string{batch}, 400, "bad-event"},
+		"batch, one":             {"POST", orders, one("1"), []string{batch}, 400, "bad-event"},
+		"batch, second bad":      {"POST", orders, "[" + one("1") + ",{}]", []string{batch}, 400, "bad-event"},
+		"another format":         {"POST", orders, "<x/>", []string{"Content-Type: application/cloudevents+xml"}, 415, "unknown-format"},
+		"bad content type":       {"POST", orders, "x", []string{"Content-Type: application/cloudevents+json; ;;"}, 400, "bad-content-type"},
+		"large body":             {"POST", orders, strings.Repeat("x", 5<<10), inBinary, 413, "body-too-large"},
+		"large event":            {"POST", orders, strings.Repeat("x", 2<<10), inBinary, 413, "event-too-large"},
+		"unknown topic":          {"POST", orders + ".unknown", "x", inBinary, 404, "unknown-topic"},
+		"denied":                 {"POST", "/v1/demo/topics/secret", "x", inBinary, 403, "access-denied"},
+		"denied batch":           {"POST", "/v1/demo/topics/secret", "[" + one("1") + "]", []string{batch}, 403, ""},
+		"other namespace":        {"POST", "/v1/other/topics/orders", "x", inBinary, 403, "access-denied"},
+		"escaped letter":         {"POST", "/v1/demo/topics/order%73", "x", inBinary, 400, "bad-name"},
+		"escaped slash":          {"POST", "/v1/demo%2Ftopics%2Forders", "x", inBinary, 404, "unknown-path"},
+		"escaped twice":          {"POST", "/v1/demo/topics/order%2573", "x", inBinary, 400, "bad-name"},
+		"escaped dots":           {"POST", "/v1/demo/topics/%2e%2e", "x", inBinary, 400, "bad-name"},
+		"space":                  {"POST", "/v1/demo/topics/or%20ders", "x", inBinary, 400, "bad-name"},
+		"NUL":                    {"POST", "/v1/demo/topics/orders%00", "x", inBinary, 400, "bad-name"},
+		"dots":                   {"POST", "/v1/demo/topics/x/../orders", "x", inBinary, 404, "unknown-path"},
+		"slashes":                {"POST", "//v1/demo/topics/orders", "x", inBinary, 404, "unknown-path"},
+		"slash behind":           {"POST", orders + "/", "x", inBinary, 404, "unknown-path"},
+		"a pattern":              {"POST", "/v1/demo/topics/%3E", "x", inBinary, 400, "bad-name"},
+		"method":                 {"GET", orders, "", nil, 405, "method-not-allowed"},
+		"method of a tail":       {"POST", orders + "/events", "", nil, 405, "method-not-allowed"},
+		"Basic":                  {"POST", orders, "x", append([]string{"Authorization: Basic eDp5"}, inBinary...), 401, "bad-credentials"},
+		"blank key":              {"POST", orders, "x", append([]string{"Authorization: Bearer  "}, inBinary...), 401, "bad-credentials"},
+		"two keys":               {"POST", orders, "x", append([]string{"Authorization: Bearer a", "Authorization: Bearer b"}, inBinary...), 401, "bad-credentials"},
+		"rebinding":              {"POST", orders, "x", append([]string{"Host: evil.example"}, inBinary...), 401, "cross-site"},
+		"a page":                 {"POST", orders, "x", append([]string{"Origin: https://evil.example"}, inBinary...), 401, "cross-site"},
+		"a page, fetched":        {"POST", orders, "x", append([]string{"Sec-Fetch-Site: cross-site"}, inBinary...), 401, "cross-site"},
+		"bad from":               {"GET", orders + "/events?from=yesterday", "", nil, 400, "bad-from"},
+		"bad last event":         {"GET", orders + "/events", "", []string{"Last-Event-ID: x"}, 400, "bad-last-event-id"},
+		"denied tail":            {"GET", "/v1/demo/topics/secret/events", "", nil, 403, "access-denied"},
+		"pattern, escaped twice": {"GET", "/v1/demo/topics/%253E/events", "", nil, 400, "bad-name"},
+		"pattern and a letter":   {"GET", "/v1/demo/topics/order%73.%3e/events", "", nil, 400, "bad-name"},
+		"bad pattern":            {"GET", "/v1/demo/topics/a..b/events", "", nil, 400, "bad-name"},
+	} {
+		resp, body := w.ask(tc.method, tc.path, tc.body, tc.header...)
+		var d details
+		_ = json.Unmarshal([]byte(body), &d)
+		if resp.StatusCode != tc.status || d.Reason != tc.reason {
+			t.Errorf("%s: %d %s", name, resp.StatusCode, body)
+		}
+	}
+	w.ask("POST", orders, one("first"), structured)
+	if e := w.tail(orders+"/events?from=beginning", "").next(); e.ID != "first" {
+		t.Errorf("%+v was kept", e)
+	}
+}
+
+// TestTraceContext: an event without a trace gets the request's; a header that
+// is none of it harms nothing.
+func TestTraceContext(t *testing.T) {
+	w := serve(t)
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for i, h := range [][]string{{"Traceparent: " + parent, "Tracestate: a=b"}, {"Traceparent: \xff"}, {}} {
+		if resp, body := w.ask("POST", orders, one(fmt.Sprint(i)), append(h, structured)...); resp.StatusCode != http.StatusOK {
+			t.Errorf("%q: %s", h, body)
+		}
+	}
+	s := w.tail(orders+"/events?from=beginning", "")
+	for i, want := range []string{parent, "", ""} {
+		if e := s.next(); e.Traceparent != want || (e.Tracestate != "") != (want != "") {
+			t.Errorf("event %d: %+v", i, e)
+		}
+	}
+}
+
+// sse is an open stream.
+type sse struct {
+	*world
+	lines *bufio.Scanner
+	close func()
+	id    string // the newest
+}
+
+type seen struct {
+	ID          string          `json:"id"`
+	Data        json.RawMessage `json:"data"`
+	Traceparent string          `json:"traceparent"`
+	Tracestate  string          `json:"tracestate"`
+}
+
+func (w *world) tail(path, last string) *sse {
+	w.Helper()
+	ctx, cancel := context.WithCancel(w.Context())
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.base+path, nil)
+	w.must(err)
+	if last != "" {
+		req.Header.Set("Last-Event-ID", last)
+	}
+	resp, err := w.client.Do(req)
+	w.must(err)
+	s := &sse{world: w, lines: bufio.NewScanner(resp.Body), close: func() { cancel(); _ = resp.Body.Close() }}
+	w.Cleanup(s.close)
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/event-stream" {
+		b, _ := io.ReadAll(resp.Body)
+		w.Fatalf("%s: %d %s", path, resp.StatusCode, b)
+	}
+	if !s.lines.Scan() || !strings.HasPrefix(s.lines.Text(), ":") { // open: where it begins is fixed
+		w.Fatal("the stream does not open")
+	}
+	return s
+}
+
+func (s *sse) next() (e seen) {
+	s.Helper()
+	for s.lines.Scan() {
+		line := s.lines.Text()
+		if id, ok := strings.CutPrefix(line, "id: "); ok {
+			s.id = id
+		}
+		if data, ok := strings.CutPrefix(line, "data: "); ok {
+			s.must(json.Unmarshal([]byte(data), &e))
+			return e
+		}
+	}
+	s.Fatal("the stream ended")
+	return e
+}
+
+func (w *world) publish(topic string, ids ...string) {
+	w.Helper()
+	for _, id := range ids {
+		if resp, body := w.ask("POST", "/v1/demo/topics/"+topic, one(id), structured); resp.StatusCode != http.StatusOK {
+			w.Fatalf("%d %s", resp.StatusCode, body)
+		}
+	}
+}
+
+// TestPatterns: a tail takes patterns, escaped or not.
+func TestPatterns(t *testing.T) {
+	w := serve(t)
+	w.publish("orders.eu", "1")
+	for _, p := range []string{"orders.>", "orders.%3E", "orders.*", "orders.%2A", "orders.%2a", "orders.%3e", ">", "*.eu"} {
+		s := w.tail("/v1/demo/topics/"+p+"/events?from=beginning", "")
+		if e := s.next(); e.ID != "1" {
+			t.Errorf("%s: %+v", p, e)
+		}
+		s.close()
+	}
+}
+
+// TestResume: a stream goes on behind what it has seen, in each topic, without a
+// gap; and where it has seen nothing it begins where it first began, not at the
+// history.
+func TestResume(t *testing.T) {
+	w := serve(t)
+	w.publish("orders", "old")
+	w.publish("orders.eu", "old-eu")
+	// What is older than a stream's beginning is told by the store's clock.
+	for began := time.Now().UnixMilli(); time.Now().UnixMilli() == began; {
+		w.ask("GET", "/", "")
+	}
+	s := w.tail("/v1/demo/topics/>/events", "")
+	w.publish("orders", "1")
+	if e := s.next(); e.ID != "1" {
+		t.Fatalf("%+v", e)
+	}
+	last := s.id
+	s.close()
+	w.publish("orders.eu", "2") // while nobody reads
+	s = w.tail("/v1/demo/topics/>/events", last)
+	w.publish("orders", "3")
+	got := map[string]bool{s.next().ID: true, s.next().ID: true}
+	if !got["2"] || !got["3"] {
+		t.Errorf("after resuming: %v", got)
+	}
+	// From the beginning it is the history.
+	s.close()
+	s = w.tail("/v1/demo/topics/orders/events?from=beginning", "")
+	s.next()
+	last = s.id
+	s.close()
+	s = w.tail("/v1/demo/topics/>/events", last)
+	got = map[string]bool{}
+	for range 4 {
+		got[s.next().ID] = true
+	}
+	if !got["old-eu"] || !got["1"] || !got["2"] || !got["3"] {
+		t.Errorf("after resuming from the beginning: %v", got)
+	}
+}
+
+// TestSlowHeaders: whoever does not finish its headers is cut off, and others
+// are served meanwhile.
+func TestSlowHeaders(t *testing.T) {
+	w := serve(t)
+	var slow []net.Conn
+	for range 50 {
+		c, err := net.Dial("tcp", strings.TrimPrefix(w.base, "http://"))
+		w.must(err)
+		defer c.Close()
+		_, err = c.Write([]byte("POST " + orders + " HTTP/1.1\r\nHost: localhost\r\n"))
+		w.must(err)
+		slow = append(slow, c)
+	}
+	w.publish("orders", "1")
+	for _, c := range slow {
+		w.must(c.SetReadDeadline(time.Now().Add(30 * time.Second)))
+		if _, err := io.Copy(io.Discard, c); err != nil {
+			t.Fatalf("the connection lives: %v", err)
+		}
+	}
+}
+
+// FuzzPlaces: what is taken as a place comes back the same, and is bounded.
+func FuzzPlaces(f *testing.F) {
+	p := &places{since: 1}
+	p.see(position.Token{TopicUID: "11111111-1111-4111-8111-111111111111", Epoch: 1, Pos: store.Position{Partition: "a/1", Offset: 7}})
+	f.Add(string(p.append(nil)))
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := parsePlaces(s)
+		if err != nil {
+			return
+		}
+		if len(p.tokens) > maxPlaces || len(p.texts) != len(p.tokens) {
+			t.Fatalf("%d tokens", len(p.tokens))
+		}
+		again, err := parsePlaces(string(p.append(nil)))
+		if err != nil || again.since != p.since || strings.Join(again.texts, " ") != strings.Join(p.texts, " ") {
+			t.Errorf("%+v, %+v, %v", p, again, err)
+		}
+	})
+}
