@@ -2,6 +2,8 @@ package event
 
 import (
 	"fmt"
+	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -48,7 +50,7 @@ func (e *Event) Validate() error {
 			return err
 		}
 	}
-	if _, err := e.ParseTime(); err != nil {
+	if e.Time != "" && !validTime(e.Time) {
 		return &AttributeError{AttrTime, "is not an RFC 3339 timestamp"}
 	}
 	if len(e.Ext) > MaxAttributes {
@@ -74,6 +76,16 @@ func (e *Event) Validate() error {
 		return &AttributeError{"*", fmt.Sprintf("set is %d bytes in all, the most is %d", total, MaxAttributeBytes)}
 	}
 	return nil
+}
+
+// validTime reports whether s is a timestamp of RFC 3339. time.Parse also takes an
+// hour of one digit, a comma and an offset of 24 hours, which others do not.
+func validTime(s string) bool {
+	if _, err := time.Parse(time.RFC3339Nano, s); err != nil {
+		return false
+	}
+	offset := s[len(s)-min(6, len(s)):]
+	return s[13] == ':' && !strings.Contains(s, ",") && (strings.HasSuffix(s, "Z") || offset[1:3] < "24" && offset[4:] < "60")
 }
 
 // ValidName reports whether name may name an attribute (CloudEvents 1.0,
