@@ -166,6 +166,21 @@ func (w *world) next(m interface {
 	return out
 }
 
+// behind is how many events of the topic the group has not settled.
+func (w *world) behind() int64 {
+	w.Helper()
+	lag, err := w.st.(store.Admin).Lag(w.ctx, "orders", "g")
+	w.must(err)
+	return lag[0].Behind
+}
+
+// settled waits until the group has settled everything.
+func (w *world) settled() {
+	w.Helper()
+	for w.behind() != 0 {
+	}
+}
+
 func (w *world) nothing(m Member, why string) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, 100*time.Millisecond)
@@ -348,6 +363,7 @@ func TestNackRetriesAndDeadLetters(t *testing.T) {
 	if err := dead.Event.Validate(); err != nil {
 		t.Error(err)
 	}
+	w.settled() // the dead letter is seen before its event is settled
 	m.Close()
 	w.stop()
 	w.start()
@@ -364,13 +380,7 @@ func TestRetryOutlivesTheProcess(t *testing.T) {
 	m := w.join(10)
 	first := w.next(m, 1)[0]
 	m.Nack("busy", 1200*time.Millisecond, first.ID)
-	for { // settled once it is written away
-		lag, err := w.st.(store.Admin).Lag(w.ctx, "orders", "g")
-		w.must(err)
-		if lag[0].Behind == 0 {
-			break
-		}
-	}
+	w.settled() // it is written away
 	m.Close()
 	w.stop()
 	w.start()
@@ -403,19 +413,14 @@ func TestDeadLetterBeforeSettle(t *testing.T) {
 	m := w.join(10)
 	defer m.Close()
 	m.Nack("no", -1, w.next(m, 1)[0].ID)
-	behind := func() int64 {
-		lag, err := w.st.(store.Admin).Lag(w.ctx, "orders", "g")
-		w.must(err)
-		return lag[0].Behind
-	}
 	for range 3 {
 		<-tried
-		if behind() != 1 {
+		if w.behind() != 1 {
 			t.Fatal("the event is settled, but is nowhere else")
 		}
 	}
 	close(fail)
-	for behind() != 0 {
+	for w.behind() != 0 {
 		select {
 		case <-tried:
 		case <-w.ctx.Done():
@@ -435,13 +440,7 @@ func TestFilter(t *testing.T) {
 		t.Errorf("%s does not match", d.Event.ID)
 	}
 	m.Ack(d.ID)
-	for {
-		lag, err := w.st.(store.Admin).Lag(w.ctx, "orders", "g")
-		w.must(err)
-		if lag[0].Behind == 0 {
-			break
-		}
-	}
+	w.settled()
 }
 
 // TestRevoke: a change of the rules ends open members and tails, also those

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -56,6 +57,10 @@ func (t Token) String() string {
 // Parse reads a token. The error is ErrInvalid.
 func Parse(s string) (Token, error) {
 	if len(s) > maxToken {
+		return Token{}, ErrInvalid
+	}
+	// The decoder skips line breaks; a token has none.
+	if strings.ContainsAny(s, "\r\n") {
 		return Token{}, ErrInvalid
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)

@@ -29,7 +29,7 @@ func TestStable(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	good := Token{uid, 1, store.Position{Partition: "p", Offset: 9}}.String()
-	for _, s := range []string{"", "x", good[:10], good + "=", "Ag" + good[2:], strings.Repeat("A", 600), good[:len(good)-1] + "!", "\x00"} {
+	for _, s := range []string{"", "x", good[:10], good + "=", "Ag" + good[2:], strings.Repeat("A", 600), good[:len(good)-1] + "!", "\x00", good[:9] + "\n" + good[9:], good + "\r\n"} {
 		if _, err := Parse(s); err == nil {
 			t.Errorf("%q is accepted", s)
 		}
