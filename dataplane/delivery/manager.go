@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
@@ -23,7 +24,9 @@ type Config struct {
 	// Store gives the open store of an EventStore.
 	Store func(uid string) (store.Store, error)
 	// Write publishes into a topic, past policy and routes: dead letters.
-	Write   func(ctx context.Context, t *snapshot.Topic, events []event.Event) error
+	Write func(ctx context.Context, t *snapshot.Topic, events []event.Event) error
+	// Tracing makes spans; none when nil.
+	Tracing trace.TracerProvider
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 }
@@ -33,6 +36,7 @@ type Config struct {
 type Manager struct {
 	cfg     Config
 	metrics *metrics
+	tracer  trace.Tracer // nil without tracing
 
 	mu       sync.Mutex
 	runtimes map[string]*runtime // by Subscription uid
@@ -43,7 +47,11 @@ type Manager struct {
 
 // New makes a Manager.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, tails: map[*tail]struct{}{}}
+	m := &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, tails: map[*tail]struct{}{}}
+	if cfg.Tracing != nil {
+		m.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/delivery")
+	}
+	return m
 }
 
 // MaxMembers bounds the members of one subscription on one proxy, and the tails

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -53,6 +55,7 @@ type item struct {
 	// owner is the member that has it; nil while nobody has.
 	owner *member
 	id    uint64
+	span  trace.Span // of the delivery in flight; nil without tracing
 	// due is when it times out (in flight) or is repeated (waiting); it makes
 	// older entries of the timers void.
 	due time.Time
@@ -103,6 +106,9 @@ func (r *runtime) end(err error) {
 	}
 	r.buffer, r.timers = nil, nil
 	r.metrics.inFlight.Sub(float64(len(r.flights)))
+	for _, it := range r.flights {
+		it.end(outcomeReturned)
+	}
 	clear(r.flights)
 	r.demandLocked()
 	r.poke()
@@ -190,6 +196,7 @@ func (r *runtime) forgetLocked(s *source) {
 	for id, it := range r.flights {
 		if it.src == s {
 			delete(r.flights, id)
+			it.end(outcomeReturned)
 			r.held--
 			r.metrics.inFlight.Dec()
 			it.owner.out--
@@ -255,6 +262,7 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 	for i, it := range r.buffer[:n] {
 		r.lastID++
 		it.id, it.owner, it.due = r.lastID, mem, now.Add(r.sub.AckTimeout)
+		it.begin(r, now)
 		r.flights[it.id] = it
 		r.timers.add(it)
 		mem.out++
@@ -271,14 +279,15 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 	return n
 }
 
-// landLocked ends an item's flight; nil where id is not mem's.
-func (r *runtime) landLocked(mem *member, id uint64) *item {
+// landLocked ends an item's flight with an outcome; nil where id is not mem's.
+func (r *runtime) landLocked(mem *member, id uint64, outcome string) *item {
 	it := r.flights[id]
 	if it == nil || it.owner != mem {
 		r.metrics.stale.Inc()
 		return nil
 	}
 	delete(r.flights, id)
+	it.end(outcome)
 	it.owner, it.due = nil, time.Time{}
 	mem.out--
 	r.metrics.inFlight.Dec()
@@ -328,7 +337,7 @@ func (r *runtime) fire(now time.Time) (next time.Duration, over bool) {
 		heap.Pop(&r.timers)
 		t.it.due = time.Time{}
 		if owner := t.it.owner; owner != nil {
-			r.landLocked(owner, t.it.id)
+			r.landLocked(owner, t.it.id, outcomeTimeout)
 			r.metrics.timedOut.Inc()
 			owner.pokeLocked()
 			r.failedLocked(t.it, "the delivery was not settled within the ack time-out", -1)
@@ -465,7 +474,7 @@ func (m *member) Ack(ids ...uint64) (stale int) {
 	bySource := map[*source][]*item{}
 	n := 0
 	for _, id := range ids {
-		if it := r.landLocked(m, id); it != nil {
+		if it := r.landLocked(m, id, outcomeAck); it != nil {
 			bySource[it.src] = append(bySource[it.src], it)
 			n++
 		}
@@ -488,7 +497,7 @@ func (m *member) Nack(reason string, delay time.Duration, ids ...uint64) (stale 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, id := range ids {
-		it := r.landLocked(m, id)
+		it := r.landLocked(m, id, outcomeNack)
 		if it == nil {
 			stale++
 			continue
@@ -552,7 +561,7 @@ func (m *member) leaveLocked(err error) {
 	m.failLocked(err)
 	for id, it := range r.flights {
 		if it.owner == m {
-			r.landLocked(m, id)
+			r.landLocked(m, id, outcomeReturned)
 			r.buffer = append(r.buffer, it)
 		}
 	}

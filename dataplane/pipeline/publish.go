@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
@@ -30,8 +31,10 @@ type Config struct {
 	// MaxInFlight bounds the bytes of events that wait for stores; 256 MiB
 	// when 0.
 	MaxInFlight int64
-	Metrics     prometheus.Registerer
-	Log         *slog.Logger
+	// Tracing makes spans; none when nil.
+	Tracing trace.TracerProvider
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Pipeline publishes. It is safe for concurrent use.
@@ -39,6 +42,7 @@ type Pipeline struct {
 	cfg      Config
 	inFlight atomic.Int64
 	metrics  metrics
+	tracer   trace.Tracer // nil without tracing
 }
 
 // MaxBatch bounds the events of one Publish.
@@ -50,13 +54,16 @@ func New(cfg Config) *Pipeline {
 		cfg.MaxInFlight = 256 << 20
 	}
 	p := &Pipeline{cfg: cfg}
+	if cfg.Tracing != nil {
+		p.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/pipeline")
+	}
 	p.metrics = newMetrics(cfg.Metrics, func() float64 { return float64(p.inFlight.Load()) })
 	return p
 }
 
 // Publish takes a batch of one client for one topic to the store and waits for
 // the outcome; see frontend.Mesh.
-func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) error {
+func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) (err error) {
 	start := time.Now()
 	snap := p.cfg.Snapshots.Get()
 
@@ -69,6 +76,8 @@ func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace
 	if err := usable(t, namespace, name); err != nil {
 		return failAll(res, err)
 	}
+	ctx, span := p.begin(ctx, t, events)
+	defer func() { end(span, err) }()
 	m := p.metrics.of(t)
 	size, err := check(t, events, res)
 	if err != nil {
@@ -205,7 +214,9 @@ func (p *Pipeline) store(ctx context.Context, t *snapshot.Topic, keyFrom string,
 		out[i] = store.Outgoing{Event: &events[i], Key: events[i].Key(keyFrom)}
 	}
 	got := make([]store.Result, len(events))
+	ctx, span := p.beginWrite(ctx, t, epoch.Physical, len(events))
 	err = st.Publish(ctx, epoch.Physical, out, got)
+	end(span, err)
 	for i := range got {
 		res[i] = frontend.Result{Err: got[i].Err}
 		if got[i].Err == nil {

@@ -37,8 +37,8 @@ type frontendPart struct {
 
 // wire makes the engine.
 func (p *Proxy) wire() error {
-	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Metrics: p.registry, Log: p.cfg.Log})
-	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Metrics: p.registry, Log: p.cfg.Log})
+	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
+	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh.in, p.mesh.out = in, out
 	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, TLS: p.tls[listenHTTP], DrainTime: p.cfg.DrainTime, Log: p.cfg.Log})
 	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Log: p.cfg.Log})

@@ -20,7 +20,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
-	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/tracing"
 	"github.com/weft-mesh/weft/pkg/version"
 )
 
@@ -127,20 +127,13 @@ func retryAfter(v string, now time.Time) (time.Duration, bool) {
 	return max(0, min(at.Sub(now), maxRetryAfter)), true
 }
 
-// span begins the span of one delivery, linked to the event's own trace. Without
-// tracing the target gets the event's context itself.
+// span begins the span of one request, a child of the event's own context.
+// Without tracing the target gets the event's context itself.
 func (t *target) span(ctx context.Context, d *delivery.Delivery) (context.Context, trace.Span) {
-	carrier := propagation.MapCarrier{}
-	for _, name := range []string{event.AttrTraceParent, event.AttrTraceState} {
-		if v, ok := event.Lookup(d.Event.Ext, name); ok {
-			carrier[name] = v
-		}
-	}
-	origin := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), carrier))
+	origin := tracing.Of(d.Event)
 	ctx = trace.ContextWithRemoteSpanContext(ctx, origin)
-	return t.p.tracer.Start(ctx, "push "+t.key.Name, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithLinks(trace.Link{SpanContext: origin}),
-		trace.WithAttributes(attribute.String("messaging.system", "weft"), attribute.String("messaging.destination.name", d.Topic),
-			attribute.String("messaging.consumer.group.name", t.key.String()), attribute.String("messaging.message.id", d.Event.ID), attribute.Int("weft.attempt", d.Attempt)))
+	return t.p.tracer.Start(ctx, "push "+t.key.Name, trace.WithSpanKind(trace.SpanKindClient), tracing.Message("push", t.key.Namespace, d.Topic,
+		attribute.String("messaging.consumer.group.name", t.key.Name), attribute.String("messaging.message.id", d.Event.ID), attribute.Int("weft.attempt", d.Attempt)))
 }
 
 func failed(span trace.Span, reason string) { span.SetStatus(codes.Error, reason) }

@@ -21,6 +21,7 @@ func Command() *cobra.Command {
 	var (
 		cfg   proxy.Config
 		log   LogFlag
+		trace TraceFlag
 		push  []string
 		plain bool
 	)
@@ -36,6 +37,11 @@ func Command() *cobra.Command {
 			}
 			cfg.AllowPlaintext = plain
 			cfg.Drivers, cfg.Options = binding.Drivers(), binding.Options
+			stop, err := trace.Set(cmd.Context(), &cfg)
+			if err != nil {
+				return err
+			}
+			defer stop()
 			p, err := proxy.New(cfg)
 			if err != nil {
 				return err
@@ -67,6 +73,7 @@ func Command() *cobra.Command {
 	f.DurationVar(&cfg.DrainGrace, "drain-grace", 0, "how long to go on taking connections after readiness has failed")
 	f.DurationVar(&cfg.DrainTime, "drain-time", 25*time.Second, "bound on stopping as a whole")
 	log.Add(cmd, "info")
+	trace.Add(cmd)
 	return cmd
 }
 

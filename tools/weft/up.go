@@ -57,6 +57,7 @@ func upCommand() *cobra.Command {
 	var (
 		data       string
 		log        proxycmd.LogFlag
+		trace      proxycmd.TraceFlag
 		s          server.Config
 		p          proxy.Config
 		pushAllows []string
@@ -75,6 +76,11 @@ credentials is the principal "local".`,
 				return err
 			}
 			s.Log, p.Log = logger, logger
+			stop, err := trace.Set(cmd.Context(), &p)
+			if err != nil {
+				return err
+			}
+			defer stop()
 			return up(cmd, data, s, p)
 		}}
 	f := cmd.Flags()
@@ -88,6 +94,7 @@ credentials is the principal "local".`,
 	f.StringVar(&p.OpsAddr, "ops", "127.0.0.1:7419", "address of the proxy's operations")
 	f.StringSliceVar(&pushAllows, "push-allow", []string{"127.0.0.0/8"}, "networks that push may call beside public addresses")
 	log.Add(cmd, "warn")
+	trace.Add(cmd)
 	return cmd
 }
 

@@ -1,0 +1,69 @@
+package tracing
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+func TestOf(t *testing.T) {
+	e := &event.Event{Ext: []event.Attr{{Name: event.AttrTraceParent, Value: parent}, {Name: event.AttrTraceState, Value: "a=b"}}}
+	sc := Of(e)
+	if sc.TraceID().String() != "4bf92f3577b34da6a3ce929d0e0e4736" || sc.SpanID().String() != "00f067aa0ba902b7" || !sc.IsSampled() || !sc.IsRemote() || sc.TraceState().Get("a") != "b" {
+		t.Errorf("%+v", sc)
+	}
+	for _, bad := range []string{"", "x", parent[:len(parent)-1], strings.Repeat("0", len(parent)), "ff" + parent[2:], strings.ToUpper(parent)} {
+		if Of(&event.Event{Ext: []event.Attr{{Name: event.AttrTraceParent, Value: bad}}}).IsValid() {
+			t.Errorf("%q is valid", bad)
+		}
+	}
+	if Of(&event.Event{}).IsValid() {
+		t.Error("an event without a context has one")
+	}
+}
+
+func TestGive(t *testing.T) {
+	sc := Of(&event.Event{Ext: []event.Attr{{Name: event.AttrTraceParent, Value: parent}, {Name: event.AttrTraceState, Value: "a=b"}}})
+	e := &event.Event{Ext: []event.Attr{{Name: "zone", Value: "z"}}}
+	Give(e, sc)
+	if fmt.Sprint(e.Ext) != "[{traceparent "+parent+"} {tracestate a=b} {zone z}]" {
+		t.Error(e.Ext)
+	}
+	other := &event.Event{Ext: []event.Attr{{Name: event.AttrTraceParent, Value: "its own"}}}
+	Give(other, sc)
+	if fmt.Sprint(other.Ext) != "[{traceparent its own}]" {
+		t.Errorf("an event's own context was replaced: %v", other.Ext)
+	}
+	full := &event.Event{Ext: make([]event.Attr, event.MaxAttributes-1)}
+	Give(full, sc)
+	if len(full.Ext) != event.MaxAttributes-1 {
+		t.Error("there was no room")
+	}
+	none := &event.Event{}
+	Give(none, trace.SpanContext{})
+	if none.Ext != nil {
+		t.Error("a context that is none was given")
+	}
+}
+
+func TestEndpoint(t *testing.T) {
+	for _, bad := range []string{"", "127.0.0.1:4317", "ftp://host", "http://", "http://user:geheim@127.0.0.1:4317", "http://a b"} {
+		if _, err := NewProvider(context.Background(), bad, "s", "i"); err == nil || strings.Contains(err.Error(), "geheim") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	p, err := NewProvider(context.Background(), "http://127.0.0.1:4317", "s", "i")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
