@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	rocketmq "github.com/apache/rocketmq-client-go/v2"
 	"github.com/apache/rocketmq-client-go/v2/primitive"
@@ -19,6 +20,7 @@ import (
 	"github.com/apache/rocketmq-client-go/v2/rlog"
 	"github.com/cockroachdb/pebble/v2"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
@@ -34,6 +36,9 @@ func (l load) String() string {
 }
 
 const source = "/bench"
+
+// afterBusy is how long a publisher waits when the middleware had too much.
+const afterBusy = 20 * time.Millisecond
 
 // overGRPC publishes over one gRPC stream a publisher.
 func (m *mesh) overGRPC(name, topic string, l load, pids map[string]int) *contender {
@@ -61,9 +66,12 @@ func (m *mesh) overGRPC(name, topic string, l load, pids map[string]int) *conten
 				return 0, err
 			}
 			if len(resp.Failed) > 0 {
-				return 0, fmt.Errorf("an event was refused: %s", resp.Failed[0].Error.Message)
+				if c := codes.Code(resp.Failed[0].Error.Code); c != codes.Unavailable && c != codes.ResourceExhausted { //nolint:gosec // a code
+					return 0, fmt.Errorf("an event was refused: %s", resp.Failed[0].Error.Message)
+				}
+				wait(ctx, afterBusy)
 			}
-			return int(resp.Count), nil
+			return int(resp.Count) - len(resp.Failed), nil
 		})
 	}
 	return c
@@ -100,10 +108,14 @@ func (m *mesh) overHTTP(name, topic string, l load, pids map[string]int) *conten
 			if err != nil {
 				return 0, err
 			}
-			if resp.StatusCode != http.StatusOK {
-				return 0, fmt.Errorf("%s: %s", resp.Status, answer)
+			switch resp.StatusCode {
+			case http.StatusOK:
+				return l.batch, nil
+			case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+				wait(ctx, afterBusy)
+				return 0, nil
 			}
-			return l.batch, nil
+			return 0, fmt.Errorf("%s: %s", resp.Status, answer)
 		})
 	}
 	return c
@@ -136,7 +148,11 @@ func nativeProducers(names, topic string, l load, size int, pids map[string]int)
 	if err := p.Start(); err != nil {
 		return nil, nil, nil, err
 	}
-	check := func(res *primitive.SendResult, err error) (int, error) {
+	check := func(ctx context.Context, res *primitive.SendResult, err error) (int, error) {
+		if err != nil && strings.Contains(err.Error(), "broker busy") {
+			wait(ctx, afterBusy)
+			return 0, nil
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -150,12 +166,13 @@ func nativeProducers(names, topic string, l load, size int, pids map[string]int)
 	for i := range l.publishers {
 		messages := nativeMessages(topic, i, l, size)
 		sync.workers = append(sync.workers, func(ctx context.Context) (int, error) {
-			return check(p.SendSync(ctx, messages...))
+			res, err := p.SendSync(ctx, messages...)
+			return check(ctx, res, err)
 		})
 		async.workers = append(async.workers, func(ctx context.Context) (n int, err error) {
 			done := make(chan struct{})
 			if err := p.SendAsync(ctx, func(_ context.Context, res *primitive.SendResult, serr error) {
-				n, err = check(res, serr)
+				n, err = check(ctx, res, serr)
 				close(done)
 			}, messages...); err != nil {
 				return 0, err
