@@ -30,6 +30,8 @@ type settings struct {
 	slice  time.Duration // of each measurement
 	rounds int           // how often each is repeated, alternated
 	size   int           // bytes of an event's data
+	// profiles is a folder for CPU profiles of the proxy; none when empty.
+	profiles string
 }
 
 // figure is one thing that is measured.
@@ -65,6 +67,7 @@ func bench(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.DurationVar(&s.slice, "slice", 4*time.Second, "length of one measurement")
 	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each kind, alternated")
 	flags.IntVar(&s.size, "size", 1024, "bytes of an event's data")
+	flags.StringVar(&s.profiles, "profiles", "", "folder for CPU profiles of the proxy, one for each way of using it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,8 +28,11 @@ type contender struct {
 	pids map[string]int
 	// before is called before each measurement.
 	before func(ctx context.Context) error
-	rates  []float64
-	cpu    map[string][]float64 // microseconds of CPU an event, by process
+	// ops is the address of the operations of the proxy that is used, id tells
+	// its profile from others.
+	ops, id string
+	rates   []float64
+	cpu     map[string][]float64 // microseconds of CPU an event, by process
 }
 
 // own is the name of this process in reports: the load's side.
@@ -80,6 +86,9 @@ func (r *run) measure(ctx context.Context, c *contender) error {
 	}
 	wait(ctx, r.slice/10)
 	n, began, cpu := done.Load(), time.Now(), c.spent()
+	if r.profiles != "" && c.ops != "" {
+		wg.Go(func() { r.profile(ctx, c) })
+	}
 	wait(ctx, r.slice)
 	n, took, after := done.Load()-n, time.Since(began), c.spent()
 	cancel()
@@ -94,6 +103,35 @@ func (r *run) measure(ctx context.Context, c *contender) error {
 	}
 	c.add(n, took, cpu, after)
 	return nil
+}
+
+// profile keeps a CPU profile of the proxy over one measurement.
+func (r *run) profile(ctx context.Context, c *contender) {
+	name := filepath.Join(r.profiles, strings.Map(func(x rune) rune {
+		if x >= 'a' && x <= 'z' || x >= '0' && x <= '9' {
+			return x
+		}
+		return '-'
+	}, strings.ToLower(c.name))+"-"+c.id+".pprof")
+	err := func() error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", c.ops, max(1, int(r.slice.Seconds())-1)), nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(name, b, 0o600)
+	}()
+	if err != nil {
+		r.printf("  no profile: %v\n", err)
+	}
 }
 
 // add records one measurement.

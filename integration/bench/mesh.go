@@ -112,6 +112,7 @@ type mesh struct {
 	r            *run
 	admin, disco string
 	http, grpc   string
+	ops          string // of the proxy
 	key          string // API key of the principal bench
 	control      *servers.Process
 	proxy        *servers.Process
@@ -176,8 +177,8 @@ func (r *run) startMesh(ctx context.Context, name, data string) (_ *mesh, err er
 			err = errors.Join(err, m.stop())
 		}
 	}()
-	var ops, proxyOps, health string
-	if err := addresses(&m.admin, &m.disco, &ops, &m.http, &m.grpc, &proxyOps, &health); err != nil {
+	var ops, health string
+	if err := addresses(&m.admin, &m.disco, &ops, &m.http, &m.grpc, &m.ops, &health); err != nil {
 		return nil, err
 	}
 	m.control = &servers.Process{Name: "control plane", Log: filepath.Join(r.dir, name+"-control.log"), Ready: answers("http://" + ops + "/readyz"),
@@ -187,7 +188,7 @@ func (r *run) startMesh(ctx context.Context, name, data string) (_ *mesh, err er
 	}
 	m.proxy = &servers.Process{Name: "proxy", Log: filepath.Join(r.dir, name+"-proxy.log"), Ready: answers("http://" + health + "/readyz"),
 		Args: []string{filepath.Join(r.dir, "weft-proxy"), "--control-plane", m.disco, "--data", data, "--node-id", "bench",
-			"--http", m.http, "--grpc", m.grpc, "--health", health, "--ops", proxyOps, "--log-level", "warn"}}
+			"--http", m.http, "--grpc", m.grpc, "--health", health, "--ops", m.ops, "--log-level", "warn"}}
 	if err := m.proxy.Start(ctx); err != nil {
 		return nil, err
 	}

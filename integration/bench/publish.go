@@ -42,7 +42,7 @@ const afterBusy = 20 * time.Millisecond
 
 // overGRPC publishes over one gRPC stream a publisher.
 func (m *mesh) overGRPC(name, topic string, l load, pids map[string]int) *contender {
-	c := &contender{name: name, pids: pids}
+	c := &contender{name: name, pids: pids, ops: m.ops, id: fmt.Sprint(l.batch)}
 	for p := range l.publishers {
 		var stream grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]
 		req := &eventsv1.PublishStreamRequest{Namespace: m.r.ns, Topic: topic, OmitPositions: true}
@@ -79,7 +79,7 @@ func (m *mesh) overGRPC(name, topic string, l load, pids map[string]int) *conten
 
 // overHTTP publishes batches over HTTP, a kept connection a publisher.
 func (m *mesh) overHTTP(name, topic string, l load, pids map[string]int) *contender {
-	c := &contender{name: name, pids: pids}
+	c := &contender{name: name, pids: pids, ops: m.ops, id: fmt.Sprint(l.batch)}
 	transport := &http.Transport{MaxIdleConnsPerHost: l.publishers}
 	client := &http.Client{Transport: transport}
 	data := strings.Repeat("x", m.r.size)
