@@ -242,7 +242,8 @@ type Admin interface {
 	EnsureGroup(ctx context.Context, topic, group string, from Start) error
 	// DeleteGroup deletes a group; nil if there is none.
 	DeleteGroup(ctx context.Context, topic, group string) error
-	// Lag tells how far a group is behind, for each partition.
+	// Lag tells how far a group is behind, for each partition. Events that were
+	// acknowledged a moment ago may not count yet.
 	Lag(ctx context.Context, topic, group string) ([]PartitionLag, error)
 }
 

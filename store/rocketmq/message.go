@@ -54,44 +54,45 @@ type message struct {
 // encode makes a message of an event: its properties and its body.
 func encode(e *event.Event, deliverAt time.Time) (properties string, body []byte) {
 	var b strings.Builder
-	add := func(name, value string) {
+	b.Grow(256 + e.Size() - len(e.Data))
+	add := func(prefix, name, value string) {
 		if value != "" {
-			b.WriteString(name + nameSeparator + value + propSeparator)
+			for _, s := range [...]string{prefix, name, nameSeparator, value, propSeparator} {
+				b.WriteString(s)
+			}
 		}
 	}
 	body = e.Data
 	if plain(e) {
-		add(ceProperty+event.AttrSpecVersion, event.SpecVersion)
-		for _, a := range [...]event.Attr{{Name: event.AttrID, Value: e.ID}, {Name: event.AttrSource, Value: e.Source}, {Name: event.AttrType, Value: e.Type},
-			{Name: event.AttrSubject, Value: e.Subject}, {Name: event.AttrTime, Value: e.Time}, {Name: event.AttrDataContentType, Value: e.DataContentType},
-			{Name: event.AttrDataSchema, Value: e.DataSchema}} {
-			if a.Name == event.AttrDataContentType {
-				add(ceContentType, a.Value)
-			} else {
-				add(ceProperty+a.Name, a.Value)
-			}
-		}
-		for _, a := range e.Ext {
-			add(ceProperty+a.Name, a.Value)
+		add(ceProperty, event.AttrSpecVersion, event.SpecVersion)
+		add(ceProperty, event.AttrID, e.ID)
+		add(ceProperty, event.AttrSource, e.Source)
+		add(ceProperty, event.AttrType, e.Type)
+		add(ceProperty, event.AttrSubject, e.Subject)
+		add(ceProperty, event.AttrTime, e.Time)
+		add("", ceContentType, e.DataContentType)
+		add(ceProperty, event.AttrDataSchema, e.DataSchema)
+		for i := range e.Ext {
+			add(ceProperty, e.Ext[i].Name, e.Ext[i].Value)
 		}
 	} else {
-		add(ceContentType, cloudevents.TypeJSON)
+		add("", ceContentType, cloudevents.TypeJSON)
 		body = cloudevents.AppendJSON(nil, e)
 	}
 	for _, a := range e.Mesh {
 		// They quote what others said (why a delivery failed, for one): what
 		// separates properties must not be in them.
-		add(meshProperty+a.Name, strings.NewReplacer(nameSeparator, " ", propSeparator, " ").Replace(a.Value))
+		add(meshProperty, a.Name, strings.NewReplacer(nameSeparator, " ", propSeparator, " ").Replace(a.Value))
 	}
 	if len(body) == 0 {
-		add(emptyBody, "1")
+		add("", emptyBody, "1")
 		body = []byte{0}
 	} else if len(body) == 1 && body[0] == 0 {
-		add(emptyBody, "0")
+		add("", emptyBody, "0")
 	}
-	add("WAIT", "true")
+	add("", "WAIT", "true")
 	if !deliverAt.IsZero() {
-		add(propertyDeliverAt, fmt.Sprint(deliverAt.UnixMilli()))
+		add("", propertyDeliverAt, fmt.Sprint(deliverAt.UnixMilli()))
 	}
 	return b.String(), body
 }
@@ -101,7 +102,7 @@ func plain(e *event.Event) bool {
 	n := 0
 	ok := func(s string) bool {
 		n += len(s) + 16
-		return !strings.ContainsAny(s, nameSeparator+propSeparator) && utf8.ValidString(s)
+		return strings.IndexByte(s, nameSeparator[0]) < 0 && strings.IndexByte(s, propSeparator[0]) < 0 && utf8.ValidString(s)
 	}
 	for _, s := range [...]string{e.ID, e.Source, e.Type, e.Subject, e.Time, e.DataContentType, e.DataSchema} {
 		if !ok(s) {
@@ -109,7 +110,7 @@ func plain(e *event.Event) bool {
 		}
 	}
 	for _, a := range e.Ext {
-		if a.Value == "" || !ok(a.Value) || !ok(a.Name) || ceProperty+a.Name == ceContentType {
+		if a.Value == "" || !ok(a.Value) || !ok(a.Name) || a.Name == ceContentType[len(ceProperty):] {
 			return false
 		}
 	}

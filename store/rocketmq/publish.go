@@ -76,10 +76,11 @@ func (s *Store) Publish(ctx context.Context, topic string, events []store.Outgoi
 	if len(r.write) == 0 {
 		return fail(&fault.Error{Class: fault.Unavailable, Op: op, Reason: "store-unreachable", RetryAfter: time.Second, Msg: "no broker takes events of the topic now"})
 	}
-	out := make([]*outgoing, len(events))
+	out, all := make([]*outgoing, len(events)), make([]outgoing, len(events))
 	c := &call{ctx: ctx, res: make([]store.Result, len(events)), left: len(events), failed: map[queue]bool{}, done: make(chan struct{})}
 	for i := range events {
-		o := &outgoing{call: c, i: i}
+		o := &all[i]
+		o.call, o.i = c, i
 		if o.properties, o.body = encode(events[i].Event, time.Time{}); o.size() > maxMessage {
 			return fail(fault.New(fault.TooLarge, op, "event-too-large", "the event has %d bytes, the store takes %d", o.size(), maxMessage))
 		}
@@ -243,7 +244,11 @@ func (s *Store) request(ctx context.Context, key senderKey, addr string, batch [
 	if len(batch) == 1 {
 		fields["i"] = batch[0].properties
 	} else {
-		code, body = reqSendBatch, nil
+		size := 0
+		for _, o := range batch {
+			size += o.size()
+		}
+		code, body = reqSendBatch, make([]byte, 0, size)
 		fields["i"], fields["m"] = "", "true"
 		for _, o := range batch {
 			body = appendBatch(body, o.properties, o.body)
@@ -276,6 +281,7 @@ func sent(cmd *remoting.Command, err error) (int64, error) {
 
 // finish answers the calls of a batch.
 func (s *Store) finish(q queue, batch []*outgoing, first int64, err error) {
+	partition := q.name()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, o := range batch {
@@ -284,7 +290,7 @@ func (s *Store) finish(q queue, batch []*outgoing, first int64, err error) {
 			s.resultLocked(o, store.Result{Err: err})
 			continue
 		}
-		s.resultLocked(o, store.Result{Pos: store.Position{Partition: q.name(), Offset: uint64(first) + uint64(i)}}) //nolint:gosec // offsets are not negative
+		s.resultLocked(o, store.Result{Pos: store.Position{Partition: partition, Offset: uint64(first) + uint64(i)}}) //nolint:gosec // offsets are not negative
 	}
 }
 

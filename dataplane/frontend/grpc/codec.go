@@ -72,6 +72,7 @@ type publishRequest struct {
 var errWire = errors.New("not a valid publish request")
 
 func (r *publishRequest) unmarshal(b []byte) error {
+	r.events = make([]event.Event, 0, countEvents(b))
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -116,6 +117,24 @@ func (r *publishRequest) unmarshal(b []byte) error {
 		}
 	}
 	return nil
+}
+
+// countEvents is how many events b has, at most as many as one message may have.
+func countEvents(b []byte) (events int) {
+	for len(b) > 0 && events < pipeline.MaxBatch {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return events
+		}
+		m := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if m < 0 {
+			return events
+		}
+		if b = b[n+m:]; num == 3 && typ == protowire.BytesType {
+			events++
+		}
+	}
+	return events
 }
 
 // deliveries is a SubscribeResponse with deliveries.

@@ -54,6 +54,15 @@ func (c *Command) Int(name string) (int64, error) {
 
 // Append appends the frame of c.
 func (c *Command) Append(b []byte) ([]byte, error) {
+	b, err := c.appendHead(b)
+	if err != nil {
+		return b, err
+	}
+	return append(b, c.Body...), nil
+}
+
+// appendHead appends the frame of c but for its body.
+func (c *Command) appendHead(b []byte) ([]byte, error) {
 	header, err := json.Marshal(c)
 	if err != nil {
 		return b, err
@@ -63,7 +72,7 @@ func (c *Command) Append(b []byte) ([]byte, error) {
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(4+len(header)+len(c.Body))) //nolint:gosec // checked above
 	b = binary.BigEndian.AppendUint32(b, uint32(len(header)))               //nolint:gosec // likewise
-	return append(append(b, header...), c.Body...), nil
+	return append(b, header...), nil
 }
 
 // Decode decodes a frame without its total length. It keeps b.
@@ -193,7 +202,7 @@ func (c *Conn) readAll(r io.Reader) error {
 	}
 }
 
-// Call sends a request and waits for its answer. The error is ErrNotSent where
+// Call sends a request and waits for its answer. It borrows body. The error is ErrNotSent where
 // nothing was sent; after any other one the request may have been done.
 func (c *Conn) Call(ctx context.Context, code int, fields map[string]string, body []byte) (*Command, error) {
 	if err := ctx.Err(); err != nil {
@@ -219,12 +228,12 @@ func (c *Conn) Call(ctx context.Context, code int, fields map[string]string, bod
 		delete(c.pending, id)
 		c.mu.Unlock()
 	}
-	frame, err := (&Command{Code: code, Language: "GO", Version: clientVersion, Opaque: id, ExtFields: fields, Body: body}).Append(nil)
+	head, err := (&Command{Code: code, Language: "GO", Version: clientVersion, Opaque: id, ExtFields: fields, Body: body}).appendHead(nil)
 	if err != nil {
 		forget()
 		return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
 	}
-	if err := c.write(frame); err != nil {
+	if err := c.write(net.Buffers{head, body}); err != nil {
 		forget()
 		return nil, fmt.Errorf("%w: %w", ErrClosed, err)
 	}
@@ -244,13 +253,14 @@ func (c *Conn) Call(ctx context.Context, code int, fields map[string]string, bod
 // gone.
 const writeTimeout = 10 * time.Second
 
-func (c *Conn) write(frame []byte) error {
+// write sends a frame that is in parts, so that a body is not copied.
+func (c *Conn) write(frame net.Buffers) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return err
 	}
-	if _, err := c.conn.Write(frame); err != nil {
+	if _, err := frame.WriteTo(c.conn); err != nil {
 		// Half a frame may be out: nothing more can be sent.
 		_ = c.conn.Close()
 		return err
