@@ -48,6 +48,12 @@ func (r *run) compare(ctx context.Context, all ...*contender) error {
 			}
 		}
 	}
+	r.report(all...)
+	return nil
+}
+
+// report prints what was measured of each.
+func (r *run) report(all ...*contender) {
 	for _, c := range all {
 		r.printf("  %-46s %9s events/s", c.name, spread(c.rates, "%.0f"))
 		for _, p := range sortedKeys(c.cpu) {
@@ -55,7 +61,6 @@ func (r *run) compare(ctx context.Context, all ...*contender) error {
 		}
 		r.printf("\n")
 	}
-	return nil
 }
 
 func (r *run) measure(ctx context.Context, c *contender) error {

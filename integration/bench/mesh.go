@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apache/rocketmq-client-go/v2/rlog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
@@ -99,6 +100,7 @@ func (r *run) etcd(ctx context.Context) (string, error) {
 // rocketmq starts one of its own, once: the CPU of its broker is measured.
 func (r *run) rocketmq(ctx context.Context) (names string, broker int, err error) {
 	if r.rocket == nil {
+		rlog.SetLogLevel("fatal") // of RocketMQ's own client
 		if r.rocket, err = servers.StartRocketMQ(ctx, servers.RocketMQOptions{}); err != nil {
 			return "", 0, err
 		}

@@ -17,7 +17,6 @@ import (
 	rocketmq "github.com/apache/rocketmq-client-go/v2"
 	"github.com/apache/rocketmq-client-go/v2/primitive"
 	"github.com/apache/rocketmq-client-go/v2/producer"
-	"github.com/apache/rocketmq-client-go/v2/rlog"
 	"github.com/cockroachdb/pebble/v2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -138,7 +137,6 @@ func nativeMessages(topic string, p int, l load, size int) []*primitive.Message 
 // nativeProducers are RocketMQ's own client, with calls that wait and with calls
 // that do not; both have as many batches in flight as there are publishers.
 func nativeProducers(names, topic string, l load, size int, pids map[string]int) (sync, async *contender, stop func() error, err error) {
-	rlog.SetLogLevel("fatal")
 	primitive.PanicHandler = func(any) {} // a time-out of its asynchronous calls would end the process
 	p, err := rocketmq.NewProducer(producer.WithNameServer([]string{names}), producer.WithRetry(0), producer.WithGroupName("bench-"+fmt.Sprint(os.Getpid())),
 		producer.WithQueueSelector(producer.NewRoundRobinQueueSelector()), producer.WithCompressMsgBodyOverHowmuch(1<<30))

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	rocketmq "github.com/apache/rocketmq-client-go/v2"
+	"github.com/apache/rocketmq-client-go/v2/consumer"
+	"github.com/apache/rocketmq-client-go/v2/primitive"
+	"github.com/cockroachdb/pebble/v2"
+
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+)
+
+// What is consumed: events that are there already, by this many members, each
+// with this credit. Every event is settled by itself.
+const (
+	backlog = 200_000
+	members = 8
+	credit  = 1024
+)
+
+// drain measures one run over the backlog: consume calls received with how many
+// events came, until it is told to stop. The first and last tenth are left out.
+func (r *run) drain(ctx context.Context, c *contender, consume func(ctx context.Context, received func(n int)) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	var got atomic.Int64
+	var mu sync.Mutex
+	var began, ended time.Time
+	var before, after map[string]time.Duration
+	enough := make(chan struct{})
+	err := make(chan error, 1)
+	go func() {
+		err <- consume(ctx, func(n int) {
+			total := got.Add(int64(n))
+			first, last := total >= backlog/10 && total-int64(n) < backlog/10, total >= backlog*9/10 && total-int64(n) < backlog*9/10
+			if !first && !last {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if first {
+				began, before = time.Now(), c.spent()
+			} else {
+				ended, after = time.Now(), c.spent()
+				close(enough)
+			}
+		})
+	}()
+	select {
+	case <-enough:
+		cancel()
+		<-err
+	case e := <-err:
+		return fmt.Errorf("it ended after %d events: %w", got.Load(), e)
+	case <-ctx.Done():
+		<-err
+		return fmt.Errorf("%d of %d events came in time", got.Load(), backlog)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	c.add(backlog*8/10, ended.Sub(began), before, after)
+	return nil
+}
+
+// member consumes over one gRPC stream and acknowledges each event by its id.
+func (m *mesh) member(ctx context.Context, subscription string, received func(int)) error {
+	st, err := eventsv1.NewEventServiceClient(m.conn).Subscribe(m.credentials(ctx))
+	if err != nil {
+		return err
+	}
+	if err := st.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: m.r.ns, Credit: credit,
+		Source: &eventsv1.SubscribeOpen_Subscription{Subscription: subscription}}}}); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	for {
+		resp, err := st.Recv()
+		if err != nil {
+			return err
+		}
+		list := resp.GetDeliveries().GetDeliveries()
+		if len(list) == 0 {
+			continue
+		}
+		ack := &eventsv1.Ack{Ids: make([]uint64, len(list))}
+		for i, d := range list {
+			ack.Ids[i] = d.Id
+		}
+		if err := st.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: ack}}); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		received(len(list))
+	}
+}
+
+// through consumes a subscription with several members.
+func (m *mesh) through(ctx context.Context, c *contender, subscription string) error {
+	return m.r.drain(ctx, c, func(ctx context.Context, received func(int)) error {
+		failed := make(chan error, members)
+		var wg sync.WaitGroup
+		ctx, cancel := context.WithCancel(ctx)
+		for range members {
+			wg.Go(func() {
+				failed <- m.member(ctx, subscription, received)
+				cancel()
+			})
+		}
+		wg.Wait()
+		cancel()
+		return <-failed
+	})
+}
+
+// fill publishes the backlog.
+func (m *mesh) fill(ctx context.Context, topic string) error {
+	c := m.overGRPC("fill", topic, load{16, 100}, nil)
+	var left atomic.Int64
+	left.Store(backlog + backlog/10)
+	failed := make(chan error, len(c.workers))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, w := range c.workers {
+		wg.Go(func() {
+			for left.Load() > 0 {
+				n, err := w(ctx)
+				if err != nil {
+					failed <- err
+					return
+				}
+				left.Add(int64(-n))
+			}
+		})
+	}
+	wg.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+func subscriptionsYAML(rounds int) string {
+	var b strings.Builder
+	for i := range rounds {
+		fmt.Fprintf(&b, "---\napiVersion: weft/v1alpha1\nkind: Subscription\nmetadata: {namespace: NS, name: round%d}\nspec: {topics: [mesh], start: beginning, max_in_flight: 16384}\n", i)
+	}
+	return b.String()
+}
+
+// consumeRocketMQ compares receiving through a proxy, every event acknowledged by
+// itself, with RocketMQ's own client, which acknowledges every message to
+// itself and commits an offset every 5 s.
+func consumeRocketMQ(ctx context.Context, r *run) error {
+	names, broker, err := r.rocketmq(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := r.startMesh(ctx, "consume-rocketmq", filepath.Join(r.dir, "consume-rocketmq"))
+	if err != nil {
+		return err
+	}
+	defer m.stop()
+	yaml := strings.ReplaceAll(rocketYAML(names, "mesh"), "name: mesh}\nspec: {store: main", "name: mesh}\nspec: {store: main, physical_name: "+strings.ReplaceAll(r.ns, "-", "_")+"_consume")
+	if err := m.apply(ctx, yaml+subscriptionsYAML(r.rounds)); err != nil {
+		return err
+	}
+	if err := m.fill(ctx, "mesh"); err != nil {
+		return err
+	}
+	native := &contender{name: "rocketmq-client-go, PushConsumer", pids: map[string]int{"broker": broker}}
+	weft := &contender{name: "weft, gRPC streams", pids: map[string]int{"proxy": m.proxy.PID(), "broker": broker}, ops: m.ops, id: "consume"}
+	for i := range r.rounds {
+		if err := r.drain(ctx, native, func(ctx context.Context, received func(int)) error {
+			return nativeConsumer(ctx, names, strings.ReplaceAll(r.ns, "-", "_")+"_consume", fmt.Sprintf("%s-native-%d", r.ns, i), received)
+		}); err != nil {
+			return fmt.Errorf("%s: %w", native.name, err)
+		}
+		if r.profiles != "" {
+			go r.profile(ctx, weft)
+		}
+		if err := m.through(ctx, weft, fmt.Sprintf("round%d", i)); err != nil {
+			return fmt.Errorf("%s: %w", weft.name, err)
+		}
+	}
+	r.printf("  %d events there already, %d members with credit %d; 8 queues\n", backlog, members, credit)
+	r.report(native, weft)
+	r.note("consume, RocketMQ, single acks: gRPC %s of its own client", spread(ratio(weft, native), "%.2f"))
+	return nil
+}
+
+// nativeConsumer consumes with RocketMQ's own client until ctx ends.
+func nativeConsumer(ctx context.Context, names, topic, group string, received func(int)) error {
+	c, err := rocketmq.NewPushConsumer(consumer.WithNameServer([]string{names}), consumer.WithGroupName(group), consumer.WithInstance(group),
+		consumer.WithConsumeFromWhere(consumer.ConsumeFromFirstOffset), consumer.WithConsumeMessageBatchMaxSize(64), consumer.WithPullBatchSize(64))
+	if err != nil {
+		return err
+	}
+	if err := c.Subscribe(topic, consumer.MessageSelector{}, func(_ context.Context, msgs ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
+		received(len(msgs))
+		return consumer.ConsumeSuccess, nil
+	}); err != nil {
+		return err
+	}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return c.Shutdown()
+}
+
+// consumeEmbedded compares receiving from the embedded store with a scan of its
+// engine that makes its place durable every 20 ms.
+func consumeEmbedded(ctx context.Context, r *run) error {
+	dir, err := os.MkdirTemp(r.dir, "consume-")
+	if err != nil {
+		return err
+	}
+	m, err := r.startMesh(ctx, "consume-embedded", filepath.Join(dir, "proxy"))
+	if err != nil {
+		return err
+	}
+	defer m.stop()
+	if err := m.apply(ctx, embeddedYAML+subscriptionsYAML(r.rounds)); err != nil {
+		return err
+	}
+	if err := m.fill(ctx, "mesh"); err != nil {
+		return err
+	}
+	db, err := openEngine(filepath.Join(dir, "engine"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	value := bytes.Repeat([]byte{'x'}, r.size+64)
+	for at := 0; at < backlog+backlog/10; {
+		b := db.NewBatch()
+		for range 1000 {
+			if err := b.Set(fmt.Appendf(nil, "r%016x", at), value, nil); err != nil {
+				return err
+			}
+			at++
+		}
+		if err := b.Commit(pebble.NoSync); err != nil {
+			return err
+		}
+	}
+	alone := &contender{name: "Pebble itself, a scan"}
+	weft := &contender{name: "weft, gRPC streams", pids: map[string]int{"proxy": m.proxy.PID()}, ops: m.ops, id: "consume-embedded"}
+	for i := range r.rounds {
+		if err := r.drain(ctx, alone, func(ctx context.Context, received func(int)) error { return scan(ctx, db, received) }); err != nil {
+			return fmt.Errorf("%s: %w", alone.name, err)
+		}
+		if r.profiles != "" {
+			go r.profile(ctx, weft)
+		}
+		if err := m.through(ctx, weft, fmt.Sprintf("round%d", i)); err != nil {
+			return fmt.Errorf("%s: %w", weft.name, err)
+		}
+	}
+	r.printf("  %d events there already, %d members with credit %d\n", backlog, members, credit)
+	r.report(alone, weft)
+	r.note("consume, embedded, single acks: gRPC %s of a scan of the engine", spread(ratio(weft, alone), "%.2f"))
+	return nil
+}
+
+func scan(ctx context.Context, db *pebble.DB, received func(int)) error {
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte("r"), UpperBound: []byte("s")})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	n, last := 0, time.Now()
+	for it.First(); it.Valid(); it.Next() {
+		n += min(1, len(bytes.Clone(it.Value())))
+		if n == 256 {
+			if time.Since(last) > 20*time.Millisecond {
+				if err := db.Set([]byte("place"), it.Key(), pebble.Sync); err != nil {
+					return err
+				}
+				last = time.Now()
+			}
+			received(n)
+			n = 0
+		}
+	}
+	if err := it.Error(); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
