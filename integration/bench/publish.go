@@ -76,6 +76,41 @@ func (m *mesh) overGRPC(name, topic string, l load, pids map[string]int) *conten
 	return c
 }
 
+// pipelined publishes over one gRPC stream in messages of one event, so many in
+// flight.
+func (m *mesh) pipelined(name, topic string, inFlight int, pids map[string]int) *contender {
+	c := &contender{name: name, pids: pids, ops: m.ops, id: "pipelined"}
+	var stream grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]
+	data := bytes.Repeat([]byte{'x'}, m.r.size)
+	req := &eventsv1.PublishStreamRequest{OmitPositions: true, Events: []*cev1.CloudEvent{{Id: "pipelined", Source: source, SpecVersion: "1.0", Type: "bench",
+		Data: &cev1.CloudEvent_BinaryData{BinaryData: data}}}}
+	free := 0
+	c.workers = append(c.workers, func(ctx context.Context) (int, error) {
+		if stream == nil || stream.Context().Err() != nil {
+			var err error
+			if stream, err = eventsv1.NewEventServiceClient(m.conn).PublishStream(m.credentials(ctx)); err != nil {
+				return 0, err
+			}
+			free = inFlight
+			if err := stream.Send(&eventsv1.PublishStreamRequest{Namespace: m.r.ns, Topic: topic, OmitPositions: true}); err != nil {
+				return 0, err
+			}
+		}
+		for ; free > 0; free-- {
+			if err := stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
+				return 0, err
+			}
+		}
+		resp, err := stream.Recv()
+		if err != nil {
+			return 0, err
+		}
+		free += int(resp.Count)
+		return int(resp.Count) - len(resp.Failed), nil
+	})
+	return c
+}
+
 // overHTTP publishes batches over HTTP, a kept connection a publisher.
 func (m *mesh) overHTTP(name, topic string, l load, pids map[string]int) *contender {
 	c := &contender{name: name, pids: pids, ops: m.ops, id: fmt.Sprint(l.batch)}
@@ -209,7 +244,7 @@ func publishRocketMQ(ctx context.Context, r *run) error {
 		if err != nil {
 			return err
 		}
-		overGRPC := m.overGRPC("weft, gRPC stream", "mesh", l, through)
+		overGRPC := m.overGRPC("weft, gRPC streams", "mesh", l, through)
 		all := []*contender{sync, async, overGRPC}
 		overHTTP := m.overHTTP("weft, HTTP batch", "mesh", l, through)
 		if l.batch > 1 {
@@ -331,8 +366,11 @@ func publishEmbeddedIn(ctx context.Context, r *run, place, dir string) error {
 	pids := map[string]int{"proxy": m.proxy.PID()}
 	for _, l := range []load{{64, 1}, {64, 16}} {
 		r.printf(" %s, %v; both: acknowledged after sync, no linger\n", place, l)
-		alone, overGRPC, overHTTP := engine(db, l, r.size), m.overGRPC("weft, gRPC stream", "mesh", l, pids), m.overHTTP("weft, HTTP batch", "mesh", l, pids)
+		alone, overGRPC, overHTTP := engine(db, l, r.size), m.overGRPC("weft, gRPC streams", "mesh", l, pids), m.overHTTP("weft, HTTP batch", "mesh", l, pids)
 		all := []*contender{alone, overGRPC}
+		if l.batch == 1 {
+			all = append(all, m.pipelined("weft, one gRPC stream, 1024 events in flight", "mesh", 1024, pids))
+		}
 		if l.batch > 1 {
 			all = append(all, overHTTP)
 		}

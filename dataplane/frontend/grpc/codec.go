@@ -67,11 +67,13 @@ type publishRequest struct {
 	// others are not decoded.
 	tooMany       bool
 	omitPositions bool
+	size          int // bytes of the message
 }
 
 var errWire = errors.New("not a valid publish request")
 
 func (r *publishRequest) unmarshal(b []byte) error {
+	r.size = len(b)
 	r.events = make([]event.Event, 0, countEvents(b))
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"maps"
 	"net"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,8 +59,9 @@ func (m mesh) Ready() error { return nil }
 
 var _ frontend.Mesh = mesh{}
 
-// serve serves a mesh with the topic demo/orders on a loopback port.
-func serve(t *testing.T) (eventsv1.EventServiceClient, *grpc.ClientConn) {
+// serve serves a mesh with the topic demo/orders on a loopback port. wrap may
+// stand before it.
+func serve(t *testing.T, wrap ...func(frontend.Mesh) frontend.Mesh) (eventsv1.EventServiceClient, *grpc.ClientConn) {
 	t.Helper()
 	must := func(err error) {
 		if err != nil {
@@ -83,8 +88,12 @@ func serve(t *testing.T) (eventsv1.EventServiceClient, *grpc.ClientConn) {
 	ended := make(chan error, 2)
 	go func() { ended <- m.Run(ctx) }()
 	sctx, stop := context.WithCancel(context.Background())
+	served := frontend.Mesh(m)
+	for _, w := range wrap {
+		served = w(served)
+	}
 	go func() {
-		ended <- New(Config{Mesh: m, NodeID: "node", DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
+		ended <- New(Config{Mesh: served, NodeID: "node", DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
 	}()
 	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(err)
@@ -253,6 +262,132 @@ func TestPublishStream(t *testing.T) {
 	if _, err := st.Recv(); err == nil || status.Code(err) == codes.OK && err.Error() != "EOF" {
 		t.Errorf("the end is %v", err)
 	}
+}
+
+// counted notes the events of each call.
+type counted struct {
+	frontend.Mesh
+	calls []int
+}
+
+func (c *counted) Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error {
+	c.calls = append(c.calls, len(events))
+	return c.Mesh.Publish(ctx, who, namespace, topic, events, res)
+}
+
+// TestPublishStreamTogether: what waits while the store works is published in
+// one call, in order, up to another topic; a message that is wrong takes no other
+// with it.
+func TestPublishStreamTogether(t *testing.T) {
+	c := &counted{}
+	serve(t, func(m frontend.Mesh) frontend.Mesh { c.Mesh = m; return m })
+	who, err := c.Authenticate(t.Context(), policy.Credentials{Peer: netip.MustParseAddrPort("127.0.0.1:1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := ce("bad")
+	bad.Source = ""
+	of := func(topic string, events ...*cev1.CloudEvent) *eventsv1.PublishStreamRequest {
+		return &eventsv1.PublishStreamRequest{Topic: topic, Events: events}
+	}
+	for name, tc := range map[string]struct {
+		waiting []*eventsv1.PublishStreamRequest
+		calls   []int
+		failed  map[uint64]codes.Code
+	}{
+		"together":      {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", ce("2")), of("", ces(3)...)}, []int{5}, nil},
+		"one is wrong":  {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", bad, ce("3")), of("", ce("4"))}, []int{4, 1, 2, 1}, map[uint64]codes.Code{2: codes.InvalidArgument, 3: codes.InvalidArgument}},
+		"another topic": {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("other", ce("2")), of("", ce("3"))}, []int{1, 2}, map[uint64]codes.Code{2: codes.PermissionDenied, 3: codes.PermissionDenied}},
+		"many":          {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", ces(pipeline.MaxBatch)...), of("", ce("x"))}, []int{1, pipeline.MaxBatch, 1}, nil},
+		"nothing":       {[]*eventsv1.PublishStreamRequest{of("orders"), of("", ce("1"))}, []int{1}, nil},
+	} {
+		c.calls = nil
+		in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1), err: io.EOF}
+		for _, req := range tc.waiting {
+			b, err := proto.Marshal(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := &publishRequest{}
+			if err := r.unmarshal(b); err != nil {
+				t.Fatal(err)
+			}
+			in.list, in.bytes = append(in.list, r), in.bytes+r.size
+		}
+		st := publishStream{server: &Server{cfg: Config{Mesh: c}}, who: who, namespace: "demo", next: 1}
+		var failed map[uint64]codes.Code
+		for next := uint64(1); ; {
+			group, err := in.take(t.Context(), &st)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			resp, err := st.publish(t.Context(), group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.FirstSequence != next || len(resp.Positions) != int(resp.Count) {
+				t.Errorf("%s: results from %d, %d of them with %d positions; %d is next", name, resp.FirstSequence, resp.Count, len(resp.Positions), next)
+			}
+			next += uint64(resp.Count)
+			for _, f := range resp.Failed {
+				if failed == nil {
+					failed = map[uint64]codes.Code{}
+				}
+				failed[f.Sequence] = codes.Code(f.Error.Code) //nolint:gosec // a code
+			}
+			for i, p := range resp.Positions {
+				if _, no := failed[resp.FirstSequence+uint64(i)]; no != (p == "") {
+					t.Errorf("%s: event %d has position %q", name, resp.FirstSequence+uint64(i), p)
+				}
+			}
+		}
+		if !slices.Equal(c.calls, tc.calls) || !maps.Equal(failed, tc.failed) || in.bytes != 0 {
+			t.Errorf("%s: calls with %v events, want %v; failed %v, want %v; %d bytes are left", name, c.calls, tc.calls, failed, tc.failed, in.bytes)
+		}
+	}
+}
+
+// TestPublishStreamAhead: a stream is read ahead of a slow store up to a bound.
+func TestPublishStreamAhead(t *testing.T) {
+	in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	src := &endless{ctx: ctx}
+	done := make(chan struct{})
+	go func() { in.read(ctx, src); close(done) }()
+	st := &publishStream{}
+	for taken := 0; taken < 5*maxAhead; {
+		in.mu.Lock()
+		waits := in.bytes
+		in.mu.Unlock()
+		if waits > maxAhead+endlessSize {
+			t.Fatalf("%d bytes wait", waits)
+		}
+		group, err := in.take(ctx, st)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range group {
+			taken += r.size
+		}
+	}
+	cancel()
+	<-done
+}
+
+// endless is a stream that has always one message more.
+type endless struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+const endlessSize = 100_000
+
+func (e *endless) RecvMsg(m any) error {
+	if e.ctx.Err() != nil {
+		return e.ctx.Err()
+	}
+	m.(*publishRequest).size = endlessSize
+	return nil
 }
 
 // TestPublishStreamTooMany: a message with more events than one may have ends

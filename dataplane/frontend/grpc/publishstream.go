@@ -1,0 +1,234 @@
+package grpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/pipeline"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+)
+
+// maxAhead bounds, in bytes, the messages of a stream that wait while others are
+// with the store; one may pass it. Then the stream is not read.
+const maxAhead = 1 << 20
+
+// PublishStream publishes as events come. While some are with the store others
+// are read, and go to it together when it has answered: batches grow with the
+// load by themselves, nothing waits for a timer, and the order is kept. A store
+// that is slow stops the reading.
+func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) error {
+	ctx, cancel := context.WithCancel(rpc.Context())
+	defer cancel()
+	who, err := s.authenticate(ctx)
+	if err != nil {
+		return toStatus(err)
+	}
+	in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+	go in.read(ctx, rpc)
+	st := publishStream{server: s, who: who, next: 1}
+	for {
+		group, err := in.take(ctx, &st)
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		resp, err := st.publish(ctx, group)
+		if err != nil {
+			return toStatus(err)
+		}
+		if resp == nil {
+			continue
+		}
+		if err := rpc.Send(resp); err != nil {
+			return err
+		}
+	}
+}
+
+// inbox has what was read of a stream and not published yet.
+type inbox struct {
+	more, room chan struct{} // capacity 1
+
+	mu    sync.Mutex
+	list  []*publishRequest
+	bytes int
+	err   error // why nothing more comes
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// read fills the inbox until the stream ends.
+func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream) {
+	for {
+		r := &publishRequest{}
+		err := rpc.RecvMsg(r)
+		in.mu.Lock()
+		if err != nil {
+			in.err = err
+		} else {
+			in.list = append(in.list, r)
+			in.bytes += r.size
+		}
+		full := in.bytes > maxAhead
+		in.mu.Unlock()
+		poke(in.more)
+		if err != nil {
+			return
+		}
+		for full {
+			select {
+			case <-in.room:
+			case <-ctx.Done():
+				return
+			}
+			in.mu.Lock()
+			full = in.bytes > maxAhead
+			in.mu.Unlock()
+		}
+	}
+}
+
+// take waits for messages and takes those that can be published together.
+func (in *inbox) take(ctx context.Context, st *publishStream) ([]*publishRequest, error) {
+	for {
+		in.mu.Lock()
+		if len(in.list) > 0 {
+			n := st.together(in.list)
+			group := in.list[:n:n]
+			if in.list = in.list[n:]; len(in.list) == 0 {
+				in.list = nil
+			}
+			for _, r := range group {
+				in.bytes -= r.size
+			}
+			in.mu.Unlock()
+			poke(in.room)
+			return group, nil
+		}
+		err := in.err
+		in.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-in.more:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// publishStream is what a stream remembers.
+type publishStream struct {
+	server           *Server
+	who              *policy.Principal
+	namespace, topic string
+	next             uint64
+	omit             bool
+}
+
+// together is how many of the first messages may be published in one call: those
+// for the topic of the first, up to one that is wrong in itself.
+func (st *publishStream) together(list []*publishRequest) int {
+	events := 0
+	for i, r := range list {
+		other := i > 0 && (r.namespace != "" || r.topic != "" || r.omitPositions)
+		if events += len(r.events); other || r.wrong != nil || r.tooMany || events > pipeline.MaxBatch {
+			return max(i, 1)
+		}
+	}
+	return len(list)
+}
+
+// publish publishes the events of messages; the error ends the stream.
+func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (*eventsv1.PublishStreamResponse, error) {
+	first := group[0]
+	if first.namespace != "" {
+		st.namespace = first.namespace
+	}
+	if first.topic != "" {
+		st.topic = first.topic
+	}
+	st.omit = st.omit || first.omitPositions
+	if first.tooMany {
+		// Its events have no sequences: an answer would acknowledge others.
+		return nil, fault.New(fault.Invalid, "grpc", "bad-batch", "a message has at most %d events", pipeline.MaxBatch)
+	}
+	events := first.events
+	for _, r := range group[1:] {
+		events = append(events, r.events...)
+	}
+	n := len(events)
+	if n == 0 {
+		return nil, nil
+	}
+	resp := &eventsv1.PublishStreamResponse{FirstSequence: st.next, Count: uint32(n)} //nolint:gosec // at most MaxBatch
+	st.next += uint64(n)
+	res := make([]frontend.Result, n)
+	if first.wrong != nil {
+		err := badEvent(first.wrong)
+		for i := range res {
+			res[i].Err = err
+		}
+	} else {
+		st.write(ctx, group, events, res)
+	}
+	for i := range res {
+		if err := res[i].Err; err != nil {
+			if c := fault.ClassOf(err); c == fault.Unauthenticated {
+				return nil, err // the credentials are not valid any more
+			}
+			resp.Failed = append(resp.Failed, &eventsv1.FailedResult{Sequence: resp.FirstSequence + uint64(i), Error: toError(err)})
+		}
+		if !st.omit {
+			text := ""
+			if res[i].Err == nil {
+				text = res[i].Position.String()
+			}
+			resp.Positions = append(resp.Positions, text)
+		}
+	}
+	return resp, nil
+}
+
+// write gives events to the mesh. Where one is wrong nothing is published, and
+// each message has its own outcome: then they go one by one.
+func (st *publishStream) write(ctx context.Context, group []*publishRequest, events []event.Event, res []frontend.Result) {
+	// The error is the first of the results'.
+	err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events, res)
+	if err == nil || len(group) == 1 {
+		return
+	}
+	switch fault.ClassOf(err) {
+	case fault.Invalid, fault.TooLarge:
+	default:
+		return
+	}
+	for i := range res {
+		if res[i].Err == nil {
+			return // a part was published
+		}
+	}
+	clear(res)
+	for _, r := range group {
+		n := len(r.events)
+		_ = st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events[:n], res[:n])
+		events, res = events[n:], res[n:]
+	}
+}
