@@ -299,6 +299,7 @@ func TestPublishStreamTogether(t *testing.T) {
 		"one is wrong":  {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", bad, ce("3")), of("", ce("4"))}, []int{4, 1, 2, 1}, map[uint64]codes.Code{2: codes.InvalidArgument, 3: codes.InvalidArgument}},
 		"another topic": {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("other", ce("2")), of("", ce("3"))}, []int{1, 2}, map[uint64]codes.Code{2: codes.PermissionDenied, 3: codes.PermissionDenied}},
 		"many":          {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", ces(pipeline.MaxBatch)...), of("", ce("x"))}, []int{1, pipeline.MaxBatch, 1}, nil},
+		"said again":    {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("orders", ce("2")), of("", ce("3"))}, []int{3}, nil},
 		"nothing":       {[]*eventsv1.PublishStreamRequest{of("orders"), of("", ce("1"))}, []int{1}, nil},
 	} {
 		c.calls = nil

@@ -1,6 +1,7 @@
 package grpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -146,9 +147,11 @@ type publishStream struct {
 // together is how many of the first messages may be published in one call: those
 // for the topic of the first, up to one that is wrong in itself.
 func (st *publishStream) together(list []*publishRequest) int {
+	namespace, topic := cmp.Or(list[0].namespace, st.namespace), cmp.Or(list[0].topic, st.topic)
+	omit := st.omit || list[0].omitPositions
 	events := 0
 	for i, r := range list {
-		other := i > 0 && (r.namespace != "" || r.topic != "" || r.omitPositions)
+		other := r.namespace != "" && r.namespace != namespace || r.topic != "" && r.topic != topic || r.omitPositions && !omit
 		if events += len(r.events); other || r.wrong != nil || r.tooMany || events > pipeline.MaxBatch {
 			return max(i, 1)
 		}
