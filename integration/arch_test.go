@@ -7,7 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -147,5 +150,34 @@ func TestMutantsApply(t *testing.T) {
 	cmd.Dir = ".."
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestNothingIsSkipped: the one reason for which a test may be skipped is -short,
+// in servers.NeedServers.
+func TestNothingIsSkipped(t *testing.T) {
+	const where = "integration/servers/shared.go"
+	seen := false
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.Contains(path, "/proto/gen/") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, call := range []string{".Skip" + "(", ".Skip" + "f(", ".Skip" + "Now("} {
+			if strings.Contains(string(b), "t"+call) || strings.Contains(string(b), "tb"+call) || strings.Contains(string(b), "b"+call) {
+				if strings.HasSuffix(path, where) {
+					seen = true
+				} else {
+					t.Errorf("%s skips a test: a skip hides a promise", path)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil || !seen {
+		t.Errorf("%v; the one that is allowed was found: %v", err, seen)
 	}
 }
