@@ -93,7 +93,7 @@ func TestNeedsNotMet(t *testing.T) {
 			}
 			break
 		}
-		if ctx.Err() != nil {
+		if bad.GetState() == adminv1.Condition_STATE_TRUE || ctx.Err() != nil {
 			t.Fatalf("the status is %v", resp.Resources)
 		}
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/dataplane/proxy"
 	"github.com/weft-mesh/weft/pkg/manifest"
+	"github.com/weft-mesh/weft/registry/memory"
 	"github.com/weft-mesh/weft/store/binding"
 
 	"github.com/weft-mesh/weft/tools/proxycmd"
@@ -109,8 +110,12 @@ func defaultData() string {
 	return filepath.Join(home, ".local", "share", "weft")
 }
 
-// startTimeout bounds the time until the mesh serves.
-const startTimeout = time.Minute
+// startTimeout bounds the time until the mesh serves, closeTimeout that of giving
+// up what has ended already.
+const (
+	startTimeout = time.Minute
+	closeTimeout = 5 * time.Second
+)
 
 func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error {
 	data, err := filepath.Abs(data)
@@ -144,6 +149,13 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 	}
 	defer etcd.Close()
 	s.Etcd = etcd.Client()
+	found := memory.New()
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), closeTimeout)
+		defer cancel()
+		_ = found.Close(ctx)
+	}()
+	s.Registry, p.AdvertiseHost = found, "127.0.0.1"
 	cp, err := server.New(s)
 	if err != nil {
 		return portHint(err)
