@@ -72,9 +72,16 @@ SOAK ?= 20
 soak: deps ## The mesh as processes under kills, SOAK (20) times over
 	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 6h -count=$(SOAK) -v ./integration/e2e
 
+BENCH ?= .
+SLICE ?= 4s
+ROUNDS ?= 3
 .PHONY: bench
-bench: deps ## Benchmarks, into bench.txt
-	go run ./tools/cmd/testservers -rocketmq -etcd -- go test -run '^$$' -bench . -benchmem ./dataplane/... ./store/... ./pkg/... | tee bench.txt
+bench: deps ## The mesh beside what it stands on, into bench.txt (BENCH=regexp SLICE=4s ROUNDS=3)
+	go run ./integration/bench -run '$(BENCH)' -slice $(SLICE) -rounds $(ROUNDS) -out bench.txt
+
+.PHONY: microbench
+microbench: ## Benchmarks of single steps, with allocations
+	go test -run '^$$' -bench . -benchmem ./dataplane/... ./store/... ./pkg/...
 
 # --- code ----------------------------------------------------------------
 
