@@ -4,8 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,7 +54,10 @@ func fleet(ctx context.Context, r *run) error {
 		}
 	}
 	pid := m.control.PID()
-	before := residentOf(pid)
+	before, err := m.inUse(ctx)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -91,8 +99,12 @@ func fleet(ctx context.Context, r *run) error {
 		return err
 	}
 	r.printf("  %d proxies with %d resources: all synced after %s; control plane %s of CPU\n", nodes, resources, took[nodes-1].Round(time.Millisecond), cpuOf(pid)-cpu)
-	after := residentOf(pid)
-	r.printf("  control plane: %d MiB before, %d MiB after: %d KiB a stream\n", before>>20, after>>20, (after-before)/nodes>>10)
+	after, err := m.inUse(ctx)
+	if err != nil {
+		return err
+	}
+	stream := (after - before) / nodes / 1024
+	r.printf("  control plane, heap and stacks in use: %.0f MiB before, %.0f MiB after, %.0f KiB a stream with its connection; resident %d MiB\n", before/(1<<20), after/(1<<20), stream, residentOf(pid)>>20)
 	var half, most, all, spent []float64
 	for i := range 10 * r.rounds {
 		version := fmt.Sprint(i + 1)
@@ -111,13 +123,61 @@ func fleet(ctx context.Context, r *run) error {
 	}
 	r.printf("  one change, from the call to the acknowledgement: 50 %% %s ms, 99 %% %s ms, all %s ms; control plane %s ms of CPU\n",
 		spread(half, "%.0f"), spread(most, "%.0f"), spread(all, "%.0f"), spread(spent, "%.0f"))
-	r.note("one change to %d proxies: 50 %% %s ms, 99 %% %s ms, all %s ms; %d KiB of the control plane a stream", nodes, spread(half, "%.0f"), spread(most, "%.0f"), spread(all, "%.0f"), (after-before)/nodes>>10)
+	r.note("one change to %d proxies: 50 %% %s ms, 99 %% %s ms, all %s ms; %.0f KiB of the control plane a stream", nodes, spread(half, "%.0f"), spread(most, "%.0f"), spread(all, "%.0f"), stream)
 	return nil
 }
 
 func store(ns, name, label string) *configv1.Resource {
 	return &configv1.Resource{Metadata: &configv1.Metadata{Namespace: ns, Name: name, Labels: map[string]string{"v": label}},
 		Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}}
+}
+
+// inUse is the memory that the control plane uses, in bytes, after collections.
+func (m *mesh) inUse(ctx context.Context) (bytes float64, err error) {
+	var heap string
+	for range 3 { // pools give up their buffers at the second one
+		if heap, err = get(ctx, "http://"+m.controlOps+"/debug/pprof/heap?gc=1"); err != nil {
+			return 0, err
+		}
+	}
+	if m.r.profiles != "" {
+		if err := os.WriteFile(filepath.Join(m.r.profiles, "control-plane-heap.pprof"), []byte(heap), 0o600); err != nil {
+			return 0, err
+		}
+	}
+	text, err := get(ctx, "http://"+m.controlOps+"/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		for _, name := range []string{"go_memstats_heap_inuse_bytes ", "go_memstats_stack_inuse_bytes "} {
+			if v, ok := strings.CutPrefix(line, name); ok {
+				n, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
+				if err != nil {
+					return 0, err
+				}
+				bytes += n
+			}
+		}
+	}
+	return bytes, nil
+}
+
+func get(ctx context.Context, url string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
+	}
+	return string(b), err
 }
 
 // acknowledgement is when a proxy acknowledged a version of the resource that is

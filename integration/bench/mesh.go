@@ -31,9 +31,8 @@ type run struct {
 	lines []string // the summary
 	stops []func() error
 
-	etcdEndpoint  string
-	rocket        *servers.RocketMQ
-	namesOfRocket string
+	etcdEndpoint string
+	rocket       *servers.RocketMQ
 }
 
 func newRun(ctx context.Context, s settings, out io.Writer) (_ *run, err error) {
@@ -115,6 +114,7 @@ type mesh struct {
 	admin, disco string
 	http, grpc   string
 	ops          string // of the proxy
+	controlOps   string
 	key          string // API key of the principal bench
 	control      *servers.Process
 	proxy        *servers.Process
@@ -179,12 +179,12 @@ func (r *run) startMesh(ctx context.Context, name, data string) (_ *mesh, err er
 			err = errors.Join(err, m.stop())
 		}
 	}()
-	var ops, health string
-	if err := addresses(&m.admin, &m.disco, &ops, &m.http, &m.grpc, &m.ops, &health); err != nil {
+	var health string
+	if err := addresses(&m.admin, &m.disco, &m.controlOps, &m.http, &m.grpc, &m.ops, &health); err != nil {
 		return nil, err
 	}
-	m.control = &servers.Process{Name: "control plane", Log: filepath.Join(r.dir, name+"-control.log"), Ready: answers("http://" + ops + "/readyz"),
-		Args: []string{filepath.Join(r.dir, "weft"), "control-plane", "--etcd", etcd, "--etcd-prefix", "/" + r.ns + name + "/", "--admin", m.admin, "--discovery", m.disco, "--ops", ops}}
+	m.control = &servers.Process{Name: "control plane", Log: filepath.Join(r.dir, name+"-control.log"), Ready: answers("http://" + m.controlOps + "/readyz"),
+		Args: []string{filepath.Join(r.dir, "weft"), "control-plane", "--etcd", etcd, "--etcd-prefix", "/" + r.ns + name + "/", "--admin", m.admin, "--discovery", m.disco, "--ops", m.controlOps}}
 	if err := m.control.Start(ctx); err != nil {
 		return nil, err
 	}
