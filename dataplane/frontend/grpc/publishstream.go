@@ -22,10 +22,13 @@ import (
 // with the store; one may pass it. Then the stream is not read.
 const maxAhead = 1 << 20
 
+var errDraining = &fault.Error{Class: fault.Unavailable, Op: "grpc", Reason: "draining", Msg: "this proxy is stopping: publish elsewhere"}
+
 // PublishStream publishes as events come. While some are with the store others
 // are read, and go to it together when it has answered: batches grow with the
 // load by themselves, nothing waits for a timer, and the order is kept. A store
-// that is slow stops the reading.
+// that is slow stops the reading. A proxy that stops ends the stream when what it
+// has read is answered.
 func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) error {
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
@@ -129,6 +132,8 @@ func (in *inbox) take(ctx context.Context, st *publishStream) ([]*publishRequest
 		}
 		select {
 		case <-in.more:
+		case <-st.server.draining:
+			return nil, toStatus(errDraining)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

@@ -41,7 +41,8 @@ type Config struct {
 // Server serves the API.
 type Server struct {
 	eventsv1.UnimplementedEventServiceServer
-	cfg Config
+	cfg      Config
+	draining chan struct{} // closed when streams that could go on for ever end
 }
 
 // New makes a Server.
@@ -52,11 +53,11 @@ func New(cfg Config) *Server {
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 10 * time.Second
 	}
-	return &Server{cfg: cfg}
+	return &Server{cfg: cfg, draining: make(chan struct{})}
 }
 
 // Serve serves on l, which it takes, until ctx ends; then it tells clients to go
-// elsewhere, lets calls finish, and ends what does not.
+// elsewhere, lets calls finish, and ends what does not. It is called once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{}),
@@ -81,6 +82,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return err
 	case <-ctx.Done():
 	}
+	close(s.draining)
 	timer := time.AfterFunc(s.cfg.DrainTime, srv.Stop)
 	defer timer.Stop()
 	srv.GracefulStop()
