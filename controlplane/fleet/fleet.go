@@ -47,7 +47,10 @@ type Config struct {
 	// Forget is after how long a proxy that is neither connected nor alive is
 	// taken out; 10 min when 0.
 	Forget time.Duration
-	Log    *slog.Logger
+	// ElectionTTL is how long the elected replica may be out of etcd's sight,
+	// in whole seconds; 10 s when 0.
+	ElectionTTL time.Duration
+	Log         *slog.Logger
 }
 
 // Fleet registers proxies.
@@ -76,7 +79,7 @@ func New(cfg Config) *Fleet {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&cfg.Every, 2 * time.Second}, {&cfg.Grace, 30 * time.Second}, {&cfg.Forget, 10 * time.Minute}} {
+	}{{&cfg.Every, 2 * time.Second}, {&cfg.Grace, 30 * time.Second}, {&cfg.Forget, 10 * time.Minute}, {&cfg.ElectionTTL, 10 * time.Second}} {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
@@ -148,7 +151,7 @@ func (f *Fleet) record(ctx context.Context) error {
 
 // term is one time in office.
 func (f *Fleet) term(ctx context.Context) error {
-	session, err := concurrency.NewSession(f.cfg.Etcd, concurrency.WithTTL(10), concurrency.WithContext(ctx))
+	session, err := concurrency.NewSession(f.cfg.Etcd, concurrency.WithTTL(int(f.cfg.ElectionTTL/time.Second)), concurrency.WithContext(ctx))
 	if err != nil {
 		return err
 	}
