@@ -546,7 +546,11 @@ func (s *suite) lag() {
 		s.Errorf("behind %d at the start", n)
 	}
 	s.publishIDs(st, topic, ids("l", 10)...)
-	if n := behind(); n != 10 {
+	n := behind()
+	for n < 10 && s.ctx.Err() == nil {
+		n = behind() // a store may count what it has a little late
+	}
+	if n != 10 {
 		s.Errorf("behind %d, want 10", n)
 	}
 	sub := s.subscribe(st, topic, "g")
