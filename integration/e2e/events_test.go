@@ -185,7 +185,9 @@ func (m *mesh) events(c *http.Client, base, topic, authorization string) *sse {
 	m.Helper()
 	req, err := http.NewRequestWithContext(m.ctx, http.MethodGet, base+"/v1/"+m.ns+"/topics/"+topic+"/events?from=beginning", nil)
 	m.must(err)
-	req.Header.Set("Authorization", authorization)
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
 	resp, err := c.Do(req)
 	m.must(err)
 	if resp.StatusCode != http.StatusOK {
