@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -201,7 +202,7 @@ type proxy struct {
 	name                    string
 	http, grpc, health, ops string
 	args                    []string
-	lives                   int
+	lives                   atomic.Int64
 }
 
 // newProxy makes a proxy that does not run yet.
@@ -226,7 +227,7 @@ func (p *proxy) settle() {
 // start starts it and waits until it serves.
 func (p *proxy) start() {
 	p.m.Helper()
-	p.lives++
+	p.lives.Add(1)
 	p.m.must(p.Start(p.m.ctx))
 }
 
