@@ -70,8 +70,6 @@ type record struct {
 const (
 	etcdTimeout     = 5 * time.Second
 	registryTimeout = 30 * time.Second
-	// refresh is how old Seen may become while a proxy is connected.
-	refresh = 30 * time.Second
 )
 
 // New makes a Fleet.
@@ -120,6 +118,9 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
+// refresh is how old Seen may become while a proxy is connected.
+func (f *Fleet) refresh() time.Duration { return min(30*time.Second, f.cfg.Forget/4) }
+
 const keys = "instance/"
 
 // record writes down who is connected here.
@@ -131,7 +132,7 @@ func (f *Fleet) record(ctx context.Context) error {
 		}
 		r := record{Seen: time.Now(), Instance: registry.Instance{ID: p.NodeId, Host: i.AdvertiseHost, Ports: i.Ports, Zone: i.Zone, Weight: i.Weight,
 			Version: i.Version, Namespaces: i.Namespaces}}
-		if old, ok := f.written[p.NodeId]; ok && r.Seen.Sub(old.Seen) < refresh && reflect.DeepEqual(old.Instance, r.Instance) {
+		if old, ok := f.written[p.NodeId]; ok && r.Seen.Sub(old.Seen) < f.refresh() && reflect.DeepEqual(old.Instance, r.Instance) {
 			continue
 		}
 		b, err := json.Marshal(r)
