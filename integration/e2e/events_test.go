@@ -251,7 +251,7 @@ func (r *rpc) publish(topic string, e event.Event) error {
 
 // member is an open stream of a Subscription, or a tail.
 type member struct {
-	node   string
+	tail   bool
 	stream grpc.BidiStreamingClient[eventsv1.SubscribeRequest, eventsv1.SubscribeResponse]
 }
 
@@ -277,15 +277,14 @@ func (r *rpc) open(ctx context.Context, open *eventsv1.SubscribeOpen, credit uin
 		_, err = stream.Recv()
 		return nil, err
 	}
-	resp, err := stream.Recv()
-	if err != nil {
+	if _, err := stream.Recv(); err != nil { // it is open
 		return nil, err
 	}
-	return &member{resp.GetOpened().GetNodeId(), stream}, nil
+	return &member{open.GetTail() != nil, stream}, nil
 }
 
 // receive calls f for each delivery, and settles it where f says so, until the
-// stream ends.
+// stream ends. On a tail there is nothing to settle, only credit to grant again.
 func (s *member) receive(f func(*eventsv1.Delivery) (settle bool)) error {
 	for {
 		resp, err := s.stream.Recv()
@@ -293,15 +292,21 @@ func (s *member) receive(f func(*eventsv1.Delivery) (settle bool)) error {
 			return err
 		}
 		var ids []uint64
+		answer := &eventsv1.SubscribeRequest{}
 		for _, d := range resp.GetDeliveries().GetDeliveries() {
 			if f(d) {
 				ids = append(ids, d.Id)
 			}
 		}
-		if len(ids) == 0 {
+		switch {
+		case s.tail:
+			answer.Message = &eventsv1.SubscribeRequest_Credit{Credit: &eventsv1.Credit{Deliveries: uint32(len(resp.GetDeliveries().GetDeliveries()))}} //nolint:gosec // small
+		case len(ids) > 0:
+			answer.Message = &eventsv1.SubscribeRequest_Ack{Ack: &eventsv1.Ack{Ids: ids}}
+		default:
 			continue
 		}
-		if err := s.stream.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: &eventsv1.Ack{Ids: ids}}}); err != nil {
+		if err := s.stream.Send(answer); err != nil {
 			_, err := s.stream.Recv()
 			return err
 		}
@@ -323,14 +328,13 @@ func (r *rpc) into(b *box, open *eventsv1.SubscribeOpen) <-chan error {
 	r.m.Helper()
 	s, err := r.open(r.m.ctx, open, 64)
 	r.m.must(err)
-	tail := open.GetTail() != nil
 	ended := make(chan error, 1)
 	go func() {
 		ended <- s.receive(func(d *eventsv1.Delivery) bool {
 			if e, err := received(d); err == nil {
 				b.put(e)
 			}
-			return !tail
+			return true
 		})
 	}()
 	return ended
