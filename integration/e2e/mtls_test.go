@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -100,8 +102,11 @@ spec:
 		t.Errorf("over HTTP: %d %s", code, body)
 	}
 	library := m.clientOf(client.Config{Addresses: []string{p.grpc}, TLS: own.tls(shop)})
-	if _, err := library.Publish(m.ctx, m.ns, "orders", add(textEvent("library", "three"))); err != nil {
-		t.Error(err)
+	// It waits for a proxy that it may trust.
+	lctx, cancel := context.WithTimeout(m.ctx, 30*time.Second)
+	defer cancel()
+	if _, err := library.Publish(lctx, m.ns, "orders", add(textEvent("library", "three"))); err != nil {
+		t.Fatal(err)
 	}
 	out, err := m.weft("", "publish", "orders", "-n", m.ns, "--id", "command", "--source", "/shop", "--type", "order.created", "--content-type", "text/plain", "--data", "four",
 		"--proxy", p.grpc, "--proxy-ca", own.file, "--proxy-cert", shop.Cert, "--proxy-key", shop.Key)
