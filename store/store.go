@@ -37,9 +37,9 @@ type Config struct {
 	Dir string
 	// Options are the driver's own options type, by value.
 	Options any
-	// Window bounds, for each partition of a group, the events between the
-	// lowest unsettled and the highest delivered one; delivery stops there.
-	// It is what a crash may repeat. The driver's default when 0.
+	// Window bounds, for each partition of a group, the events between what is
+	// durably settled without a gap and the highest delivered one; delivery
+	// stops there. It is what a crash may repeat. The driver's default when 0.
 	Window int
 	Log    *slog.Logger
 }
@@ -60,8 +60,7 @@ type Capabilities struct {
 	// MaxEventBytes bounds an event: data, attributes and mesh headers.
 	MaxEventBytes int
 	// RedeliveryWindow is the Window in force: the most events of a partition
-	// that a crash of the mesh repeats though they were settled, beside those
-	// settled since the last durable commit (CommitInterval).
+	// that a crash of the mesh repeats, settled or not.
 	RedeliveryWindow int
 	// CommitInterval is how long a settled event may stay without a durable
 	// commit while all goes well.

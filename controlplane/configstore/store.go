@@ -45,7 +45,10 @@ type Config struct {
 	Client *clientv3.Client
 	// Prefix ends with a slash; DefaultPrefix when empty.
 	Prefix string
-	Log    *slog.Logger
+	// MaxRetry is the longest wait, or half as much again, before etcd is read
+	// again; 5 s when 0.
+	MaxRetry time.Duration
+	Log      *slog.Logger
 }
 
 // Store follows the configuration in etcd. Its methods are safe for concurrent
@@ -53,6 +56,7 @@ type Config struct {
 type Store struct {
 	client *clientv3.Client
 	prefix string
+	most   time.Duration
 	log    *slog.Logger
 	// now is nil until everything was read.
 	now *latest.Value[*Snapshot]
@@ -63,7 +67,10 @@ func New(cfg Config) *Store {
 	if cfg.Prefix == "" {
 		cfg.Prefix = DefaultPrefix
 	}
-	return &Store{client: cfg.Client, prefix: cfg.Prefix, log: cfg.Log, now: latest.New[*Snapshot](nil)}
+	if cfg.MaxRetry == 0 {
+		cfg.MaxRetry = 5 * time.Second
+	}
+	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, log: cfg.Log, now: latest.New[*Snapshot](nil)}
 }
 
 // Client is the etcd client that the Store uses.
@@ -99,11 +106,8 @@ func (s *Store) WaitFor(ctx context.Context, revision int64) (*Snapshot, error) 
 	}
 }
 
-// Retry times of Run.
-const (
-	minRetry = 50 * time.Millisecond
-	maxRetry = 5 * time.Second
-)
+// minRetry is Run's wait after the first failure.
+const minRetry = 50 * time.Millisecond
 
 // Run reads everything and follows it until ctx ends. It survives the loss of
 // etcd: the last snapshot stays.
@@ -122,7 +126,7 @@ func (s *Store) Run(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		}
-		retry = min(2*retry, maxRetry)
+		retry = min(2*retry, s.most)
 	}
 }
 

@@ -47,7 +47,10 @@ type Config struct {
 	// Forget is after how long a proxy that is neither connected nor alive is
 	// taken out; 10 min when 0.
 	Forget time.Duration
-	Log    *slog.Logger
+	// ElectionTTL is how long the elected replica may be out of etcd's sight,
+	// in whole seconds; 10 s when 0.
+	ElectionTTL time.Duration
+	Log         *slog.Logger
 }
 
 // Fleet registers proxies.
@@ -67,8 +70,6 @@ type record struct {
 const (
 	etcdTimeout     = 5 * time.Second
 	registryTimeout = 30 * time.Second
-	// refresh is how old Seen may become while a proxy is connected.
-	refresh = 30 * time.Second
 )
 
 // New makes a Fleet.
@@ -76,7 +77,7 @@ func New(cfg Config) *Fleet {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&cfg.Every, 2 * time.Second}, {&cfg.Grace, 30 * time.Second}, {&cfg.Forget, 10 * time.Minute}} {
+	}{{&cfg.Every, 2 * time.Second}, {&cfg.Grace, 30 * time.Second}, {&cfg.Forget, 10 * time.Minute}, {&cfg.ElectionTTL, 10 * time.Second}} {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
@@ -117,6 +118,9 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
+// refresh is how old Seen may become while a proxy is connected.
+func (f *Fleet) refresh() time.Duration { return min(30*time.Second, f.cfg.Forget/4) }
+
 const keys = "instance/"
 
 // record writes down who is connected here.
@@ -128,7 +132,7 @@ func (f *Fleet) record(ctx context.Context) error {
 		}
 		r := record{Seen: time.Now(), Instance: registry.Instance{ID: p.NodeId, Host: i.AdvertiseHost, Ports: i.Ports, Zone: i.Zone, Weight: i.Weight,
 			Version: i.Version, Namespaces: i.Namespaces}}
-		if old, ok := f.written[p.NodeId]; ok && r.Seen.Sub(old.Seen) < refresh && reflect.DeepEqual(old.Instance, r.Instance) {
+		if old, ok := f.written[p.NodeId]; ok && r.Seen.Sub(old.Seen) < f.refresh() && reflect.DeepEqual(old.Instance, r.Instance) {
 			continue
 		}
 		b, err := json.Marshal(r)
@@ -148,7 +152,7 @@ func (f *Fleet) record(ctx context.Context) error {
 
 // term is one time in office.
 func (f *Fleet) term(ctx context.Context) error {
-	session, err := concurrency.NewSession(f.cfg.Etcd, concurrency.WithTTL(10), concurrency.WithContext(ctx))
+	session, err := concurrency.NewSession(f.cfg.Etcd, concurrency.WithTTL(int(f.cfg.ElectionTTL/time.Second)), concurrency.WithContext(ctx))
 	if err != nil {
 		return err
 	}

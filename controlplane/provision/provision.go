@@ -40,7 +40,10 @@ type Config struct {
 	Options func(*configv1.EventStore) (kind string, options any, err error)
 	// Every is the time between passes while nothing changes; 30 s when 0.
 	Every time.Duration
-	Log   *slog.Logger
+	// ElectionTTL is how long the elected replica may be out of etcd's sight,
+	// in whole seconds; 10 s when 0.
+	ElectionTTL time.Duration
+	Log         *slog.Logger
 }
 
 // Provisioner reconciles stores with the configuration.
@@ -65,6 +68,9 @@ func New(cfg Config) *Provisioner {
 	if cfg.Every == 0 {
 		cfg.Every = 30 * time.Second
 	}
+	if cfg.ElectionTTL == 0 {
+		cfg.ElectionTTL = 10 * time.Second
+	}
 	return &Provisioner{cfg: cfg, open: map[string]*opened{}, known: map[string]string{}}
 }
 
@@ -82,7 +88,7 @@ func (p *Provisioner) Run(ctx context.Context) error {
 
 // term is one time in office.
 func (p *Provisioner) term(ctx context.Context) error {
-	session, err := concurrency.NewSession(p.cfg.Store.Client(), concurrency.WithTTL(10), concurrency.WithContext(ctx))
+	session, err := concurrency.NewSession(p.cfg.Store.Client(), concurrency.WithTTL(int(p.cfg.ElectionTTL/time.Second)), concurrency.WithContext(ctx))
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,35 @@ type Config struct {
 	Service  string
 	// DrainTime bounds the graceful stop; 5 s when 0.
 	DrainTime time.Duration
+	Times     Times
 	Log       *slog.Logger
+}
+
+// Times of a control plane's work in the background. The zero value of each is
+// the default of the field that it sets.
+type Times struct {
+	// EtcdMaxRetry is configstore.Config.MaxRetry.
+	EtcdMaxRetry time.Duration
+	// ElectionTTL is that of provision.Config and fleet.Config: at least 1 s,
+	// in whole seconds.
+	ElectionTTL time.Duration
+	// Provision is provision.Config.Every.
+	Provision time.Duration
+	// Register, RegisterGrace and Forget are fleet.Config's Every, Grace and
+	// Forget.
+	Register, RegisterGrace, Forget time.Duration
+}
+
+func (t Times) check() error {
+	for _, d := range []time.Duration{t.EtcdMaxRetry, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget} {
+		if d < 0 {
+			return errors.New("no time of the control plane may be negative")
+		}
+	}
+	if t.ElectionTTL%time.Second != 0 {
+		return errors.New("the election's TTL is in whole seconds")
+	}
+	return nil
 }
 
 // Addrs are the addresses that a server listens on.
@@ -94,6 +122,9 @@ func New(cfg Config) (_ *Server, err error) {
 	if cfg.Registry != nil && cfg.Service == "" {
 		cfg.Service = "weft"
 	}
+	if err := cfg.Times.check(); err != nil {
+		return nil, err
+	}
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS); err != nil {
@@ -109,11 +140,12 @@ func New(cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, Log: cfg.Log})
+	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.store, Log: cfg.Log, Metrics: s.metrics})
 	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Log: cfg.Log})
-	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options, Log: cfg.Log})
+	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
+		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Log: cfg.Log})
 	s.register()
 	for i, addr := range []string{cfg.AdminAddr, cfg.DiscoveryAddr, cfg.OpsAddr} {
 		if s.listeners[i], err = net.Listen("tcp", addr); err != nil {
@@ -200,7 +232,8 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.provision.Run(gctx) })
 	if s.cfg.Registry != nil {
 		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
-			Registry: s.cfg.Registry, Service: s.cfg.Service, Log: s.cfg.Log})
+			Registry: s.cfg.Registry, Service: s.cfg.Service, Every: s.cfg.Times.Register, Grace: s.cfg.Times.RegisterGrace, Forget: s.cfg.Times.Forget,
+			ElectionTTL: s.cfg.Times.ElectionTTL, Log: s.cfg.Log})
 		g.Go(func() error { return registered.Run(gctx) })
 	}
 

@@ -59,9 +59,7 @@ type Config struct {
 	Info *discoveryv1.NodeInfo
 	// Dir is where the last good configuration is kept; "" keeps none.
 	Dir string
-	// AnswerTimeout bounds the wait for the first response of a stream, after
-	// which another control plane is tried; 15 s when 0.
-	AnswerTimeout time.Duration
+	Times
 	// Check judges one resource by itself; field is what is wrong.
 	Check func(*configv1.Resource) (field string, err error)
 	// Apply puts a state in force. It is called by one goroutine and must
@@ -69,6 +67,20 @@ type Config struct {
 	Apply   func(context.Context, State)
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
+}
+
+// Times of following a control plane. The zero value of each is its default.
+type Times struct {
+	// AnswerTimeout bounds the wait for a connection and the first response of
+	// a stream, after which another control plane is tried; 15 s.
+	AnswerTimeout time.Duration
+	// Keepalive is after how much silence the control plane is asked whether
+	// it lives; it has a third of that to answer. 15 s; gRPC makes less than
+	// 10 s of it 10 s.
+	Keepalive time.Duration
+	// MaxRetry is the longest wait, or half as much again, between two
+	// attempts; 10 s.
+	MaxRetry time.Duration
 }
 
 // Client follows a control plane.
@@ -87,14 +99,19 @@ type Client struct {
 type clientMetrics struct {
 	connected, revision, rejected, lastContact prometheus.Gauge
 	applied                                    *prometheus.CounterVec
-	drift, older, diskErrors                   prometheus.Counter
+	attempts, drift, older, diskErrors         prometheus.Counter
 }
 
 // New makes a client and loads the last good configuration from disk, if there
 // is one.
 func New(cfg Config) *Client {
-	if cfg.AnswerTimeout == 0 {
-		cfg.AnswerTimeout = 15 * time.Second
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{{&cfg.AnswerTimeout, 15 * time.Second}, {&cfg.Keepalive, 15 * time.Second}, {&cfg.MaxRetry, 10 * time.Second}} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
 	}
 	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, mem: &memory{resources: map[string]*kept{}}, metrics: clientMetrics{
 		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
@@ -102,13 +119,14 @@ func New(cfg Config) *Client {
 		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
 		lastContact: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_last_confirmed_timestamp_seconds", Help: "When a control plane last confirmed the configuration, Unix time; 0 for never."}),
 		applied:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_config_applied_total", Help: "Configurations put in force, by where they came from."}, []string{"source"}),
+		attempts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_attempts_total", Help: "Discovery streams that this proxy has tried to open."}),
 		drift:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_drift_total", Help: "Deltas after which the digests did not agree; each is followed by a full sync."}),
 		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision."}),
 		diskErrors:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
 	}}
 	if cfg.Metrics != nil {
 		m := &c.metrics
-		cfg.Metrics.MustRegister(m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.drift, m.older, m.diskErrors)
+		cfg.Metrics.MustRegister(m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.attempts, m.drift, m.older, m.diskErrors)
 	}
 	return c
 }
@@ -126,11 +144,8 @@ func scopeOf(namespaces []string) []string {
 	return slices.Compact(out)
 }
 
-// Retry times.
-const (
-	minRetry = 100 * time.Millisecond
-	maxRetry = 10 * time.Second
-)
+// minRetry is the wait after the first failure.
+const minRetry = 100 * time.Millisecond
 
 // Run puts the configuration from disk in force, if there is one, and then
 // follows the control planes until ctx ends.
@@ -144,6 +159,7 @@ func (c *Client) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		addr := c.cfg.Addresses[at%len(c.cfg.Addresses)]
 		at++
+		c.metrics.attempts.Inc()
 		err := c.follow(ctx, addr, func() { retry = minRetry })
 		c.metrics.connected.Set(0)
 		if ctx.Err() != nil {
@@ -156,7 +172,7 @@ func (c *Client) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 		}
-		retry = min(2*retry, maxRetry)
+		retry = min(2*retry, c.cfg.MaxRetry)
 	}
 	return nil
 }
@@ -202,7 +218,7 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 		creds = insecure.NewCredentials()
 	}
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: c.cfg.Keepalive, Timeout: c.cfg.Keepalive / 3, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)))
 	if err != nil {
 		return err
@@ -210,6 +226,10 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// A control plane that takes the connection or the stream and then hangs is
+	// as good as none.
+	hung := time.AfterFunc(c.cfg.AnswerTimeout, cancel)
+	defer hung.Stop()
 	if token := c.token(); token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, resumeHeader, token)
 	}
@@ -224,9 +244,6 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	if err := rpc.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: resource.TypeURL, ResourceNamesSubscribe: c.scope}); err != nil {
 		return err
 	}
-	// A control plane that takes the stream and then hangs is as good as none.
-	hung := time.AfterFunc(c.cfg.AnswerTimeout, cancel)
-	defer hung.Stop()
 	var d staged
 	for {
 		resp, err := rpc.Recv()

@@ -230,7 +230,7 @@ func (f *follower) metric(name string) float64 {
 func follow(t *testing.T, dir string, addrs ...string) *follower {
 	t.Helper()
 	f := &follower{t: t, states: latest.New(State{}), reg: prometheus.NewRegistry()}
-	f.Client = New(Config{Addresses: addrs, NodeID: "n1", AnswerTimeout: 500 * time.Millisecond, Info: &discoveryv1.NodeInfo{Manifest: true}, Dir: dir, Metrics: f.reg,
+	f.Client = New(Config{Addresses: addrs, NodeID: "n1", Times: Times{AnswerTimeout: 500 * time.Millisecond}, Info: &discoveryv1.NodeInfo{Manifest: true}, Dir: dir, Metrics: f.reg,
 		Log: slog.New(slog.DiscardHandler), Check: tasteful,
 		Apply: func(_ context.Context, s State) { f.states.Store(s) }})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -15,6 +15,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/config"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/store"
@@ -28,6 +29,8 @@ type Config struct {
 	// ControlPlaneTLS secures the stream to them. Without it only loopback
 	// addresses are connected to.
 	ControlPlaneTLS tlsconf.Files
+	// ControlPlaneTimes are when a control plane is given up and tried again.
+	ControlPlaneTimes config.Times
 	// DataDir is a folder of this proxy's own: its node id, the last good
 	// configuration, embedded stores. Required.
 	DataDir string
@@ -147,6 +150,9 @@ func (c *Config) check() error {
 	}
 	if c.MaxConnections < 0 || c.DrainTime < 0 || c.DrainGrace < 0 || c.DrainGrace >= c.DrainTime {
 		bad("the grace of %v must be shorter than the whole drain of %v, and no setting negative", c.DrainGrace, c.DrainTime)
+	}
+	if t := c.ControlPlaneTimes; t.AnswerTimeout < 0 || t.Keepalive < 0 || t.MaxRetry < 0 {
+		bad("no time of the control plane may be negative")
 	}
 	if c.Options == nil {
 		bad("store drivers and their options are needed")

@@ -29,6 +29,7 @@ type Log struct {
 	published map[string]*sent
 	received  map[string]*got
 	order     []receipt
+	places    []Place
 }
 
 type sent struct {

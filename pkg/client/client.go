@@ -12,12 +12,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -43,7 +45,8 @@ type Config struct {
 	// ("nacos:///weft"), to find proxies in a registry.
 	Target   string
 	Resolver resolver.Builder
-	// TLS to proxies; nil is plaintext.
+	// TLS to proxies; nil is plaintext. Without a ServerName each proxy's
+	// certificate is verified for the host under which it is reached.
 	TLS *tls.Config
 	// APIKey gives the key for each call; nil sends none. It is never sent
 	// over plaintext to another machine.
@@ -74,6 +77,9 @@ func New(cfg Config) (*Client, error) {
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
+		// gRPC's own longest wait is two minutes: too long for a proxy that is back.
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second,
+			Backoff: backoff.Config{BaseDelay: minRetry, Multiplier: 2, Jitter: 0.2, MaxDelay: maxRetry}}),
 		// A proxy that is away for a moment is waited for, as long as the call may take.
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.WaitForReady(true)),
 	}
@@ -85,7 +91,12 @@ func New(cfg Config) (*Client, error) {
 		r := manual.NewBuilderWithScheme("weft-static")
 		var state resolver.State
 		for _, a := range cfg.Addresses {
-			state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a}}})
+			host, _, err := net.SplitHostPort(a)
+			if err != nil {
+				return nil, fmt.Errorf("client: %w", err)
+			}
+			// The proxy's certificate is for its host.
+			state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a, ServerName: host}}})
 		}
 		r.InitialState(state)
 		opts = append(opts, grpc.WithResolvers(r))

@@ -1,6 +1,7 @@
 // Package ackwindow turns single acknowledgements into the one offset of a
 // partition that stores with classic consumer groups keep: everything below it
-// is settled.
+// is settled. Between what is durably committed and what was delivered last
+// there is never more than the window: that is what a crash may repeat.
 package ackwindow
 
 // Window is the state of one partition under one ownership. It is not safe for
@@ -11,9 +12,10 @@ package ackwindow
 // index into a ring.
 type Window struct {
 	ring []slot // length is a power of two
-	head uint64 // number of the oldest message that is tracked
+	kept uint64 // number of the oldest message that is not durably committed
+	head uint64 // number of the oldest message that is not settled
 	tail uint64 // number of the next one
-	next int64  // what to commit when nothing is tracked
+	next int64  // what to commit when everything is settled
 	cap  uint64
 }
 
@@ -32,7 +34,7 @@ func New(size int, offset int64) *Window {
 }
 
 // Room is how many more messages may be delivered.
-func (w *Window) Room() int { return int(w.cap - (w.tail - w.head)) } //nolint:gosec // at most cap
+func (w *Window) Room() int { return int(w.cap - (w.tail - w.kept)) } //nolint:gosec // at most cap
 
 // Deliver tracks the message at offset, which is higher than all before, and
 // returns its number. There must be room.
@@ -62,6 +64,14 @@ func (w *Window) Done(n uint64) bool {
 		w.head++
 	}
 	return true
+}
+
+// Kept says that the commit of offset, which Commit gave, is durable: what is
+// below it makes room.
+func (w *Window) Kept(offset int64) {
+	for w.kept < w.head && w.ring[w.kept&uint64(len(w.ring)-1)].offset < offset {
+		w.kept++
+	}
 }
 
 // Commit is the offset below which everything is settled.

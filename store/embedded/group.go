@@ -18,6 +18,7 @@ type group struct {
 	topic   *topic
 	name    string
 	floor   uint64
+	kept    uint64 // floor in the newest state that is durable
 	next    uint64 // the first that was never delivered since the store was opened
 	settled map[uint64]struct{}
 	owner   map[uint64]*member
@@ -34,12 +35,13 @@ type group struct {
 // groupState is a group as it is written.
 type groupState struct {
 	g          *group
+	floor      uint64
 	key, value []byte
 	done       chan struct{}
 }
 
 func newGroup(s *Store, t *topic, name string, floor uint64) *group {
-	return &group{s: s, topic: t, name: name, floor: floor, next: floor, settled: map[uint64]struct{}{}, owner: map[uint64]*member{},
+	return &group{s: s, topic: t, name: name, floor: floor, kept: floor, next: floor, settled: map[uint64]struct{}{}, owner: map[uint64]*member{},
 		wake: make(chan struct{}), flushed: make(chan struct{})}
 }
 
@@ -62,7 +64,7 @@ func (g *group) stateLocked() groupState {
 	g.dirty = false
 	done := g.flushed
 	g.flushed = make(chan struct{})
-	return groupState{g: g, key: groupKey(g.topic.id, g.name), value: g.encodeLocked(), done: done}
+	return groupState{g: g, floor: g.floor, key: groupKey(g.topic.id, g.name), value: g.encodeLocked(), done: done}
 }
 
 // encodeLocked: floor, then the settled offsets above it as distances.
@@ -103,6 +105,18 @@ func decodeGroup(s *Store, t *topic, name string, b []byte) (*group, error) {
 	return g, nil
 }
 
+// keptLocked: the state with this floor is durable, which makes room.
+func (g *group) keptLocked(floor uint64) {
+	full := g.next >= g.limitLocked()
+	if g.kept = max(g.kept, floor); full {
+		g.wakeLocked()
+	}
+}
+
+// limitLocked is where delivery stops: one window above what a crash goes back
+// to at most.
+func (g *group) limitLocked() uint64 { return max(g.kept, g.topic.low) + uint64(g.s.cfg.Window) }
+
 // advanceLocked moves floor over what is settled, and over what retention took.
 func (g *group) advanceLocked() {
 	if g.floor < g.topic.low {
@@ -135,7 +149,7 @@ func (g *group) takeLocked(m *member, n int) []uint64 {
 		g.owner[o] = m
 		out = append(out, o)
 	}
-	limit := min(g.topic.next, g.floor+uint64(g.s.cfg.Window))
+	limit := min(g.topic.next, g.limitLocked())
 	for len(out) < n && g.next < limit {
 		o := g.next
 		g.next++
@@ -267,7 +281,6 @@ func (m *member) Settle(msgs []*store.Message) (stale int) {
 	g, s := m.g, m.g.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	full := g.next >= g.floor+uint64(s.cfg.Window)
 	for _, msg := range msgs {
 		h, ok := msg.Handle.(handle)
 		if !ok || h.m != m || g.owner[h.offset] != m {
@@ -279,9 +292,6 @@ func (m *member) Settle(msgs []*store.Message) (stale int) {
 	}
 	g.advanceLocked()
 	g.dirtyLocked()
-	if full {
-		g.wakeLocked()
-	}
 	return stale
 }
 

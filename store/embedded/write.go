@@ -318,6 +318,8 @@ func (s *Store) finish(batch []*request, settled []groupState, err error) {
 	for _, g := range settled {
 		if err != nil {
 			g.g.dirtyLocked() // again, once the store is well
+		} else {
+			g.g.keptLocked(g.floor)
 		}
 		close(g.done)
 	}

@@ -59,6 +59,7 @@ type ownership struct {
 	addr   string
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when its puller has ended
+	commit sync.Mutex    // held while it is committed, so that no commit overtakes another
 
 	// Guarded by subscription.mu.
 	window    *ackwindow.Window
@@ -279,20 +280,15 @@ func (x *subscription) fetchLocked(dst []store.Message) int {
 func (x *subscription) Settle(msgs []*store.Message) (stale int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	full := false
 	for _, m := range msgs {
 		h, ok := m.Handle.(handle)
 		if !ok || h.o.revoked {
 			stale++
 			continue
 		}
-		full = full || h.o.window.Room() == 0
 		if !h.o.window.Done(h.n) {
 			stale++
 		}
-	}
-	if full {
-		x.wakeLocked()
 	}
 	poke(x.settle)
 	return stale
@@ -336,6 +332,8 @@ func (x *subscription) commits() {
 
 // commitOne commits a queue's offset if it changed; false where that failed.
 func (x *subscription) commitOne(ctx context.Context, o *ownership) bool {
+	o.commit.Lock()
+	defer o.commit.Unlock()
 	x.mu.Lock()
 	at := o.window.Commit()
 	same := at == o.committed
@@ -350,8 +348,13 @@ func (x *subscription) commitOne(ctx context.Context, o *ownership) bool {
 		return false
 	}
 	x.mu.Lock()
+	defer x.mu.Unlock()
 	o.committed = max(o.committed, at)
-	x.mu.Unlock()
+	full := o.window.Room() == 0
+	o.window.Kept(at)
+	if full {
+		x.wakeLocked()
+	}
 	return true
 }
 

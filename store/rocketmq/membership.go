@@ -107,23 +107,32 @@ func (x *subscription) recommit(ctx context.Context) {
 	}
 	x.mu.Unlock()
 	for _, o := range check {
-		now := x.c.current(o.addr)
-		at, ok, err := x.c.committed(ctx, o.addr, x.topic, x.group, o.q)
-		if err != nil {
+		if x.recommitOne(ctx, o) != nil {
 			return // the next heartbeat looks again
 		}
-		x.mu.Lock()
-		want, gone := o.committed, o.revoked
-		x.mu.Unlock()
-		if !gone && (!ok || at < want) {
-			if err := x.c.commit(ctx, o.addr, x.topic, x.group, o.q, want); err != nil {
-				return
-			}
-		}
-		x.mu.Lock()
-		o.conn = now
-		x.mu.Unlock()
 	}
+}
+
+func (x *subscription) recommitOne(ctx context.Context, o *ownership) error {
+	o.commit.Lock()
+	defer o.commit.Unlock()
+	now := x.c.current(o.addr)
+	at, ok, err := x.c.committed(ctx, o.addr, x.topic, x.group, o.q)
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	want, gone := o.committed, o.revoked
+	x.mu.Unlock()
+	if !gone && (!ok || at < want) {
+		if err := x.c.commit(ctx, o.addr, x.topic, x.group, o.q, want); err != nil {
+			return err
+		}
+	}
+	x.mu.Lock()
+	o.conn = now
+	x.mu.Unlock()
+	return nil
 }
 
 func sortedKeys(m map[string]string) []string {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/weft-mesh/weft/dataplane/proxy"
 	"github.com/weft-mesh/weft/store/binding"
@@ -57,6 +58,9 @@ func Command() *cobra.Command {
 	f.StringVar(&cfg.ControlPlaneTLS.CA, "control-plane-ca", Env("WEFT_CONTROL_PLANE_CA", ""), "file with the authority of the control plane's certificate; without TLS files only loopback is connected to")
 	f.StringVar(&cfg.ControlPlaneTLS.Cert, "control-plane-cert", Env("WEFT_CONTROL_PLANE_CERT", ""), "file with this proxy's certificate for the control plane")
 	f.StringVar(&cfg.ControlPlaneTLS.Key, "control-plane-key", Env("WEFT_CONTROL_PLANE_KEY", ""), "file with its key")
+	Seldom(f, &cfg.ControlPlaneTimes.AnswerTimeout, "control-plane-answer-timeout", 15*time.Second, "how long a control plane may take to connect and to answer")
+	Seldom(f, &cfg.ControlPlaneTimes.Keepalive, "control-plane-keepalive", 15*time.Second, "silence after which the control plane is asked whether it lives")
+	Seldom(f, &cfg.ControlPlaneTimes.MaxRetry, "control-plane-max-retry", 10*time.Second, "longest wait between attempts to reach a control plane")
 	f.StringVar(&cfg.DataDir, "data", Env("WEFT_DATA", ""), "folder for the node id, the last good configuration and embedded stores (WEFT_DATA)")
 	f.StringVar(&cfg.NodeID, "node-id", Env("WEFT_NODE_ID", ""), "stable id; kept in the data folder when empty (WEFT_NODE_ID)")
 	f.StringSliceVar(&cfg.Namespaces, "namespaces", List(Env("WEFT_NAMESPACES", "")), "namespaces to serve; all when empty (WEFT_NAMESPACES)")
@@ -93,6 +97,13 @@ func Ballast() (release func()) {
 	}
 	b := make([]byte, ballast)
 	return func() { runtime.KeepAlive(b) }
+}
+
+// Seldom adds a flag for a time that nobody needs to set but in tests and
+// emergencies; docs/operations.md lists them, --help does not.
+func Seldom(f *pflag.FlagSet, to *time.Duration, name string, value time.Duration, usage string) {
+	f.DurationVar(to, name, value, usage)
+	f.Lookup(name).Hidden = true
 }
 
 // List reads a comma-separated list; "" is an empty one.

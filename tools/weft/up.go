@@ -331,6 +331,12 @@ func controlPlaneCommand() *cobra.Command {
 	f.StringVar(&cfg.DiscoveryTLS.Key, "discovery-key", "", "file with its key")
 	f.StringVar(&cfg.DiscoveryTLS.CA, "discovery-ca", "", "file with the authority of the proxies' certificates")
 	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging")
+	proxycmd.Seldom(f, &cfg.Times.EtcdMaxRetry, "etcd-max-retry", 5*time.Second, "longest wait before etcd is read again")
+	proxycmd.Seldom(f, &cfg.Times.ElectionTTL, "election-ttl", 10*time.Second, "how long an elected replica may be out of etcd's sight, in whole seconds")
+	proxycmd.Seldom(f, &cfg.Times.Provision, "provision-every", 30*time.Second, "time between two looks at the stores while nothing changes")
+	proxycmd.Seldom(f, &cfg.Times.Register, "register-every", 2*time.Second, "time between two looks at the registry")
+	proxycmd.Seldom(f, &cfg.Times.RegisterGrace, "register-grace", 30*time.Second, "how long a replica removes no proxy from the registry after its election")
+	proxycmd.Seldom(f, &cfg.Times.Forget, "register-forget", 10*time.Minute, "after how long a proxy that is neither connected nor alive is removed from the registry")
 	found.add(f, &cfg)
 	log.Add(cmd, "info")
 	return cmd

@@ -1,0 +1,192 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"github.com/weft-mesh/weft/integration/history"
+	"github.com/weft-mesh/weft/pkg/client"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/store/position"
+)
+
+// credit is what a subscriber may have unsettled.
+const credit = 64
+
+// load publishes and receives while proxies come and go, and keeps the history.
+type load struct {
+	*mesh
+	log *history.Log
+	key string // file
+	// published counts acknowledged events, repeated those that were sent again
+	// because nobody knew what became of them.
+	published, repeated atomic.Int64
+	// hold tells which events the subscribers leave unsettled; nil is none.
+	hold func(event.Event, history.Place) bool
+
+	ctx      context.Context // of the publishers
+	stopPub  func()
+	subs     context.Context
+	stopSubs func()
+}
+
+func newLoad(m *mesh, key string) *load {
+	l := &load{mesh: m, log: history.New(), key: key}
+	var pubs, subs context.CancelFunc
+	l.ctx, pubs = context.WithCancel(m.ctx)
+	l.subs, subs = context.WithCancel(m.ctx)
+	l.stopPub, l.stopSubs = pubs, subs
+	return l
+}
+
+// publishers start n publishers of a topic, each with one event at a time.
+func (l *load) publishers(name string, n int, c *client.Client, topic string) *sync.WaitGroup {
+	var running sync.WaitGroup
+	for w := range n {
+		running.Go(func() {
+			for k := 0; l.ctx.Err() == nil; k++ {
+				id := fmt.Sprintf("%s%d-%d", name, w, k)
+				l.publish(l.ctx, c, topic, textEvent(id, "data of "+id))
+			}
+		})
+	}
+	stop := l.stopPub
+	l.stopPub = func() { stop(); running.Wait() }
+	l.Cleanup(func() { l.stopPub() })
+	return &running
+}
+
+// publish publishes one event, with the same id until it is certain that it is
+// kept, or ctx ends.
+func (l *load) publish(ctx context.Context, c *client.Client, topic string, e event.Event) {
+	l.log.Intend(e.ID, "", 0, e.Data)
+	for ctx.Err() == nil {
+		cctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+		_, err := c.Publish(cctx, l.ns, topic, e)
+		cancel()
+		if err == nil {
+			l.log.Told(e.ID, history.Acked)
+			l.published.Add(1)
+			return
+		}
+		l.repeated.Add(1)
+	}
+}
+
+// more waits until n more events are acknowledged.
+func (l *load) more(n int64) {
+	l.Helper()
+	goal := l.published.Load() + n
+	l.await("events that flow", func() error {
+		if got := l.published.Load(); got < goal {
+			return fmt.Errorf("%d are acknowledged, wanted are %d", got, goal)
+		}
+		return nil
+	})
+}
+
+// subscriber is a member of the subscription at one proxy, whenever that is
+// there.
+func (l *load) subscriber(p *proxy, name string) {
+	r := l.dial(p.grpc, l.read(l.key), nil)
+	var running sync.WaitGroup
+	running.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for l.subs.Err() == nil {
+			// The life must be known before the stream is open: one that ends
+			// meanwhile opens none.
+			owner := p.life()
+			err := l.consume(r, name, owner)
+			if c := status.Code(err); c != codes.Unavailable && l.subs.Err() == nil {
+				l.Errorf("a subscriber of %s ended: %v", p.name, err)
+				return
+			}
+			<-tick.C
+		}
+	})
+	stop := l.stopSubs
+	l.stopSubs = func() { stop(); running.Wait() }
+	l.Cleanup(func() { l.stopSubs() })
+}
+
+// consume is one stream.
+func (l *load) consume(r *rpc, name, owner string) error {
+	s, err := r.open(l.subs, subscription(name), credit)
+	if err != nil {
+		return err
+	}
+	return s.receive(func(d *eventsv1.Delivery) bool {
+		e, err := received(d)
+		if err != nil {
+			l.Error(err)
+		}
+		at, err := place(d.Position, owner)
+		if err != nil {
+			l.Error(err)
+		}
+		l.log.ReceiveAt(e.ID, e.Data, at)
+		return l.hold == nil || !l.hold(e, at)
+	})
+}
+
+// place reads a position.
+func place(token, owner string) (history.Place, error) {
+	t, err := position.Parse(token)
+	return history.Place{Owner: owner, Partition: t.TopicUID + "/" + t.Pos.Partition, Offset: t.Pos.Offset}, err
+}
+
+// life names the proxy's current life.
+func (p *proxy) life() string { return fmt.Sprintf("%s, life %d", p.name, p.lives.Load()) }
+
+// takesPart waits until the proxy's current life has delivered something.
+func (l *load) takesPart(p *proxy) {
+	l.Helper()
+	l.await("deliveries of "+p.life(), func() error {
+		if n, _ := l.log.From(p.life()); n == 0 {
+			return errors.New("there are none")
+		}
+		return nil
+	})
+}
+
+// kill kills a proxy (kill -9) that takes part and tells how many partitions it
+// has delivered of.
+func (l *load) kill(p *proxy) int {
+	l.Helper()
+	l.takesPart(p)
+	l.must(p.Kill())
+	_, partitions := l.log.From(p.life())
+	return len(partitions)
+}
+
+// judge ends the load and judges: everything acknowledged came, and no more came
+// again than the window allows.
+func (l *load) judge(window int) history.Redelivery {
+	l.Helper()
+	l.stopPub()
+	l.await("what was acknowledged", func() error {
+		if ids := l.log.Missing(3); len(ids) > 0 {
+			return fmt.Errorf("%v have not come", ids)
+		}
+		return nil
+	})
+	l.stopSubs()
+	report, again := l.log.Check(), l.log.Redelivery(window)
+	l.Logf("%s", report)
+	l.Logf("window %d, credit %d: %s; publishers repeated %d", window, credit, again, l.repeated.Load())
+	// A publisher's repeat may be in the store beside the first.
+	for _, v := range append(report.Violations(again.Bound+int(l.repeated.Load()), false), again.Violations...) {
+		l.Error(v)
+	}
+	return again
+}

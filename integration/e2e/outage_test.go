@@ -1,0 +1,317 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/integration/history"
+	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/client"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/registry/nacos"
+)
+
+// TestWithoutControlPlane takes etcd, Nacos and the control plane away under
+// load, for longer than every timer that docs/operations.md lists for them: each
+// step waits for what only happens when its timers have passed. Events flow; new
+// clients publish, join and tail; proxies that are killed start from their disk.
+// Nothing acknowledged is lost, and no more comes again than the windows of the
+// partitions that changed hands. When all is back, so is the mesh.
+func TestWithoutControlPlane(t *testing.T) {
+	store := onRocketMQ(t)
+	sctx, cancel := context.WithTimeout(context.Background(), servers.StartTimeout)
+	defer cancel()
+	etcd, err := servers.StartEtcd(sctx, servers.EtcdOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := etcd.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	registry := newRelay(t, servers.SharedNacos(t))
+	const window, partitions = 128, 2
+	m := prepareMesh(t, etcd.Endpoint)
+	m.startControlPlane(append(m.nacosFlags(), "--nacos", "http://"+registry.addr+"/nacos",
+		"--etcd-max-retry", "200ms", "--election-ttl", "1s", "--provision-every", "500ms", "--register-every", "200ms", "--register-grace", "1s", "--register-forget", "10s")...)
+	key, identity := m.key("shop")
+	flags := []string{"--window", fmt.Sprint(window), "--advertise", "127.0.0.1", "--control-plane-max-retry", "500ms",
+		"--control-plane-keepalive", "10s", "--control-plane-answer-timeout", "2s"}
+	p1, p2 := m.proxy("p1", flags...), m.proxy("p2", flags...)
+	both := []*proxy{p1, p2}
+	m.apply(store + topicYAML("orders", "quiet") + subscriptionYAML("billing", "orders", "") + policyYAML("shop") + identity)
+	m.settled(2)
+	finder := m.finder()
+	m.awaitRegistered(finder, both...)
+
+	l := newLoad(m, key)
+	// One publisher has found the proxies through the registry that goes away.
+	throughRelay, err := nacos.New(nacos.Config{URL: "http://" + registry.addr + "/nacos",
+		Credentials: func() (string, string, error) { return servers.NacosUser, servers.NacosPassword, nil }})
+	m.must(err)
+	t.Cleanup(func() { m.must(throughRelay.Close(context.Background())) })
+	l.publishers("nacos", 1, m.clientOf(client.Config{Target: nacos.Scheme + ":///" + m.ns, Resolver: throughRelay.Resolver(), APIKey: client.APIKeyFile(key)}), "orders")
+	l.publishers("w", 4, m.client(key, both...), "orders")
+	for _, p := range both {
+		l.subscriber(p, "billing")
+	}
+	quiet := m.heartbeats(p2, "quiet", "Bearer "+m.read(key))
+	l.more(100)
+	for _, p := range both {
+		l.takesPart(p)
+	}
+
+	t.Log("etcd and Nacos are gone: leases end, elections are lost")
+	m.must(etcd.Kill())
+	registry.cut()
+	m.printed(m.cp, "registering proxies stopped", "provisioning stopped")
+	l.more(50)
+
+	t.Log("the control plane hangs: keepalives end, connecting takes too long")
+	attempts := func(p *proxy) float64 { return p.metric("weft_proxy_control_plane_attempts_total") }
+	m.must(m.cp.Pause())
+	before := map[*proxy]float64{p1: attempts(p1), p2: attempts(p2)}
+	awaitAttempts := func(n float64) {
+		t.Helper()
+		m.await("attempts to reach the control plane", func() error {
+			for _, p := range both {
+				if got := attempts(p) - before[p]; got < n {
+					return fmt.Errorf("%s has made %v of %v", p.name, got, n)
+				}
+			}
+			return nil
+		})
+	}
+	awaitAttempts(2) // the first when the keepalive has failed, the next when the answer did not come
+	l.more(50)
+
+	t.Log("the control plane is killed: waits between attempts reach their longest")
+	m.must(m.cp.Kill())
+	awaitAttempts(12)
+	for _, p := range both {
+		if p.metric("weft_proxy_control_plane_connected") != 0 || p.metric("weft_proxy_ready") != 1 {
+			t.Errorf("%s is connected, or not ready", p.name)
+		}
+	}
+	m.await("two heartbeats of a quiet stream", func() error {
+		if n := quiet.Load(); n < 2 {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+	l.more(50)
+
+	t.Log("new clients come")
+	m.newcomers(l, both)
+
+	t.Log("proxies are killed and start from their disks")
+	bound := 0
+	for range 2 {
+		for _, p := range both {
+			bound += window * l.kill(p)
+			l.more(50)
+			p.start()
+			l.more(50)
+			if !bytes.Contains(p.Output(), []byte("started from the configuration on disk")) {
+				t.Errorf("%s did not start from its disk", p.name)
+			}
+		}
+	}
+	m.newcomers(l, both)
+
+	t.Log("all is back")
+	m.must(etcd.Start(m.ctx))
+	registry.mend()
+	m.must(m.cp.Start(m.ctx))
+	m.apply(topicYAML("after"))
+	m.settled(2)
+	m.awaitRegistered(finder, both...)
+	if _, err := m.client(key, both...).Publish(m.ctx, m.ns, "after", textEvent("after", "x")); err != nil {
+		t.Error(err)
+	}
+	l.more(50)
+	again := l.judge(window)
+	t.Logf("kills alone allow %d repeats", bound)
+	if kills := 4; again.Bound > bound+kills*partitions*window {
+		t.Errorf("the log allows %d repeats: partitions changed hands though nothing was killed or started", again.Bound)
+	}
+}
+
+// newcomers are clients that connect for the first time: they publish, join a
+// Subscription that is there, and tail a topic from its beginning, all over gRPC
+// and HTTP.
+func (m *mesh) newcomers(l *load, proxies []*proxy) {
+	m.Helper()
+	bearer := "Bearer " + m.read(l.key)
+	for _, p := range proxies {
+		id := "new-" + p.life()
+		e := textEvent(id, "data of "+id)
+		l.publish(m.ctx, m.client(l.key, p), "orders", e)
+		overHTTP := textEvent(id+"-http", "data of "+id)
+		l.log.Intend(overHTTP.ID, "", 0, overHTTP.Data)
+		c := &http.Client{Transport: &http.Transport{}}
+		if code, body := m.post(c, "http://"+p.http, "orders", bearer, overHTTP); code != http.StatusOK {
+			m.Errorf("over HTTP: %d %s", code, body)
+		}
+		l.log.Told(overHTTP.ID, history.Acked)
+		sse := m.events(c, "http://"+p.http, "orders", bearer)
+		tail := newBox("a new tail")
+		r := m.dial(p.grpc, m.read(l.key), nil)
+		r.into(tail, tailOf("orders"))
+		m.await("the new events at the new clients", func() error {
+			for _, want := range []event.Event{e, overHTTP} {
+				for _, b := range []*box{sse.box, tail} {
+					if got, ok := b.get(want.ID); !ok || !bytes.Equal(got.Data, want.Data) {
+						return fmt.Errorf("%s has not come to %s", want.ID, b.name)
+					}
+				}
+			}
+			return nil
+		})
+		m.joins(l, p)
+		c.CloseIdleConnections()
+		_ = sse.resp.Body.Close()
+	}
+}
+
+// joins is one more member of the Subscription that is there, for a moment.
+func (m *mesh) joins(l *load, p *proxy) {
+	m.Helper()
+	ctx, cancel := context.WithCancel(m.ctx)
+	defer cancel()
+	n := 0
+	err := m.client(l.key, p).Subscribe(ctx, m.ns, "billing", func(_ context.Context, d client.Delivery) error {
+		at, err := place(d.Position, p.life())
+		l.log.ReceiveAt(d.Event.ID, d.Event.Data, at)
+		n++
+		cancel()
+		return err
+	}, client.SubscribeOptions{Credit: 1})
+	if !errors.Is(err, context.Canceled) || n == 0 {
+		m.Errorf("a new member of the subscription got %d events and ended with %v", n, err)
+	}
+}
+
+// printed waits until a process has printed all texts.
+func (m *mesh) printed(p *servers.Process, texts ...string) {
+	m.Helper()
+	m.await("the log of "+p.Name, func() error {
+		out := p.Output()
+		for _, text := range texts {
+			if !bytes.Contains(out, []byte(text)) {
+				return errors.New("it does not say " + text)
+			}
+		}
+		return nil
+	})
+}
+
+// heartbeats counts what a stream sends while nothing happens.
+func (m *mesh) heartbeats(p *proxy, topic, authorization string) *atomic.Int64 {
+	m.Helper()
+	req, err := http.NewRequestWithContext(m.ctx, http.MethodGet, "http://"+p.http+"/v1/"+m.ns+"/topics/"+topic+"/events", nil)
+	m.must(err)
+	req.Header.Set("Authorization", authorization)
+	resp, err := http.DefaultClient.Do(req)
+	m.must(err)
+	var n atomic.Int64
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		buf := make([]byte, 1024)
+		for {
+			k, err := resp.Body.Read(buf)
+			n.Add(int64(bytes.Count(buf[:k], []byte("still here"))))
+			if err != nil {
+				return
+			}
+		}
+	}()
+	m.Cleanup(func() {
+		_ = resp.Body.Close()
+		<-ended
+	})
+	return &n
+}
+
+// relay is a TCP address that leads to another one until it is cut.
+type relay struct {
+	t    *testing.T
+	addr string
+	to   string
+
+	mu    sync.Mutex
+	l     net.Listener
+	conns map[net.Conn]struct{}
+	work  sync.WaitGroup
+}
+
+func newRelay(t *testing.T, to string) *relay {
+	t.Helper()
+	r := &relay{t: t, addr: port(t), to: to, conns: map[net.Conn]struct{}{}}
+	r.mend()
+	t.Cleanup(r.cut)
+	return r
+}
+
+// mend lets connections through.
+func (r *relay) mend() {
+	r.t.Helper()
+	l, err := net.Listen("tcp", r.addr)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.mu.Lock()
+	r.l = l
+	r.mu.Unlock()
+	r.work.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			r.work.Go(func() { r.carry(c) })
+		}
+	})
+}
+
+func (r *relay) carry(c net.Conn) {
+	d := net.Dialer{Timeout: 5 * time.Second}
+	to, err := d.Dial("tcp", r.to)
+	if err != nil {
+		_ = c.Close()
+		return
+	}
+	r.mu.Lock()
+	r.conns[c], r.conns[to] = struct{}{}, struct{}{}
+	r.mu.Unlock()
+	closeBoth := func() { _ = c.Close(); _ = to.Close() }
+	r.work.Go(func() { _, _ = io.Copy(to, c); closeBoth() })
+	_, _ = io.Copy(c, to)
+	closeBoth()
+	r.mu.Lock()
+	delete(r.conns, c)
+	delete(r.conns, to)
+	r.mu.Unlock()
+}
+
+// cut ends every connection and refuses new ones.
+func (r *relay) cut() {
+	r.mu.Lock()
+	_ = r.l.Close()
+	for c := range r.conns {
+		_ = c.Close()
+	}
+	r.mu.Unlock()
+	r.work.Wait()
+}
