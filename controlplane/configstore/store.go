@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -44,8 +45,9 @@ const DefaultPrefix = "/weft/v1/"
 type Config struct {
 	Client *clientv3.Client
 	// Prefix ends with a slash; DefaultPrefix when empty.
-	Prefix string
-	Log    *slog.Logger
+	Prefix  string
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Store follows the configuration in etcd. Its methods are safe for concurrent
@@ -55,7 +57,25 @@ type Store struct {
 	prefix string
 	log    *slog.Logger
 	// now is nil until everything was read.
-	now *latest.Value[*Snapshot]
+	now     *latest.Value[*Snapshot]
+	metrics metrics
+}
+
+type metrics struct {
+	lost    prometheus.Counter
+	seconds prometheus.Histogram
+}
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	m := metrics{
+		lost: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_etcd_failures_total", Help: "Times that etcd could not be followed any more; each is followed by reading everything again."}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_controlplane_etcd_commit_duration_seconds", Help: "Time that etcd takes for one change of the configuration.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.lost, m.seconds)
+	}
+	return m
 }
 
 // New makes a Store; Run must run.
@@ -63,7 +83,7 @@ func New(cfg Config) *Store {
 	if cfg.Prefix == "" {
 		cfg.Prefix = DefaultPrefix
 	}
-	return &Store{client: cfg.Client, prefix: cfg.Prefix, log: cfg.Log, now: latest.New[*Snapshot](nil)}
+	return &Store{client: cfg.Client, prefix: cfg.Prefix, log: cfg.Log, now: latest.New[*Snapshot](nil), metrics: newMetrics(cfg.Metrics)}
 }
 
 // Client is the etcd client that the Store uses.
@@ -114,6 +134,7 @@ func (s *Store) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		s.metrics.lost.Inc()
 		s.log.Warn("etcd cannot be followed; the last configuration stays in force", "error", err, "retry", retry)
 		timer := time.NewTimer(retry/2 + mrand.N(retry))
 		select {

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"golang.org/x/sync/errgroup"
@@ -46,14 +47,18 @@ type Config struct {
 	Grace time.Duration
 	// Forget is after how long a proxy that is neither connected nor alive is
 	// taken out; 10 min when 0.
-	Forget time.Duration
-	Log    *slog.Logger
+	Forget  time.Duration
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Fleet registers proxies.
 type Fleet struct {
 	cfg     Config
 	written map[string]record // by node id; the recorder's own
+
+	registeredProxies prometheus.Gauge
+	failures          prometheus.Counter
 }
 
 // record is what is kept of one proxy.
@@ -81,7 +86,13 @@ func New(cfg Config) *Fleet {
 			*d.field = d.value
 		}
 	}
-	return &Fleet{cfg: cfg, written: map[string]record{}}
+	f := &Fleet{cfg: cfg, written: map[string]record{},
+		registeredProxies: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_registered_proxies", Help: "Proxies in the registry, at the replica that registers; 0 at the others."}),
+		failures:          prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_registry_failures_total", Help: "Times that the registry could not be brought up to date."})}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(f.registeredProxies, f.failures)
+	}
+	return f
 }
 
 // Run registers until ctx ends. What fails is tried again.
@@ -163,6 +174,7 @@ func (f *Fleet) term(ctx context.Context) error {
 		defer cancel()
 		_ = mutex.Unlock(uctx)
 	}()
+	defer f.registeredProxies.Set(0)
 	elected := time.Now()
 	for ctx.Err() == nil {
 		select {
@@ -171,6 +183,7 @@ func (f *Fleet) term(ctx context.Context) error {
 		default:
 		}
 		if err := f.pass(ctx, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
+			f.failures.Inc()
 			f.cfg.Log.Warn("the registry cannot be brought up to date; trying again", "error", err)
 		}
 		wait(ctx, f.cfg.Every)
@@ -212,7 +225,11 @@ func (f *Fleet) pass(ctx context.Context, now time.Time, grace bool) error {
 		list = append(list, i)
 	}
 	slices.SortFunc(list, func(a, b registry.Instance) int { return strings.Compare(a.ID, b.ID) })
-	return f.cfg.Registry.Reconcile(ctx, f.cfg.Service, list)
+	if err := f.cfg.Registry.Reconcile(ctx, f.cfg.Service, list); err != nil {
+		return err
+	}
+	f.registeredProxies.Set(float64(len(list)))
+	return nil
 }
 
 // registered is what the registry says now.
