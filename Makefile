@@ -41,8 +41,9 @@ run: build ## Start the whole mesh in one process, with its data in ./data
 	@./bin/weft up --data ./data
 
 .PHONY: servers
-servers: ## Start real RocketMQ and etcd on loopback and print their addresses
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos
+servers: ## Start real RocketMQ, etcd and Nacos on loopback; addresses in bin/servers.env
+	@mkdir -p bin
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -env bin/servers.env
 
 # --- tests ---------------------------------------------------------------
 
