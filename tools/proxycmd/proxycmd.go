@@ -54,9 +54,9 @@ func Command() *cobra.Command {
 		}}
 	f := cmd.Flags()
 	f.StringSliceVar(&cfg.ControlPlane, "control-plane", List(Env("WEFT_CONTROL_PLANE", "127.0.0.1:7421")), "discovery addresses of control planes (WEFT_CONTROL_PLANE)")
-	f.StringVar(&cfg.ControlPlaneTLS.CA, "control-plane-ca", Env("WEFT_CONTROL_PLANE_CA", ""), "file with the authority of the control plane's certificate; without TLS files only loopback is connected to")
-	f.StringVar(&cfg.ControlPlaneTLS.Cert, "control-plane-cert", Env("WEFT_CONTROL_PLANE_CERT", ""), "file with this proxy's certificate for the control plane")
-	f.StringVar(&cfg.ControlPlaneTLS.Key, "control-plane-key", Env("WEFT_CONTROL_PLANE_KEY", ""), "file with its key")
+	f.StringVar(&cfg.ControlPlaneTLS.CA, "control-plane-ca", Env("WEFT_CONTROL_PLANE_CA", ""), "file with the authority of the control plane's certificate; without TLS files only loopback is connected to (WEFT_CONTROL_PLANE_CA)")
+	f.StringVar(&cfg.ControlPlaneTLS.Cert, "control-plane-cert", Env("WEFT_CONTROL_PLANE_CERT", ""), "file with this proxy's certificate for the control plane (WEFT_CONTROL_PLANE_CERT)")
+	f.StringVar(&cfg.ControlPlaneTLS.Key, "control-plane-key", Env("WEFT_CONTROL_PLANE_KEY", ""), "file with its key (WEFT_CONTROL_PLANE_KEY)")
 	f.StringVar(&cfg.DataDir, "data", Env("WEFT_DATA", ""), "folder for the node id, the last good configuration and embedded stores (WEFT_DATA)")
 	f.StringVar(&cfg.NodeID, "node-id", Env("WEFT_NODE_ID", ""), "stable id; kept in the data folder when empty (WEFT_NODE_ID)")
 	f.StringSliceVar(&cfg.Namespaces, "namespaces", List(Env("WEFT_NAMESPACES", "")), "namespaces to serve; all when empty (WEFT_NAMESPACES)")
