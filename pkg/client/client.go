@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -43,7 +44,8 @@ type Config struct {
 	// ("nacos:///weft"), to find proxies in a registry.
 	Target   string
 	Resolver resolver.Builder
-	// TLS to proxies; nil is plaintext.
+	// TLS to proxies; nil is plaintext. Without a ServerName each proxy's
+	// certificate is verified for the host under which it is reached.
 	TLS *tls.Config
 	// APIKey gives the key for each call; nil sends none. It is never sent
 	// over plaintext to another machine.
@@ -85,7 +87,12 @@ func New(cfg Config) (*Client, error) {
 		r := manual.NewBuilderWithScheme("weft-static")
 		var state resolver.State
 		for _, a := range cfg.Addresses {
-			state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a}}})
+			host, _, err := net.SplitHostPort(a)
+			if err != nil {
+				return nil, fmt.Errorf("client: %w", err)
+			}
+			// The proxy's certificate is for its host.
+			state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a, ServerName: host}}})
 		}
 		r.InitialState(state)
 		opts = append(opts, grpc.WithResolvers(r))

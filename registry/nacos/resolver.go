@@ -59,7 +59,8 @@ func healthy(set []registry.Instance) []resolver.Endpoint {
 	for _, i := range set {
 		if i.Healthy {
 			addr := net.JoinHostPort(i.Host, strconv.FormatUint(uint64(i.Ports["grpc"]), 10))
-			out = append(out, resolver.Endpoint{Addresses: []resolver.Address{{Addr: addr}}})
+			// The instance's certificate is for its host.
+			out = append(out, resolver.Endpoint{Addresses: []resolver.Address{{Addr: addr, ServerName: i.Host}}})
 		}
 	}
 	return out
