@@ -1,0 +1,247 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// PublisherOptions change a Publisher. The zero value is its defaults.
+type PublisherOptions struct {
+	// MaxPending bounds the events that were handed over and not answered yet;
+	// 1,024 when 0. Publish waits where there are as many.
+	MaxPending int
+}
+
+// Publisher publishes events of one topic over a stream, without waiting for one
+// before the next. It reconnects by itself: events whose answer was lost with a
+// connection are published again, in their order, with the same source and id.
+// Its methods are safe for concurrent use.
+type Publisher struct {
+	c                *Client
+	namespace, topic string
+	cancel           context.CancelFunc
+	room             chan struct{} // one element for each event in list
+	more             chan struct{} // capacity 1: there is something to send
+	over             chan struct{} // closed with err
+
+	mu     sync.Mutex
+	list   []*Pending // unanswered, in order
+	sent   int        // how many of them the stream has
+	closed bool
+	err    error
+}
+
+// Pending is an event that was handed over.
+type Pending struct {
+	event    *cev1.CloudEvent
+	answered chan struct{} // closed with the rest
+	position string
+	err      error
+}
+
+// Done is closed once the outcome is known.
+func (p *Pending) Done() <-chan struct{} { return p.answered }
+
+// Wait waits for the outcome: the position token, or why the event was not kept.
+func (p *Pending) Wait(ctx context.Context) (position string, err error) {
+	select {
+	case <-p.answered:
+		return p.position, p.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// maxSend is how many events one message has.
+const maxSend = 256
+
+// Publisher starts one. Close ends it.
+func (c *Client) Publisher(namespace, topic string, o PublisherOptions) *Publisher {
+	if o.MaxPending <= 0 {
+		o.MaxPending = 1024
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Publisher{c: c, namespace: namespace, topic: topic, cancel: cancel, room: make(chan struct{}, o.MaxPending), more: make(chan struct{}, 1), over: make(chan struct{})}
+	go func() {
+		err := again(ctx, func(good func()) error { return p.stream(ctx, good) })
+		p.end(err)
+	}()
+	return p
+}
+
+// Publish hands an event over. It waits only while too many are unanswered. The
+// error is of the Publisher as a whole, or of ctx; then nothing was handed over.
+func (p *Publisher) Publish(ctx context.Context, e event.Event) (*Pending, error) {
+	if err := e.Validate(); err != nil {
+		return nil, &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
+	}
+	ev, err := wire(&e)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case p.room <- struct{}{}:
+	case <-p.over:
+		return nil, p.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	q := &Pending{event: ev, answered: make(chan struct{})}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.err != nil {
+		<-p.room
+		if p.err != nil {
+			return nil, p.err
+		}
+		return nil, errClosed
+	}
+	p.list = append(p.list, q)
+	p.poke()
+	return q, nil
+}
+
+var errClosed = errors.New("client: the publisher is closed")
+
+func (p *Publisher) poke() {
+	select {
+	case p.more <- struct{}{}:
+	default:
+	}
+}
+
+// Close takes no more events, waits until all are answered, and ends. Where ctx
+// ends first, or the Publisher failed, the error says so; events that are
+// unanswered then may have been kept.
+func (p *Publisher) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	list := slices.Clone(p.list)
+	p.mu.Unlock()
+	var err error
+	for _, q := range list {
+		select {
+		case <-q.answered:
+		case <-ctx.Done():
+			err = fmt.Errorf("client: events are unanswered: %w", ctx.Err())
+		}
+	}
+	p.cancel()
+	<-p.over
+	if err == nil && !errors.Is(p.err, context.Canceled) {
+		err = p.err
+	}
+	return err
+}
+
+// end fails what is unanswered.
+func (p *Publisher) end(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
+	for _, q := range p.list {
+		q.err = err
+		close(q.answered)
+		<-p.room
+	}
+	p.list = nil
+	close(p.over)
+}
+
+// stream runs one stream: it sends what is unanswered, again and in order, and
+// then what comes.
+func (p *Publisher) stream(ctx context.Context, good func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	rpc, err := p.c.rpc.PublishStream(ctx)
+	if err != nil {
+		cancel()
+		return err
+	}
+	p.mu.Lock()
+	p.sent = 0
+	p.mu.Unlock()
+	p.poke()
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer cancel()
+	sending.Go(func() { p.send(ctx, rpc) })
+	next := uint64(1)
+	for {
+		resp, err := rpc.Recv()
+		if err != nil {
+			return err
+		}
+		if resp.FirstSequence != next {
+			return fmt.Errorf("client: the proxy answers for event %d of the stream, %d is next", resp.FirstSequence, next)
+		}
+		next += uint64(resp.Count)
+		if err := p.answer(resp); err != nil {
+			return err
+		}
+		good()
+	}
+}
+
+// send sends until the stream fails or ctx ends.
+func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) {
+	req := &eventsv1.PublishStreamRequest{Namespace: p.namespace, Topic: p.topic}
+	for {
+		p.mu.Lock()
+		rest := p.list[p.sent:]
+		rest = rest[:min(len(rest), maxSend)]
+		req.Events = req.Events[:0]
+		for _, q := range rest {
+			req.Events = append(req.Events, q.event)
+		}
+		p.sent += len(rest)
+		p.mu.Unlock()
+		if len(rest) > 0 {
+			if rpc.Send(req) != nil {
+				return // Recv says why
+			}
+			continue
+		}
+		select {
+		case <-p.more:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// answer settles the oldest events by what the proxy says of them.
+func (p *Publisher) answer(resp *eventsv1.PublishStreamResponse) error {
+	failed := map[uint64]error{}
+	for _, f := range resp.Failed {
+		failed[f.Sequence] = fromWire(f.Error)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := int(resp.Count)
+	if n > p.sent {
+		return fmt.Errorf("client: the proxy answers for %d events, %d were sent", n, p.sent)
+	}
+	for i, q := range p.list[:n] {
+		q.err = failed[resp.FirstSequence+uint64(i)] //nolint:gosec // an index
+		if q.err == nil && i < len(resp.Positions) {
+			q.position = resp.Positions[i]
+		}
+		q.event = nil
+		close(q.answered)
+		<-p.room
+	}
+	clear(p.list[:n])
+	p.list, p.sent = p.list[n:], p.sent-n
+	return nil
+}
