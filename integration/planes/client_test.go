@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/weft-mesh/weft/pkg/client"
 	"github.com/weft-mesh/weft/pkg/event"
@@ -362,5 +363,48 @@ func TestClientKeepsItsKey(t *testing.T) {
 	defer cancel()
 	if _, err := c.Publish(ctx, "demo", "orders", numbered(1)); err == nil || !strings.Contains(err.Error(), "not sent to 192.0.2.1:7411 without TLS") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestClientExtend: a Handler that asks for more time has it; one that does not
+// is overtaken by the ack time-out.
+func TestClientExtend(t *testing.T) {
+	ctx := testContext(t)
+	cp := startReplica(ctx, t, startEtcd(ctx, t))
+	g := startProxy(ctx, t, filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)
+	billing := subscriptionRes("billing", "", "orders")
+	billing.GetSubscription().AckTimeout = durationpb.New(time.Second)
+	apply(ctx, t, cp, eventStore("demo", "main", "1"), topic("demo", "orders"), billing, policyOf(everything("local")))
+	g.await("the topic", ready([]string{"orders"}, []string{"billing"}))
+	c := clientOf(t, g.Addrs().GRPC)
+	for i := range 2 {
+		if _, err := c.Publish(ctx, "demo", "orders", numbered(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mctx, stop := context.WithCancel(ctx)
+	defer stop()
+	timedOut := make(chan struct{})
+	var mu sync.Mutex
+	var seen []string
+	err := c.Subscribe(mctx, "demo", "billing", func(_ context.Context, d client.Delivery) error {
+		mu.Lock()
+		seen = append(seen, fmt.Sprintf("%s on attempt %d", d.Event.ID, d.Attempt))
+		mu.Unlock()
+		switch {
+		case d.Event.ID == "1":
+			d.Extend(time.Minute)
+		case d.Attempt == 3:
+			close(timedOut)
+		}
+		<-timedOut
+		stop()
+		return nil
+	}, client.SubscribeOptions{Credit: 8})
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if slices.Sort(seen); !slices.Equal(seen, []string{"1 on attempt 1", "2 on attempt 1", "2 on attempt 2", "2 on attempt 3"}) {
+		t.Errorf("the handlers have seen %v", seen)
 	}
 }
