@@ -41,8 +41,9 @@ run: build ## Start the whole mesh in one process, with its data in ./data
 	@./bin/weft up --data ./data
 
 .PHONY: servers
-servers: ## Start real RocketMQ and etcd on loopback and print their addresses
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos
+servers: ## Start real RocketMQ, etcd and Nacos on loopback; addresses in bin/servers.env
+	@mkdir -p bin
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -env bin/servers.env
 
 # --- tests ---------------------------------------------------------------
 
@@ -99,12 +100,16 @@ fix: $(GOLANGCI) $(BUF) ## Repair what lint can repair
 	$(GOLANGCI) run --fix ./...
 
 .PHONY: generate
-generate: $(BUF) $(GENGO) $(GENGRPC) ## Generate Go from proto/
+generate: $(BUF) $(GENGO) $(GENGRPC) ## Generate Go and docs/resources.md from proto/
 	PATH="$(dir $(GENGO)):$(dir $(GENGRPC)):$$PATH" $(BUF) generate
+	@mkdir -p bin
+	$(BUF) build -o bin/proto.binpb
+	go run ./tools/cmd/resourcedocs < bin/proto.binpb > bin/resources.md
+	mv bin/resources.md docs/resources.md
 
 .PHONY: verify-generate
 verify-generate: generate
-	@test -z "$$(git status --porcelain proto/gen)" || { git status --short proto/gen; echo "proto/gen is not what proto/ generates: run 'make generate' and commit it"; exit 1; }
+	@test -z "$$(git status --porcelain proto/gen docs/resources.md)" || { git status --short proto/gen docs/resources.md; echo "these are not what proto/ generates: run 'make generate' and commit it"; exit 1; }
 
 .PHONY: vuln
 vuln: ## govulncheck, where its database can be reached

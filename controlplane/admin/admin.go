@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -42,17 +43,19 @@ type Config struct {
 	// Conditions tells what is known of stores; by canonical name.
 	Conditions func(ctx context.Context) (map[string][]*adminv1.Condition, error)
 	Version    string
+	Metrics    prometheus.Registerer
 	Log        *slog.Logger
 }
 
 // Service implements AdminService.
 type Service struct {
 	adminv1.UnimplementedAdminServiceServer
-	cfg Config
+	cfg     Config
+	metrics metrics
 }
 
 // New makes the service.
-func New(cfg Config) *Service { return &Service{cfg: cfg} }
+func New(cfg Config) *Service { return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics)} }
 
 // maxTries bounds how often a write is decided anew because another one came
 // first.
@@ -88,7 +91,7 @@ func (s *Service) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv
 		problems = append(problems, s.cfg.Validator.Alone(r)...)
 	}
 	if len(problems) > 0 {
-		return nil, refused(problems)
+		return nil, s.metrics.refused(problems)
 	}
 	for range maxTries {
 		snap, err := s.cfg.Store.Current()
@@ -106,12 +109,14 @@ func (s *Service) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv
 		plan.change.Actor, plan.change.Peer = caller(ctx)
 		rev, err := s.commit(ctx, snap, plan.change)
 		if errors.Is(err, configstore.ErrConflict) {
+			s.metrics.conflicts.Inc()
 			continue
 		}
 		if err != nil {
 			return nil, toStatus(err)
 		}
 		plan.resp.Revision = rev
+		s.metrics.applied(plan.resp.Results)
 		for _, res := range plan.resp.Results {
 			if res.Outcome != adminv1.ApplyResult_OUTCOME_UNCHANGED {
 				res.Version = fmt.Sprint(rev)
@@ -188,7 +193,7 @@ func (s *Service) plan(snap *configstore.Snapshot, in []*configv1.Resource) (pla
 	}
 	problems = append(problems, validate.Together(view{snap}, put, nil)...)
 	if len(problems) > 0 {
-		return p, refused(problems)
+		return p, s.metrics.refused(problems)
 	}
 	p.change.Put = append(stored, bindings(snap, stored)...)
 	return p, nil
@@ -246,7 +251,7 @@ func (s *Service) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admi
 			if len(problems) == 1 && problems[0].Rule == "not-found" {
 				return nil, status.Errorf(codes.NotFound, "%s does not exist", problems[0].Resource)
 			}
-			return nil, refused(problems)
+			return nil, s.metrics.refused(problems)
 		}
 		c.Delete = append(c.Delete, companions(snap, c.Delete)...)
 		if req.DryRun {
@@ -255,10 +260,14 @@ func (s *Service) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admi
 		c.Actor, c.Peer = caller(ctx)
 		rev, err := s.commit(ctx, snap, c)
 		if errors.Is(err, configstore.ErrConflict) {
+			s.metrics.conflicts.Inc()
 			continue
 		}
 		if err != nil {
 			return nil, toStatus(err)
+		}
+		for _, t := range req.Targets {
+			s.metrics.changed(t.Name, "deleted")
 		}
 		return &adminv1.DeleteResponse{Revision: rev}, nil
 	}

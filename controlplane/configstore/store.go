@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -48,6 +49,7 @@ type Config struct {
 	// MaxRetry is the longest wait, or half as much again, before etcd is read
 	// again; 5 s when 0.
 	MaxRetry time.Duration
+	Metrics  prometheus.Registerer
 	Log      *slog.Logger
 }
 
@@ -59,7 +61,25 @@ type Store struct {
 	most   time.Duration
 	log    *slog.Logger
 	// now is nil until everything was read.
-	now *latest.Value[*Snapshot]
+	now     *latest.Value[*Snapshot]
+	metrics metrics
+}
+
+type metrics struct {
+	lost    prometheus.Counter
+	seconds prometheus.Histogram
+}
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	m := metrics{
+		lost: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_etcd_failures_total", Help: "Times that etcd could not be followed any more; each is followed by reading everything again."}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_controlplane_etcd_commit_duration_seconds", Help: "Time that etcd takes for one change of the configuration.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.lost, m.seconds)
+	}
+	return m
 }
 
 // New makes a Store; Run must run.
@@ -70,7 +90,7 @@ func New(cfg Config) *Store {
 	if cfg.MaxRetry == 0 {
 		cfg.MaxRetry = 5 * time.Second
 	}
-	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, log: cfg.Log, now: latest.New[*Snapshot](nil)}
+	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, log: cfg.Log, now: latest.New[*Snapshot](nil), metrics: newMetrics(cfg.Metrics)}
 }
 
 // Client is the etcd client that the Store uses.
@@ -118,6 +138,7 @@ func (s *Store) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		s.metrics.lost.Inc()
 		s.log.Warn("etcd cannot be followed; the last configuration stays in force", "error", err, "retry", retry)
 		timer := time.NewTimer(retry/2 + mrand.N(retry))
 		select {

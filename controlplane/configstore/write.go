@@ -100,10 +100,12 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 	ops = append(ops,
 		clientv3.OpPut(generation, ""),
 		clientv3.OpPut(fmt.Sprintf("%s%s%016x-%s", s.prefix, dirAudit, audit.Time.UnixNano(), hex.EncodeToString(id)), string(record)))
+	began := time.Now()
 	resp, err := s.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
 			clientv3.Compare(clientv3.Value(s.prefix+dirMeta+"lineage"), "=", at.Lineage)).
 		Then(ops...).Commit()
+	s.metrics.seconds.Observe(time.Since(began).Seconds())
 	switch {
 	case err != nil && ctx.Err() == nil:
 		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd", Err: err,

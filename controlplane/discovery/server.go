@@ -75,6 +75,8 @@ type serverMetrics struct {
 	acks      *prometheus.CounterVec
 	rejected  prometheus.Counter
 	fullSyncs prometheus.Counter
+	seconds   prometheus.Histogram
+	behind    prometheus.GaugeFunc
 }
 
 // New makes a server.
@@ -92,9 +94,20 @@ func New(cfg Config) *Server {
 		acks:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_discovery_answers_total", Help: "Answers of proxies to deltas."}, []string{"answer"}),
 		rejected:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_discovery_rejected_resources_total", Help: "Resources that proxies refused."}),
 		fullSyncs: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_discovery_full_syncs_total", Help: "Streams that were sent their whole scope."}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_controlplane_discovery_answer_duration_seconds", Help: "Time from sending a delta to the proxy's answer to all of it.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10)}),
 	}}
+	s.metrics.behind = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_discovery_proxies_behind", Help: "Connected proxies that have not acknowledged the newest revision sent to them."}, func() float64 {
+		n := 0
+		for _, p := range s.Proxies() {
+			if p.AckedRevision < p.SentRevision {
+				n++
+			}
+		}
+		return float64(n)
+	})
 	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(s.metrics.streams, s.metrics.sent, s.metrics.bytes, s.metrics.acks, s.metrics.rejected, s.metrics.fullSyncs)
+		cfg.Metrics.MustRegister(s.metrics.streams, s.metrics.sent, s.metrics.bytes, s.metrics.acks, s.metrics.rejected, s.metrics.fullSyncs, s.metrics.seconds, s.metrics.behind)
 	}
 	return s
 }

@@ -74,7 +74,8 @@ type stream struct {
 
 // flight is one delta on its way, in one or more responses.
 type flight struct {
-	at *configstore.Snapshot
+	at   *configstore.Snapshot
+	sent time.Time
 	// last is the nonce whose answer ends it.
 	last string
 	// parts has the resources of each response, for a NACK without details.
@@ -208,6 +209,7 @@ func (st *stream) request(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggreg
 		st.mu.Lock()
 		st.acked = st.flight.at.Revision
 		st.mu.Unlock()
+		st.server.metrics.seconds.Observe(time.Since(st.flight.sent).Seconds())
 		st.flight = nil
 		st.server.changed()
 	}
@@ -368,7 +370,7 @@ func (st *stream) send(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregate
 		st.mu.Unlock()
 		return nil
 	}
-	st.flight = &flight{at: snap, parts: map[string][]sentResource{}}
+	st.flight = &flight{at: snap, sent: time.Now(), parts: map[string][]sentResource{}}
 	chunk := &discoveryv3.DeltaDiscoveryResponse{}
 	size := 0
 	flush := func() error {

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"golang.org/x/sync/errgroup"
@@ -50,6 +51,7 @@ type Config struct {
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
+	Metrics     prometheus.Registerer
 	Log         *slog.Logger
 }
 
@@ -57,6 +59,9 @@ type Config struct {
 type Fleet struct {
 	cfg     Config
 	written map[string]record // by node id; the recorder's own
+
+	registeredProxies prometheus.Gauge
+	failures          prometheus.Counter
 }
 
 // record is what is kept of one proxy.
@@ -82,7 +87,13 @@ func New(cfg Config) *Fleet {
 			*d.field = d.value
 		}
 	}
-	return &Fleet{cfg: cfg, written: map[string]record{}}
+	f := &Fleet{cfg: cfg, written: map[string]record{},
+		registeredProxies: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_registered_proxies", Help: "Proxies in the registry, at the replica that registers; 0 at the others."}),
+		failures:          prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_registry_failures_total", Help: "Times that the registry could not be brought up to date."})}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(f.registeredProxies, f.failures)
+	}
+	return f
 }
 
 // Run registers until ctx ends. What fails is tried again.
@@ -167,6 +178,7 @@ func (f *Fleet) term(ctx context.Context) error {
 		defer cancel()
 		_ = mutex.Unlock(uctx)
 	}()
+	defer f.registeredProxies.Set(0)
 	elected := time.Now()
 	for ctx.Err() == nil {
 		select {
@@ -175,6 +187,7 @@ func (f *Fleet) term(ctx context.Context) error {
 		default:
 		}
 		if err := f.pass(ctx, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
+			f.failures.Inc()
 			f.cfg.Log.Warn("the registry cannot be brought up to date; trying again", "error", err)
 		}
 		wait(ctx, f.cfg.Every)
@@ -216,7 +229,11 @@ func (f *Fleet) pass(ctx context.Context, now time.Time, grace bool) error {
 		list = append(list, i)
 	}
 	slices.SortFunc(list, func(a, b registry.Instance) int { return strings.Compare(a.ID, b.ID) })
-	return f.cfg.Registry.Reconcile(ctx, f.cfg.Service, list)
+	if err := f.cfg.Registry.Reconcile(ctx, f.cfg.Service, list); err != nil {
+		return err
+	}
+	f.registeredProxies.Set(float64(len(list)))
+	return nil
 }
 
 // registered is what the registry says now.

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -43,6 +44,7 @@ type Config struct {
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
+	Metrics     prometheus.Registerer
 	Log         *slog.Logger
 }
 
@@ -51,6 +53,9 @@ type Provisioner struct {
 	cfg   Config
 	open  map[string]*opened // by EventStore uid; only the elected loop uses it
 	known map[string]string  // condition keys and what was written last
+
+	leader prometheus.Gauge
+	passes *prometheus.CounterVec
 }
 
 type opened struct {
@@ -71,7 +76,13 @@ func New(cfg Config) *Provisioner {
 	if cfg.ElectionTTL == 0 {
 		cfg.ElectionTTL = 10 * time.Second
 	}
-	return &Provisioner{cfg: cfg, open: map[string]*opened{}, known: map[string]string{}}
+	p := &Provisioner{cfg: cfg, open: map[string]*opened{}, known: map[string]string{},
+		leader: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_provision_leader", Help: "1 while this replica is the one that provisions stores, else 0."}),
+		passes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_provision_passes_total", Help: "Times that stores were brought up to the configuration: complete, incomplete (tried again soon), conflict (another change came first) or failed."}, []string{"outcome"})}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(p.leader, p.passes)
+	}
+	return p
 }
 
 // Run stands for election and, while elected, reconciles until ctx ends.
@@ -103,12 +114,15 @@ func (p *Provisioner) term(ctx context.Context) error {
 		defer cancel()
 		_ = mutex.Unlock(uctx)
 	}()
+	p.leader.Set(1)
+	defer p.leader.Set(0)
 	retry := time.Second
 	for {
 		snap, changed := p.cfg.Store.Snapshot()
 		again := p.cfg.Every
 		if snap != nil {
 			complete, err := p.pass(ctx, snap)
+			p.passes.WithLabelValues(outcome(complete, err)).Inc()
 			switch {
 			case errors.Is(err, configstore.ErrConflict):
 				again = 0
@@ -133,6 +147,18 @@ func (p *Provisioner) term(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+func outcome(complete bool, err error) string {
+	switch {
+	case errors.Is(err, configstore.ErrConflict):
+		return "conflict"
+	case err != nil:
+		return "failed"
+	case !complete:
+		return "incomplete"
+	}
+	return "complete"
 }
 
 func wait(ctx context.Context, d time.Duration, changed <-chan struct{}) {

@@ -140,12 +140,12 @@ func New(cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, Log: cfg.Log})
+	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, Metrics: s.metrics, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.store, Log: cfg.Log, Metrics: s.metrics})
 	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery,
-		Conditions: provision.Conditions(s.store), Version: version.String(), Log: cfg.Log})
+		Conditions: provision.Conditions(s.store), Version: version.String(), Metrics: s.metrics, Log: cfg.Log})
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
-		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Log: cfg.Log})
+		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Metrics: s.metrics, Log: cfg.Log})
 	s.register()
 	for i, addr := range []string{cfg.AdminAddr, cfg.DiscoveryAddr, cfg.OpsAddr} {
 		if s.listeners[i], err = net.Listen("tcp", addr); err != nil {
@@ -178,23 +178,6 @@ func transport(name, addr string, f tlsconf.Files) (credentials.TransportCredent
 		return nil, fmt.Errorf("%s: %s is not a loopback address: without TLS files only those are listened on", name, addr)
 	}
 	return nil, nil
-}
-
-// register adds the metrics of the whole.
-func (s *Server) register() {
-	s.metrics.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_revision", Help: "Newest etcd revision that this replica has read."}, func() float64 {
-			if snap, _ := s.store.Snapshot(); snap != nil {
-				return float64(snap.Revision)
-			}
-			return 0
-		}),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_resources", Help: "Resources in the configuration."}, func() float64 {
-			if snap, _ := s.store.Snapshot(); snap != nil {
-				return float64(snap.Len())
-			}
-			return 0
-		}))
 }
 
 // Addrs tells where the server listens.
@@ -233,11 +216,11 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.Registry != nil {
 		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
 			Registry: s.cfg.Registry, Service: s.cfg.Service, Every: s.cfg.Times.Register, Grace: s.cfg.Times.RegisterGrace, Forget: s.cfg.Times.Forget,
-			ElectionTTL: s.cfg.Times.ElectionTTL, Log: s.cfg.Log})
+			ElectionTTL: s.cfg.Times.ElectionTTL, Metrics: s.metrics, Log: s.cfg.Log})
 		g.Go(func() error { return registered.Run(gctx) })
 	}
 
-	adminServer := grpc.NewServer(grpcOptions(s.adminTLS, 100)...)
+	adminServer := grpc.NewServer(append(grpcOptions(s.adminTLS, 100), counting(s.metrics)...)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
 	discoServer := grpc.NewServer(grpcOptions(s.discoTLS, 16)...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -92,14 +93,18 @@ type Client struct {
 	// confirmed: a control plane has answered since the start.
 	confirmed bool
 	// resync: streams start from nothing until one has brought the whole.
-	resync  bool
+	resync bool
+	// contact is when a control plane last confirmed the configuration, or
+	// the client was made, in Unix nanoseconds; 0 while one is followed.
+	contact atomic.Int64
 	metrics clientMetrics
 }
 
 type clientMetrics struct {
-	connected, revision, rejected, lastContact prometheus.Gauge
-	applied                                    *prometheus.CounterVec
-	attempts, drift, older, diskErrors         prometheus.Counter
+	connected, revision, rejected, lastContact, fromDisk prometheus.Gauge
+	age                                                  prometheus.GaugeFunc
+	applied                                              *prometheus.CounterVec
+	attempts, drift, older, diskErrors, lost             prometheus.Counter
 }
 
 // New makes a client and loads the last good configuration from disk, if there
@@ -118,15 +123,24 @@ func New(cfg Config) *Client {
 		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
 		lastContact: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_last_confirmed_timestamp_seconds", Help: "When a control plane last confirmed the configuration, Unix time; 0 for never."}),
+		fromDisk:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_from_disk", Help: "1 while the configuration in force is from disk and no control plane has confirmed it, else 0."}),
+		lost:        prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_failures_total", Help: "Discovery streams that broke or could not be opened."}),
 		applied:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_config_applied_total", Help: "Configurations put in force, by where they came from."}, []string{"source"}),
 		attempts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_attempts_total", Help: "Discovery streams that this proxy has tried to open."}),
 		drift:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_drift_total", Help: "Deltas after which the digests did not agree; each is followed by a full sync."}),
 		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision."}),
 		diskErrors:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
 	}}
+	c.contact.Store(time.Now().UnixNano())
+	c.metrics.age = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_config_age_seconds", Help: "For how long no control plane has confirmed the configuration; 0 while one is followed."}, func() float64 {
+		if at := c.contact.Load(); at != 0 {
+			return time.Since(time.Unix(0, at)).Seconds()
+		}
+		return 0
+	})
 	if cfg.Metrics != nil {
 		m := &c.metrics
-		cfg.Metrics.MustRegister(m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.attempts, m.drift, m.older, m.diskErrors)
+		cfg.Metrics.MustRegister(m.fromDisk, m.age, m.lost, m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.attempts, m.drift, m.older, m.diskErrors)
 	}
 	return c
 }
@@ -162,9 +176,11 @@ func (c *Client) Run(ctx context.Context) error {
 		c.metrics.attempts.Inc()
 		err := c.follow(ctx, addr, func() { retry = minRetry })
 		c.metrics.connected.Set(0)
+		c.contact.CompareAndSwap(0, time.Now().UnixNano())
 		if ctx.Err() != nil {
 			break
 		}
+		c.metrics.lost.Inc()
 		c.cfg.Log.Warn("the control plane cannot be followed; the last configuration stays in force", "address", addr, "error", err)
 		timer := time.NewTimer(retry/2 + rand.N(retry))
 		select {
@@ -203,7 +219,9 @@ func (c *Client) apply(ctx context.Context, fromDisk bool) {
 	source := "live"
 	if fromDisk {
 		source = "disk"
+		c.metrics.fromDisk.Set(1)
 	} else {
+		c.metrics.fromDisk.Set(0)
 		c.metrics.lastContact.SetToCurrentTime()
 	}
 	c.metrics.applied.WithLabelValues(source).Inc()
@@ -297,6 +315,7 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	}
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
+	c.contact.Store(0)
 	if c.cfg.Dir != "" && (c.mem.revision != before || len(refused) > 0) {
 		if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
 			c.metrics.diskErrors.Inc()

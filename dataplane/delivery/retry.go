@@ -75,6 +75,7 @@ func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription
 			if err == nil {
 				break
 			}
+			r.metrics.storeErrors.Inc()
 			r.m.cfg.Log.Warn("an event that failed cannot be written away yet; trying again", "subscription", r.key, "error", err)
 			timer := time.NewTimer(retry/2 + rand.N(retry))
 			<-timer.C

@@ -55,6 +55,7 @@ type item struct {
 	// owner is the member that has it; nil while nobody has.
 	owner *member
 	id    uint64
+	given time.Time  // when the owner got it
 	span  trace.Span // of the delivery in flight; nil without tracing
 	// due is when it times out (in flight) or is repeated (waiting); it makes
 	// older entries of the timers void.
@@ -137,6 +138,9 @@ func (r *runtime) follow(snap *snapshot.Snapshot, now time.Time) {
 		}
 		r.m.mu.Unlock()
 		r.end(fault.New(fault.NotFound, "delivery", "unknown-subscription", "Subscription %s was deleted", r.key.Name))
+		if sub == nil {
+			r.m.metrics.forget(r.key.Namespace, r.key.Name)
+		}
 		return
 	}
 	r.mu.Lock()
@@ -259,9 +263,11 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 		return 0
 	}
 	now := time.Now()
+	size := 0
 	for i, it := range r.buffer[:n] {
+		size += it.msg.stored.Size()
 		r.lastID++
-		it.id, it.owner, it.due = r.lastID, mem, now.Add(r.sub.AckTimeout)
+		it.id, it.owner, it.given, it.due = r.lastID, mem, now, now.Add(r.sub.AckTimeout)
 		it.begin(r, now)
 		r.flights[it.id] = it
 		r.timers.add(it)
@@ -273,6 +279,7 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 		r.buffer = nil
 	}
 	r.metrics.delivered.Add(float64(n))
+	r.metrics.bytes.Add(float64(size))
 	r.metrics.inFlight.Add(float64(n))
 	r.poke()
 	r.dispatchLocked()
@@ -472,9 +479,10 @@ func (m *member) Ack(ids ...uint64) (stale int) {
 	r := m.r
 	r.mu.Lock()
 	bySource := map[*source][]*item{}
-	n := 0
+	n, now := 0, time.Now()
 	for _, id := range ids {
 		if it := r.landLocked(m, id, outcomeAck); it != nil {
+			r.metrics.settleSeconds.Observe(now.Sub(it.given).Seconds())
 			bySource[it.src] = append(bySource[it.src], it)
 			n++
 		}

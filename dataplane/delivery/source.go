@@ -77,6 +77,7 @@ func (s *source) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		s.r.metrics.storeErrors.Inc()
 		s.r.m.cfg.Log.Warn("a subscription's topic cannot be read; trying again", "subscription", s.r.key, "topic", s.topic, "error", err)
 		timer := time.NewTimer(retry/2 + rand.N(retry))
 		select {

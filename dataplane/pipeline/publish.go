@@ -74,12 +74,14 @@ func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace
 	}
 	t := snap.Topics[snapshot.Key{Namespace: namespace, Name: name}]
 	if err := usable(t, namespace, name); err != nil {
+		p.metrics.refused.WithLabelValues(namespaceLabel(snap, namespace), reason(err)).Add(float64(len(events)))
 		return failAll(res, err)
 	}
 	ctx, span := p.begin(ctx, t, events)
 	defer func() { end(span, err) }()
 	m := p.metrics.of(t)
 	size, err := check(t, events, res)
+	p.metrics.arrived(len(events), size)
 	if err != nil {
 		m.failed(reason(err), len(events))
 		return err
@@ -180,7 +182,7 @@ func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapsh
 				n++
 			}
 		}
-		if err := p.store(ctx, to, t.KeyFrom, events[:n], res[:n]); err != nil {
+		if err := p.store(ctx, snap, to, t.KeyFrom, events[:n], res[:n]); err != nil {
 			_ = failAll(res[n:], fault.New(fault.Unavailable, "publish", "after-a-failure", "an earlier event of the batch failed; this one was not published"))
 			return err
 		}
@@ -203,7 +205,7 @@ func destination(snap *snapshot.Snapshot, t *snapshot.Topic, e *event.Event) (*s
 }
 
 // store writes events to one topic.
-func (p *Pipeline) store(ctx context.Context, t *snapshot.Topic, keyFrom string, events []event.Event, res []frontend.Result) error {
+func (p *Pipeline) store(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, keyFrom string, events []event.Event, res []frontend.Result) error {
 	epoch := t.Last()
 	st, err := p.cfg.Store(epoch.StoreUID)
 	if err != nil {
@@ -215,7 +217,9 @@ func (p *Pipeline) store(ctx context.Context, t *snapshot.Topic, keyFrom string,
 	}
 	got := make([]store.Result, len(events))
 	ctx, span := p.beginWrite(ctx, t, epoch.Physical, len(events))
+	began := time.Now()
 	err = st.Publish(ctx, epoch.Physical, out, got)
+	p.metrics.stores.wrote(storeLabel(snap, epoch.StoreUID), err, time.Since(began))
 	end(span, err)
 	for i := range got {
 		res[i] = frontend.Result{Err: got[i].Err}
@@ -233,7 +237,7 @@ func (p *Pipeline) Write(ctx context.Context, t *snapshot.Topic, events []event.
 	if err := usable(t, t.Namespace, t.Name); err != nil {
 		return err
 	}
-	return p.store(ctx, t, t.KeyFrom, events, make([]frontend.Result, len(events)))
+	return p.store(ctx, p.cfg.Snapshots.Get(), t, t.KeyFrom, events, make([]frontend.Result, len(events)))
 }
 
 func failAll(res []frontend.Result, err error) error {

@@ -245,8 +245,8 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("%d writes reached the store", w.st.calls)
 	}
 	// Labels are names of the configuration only.
-	if _, n := w.metric("weft_proxy_publish_refused_total"); n > 5 {
-		t.Errorf("%d series of refusals", n)
+	if sum, n := w.metric("weft_proxy_publish_refused_total"); n != 6 || sum != 16 {
+		t.Errorf("%d series of refusals, %v in all", n, sum)
 	}
 	if n := w.p.inFlight.Load(); n != 0 {
 		t.Errorf("%d bytes are in flight for ever", n)

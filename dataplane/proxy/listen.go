@@ -17,6 +17,7 @@ type listener struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
+	taken   int // connections ever
 	stopped bool
 
 	closed chan struct{}
@@ -50,6 +51,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err == nil {
 		out := &conn{Conn: c, l: l}
 		l.conns[out] = struct{}{}
+		l.taken++
 		return out, nil
 	}
 	<-l.room
@@ -97,6 +99,12 @@ func (l *listener) count() int {
 	return len(l.conns)
 }
 
+func (l *listener) total() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.taken
+}
+
 func (c *conn) Close() error {
 	c.once.Do(func() {
 		c.l.mu.Lock()
@@ -112,7 +120,9 @@ func connections(ls map[string]*listener) []prometheus.Collector {
 	var out []prometheus.Collector
 	for name, l := range ls {
 		out = append(out, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_connections", Help: "Open connections of a listener.",
-			ConstLabels: prometheus.Labels{"listener": name}}, func() float64 { return float64(l.count()) }))
+			ConstLabels: prometheus.Labels{"listener": name}}, func() float64 { return float64(l.count()) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_accepted_total", Help: "Connections that a listener took.",
+				ConstLabels: prometheus.Labels{"listener": name}}, func() float64 { return float64(l.total()) }))
 	}
 	return out
 }

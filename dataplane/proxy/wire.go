@@ -40,8 +40,8 @@ func (p *Proxy) wire() error {
 	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
 	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh.in, p.mesh.out = in, out
-	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, TLS: p.tls[listenHTTP], DrainTime: p.cfg.DrainTime, Log: p.cfg.Log})
-	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Log: p.cfg.Log})
+	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, TLS: p.tls[listenHTTP], DrainTime: p.cfg.DrainTime, Metrics: p.registry, Log: p.cfg.Log})
+	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Metrics: p.registry, Log: p.cfg.Log})
 	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Allow: p.cfg.PushAllow, Finish: p.cfg.DrainTime / 4,
 		Metrics: p.registry, Tracing: p.cfg.Tracing, Log: p.cfg.Log})
 	p.engine = engine{

@@ -109,10 +109,17 @@ func New(cfg Config) (*Client, error) {
 	if cfg.APIKey != nil {
 		if cfg.TLS == nil {
 			for _, a := range cfg.Addresses {
-				if !strings.HasPrefix(a, "127.") && !strings.HasPrefix(a, "localhost:") && !strings.HasPrefix(a, "[::1]:") {
-					return nil, fmt.Errorf("client: an API key is not sent to %s without TLS", a)
+				if err := onThisMachine(a); err != nil {
+					return nil, err
 				}
 			}
+			// Addresses of a registry are known only when they are dialled.
+			opts = append(opts, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+				if err := onThisMachine(addr); err != nil {
+					return nil, err
+				}
+				return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+			}))
 		}
 		opts = append(opts, grpc.WithPerRPCCredentials(apiKey{cfg.APIKey, cfg.TLS != nil}))
 	}
@@ -121,6 +128,18 @@ func New(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("client: %w", err)
 	}
 	return &Client{conn, eventsv1.NewEventServiceClient(conn)}, nil
+}
+
+// onThisMachine is nil where an API key may be sent to addr in the clear.
+func onThisMachine(addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("client: %w", err)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("client: an API key is not sent to %s without TLS", addr)
+	}
+	return nil
 }
 
 type apiKey struct {

@@ -3,10 +3,9 @@ package client
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
+	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -20,135 +19,106 @@ import (
 
 // PublisherOptions change a Publisher. The zero value is its defaults.
 type PublisherOptions struct {
-	// InFlight bounds the bytes of events without an answer, on the wire or
-	// waiting for it; Publish waits beyond it. 8 MiB when 0.
-	InFlight int
+	// MaxPending bounds the events that were handed over and not answered yet;
+	// 1,024 when 0. Publish waits where there are as many.
+	MaxPending int
 }
 
-// Limits of one message of the stream.
-const (
-	maxMessageEvents = 1000
-	maxMessageBytes  = 1 << 20
-)
-
-// errPublisherClosed is what Publish gives after Close.
-var errPublisherClosed = errors.New("client: the publisher is closed")
-
-// Publisher publishes events of one topic over one stream, as many at once as
-// InFlight lets: events of one ordering key keep the order in which Publish was
-// called. It is safe for concurrent use.
-//
-// When the connection is lost it connects again and repeats what has no answer,
-// with the same source and id, so an event may be kept twice. An event that was
-// refused, or that the store could not take, is not repeated: its Result says
-// so, and the caller decides.
+// Publisher publishes events of one topic over a stream, without waiting for one
+// before the next. It reconnects by itself: events whose answer was lost with a
+// connection are published again, in their order, with the same source and id.
+// Its methods are safe for concurrent use.
 type Publisher struct {
 	c                *Client
 	namespace, topic string
-	inFlight         int
-	life             context.Context // ends when Close gives up
-	end              context.CancelFunc
-	ended            chan struct{} // closed when the goroutines have ended
-	more             chan struct{} // there is something to send; capacity 1
+	cancel           context.CancelFunc
+	room             chan struct{} // one element for each event in list
+	more             chan struct{} // capacity 1: there is something to send
+	over             chan struct{} // closed with err
 
 	mu     sync.Mutex
-	queue  []*pending // not sent on the stream of now
-	sent   []*pending // sent, without an answer, in the order of their sequences
-	bytes  int
-	room   chan struct{} // closed when there is more room; nil while nobody waits
+	list   []*Pending // unanswered, in order
+	sent   int        // how many of them the stream has
 	closed bool
+	err    error
 }
 
-// pending is an event without an answer.
-type pending struct {
-	wire *cev1.CloudEvent
-	size int
-	done func(Result)
+// Pending is an event that was handed over.
+type Pending struct {
+	event    *cev1.CloudEvent
+	size     int           // bytes of event
+	answered chan struct{} // closed with the rest
+	position string
+	err      error
 }
 
-// Publisher opens a publisher, which connects when it is first used. Close it.
-func (c *Client) Publisher(namespace, topic string, o PublisherOptions) *Publisher {
-	if o.InFlight == 0 {
-		o.InFlight = 8 << 20
+// Done is closed once the outcome is known.
+func (p *Pending) Done() <-chan struct{} { return p.answered }
+
+// Wait waits for the outcome: the position token, or why the event was not kept.
+func (p *Pending) Wait(ctx context.Context) (position string, err error) {
+	select {
+	case <-p.answered:
+		return p.position, p.err
+	case <-ctx.Done():
+		return "", ctx.Err()
 	}
-	p := &Publisher{c: c, namespace: namespace, topic: topic, inFlight: o.InFlight, ended: make(chan struct{}), more: make(chan struct{}, 1)}
-	p.life, p.end = context.WithCancel(context.Background())
-	go p.run()
+}
+
+// maxSend and maxSendBytes bound one message: proxies take 1,000 events and
+// 8 MiB.
+const (
+	maxSend      = 256
+	maxSendBytes = 1 << 20
+)
+
+// Publisher starts one. Close ends it.
+func (c *Client) Publisher(namespace, topic string, o PublisherOptions) *Publisher {
+	if o.MaxPending <= 0 {
+		o.MaxPending = 1024
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Publisher{c: c, namespace: namespace, topic: topic, cancel: cancel, room: make(chan struct{}, o.MaxPending), more: make(chan struct{}, 1), over: make(chan struct{})}
+	go func() {
+		err := again(ctx, func(good func()) error { return p.stream(ctx, good) })
+		p.end(err)
+	}()
 	return p
 }
 
-// Publish takes an event, which must not be changed afterwards. done is called
-// once, when the store has it or it is known that it will not; it must not
-// block. Publish waits while as much is in flight as may be, until ctx ends; the
-// error is why the event was not taken, and then done is not called.
-func (p *Publisher) Publish(ctx context.Context, e event.Event, done func(Result)) error {
+// Publish hands an event over. It waits only while too many are unanswered. The
+// error is of the Publisher as a whole, or of ctx; then nothing was handed over.
+func (p *Publisher) Publish(ctx context.Context, e event.Event) (*Pending, error) {
 	if err := e.Validate(); err != nil {
-		return &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
+		return nil, &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
 	ev, err := wire(&e)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	x := &pending{ev, proto.Size(ev), done}
-	for {
-		p.mu.Lock()
-		if p.closed {
-			p.mu.Unlock()
-			return errPublisherClosed
-		}
-		if p.bytes == 0 || p.bytes+x.size <= p.inFlight {
-			p.queue = append(p.queue, x)
-			p.bytes += x.size
-			p.mu.Unlock()
-			p.poke()
-			return nil
-		}
-		room := p.roomLocked()
-		p.mu.Unlock()
-		select {
-		case <-room:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	select {
+	case p.room <- struct{}{}:
+	case <-p.over:
+		return nil, p.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-}
-
-// Flush waits until everything that was published before has its answer.
-func (p *Publisher) Flush(ctx context.Context) error {
-	for {
-		p.mu.Lock()
-		if p.bytes == 0 {
-			p.mu.Unlock()
-			return nil
-		}
-		room := p.roomLocked()
-		p.mu.Unlock()
-		select {
-		case <-room:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// Close takes no more events, waits until those in flight have their answers or
-// ctx ends, and gives those that have none then the reason "ambiguous".
-func (p *Publisher) Close(ctx context.Context) error {
+	q := &Pending{event: ev, size: proto.Size(ev), answered: make(chan struct{})}
 	p.mu.Lock()
-	p.closed = true
-	p.mu.Unlock()
-	err := p.Flush(ctx)
-	p.end()
-	<-p.ended
-	return err
+	defer p.mu.Unlock()
+	if p.closed || p.err != nil {
+		<-p.room
+		if p.err != nil {
+			return nil, p.err
+		}
+		return nil, errClosed
+	}
+	p.list = append(p.list, q)
+	p.poke()
+	return q, nil
 }
 
-func (p *Publisher) roomLocked() <-chan struct{} {
-	if p.room == nil {
-		p.room = make(chan struct{})
-	}
-	return p.room
-}
+var errClosed = errors.New("client: the publisher is closed")
 
 func (p *Publisher) poke() {
 	select {
@@ -157,159 +127,138 @@ func (p *Publisher) poke() {
 	}
 }
 
-// run keeps a stream while there is something to publish.
-func (p *Publisher) run() {
-	defer close(p.ended)
-	retry := minRetry
-	for p.life.Err() == nil {
+// Close takes no more events, waits until all are answered, and ends. Where ctx
+// ends first, or the Publisher failed, the error says so; events that are
+// unanswered then may have been kept.
+func (p *Publisher) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	list := slices.Clone(p.list)
+	p.mu.Unlock()
+	var err error
+	for _, q := range list {
 		select {
-		case <-p.more:
-			p.poke() // for the stream
-		case <-p.life.Done():
-			continue
+		case <-q.answered:
+		case <-ctx.Done():
+			err = fmt.Errorf("client: events are unanswered: %w", ctx.Err())
 		}
-		err := p.stream(func() { retry = minRetry })
-		if p.life.Err() != nil {
-			break
-		}
-		switch e := toError(err); code(e) {
-		case codes.PermissionDenied, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.Unauthenticated, codes.Unimplemented:
-			p.fail(e)
-			continue
-		}
-		p.again()
-		timer := time.NewTimer(retry/2 + rand.N(retry))
-		select {
-		case <-timer.C:
-		case <-p.life.Done():
-			timer.Stop()
-		}
-		retry = min(2*retry, maxRetry)
 	}
-	p.fail(&Error{Code: codes.Unavailable, Reason: "ambiguous", Message: "the publisher was closed before the answer came; the event may have been kept"})
-}
-
-// again puts what was sent before what was not.
-func (p *Publisher) again() {
-	p.mu.Lock()
-	p.queue = slices.Concat(p.sent, p.queue)
-	p.sent = nil
-	n := len(p.queue)
-	p.mu.Unlock()
-	if n > 0 {
-		p.poke()
+	p.cancel()
+	<-p.over
+	if err == nil && !errors.Is(p.err, context.Canceled) {
+		err = p.err
 	}
-}
-
-// fail answers everything.
-func (p *Publisher) fail(err error) {
-	p.mu.Lock()
-	all := slices.Concat(p.sent, p.queue)
-	p.sent, p.queue = nil, nil
-	p.mu.Unlock()
-	for _, x := range all {
-		p.answer(x, Result{Err: err})
-	}
-}
-
-// answer tells who published x, and makes room.
-func (p *Publisher) answer(x *pending, r Result) {
-	if x.done != nil {
-		x.done(r)
-	}
-	p.mu.Lock()
-	p.bytes -= x.size
-	if p.room != nil {
-		close(p.room)
-		p.room = nil
-	}
-	p.mu.Unlock()
-}
-
-// stream publishes over one stream until that ends.
-func (p *Publisher) stream(good func()) error {
-	ctx, cancel := context.WithCancel(p.life)
-	defer cancel()
-	rpc, err := p.c.rpc.PublishStream(ctx)
-	if err != nil {
-		return err
-	}
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		p.send(ctx, rpc)
-	}()
-	err = p.receive(rpc, good)
-	cancel()
-	<-sent
 	return err
 }
 
-// send sends what is published until the stream ends; why it ended the receiver
-// hears.
-func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) {
-	req := &eventsv1.PublishStreamRequest{Namespace: p.namespace, Topic: p.topic}
-	for {
-		select {
-		case <-p.more:
-		case <-ctx.Done():
-			return
-		}
-		for {
-			p.mu.Lock()
-			n, size := 0, 0
-			for n < len(p.queue) && n < maxMessageEvents && (n == 0 || size+p.queue[n].size <= maxMessageBytes) {
-				size += p.queue[n].size
-				n++
-			}
-			if n == 0 {
-				p.queue = nil
-				p.mu.Unlock()
-				break
-			}
-			for _, x := range p.queue[:n] {
-				req.Events = append(req.Events, x.wire)
-			}
-			p.sent = append(p.sent, p.queue[:n]...)
-			p.queue = p.queue[n:]
-			p.mu.Unlock()
-			if rpc.Send(req) != nil {
-				return
-			}
-			req.Reset()
-		}
+// end fails what is unanswered.
+func (p *Publisher) end(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
+	for _, q := range p.list {
+		q.err = err
+		close(q.answered)
+		<-p.room
 	}
+	p.list = nil
+	close(p.over)
 }
 
-// receive takes results until the stream ends.
-func (p *Publisher) receive(rpc grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse], good func()) error {
+// stream runs one stream: it sends what is unanswered, again and in order, and
+// then what comes.
+func (p *Publisher) stream(ctx context.Context, good func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	rpc, err := p.c.rpc.PublishStream(ctx)
+	if err != nil {
+		cancel()
+		return err
+	}
+	p.mu.Lock()
+	p.sent = 0
+	p.mu.Unlock()
+	p.poke()
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer cancel()
+	sending.Go(func() { p.send(ctx, rpc) })
 	next := uint64(1)
 	for {
 		resp, err := rpc.Recv()
 		if err != nil {
 			return err
 		}
+		if resp.FirstSequence != next {
+			return fmt.Errorf("client: the proxy answers for event %d of the stream, %d is next", resp.FirstSequence, next)
+		}
+		next += uint64(resp.Count)
+		if err := p.answer(resp); err != nil {
+			return err
+		}
 		good()
-		n := int(resp.Count)
-		p.mu.Lock()
-		if resp.FirstSequence != next || n > len(p.sent) {
-			p.mu.Unlock()
-			return &Error{Code: codes.Internal, Reason: "bad-answer", Message: "the proxy answered for events that were not sent"}
-		}
-		answered := p.sent[:n:n]
-		p.sent = p.sent[n:]
-		p.mu.Unlock()
-		failed := map[uint64]error{}
-		for _, f := range resp.Failed {
-			failed[f.Sequence] = fromWire(f.Error)
-		}
-		for i, x := range answered {
-			r := Result{Err: failed[next+uint64(i)]} //nolint:gosec // not negative
-			if i < len(resp.Positions) {
-				r.Position = resp.Positions[i]
-			}
-			p.answer(x, r)
-		}
-		next += uint64(n) //nolint:gosec // likewise
 	}
+}
+
+// send sends until the stream fails or ctx ends.
+func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) {
+	req := &eventsv1.PublishStreamRequest{Namespace: p.namespace, Topic: p.topic}
+	for {
+		p.mu.Lock()
+		rest := p.list[p.sent:]
+		rest = rest[:inMessage(rest)]
+		req.Events = req.Events[:0]
+		for _, q := range rest {
+			req.Events = append(req.Events, q.event)
+		}
+		p.sent += len(rest)
+		p.mu.Unlock()
+		if len(rest) > 0 {
+			if rpc.Send(req) != nil {
+				return // Recv says why
+			}
+			continue
+		}
+		select {
+		case <-p.more:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// inMessage is how many of the first events go in one message; one always does.
+func inMessage(list []*Pending) int {
+	bytes := 0
+	for i, q := range list {
+		if bytes += q.size; i == maxSend || i > 0 && bytes > maxSendBytes {
+			return i
+		}
+	}
+	return len(list)
+}
+
+// answer settles the oldest events by what the proxy says of them.
+func (p *Publisher) answer(resp *eventsv1.PublishStreamResponse) error {
+	failed := map[uint64]error{}
+	for _, f := range resp.Failed {
+		failed[f.Sequence] = fromWire(f.Error)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := int(resp.Count)
+	if n > p.sent {
+		return fmt.Errorf("client: the proxy answers for %d events, %d were sent", n, p.sent)
+	}
+	for i, q := range p.list[:n] {
+		q.err = failed[resp.FirstSequence+uint64(i)] //nolint:gosec // an index
+		if q.err == nil && i < len(resp.Positions) {
+			q.position = resp.Positions[i]
+		}
+		q.event = nil
+		close(q.answered)
+		<-p.room
+	}
+	clear(p.list[:n])
+	p.list, p.sent = p.list[n:], p.sent-n
+	return nil
 }

@@ -26,6 +26,17 @@ type Delivery struct {
 	// Attempt is 1 at first.
 	Attempt int
 	Event   event.Event
+
+	extend func(time.Duration)
+}
+
+// Extend asks for more time: the Subscription's ack time-out begins again and is
+// by, or as it was where by is 0. Only the Handler that has the delivery may call
+// it. Of a tail's events nothing times out.
+func (d Delivery) Extend(by time.Duration) {
+	if d.extend != nil {
+		d.extend(by)
+	}
 }
 
 // Handler takes one delivery. nil settles it; an error gives it back for
@@ -143,7 +154,7 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 		}
 		go func() {
 			defer func() { <-running }()
-			settle <- answer(d.Id, handle(ctx, h, d))
+			settle <- answer(d.Id, handle(ctx, h, d, func(by time.Duration) { settle <- extension(d.Id, by) }))
 		}()
 	}, func() {
 		good()
@@ -184,15 +195,24 @@ func decode(d *eventsv1.Delivery) (Delivery, error) {
 		return Delivery{}, err
 	}
 	e, err := cloudevents.DecodeProto(b)
-	return Delivery{d.Topic, d.Position, int(d.Attempt), e}, err
+	return Delivery{Topic: d.Topic, Position: d.Position, Attempt: int(d.Attempt), Event: e}, err
 }
 
-func handle(ctx context.Context, h Handler, d *eventsv1.Delivery) error {
+func handle(ctx context.Context, h Handler, d *eventsv1.Delivery, extend func(time.Duration)) error {
 	x, err := decode(d)
 	if err != nil {
 		return err
 	}
+	x.extend = extend
 	return h(ctx, x)
+}
+
+func extension(id uint64, by time.Duration) *eventsv1.SubscribeRequest {
+	x := &eventsv1.Extend{Ids: []uint64{id}}
+	if by > 0 {
+		x.AckTimeout = durationpb.New(by)
+	}
+	return &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Extend{Extend: x}}
 }
 
 // answer settles a delivery by what its handler said.

@@ -13,135 +13,84 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"github.com/weft-mesh/weft/pkg/event"
 )
 
 // MaxBatch bounds the events of a batch.
 const MaxBatch = 1000
 
-// DecodeJSON decodes one event in the JSON format. Data of the event may be part
-// of b, which must not be changed afterwards. The event is not validated.
+// DecodeJSON decodes one event in the JSON format. The event is not validated.
 func DecodeJSON(b []byte) (event.Event, error) {
-	r := newReader(b)
-	e, err := r.event()
+	if !utf8.Valid(b) {
+		return event.Event{}, errors.New("the JSON is not valid UTF-8")
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber()
+	e, err := decodeObject(dec)
 	if err != nil {
 		return e, err
 	}
-	if !r.atEnd() {
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return e, errors.New("there is something behind the event's JSON object")
 	}
 	return e, nil
 }
 
-// DecodeJSONBatch decodes a batch, as DecodeJSON does an event. Where one is wrong
-// the error names its place.
+// DecodeJSONBatch decodes a batch. Where an event is wrong the error names its
+// place.
 func DecodeJSONBatch(b []byte) ([]event.Event, error) {
-	r := newReader(b)
-	if r.dec.PeekKind() != jsontext.KindBeginArray {
+	if !utf8.Valid(b) {
+		return nil, errors.New("the JSON is not valid UTF-8")
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber()
+	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
 		return nil, errors.New("a batch is a JSON array of events")
 	}
-	if _, err := r.dec.ReadToken(); err != nil {
-		return nil, syntax(err)
-	}
 	var out []event.Event
-	for r.dec.PeekKind() != jsontext.KindEndArray {
+	for dec.More() {
 		if len(out) == MaxBatch {
 			return nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
 		}
-		e, err := r.event()
+		e, err := decodeObject(dec)
 		if err != nil {
 			return nil, fmt.Errorf("event %d: %w", len(out), err)
 		}
 		out = append(out, e)
 	}
-	if _, err := r.dec.ReadToken(); err != nil {
-		return nil, fmt.Errorf("the batch does not end: %w", syntax(err))
+	if _, err := dec.Token(); err != nil {
+		return nil, fmt.Errorf("the batch does not end: %w", err)
 	}
-	if !r.atEnd() {
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("there is something behind the batch")
 	}
 	return out, nil
 }
 
-// reader reads JSON (RFC 8259, with unique names and valid UTF-8: RFC 7493) and
-// gives parts of its input instead of copies.
-type reader struct {
-	dec *jsontext.Decoder
-	b   []byte
-}
-
-func newReader(b []byte) *reader { return &reader{jsontext.NewDecoder(bytes.NewBuffer(b)), b} }
-
-// value is the next value as it stands in the input.
-func (r *reader) value() ([]byte, error) {
-	v, err := r.dec.ReadValue()
-	if err != nil {
-		return nil, syntax(err)
-	}
-	end := int(r.dec.InputOffset())
-	return r.b[end-len(v) : end : end], nil
-}
-
-func (r *reader) atEnd() bool {
-	_, err := r.dec.ReadToken()
-	return errors.Is(err, io.EOF)
-}
-
-// syntax is what is wrong with the JSON and where.
-func syntax(err error) error {
-	s, ok := errors.AsType[*jsontext.SyntacticError](err)
-	switch {
-	case errors.Is(err, io.EOF):
-		return io.ErrUnexpectedEOF
-	case !ok:
-		return err
-	case errors.Is(err, jsontext.ErrDuplicateName):
-		return fmt.Errorf("member %q is there twice", clip(s.JSONPointer.LastToken()))
-	}
-	return fmt.Errorf("%w, at byte %d", s.Err, s.ByteOffset)
-}
-
-// text is the string that raw is; raw is valid JSON.
-func text(raw []byte) (string, error) {
-	if raw[0] != '"' {
-		return "", errors.New("is not a string")
-	}
-	if bytes.IndexByte(raw, '\\') < 0 {
-		return string(raw[1 : len(raw)-1]), nil
-	}
-	b, err := jsontext.AppendUnquote(nil, raw)
-	return string(b), err
-}
-
-// event reads one event.
-func (r *reader) event() (event.Event, error) {
+func decodeObject(dec *json.Decoder) (event.Event, error) {
 	var e event.Event
-	if kind := r.dec.PeekKind(); kind != jsontext.KindBeginObject {
-		if _, err := r.value(); err != nil {
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		if err != nil {
 			return e, fmt.Errorf("not a JSON object: %w", err)
 		}
 		return e, errors.New("an event is a JSON object")
 	}
-	if _, err := r.dec.ReadToken(); err != nil {
-		return e, syntax(err)
-	}
-	var data, data64 []byte
-	version := false
-	for n := 0; r.dec.PeekKind() != jsontext.KindEndObject; n++ {
-		if n > event.MaxAttributes+16 {
+	var data, data64 json.RawMessage
+	seen := map[string]bool{}
+	for dec.More() {
+		t, err := dec.Token()
+		if err != nil {
+			return e, err
+		}
+		name, _ := t.(string)
+		if seen[name] {
+			return e, fmt.Errorf("member %q is there twice", clip(name))
+		}
+		if seen[name] = true; len(seen) > event.MaxAttributes+16 {
 			return e, fmt.Errorf("the event has more than %d attributes", event.MaxAttributes)
 		}
-		raw, err := r.value()
-		if err != nil {
-			return e, err
-		}
-		name, err := text(raw)
-		if err != nil {
-			return e, err
-		}
-		if raw, err = r.value(); err != nil {
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
 			return e, fmt.Errorf("member %q: %w", clip(name), err)
 		}
 		switch name {
@@ -157,7 +106,7 @@ func (r *reader) event() (event.Event, error) {
 			return e, fmt.Errorf("attribute %q: %w", clip(name), err)
 		}
 		if name == event.AttrSpecVersion {
-			if version = true; value != event.SpecVersion {
+			if value != event.SpecVersion {
 				return e, fmt.Errorf("specversion is %q; this is for version 1.0", clip(value))
 			}
 			continue
@@ -169,10 +118,10 @@ func (r *reader) event() (event.Event, error) {
 			return e, err
 		}
 	}
-	if _, err := r.dec.ReadToken(); err != nil {
-		return e, syntax(err)
+	if _, err := dec.Token(); err != nil {
+		return e, err
 	}
-	if !version {
+	if !seen[event.AttrSpecVersion] {
 		return e, errors.New("specversion is missing")
 	}
 	event.SortAttrs(e.Ext)
@@ -180,10 +129,12 @@ func (r *reader) event() (event.Event, error) {
 }
 
 // attribute is the string form of an attribute's JSON value.
-func attribute(raw []byte) (string, error) {
+func attribute(raw json.RawMessage) (string, error) {
 	switch raw[0] {
 	case '"':
-		return text(raw)
+		var s string
+		err := json.Unmarshal(raw, &s)
+		return s, err
 	case 't', 'f':
 		return string(raw), nil
 	case 'n':
@@ -198,7 +149,7 @@ func attribute(raw []byte) (string, error) {
 	return strconv.FormatInt(n, 10), nil
 }
 
-func decodeData(e *event.Event, data, data64 []byte) error {
+func decodeData(e *event.Event, data, data64 json.RawMessage) error {
 	if string(data64) == "null" {
 		data64 = nil
 	}
@@ -206,8 +157,8 @@ func decodeData(e *event.Event, data, data64 []byte) error {
 	case data64 != nil && data != nil:
 		return errors.New("data and data_base64 are both there")
 	case data64 != nil:
-		s, err := text(data64)
-		if err != nil {
+		var s string
+		if err := json.Unmarshal(data64, &s); err != nil {
 			return errors.New("data_base64 is not a string")
 		}
 		b, err := base64.StdEncoding.DecodeString(s)
@@ -220,14 +171,12 @@ func decodeData(e *event.Event, data, data64 []byte) error {
 		// In the JSON format data without a content type are JSON.
 		e.DataContentType = first(e.DataContentType, "application/json")
 		e.Data = data
-	case data[0] == '"' && bytes.IndexByte(data, '\\') < 0:
-		e.Data = data[1 : len(data)-1]
 	case data[0] == '"':
-		b, err := jsontext.AppendUnquote(nil, data)
-		if err != nil {
+		var s string
+		if err := json.Unmarshal(data, &s); err != nil {
 			return fmt.Errorf("data: %w", err)
 		}
-		e.Data = b
+		e.Data = []byte(s)
 	default:
 		e.Data = data
 	}

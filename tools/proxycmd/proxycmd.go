@@ -55,9 +55,9 @@ func Command() *cobra.Command {
 		}}
 	f := cmd.Flags()
 	f.StringSliceVar(&cfg.ControlPlane, "control-plane", List(Env("WEFT_CONTROL_PLANE", "127.0.0.1:7421")), "discovery addresses of control planes (WEFT_CONTROL_PLANE)")
-	f.StringVar(&cfg.ControlPlaneTLS.CA, "control-plane-ca", Env("WEFT_CONTROL_PLANE_CA", ""), "file with the authority of the control plane's certificate; without TLS files only loopback is connected to")
-	f.StringVar(&cfg.ControlPlaneTLS.Cert, "control-plane-cert", Env("WEFT_CONTROL_PLANE_CERT", ""), "file with this proxy's certificate for the control plane")
-	f.StringVar(&cfg.ControlPlaneTLS.Key, "control-plane-key", Env("WEFT_CONTROL_PLANE_KEY", ""), "file with its key")
+	f.StringVar(&cfg.ControlPlaneTLS.CA, "control-plane-ca", Env("WEFT_CONTROL_PLANE_CA", ""), "file with the authority of the control plane's certificate; without TLS files only loopback is connected to (WEFT_CONTROL_PLANE_CA)")
+	f.StringVar(&cfg.ControlPlaneTLS.Cert, "control-plane-cert", Env("WEFT_CONTROL_PLANE_CERT", ""), "file with this proxy's certificate for the control plane (WEFT_CONTROL_PLANE_CERT)")
+	f.StringVar(&cfg.ControlPlaneTLS.Key, "control-plane-key", Env("WEFT_CONTROL_PLANE_KEY", ""), "file with its key (WEFT_CONTROL_PLANE_KEY)")
 	Seldom(f, &cfg.ControlPlaneTimes.AnswerTimeout, "control-plane-answer-timeout", 15*time.Second, "how long a control plane may take to connect and to answer")
 	Seldom(f, &cfg.ControlPlaneTimes.Keepalive, "control-plane-keepalive", 15*time.Second, "silence after which the control plane is asked whether it lives")
 	Seldom(f, &cfg.ControlPlaneTimes.MaxRetry, "control-plane-max-retry", 10*time.Second, "longest wait between attempts to reach a control plane")

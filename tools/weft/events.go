@@ -16,6 +16,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/client"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/resource"
 
 	"github.com/weft-mesh/weft/tools/proxycmd"
 )
@@ -27,7 +28,7 @@ func publishCommand() *cobra.Command {
 		e               event.Event
 		attrs           []string
 	)
-	cmd := &cobra.Command{Use: "publish TOPIC", Short: "Publish an event", Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{Use: "publish TOPIC", Short: "Publish an event", Args: cobra.ExactArgs(1), ValidArgsFunction: completeNames(resource.Topic, &namespace),
 		Example: "  weft publish orders --type order.created --data '{\"order\": 7}'\n  weft publish orders --data @order.json --key customer-3",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			body, err := readData(cmd, data)
@@ -109,7 +110,7 @@ func subscribeCommand() *cobra.Command {
 members do not get it. With --tail every event of the topics is shown and
 nothing is settled.`,
 		Example: "  weft subscribe billing\n  weft subscribe --tail 'orders.>' --from beginning",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    cobra.MaximumNArgs(1), ValidArgsFunction: completeNames(resource.Subscription, &namespace),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (len(args) == 1) == (len(tails) > 0) {
 				return errors.New("name a Subscription, or topics with --tail")

@@ -1,7 +1,6 @@
 package weft
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,14 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -147,21 +144,9 @@ func onCurrent(ctx context.Context, c adminv1.AdminServiceClient, rs []*configv1
 func canonical(kind, namespace, name string) (string, error) {
 	info, ok := resource.Lookup(kind)
 	if !ok {
-		var all []string
-		for _, k := range resource.Kinds() {
-			all = append(all, string(k.Kind))
-		}
-		return "", fmt.Errorf("%q is not a kind; there are %s", kind, strings.Join(all, ", "))
+		return "", fmt.Errorf("%q is not a kind; there are %s", kind, strings.Join(kindNames(), ", "))
 	}
 	return resource.Name(info.Kind, namespace, name), nil
-}
-
-func completeKinds(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	var all []string
-	for _, k := range resource.Kinds() {
-		all = append(all, string(k.Kind))
-	}
-	return all, cobra.ShellCompDirectiveNoFileComp
 }
 
 func getCommand() *cobra.Command {
@@ -171,7 +156,7 @@ func getCommand() *cobra.Command {
 		all       bool
 		output    string
 	)
-	cmd := &cobra.Command{Use: "get KIND [NAME]", Short: "Show resources", Args: cobra.RangeArgs(1, 2), ValidArgsFunction: completeKinds,
+	cmd := &cobra.Command{Use: "get KIND [NAME]", Short: "Show resources", Args: cobra.RangeArgs(1, 2), ValidArgsFunction: completeResources(&admin, &namespace, 1),
 		Example: "  weft get topics\n  weft get subscription billing -n demo -o yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, done, err := admin.dial()
@@ -242,7 +227,7 @@ func printResources(w io.Writer, rs []*configv1.Resource, output string) error {
 		return nil
 	case "text":
 	default:
-		return fmt.Errorf("--output: %q is not text, json or yaml", output)
+		return errOutput(output)
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "NAMESPACE\tNAME\tVERSION\tCREATED")
@@ -259,7 +244,7 @@ func deleteCommand() *cobra.Command {
 		namespace string
 		dryRun    bool
 	)
-	cmd := &cobra.Command{Use: "delete KIND NAME … | -f FILE", Short: "Delete resources in one transaction: all or none", ValidArgsFunction: completeKinds,
+	cmd := &cobra.Command{Use: "delete KIND NAME … | -f FILE", Short: "Delete resources in one transaction: all or none", ValidArgsFunction: completeResources(&admin, &namespace, 0),
 		Example: "  weft delete topic orders -n demo\n  weft delete -f examples/orders/",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &adminv1.DeleteRequest{DryRun: dryRun}
@@ -307,74 +292,4 @@ func deleteCommand() *cobra.Command {
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check, change nothing")
 	return cmd
-}
-
-func statusCommand() *cobra.Command {
-	var (
-		admin     adminFlags
-		namespace string
-		output    string
-	)
-	cmd := &cobra.Command{Use: "status", Short: "Which proxies have the configuration, and what is not ready and why", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, done, err := admin.dial()
-			if err != nil {
-				return err
-			}
-			defer done()
-			ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
-			defer cancel()
-			st, err := c.GetStatus(ctx, &adminv1.GetStatusRequest{Namespace: namespace})
-			if err != nil {
-				return err
-			}
-			if output == "json" {
-				b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true}.Marshal(st)
-				if err != nil {
-					return err
-				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", b)
-				return err
-			}
-			return printStatus(cmd.OutOrStdout(), st)
-		}}
-	admin.add(cmd)
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only this namespace's resources")
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	return cmd
-}
-
-func printStatus(w io.Writer, st *adminv1.GetStatusResponse) error {
-	fmt.Fprintf(w, "revision %d of lineage %s\n\n", st.Revision, st.Lineage)
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "PROXY\tACKNOWLEDGED\tVERSION\tADDRESS\tREFUSED")
-	slices.SortFunc(st.Proxies, func(a, b *adminv1.ProxyStatus) int { return cmp.Compare(a.NodeId, b.NodeId) })
-	for _, p := range st.Proxies {
-		acked := fmt.Sprint(p.AckedRevision)
-		if p.AckedRevision < st.Revision {
-			acked += fmt.Sprintf(" (%d behind)", st.Revision-p.AckedRevision)
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\n", p.NodeId, acked, p.Info.GetVersion(), p.Peer, len(p.Rejections))
-	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	if len(st.Proxies) == 0 {
-		fmt.Fprintln(w, "no proxy is connected to this control plane")
-	}
-	for _, p := range st.Proxies {
-		for _, r := range p.Rejections {
-			fmt.Fprintf(w, "  %s refuses %s version %s: %s: %s\n", p.NodeId, r.Name, r.Version, r.Field, r.Reason)
-		}
-	}
-	fmt.Fprintln(w)
-	t = tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "RESOURCE\tCONDITION\tREASON\tMESSAGE")
-	for _, r := range st.Resources {
-		for _, c := range r.Conditions {
-			is := map[adminv1.Condition_State]string{adminv1.Condition_STATE_TRUE: c.Type, adminv1.Condition_STATE_FALSE: "not " + c.Type}[c.State]
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.Name, cmp.Or(is, c.Type+" unknown"), c.Reason, c.Message)
-		}
-	}
-	return t.Flush()
 }

@@ -99,11 +99,18 @@ type adminFlags struct {
 	tls    tlsconf.Files
 }
 
+// adminDefaults are what the environment says, or what weft up serves.
+func adminDefaults() adminFlags {
+	return adminFlags{server: proxycmd.Env("WEFT_SERVER", "127.0.0.1:7420"),
+		tls: tlsconf.Files{CA: proxycmd.Env("WEFT_SERVER_CA", ""), Cert: proxycmd.Env("WEFT_SERVER_CERT", ""), Key: proxycmd.Env("WEFT_SERVER_KEY", "")}}
+}
+
 func (f *adminFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.server, "server", proxycmd.Env("WEFT_SERVER", "127.0.0.1:7420"), "address of the admin API (WEFT_SERVER)")
-	cmd.Flags().StringVar(&f.tls.CA, "server-ca", proxycmd.Env("WEFT_SERVER_CA", ""), "file with the authority of the control plane's certificate; without it the connection is plaintext, for loopback (WEFT_SERVER_CA)")
-	cmd.Flags().StringVar(&f.tls.Cert, "server-cert", proxycmd.Env("WEFT_SERVER_CERT", ""), "file with the own certificate (WEFT_SERVER_CERT)")
-	cmd.Flags().StringVar(&f.tls.Key, "server-key", proxycmd.Env("WEFT_SERVER_KEY", ""), "file with its key (WEFT_SERVER_KEY)")
+	d := adminDefaults()
+	cmd.Flags().StringVar(&f.server, "server", d.server, "address of the admin API (WEFT_SERVER)")
+	cmd.Flags().StringVar(&f.tls.CA, "server-ca", d.tls.CA, "file with the authority of the control plane's certificate; without it the connection is plaintext, for loopback (WEFT_SERVER_CA)")
+	cmd.Flags().StringVar(&f.tls.Cert, "server-cert", d.tls.Cert, "file with the own certificate (WEFT_SERVER_CERT)")
+	cmd.Flags().StringVar(&f.tls.Key, "server-key", d.tls.Key, "file with its key (WEFT_SERVER_KEY)")
 }
 
 func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -86,13 +87,13 @@ credentials is the principal "local".`,
 		}}
 	f := cmd.Flags()
 	f.StringVar(&data, "data", proxycmd.Env("WEFT_DATA", defaultData()), "data folder (WEFT_DATA)")
-	f.StringVar(&s.AdminAddr, "admin", "127.0.0.1:7420", "address of the admin API")
-	f.StringVar(&s.DiscoveryAddr, "discovery", "127.0.0.1:7421", "address of discovery")
-	f.StringVar(&s.OpsAddr, "control-plane-ops", "127.0.0.1:7429", "address of the control plane's operations")
-	f.StringVar(&p.HTTPAddr, "http", "127.0.0.1:7410", "address for clients over HTTP")
-	f.StringVar(&p.GRPCAddr, "grpc", "127.0.0.1:7411", "address for clients over gRPC")
-	f.StringVar(&p.HealthAddr, "health", "127.0.0.1:7418", "address of the proxy's /readyz")
-	f.StringVar(&p.OpsAddr, "ops", "127.0.0.1:7419", "address of the proxy's operations")
+	f.StringVar(&s.AdminAddr, "admin", proxycmd.Env("WEFT_ADMIN", "127.0.0.1:7420"), "address of the admin API (WEFT_ADMIN)")
+	f.StringVar(&s.DiscoveryAddr, "discovery", proxycmd.Env("WEFT_DISCOVERY", "127.0.0.1:7421"), "address of discovery (WEFT_DISCOVERY)")
+	f.StringVar(&s.OpsAddr, "control-plane-ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "address of the control plane's operations (WEFT_CONTROL_PLANE_OPS)")
+	f.StringVar(&p.HTTPAddr, "http", proxycmd.Env("WEFT_HTTP", "127.0.0.1:7410"), "address for clients over HTTP (WEFT_HTTP)")
+	f.StringVar(&p.GRPCAddr, "grpc", proxycmd.Env("WEFT_GRPC", "127.0.0.1:7411"), "address for clients over gRPC (WEFT_GRPC)")
+	f.StringVar(&p.HealthAddr, "health", proxycmd.Env("WEFT_HEALTH", "127.0.0.1:7418"), "address of the proxy's /readyz (WEFT_HEALTH)")
+	f.StringVar(&p.OpsAddr, "ops", proxycmd.Env("WEFT_OPS", "127.0.0.1:7419"), "address of the proxy's operations (WEFT_OPS)")
 	f.StringSliceVar(&pushAllows, "push-allow", []string{"127.0.0.0/8"}, "networks that push may call beside public addresses")
 	log.Add(cmd, "warn")
 	trace.Add(cmd)
@@ -330,7 +331,7 @@ func controlPlaneCommand() *cobra.Command {
 	f.StringVar(&cfg.DiscoveryTLS.Cert, "discovery-cert", "", "file with discovery's certificate; without TLS files only loopback is listened on")
 	f.StringVar(&cfg.DiscoveryTLS.Key, "discovery-key", "", "file with its key")
 	f.StringVar(&cfg.DiscoveryTLS.CA, "discovery-ca", "", "file with the authority of the proxies' certificates")
-	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging")
+	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging (WEFT_CONTROL_PLANE_OPS)")
 	proxycmd.Seldom(f, &cfg.Times.EtcdMaxRetry, "etcd-max-retry", 5*time.Second, "longest wait before etcd is read again")
 	proxycmd.Seldom(f, &cfg.Times.ElectionTTL, "election-ttl", 10*time.Second, "how long an elected replica may be out of etcd's sight, in whole seconds")
 	proxycmd.Seldom(f, &cfg.Times.Provision, "provision-every", 30*time.Second, "time between two looks at the stores while nothing changes")
@@ -343,7 +344,8 @@ func controlPlaneCommand() *cobra.Command {
 }
 
 func dialEtcd(endpoints []string, user, passwordFile string, log *slog.Logger) (*clientv3.Client, error) {
-	cfg := clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second, Username: user}
+	// What the client would log comes back as errors too.
+	cfg := clientv3.Config{Logger: zap.NewNop(), Endpoints: endpoints, DialTimeout: 5 * time.Second, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second, Username: user}
 	if passwordFile != "" {
 		b, err := os.ReadFile(passwordFile)
 		if err != nil {

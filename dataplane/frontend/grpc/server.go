@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -35,6 +36,7 @@ type Config struct {
 	MaxMessage int
 	// DrainTime bounds the graceful stop; 10 s.
 	DrainTime time.Duration
+	Metrics   prometheus.Registerer
 	Log       *slog.Logger
 }
 
@@ -42,6 +44,7 @@ type Config struct {
 type Server struct {
 	eventsv1.UnimplementedEventServiceServer
 	cfg      Config
+	calls    *prometheus.CounterVec
 	draining chan struct{} // closed when streams that could go on for ever end
 }
 
@@ -53,7 +56,7 @@ func New(cfg Config) *Server {
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 10 * time.Second
 	}
-	return &Server{cfg: cfg, draining: make(chan struct{})}
+	return &Server{cfg: cfg, calls: newCalls(cfg.Metrics), draining: make(chan struct{})}
 }
 
 // Serve serves on l, which it takes, until ctx ends; then it tells clients to go
@@ -70,6 +73,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
+	opts = append(opts, s.counting()...)
 	if s.cfg.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(s.cfg.TLS)))
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -26,14 +28,16 @@ type Config struct {
 	MaxBody int64
 	// DrainTime bounds the graceful stop; 10 s.
 	DrainTime time.Duration
+	Metrics   prometheus.Registerer
 	Log       *slog.Logger
 }
 
 // Server serves HTTP.
 type Server struct {
-	cfg  Config
-	base context.Context // ends when the server drains
-	stop context.CancelFunc
+	cfg      Config
+	base     context.Context // ends when the server drains
+	stop     context.CancelFunc
+	requests *prometheus.CounterVec
 }
 
 // New makes a Server.
@@ -44,7 +48,7 @@ func New(cfg Config) *Server {
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 10 * time.Second
 	}
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, requests: newRequests(cfg.Metrics)}
 	s.base, s.stop = context.WithCancel(context.Background())
 	return s
 }
@@ -85,7 +89,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // ServeHTTP routes a request. What of a path may stand as it is has to: a name
 // with an escaped letter or slash is no name, so that what is authorised is what
 // is served. Only the > and * of patterns are taken both ways.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	w, operation := &answered{ResponseWriter: rw}, opOther
+	defer func() { s.count(w, operation) }()
 	path := r.URL.Path
 	if raw := r.URL.RawPath; raw != "" { // it has escapes of what may stand as it is
 		path = strings.NewReplacer("%3E", ">", "%3e", ">", "%2A", "*", "%2a", "*").Replace(raw)
@@ -93,11 +99,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	switch {
 	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "topics":
+		operation = opPublish
 		if !method(w, r, http.MethodPost) {
 			return
 		}
 		s.publish(w, r, parts[1], parts[3])
 	case len(parts) == 5 && parts[0] == "v1" && parts[2] == "topics" && parts[4] == "events":
+		operation = opTail
 		if !method(w, r, http.MethodGet) {
 			return
 		}

@@ -4,7 +4,9 @@
 //	testservers -rocketmq -etcd -nacos -- go test ./...
 //
 // The command gets the addresses in its environment (WEFT_TEST_ROCKETMQ,
-// WEFT_TEST_ETCD, WEFT_TEST_NACOS); its exit status is passed on.
+// WEFT_TEST_ETCD, WEFT_TEST_NACOS); its exit status is passed on. With -env they
+// are written to a file too, for a shell to source, with etcd's process id
+// (WEFT_TEST_ETCD_PID).
 package main
 
 import (
@@ -15,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -27,8 +30,9 @@ func main() {
 	rocketmq := flag.Bool("rocketmq", false, "start RocketMQ (name server and broker, sync flush)")
 	etcd := flag.Bool("etcd", false, "start etcd")
 	nacos := flag.Bool("nacos", false, "start Nacos 3 (user nacos, password weft-test-password)")
+	env := flag.String("env", "", "a file for the addresses, written once all servers run")
 	flag.Parse()
-	code, err := run(*rocketmq, *etcd, *nacos, flag.Args())
+	code, err := run(*rocketmq, *etcd, *nacos, *env, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testservers:", err)
 		code = max(code, 1)
@@ -39,10 +43,11 @@ func main() {
 // server is one that runs.
 type server struct {
 	env, addr string
+	more      string // another line of the file for -env
 	stop      func() error
 }
 
-func run(rocketmq, etcd, nacos bool, command []string) (code int, err error) {
+func run(rocketmq, etcd, nacos bool, envFile string, command []string) (code int, err error) {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 
@@ -78,24 +83,34 @@ func run(rocketmq, etcd, nacos bool, command []string) (code int, err error) {
 		if err != nil {
 			return server{}, err
 		}
-		return server{servers.EnvRocketMQ, r.NameServer, r.Stop}, nil
+		return server{servers.EnvRocketMQ, r.NameServer, "", r.Stop}, nil
 	})
 	start(etcd, func() (server, error) {
 		e, err := servers.StartEtcd(sctx, servers.EtcdOptions{Progress: progress})
 		if err != nil {
 			return server{}, err
 		}
-		return server{servers.EnvEtcd, e.Endpoint, e.Stop}, nil
+		return server{servers.EnvEtcd, e.Endpoint, fmt.Sprintf("export %s_PID=%d\n", servers.EnvEtcd, e.PID()), e.Stop}, nil
 	})
 	start(nacos, func() (server, error) {
 		n, err := servers.StartNacos(sctx, servers.NacosOptions{Progress: progress})
 		if err != nil {
 			return server{}, err
 		}
-		return server{servers.EnvNacos, n.Addr, n.Stop}, nil
+		return server{servers.EnvNacos, n.Addr, "", n.Stop}, nil
 	})
 	if err := g.Wait(); err != nil {
 		return 1, err
+	}
+	if envFile != "" {
+		var b strings.Builder
+		for _, s := range running {
+			fmt.Fprintf(&b, "export %s=%s\n%s", s.env, s.addr, s.more)
+		}
+		if err := os.WriteFile(envFile, []byte(b.String()), 0o600); err != nil {
+			return 1, err
+		}
+		progress("a shell gets the addresses with: source " + envFile)
 	}
 	if len(command) == 0 {
 		progress("running; Ctrl-C ends them and removes their data")
