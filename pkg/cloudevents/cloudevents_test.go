@@ -66,10 +66,11 @@ func TestDecodeJSONRefuses(t *testing.T) {
 			t.Errorf("%s is accepted", name)
 		}
 	}
-	if _, err := DecodeJSONBatch([]byte("[{" + ok + "},{}]")); err == nil || !strings.Contains(err.Error(), "event 1") {
+	if b, wrong, err := DecodeJSONBatch([]byte("[{" + ok + "},{},3,{" + ok + "}]")); err != nil || len(b) != 4 || len(wrong) != 4 || wrong[0] != nil || wrong[3] != nil ||
+		wrong[1] == nil || !strings.Contains(wrong[1].Error(), "specversion") || wrong[2] == nil {
 		t.Errorf("the error does not name the event: %v", err)
 	}
-	if b, err := DecodeJSONBatch([]byte("[{" + ok + "},{" + ok + "}]")); err != nil || len(b) != 2 {
+	if b, _, err := DecodeJSONBatch([]byte("[{" + ok + "},{" + ok + "}]")); err != nil || len(b) != 2 {
 		t.Errorf("%v %v", b, err)
 	}
 }

@@ -180,19 +180,30 @@ func TestTimes(t *testing.T) {
 }
 
 // FuzzJSONBatch: what decodes is at most MaxBatch events, and costs memory in
-// proportion to what came.
+// proportion to what came; an event has the error that it has alone.
 func FuzzJSONBatch(f *testing.F) {
 	e := full()
 	f.Add([]byte("[]"))
+	f.Add([]byte(`[{},5,null]`))
 	f.Add(append(append([]byte("["), AppendJSON(nil, &e)...), ']'))
 	f.Add([]byte(`[{"specversion":"1.0","id":"1","source":"/curl","type":"t","data":{"a":1}},{"specversion":"1.0","id":"2","source":"/curl","type":"t","data_base64":"AAE="}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		list, err := DecodeJSONBatch(b)
+		list, wrong, err := DecodeJSONBatch(b)
 		if err != nil {
 			return
 		}
-		if len(list) > MaxBatch {
-			t.Fatalf("%d events", len(list))
+		if len(list) > MaxBatch || wrong != nil && len(wrong) != len(list) {
+			t.Fatalf("%d events, %d errors", len(list), len(wrong))
+		}
+		var raw []json.RawMessage
+		if err := json.Unmarshal(b, &raw); err != nil || len(raw) != len(list) {
+			t.Fatalf("%d events of %d, %v", len(list), len(raw), err)
+		}
+		for i := range raw {
+			alone, err := DecodeJSON(raw[i])
+			if (err == nil) != (wrong == nil || wrong[i] == nil) || err == nil && !reflect.DeepEqual(alone, list[i]) {
+				t.Errorf("event %d is %+v (%v), alone %+v (%v)", i, list[i], wrong, alone, err)
+			}
 		}
 		size := 0
 		for i := range list {

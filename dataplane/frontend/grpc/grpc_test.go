@@ -209,6 +209,61 @@ func TestBadCalls(t *testing.T) {
 	}
 }
 
+// TestBadBatch: each event of a batch has its own result, whatever is wrong with
+// it, in a call and on a stream, and nothing of the batch is kept.
+func TestBadBatch(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	list := ces(4)
+	list[1].SpecVersion, list[2].Source = "0.3", ""
+	list[3].Data = &cev1.CloudEvent_BinaryData{BinaryData: make([]byte, 2<<20)}
+	want := []struct{ reason, says string }{{"batch-refused", "another"}, {"bad-event", "spec_version"}, {"bad-event", "source"}, {"event-too-large", "takes 1048576"}}
+	check := func(i int, e *eventsv1.Error) {
+		t.Helper()
+		if e.GetReason() != want[i].reason || !strings.Contains(e.GetMessage(), want[i].says) || codes.Code(e.GetCode()) != codes.InvalidArgument { //nolint:gosec // a code
+			t.Errorf("event %d: %v", i, e)
+		}
+	}
+	out, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders", Events: list})
+	if err != nil || len(out.Results) != len(want) {
+		t.Fatalf("%v %v", out, err)
+	}
+	for i, r := range out.Results {
+		check(i, r.Error)
+	}
+	st, err := api.PublishStream(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Send(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: list}); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := st.Recv()
+	if err != nil || len(resp.Failed) != len(want) {
+		t.Fatalf("%v %v", resp, err)
+	}
+	for i, f := range resp.Failed {
+		if check(i, f.Error); f.Sequence != uint64(i+1) { //nolint:gosec // small
+			t.Errorf("event %d has sequence %d", i, f.Sequence)
+		}
+	}
+	// The next one is the topic's first.
+	first, err := api.Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tok, err := position.Parse(first.Position); err != nil || tok.Pos.Offset > 1 {
+		t.Errorf("%+v, %v: something was kept", tok, err)
+	}
+	if _, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders", Events: ces(pipeline.MaxBatch + 1)}); reason(err) != "bad-batch" {
+		t.Errorf("too many: %v", err)
+	}
+	if _, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders"}); reason(err) != "bad-batch" {
+		t.Errorf("none: %v", err)
+	}
+}
+
 // TestPublishStream: every event has one result, in order; one that is refused
 // shifts nothing.
 func TestPublishStream(t *testing.T) {

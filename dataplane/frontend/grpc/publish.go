@@ -23,20 +23,20 @@ func badEvent(err error) error {
 	return &fault.Error{Class: fault.Invalid, Op: "grpc", Reason: "bad-event", Msg: err.Error()}
 }
 
-// decodeEvents decodes events of a unary call. Streams, where speed counts, do
-// it in the codec.
-func decodeEvents[E proto.Message](in []E) ([]event.Event, error) {
-	out := make([]event.Event, len(in))
+// decodeEvents decodes events of a unary call; what cannot be decoded has its
+// error in res. Streams, where speed counts, do it in the codec.
+func decodeEvents[E proto.Message](in []E) (events []event.Event, res []frontend.Result) {
+	events, res = make([]event.Event, len(in)), make([]frontend.Result, len(in))
 	for i := range in {
 		b, err := proto.Marshal(in[i])
-		if err != nil {
-			return nil, badEvent(err)
+		if err == nil {
+			events[i], err = cloudevents.DecodeProto(b)
 		}
-		if out[i], err = cloudevents.DecodeProto(b); err != nil {
-			return nil, badEvent(err)
+		if err != nil {
+			res[i].Err = badEvent(err)
 		}
 	}
-	return out, nil
+	return events, res
 }
 
 // Publish publishes one event.
@@ -45,12 +45,8 @@ func (s *Server) Publish(ctx context.Context, req *eventsv1.PublishRequest) (*ev
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	events, err := decodeEvents([]proto.Message{req.Event})
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	var res [1]frontend.Result
-	if err := s.cfg.Mesh.Publish(ctx, who, req.Namespace, req.Topic, events, res[:]); err != nil {
+	events, res := decodeEvents([]proto.Message{req.Event})
+	if err := s.cfg.Mesh.Publish(ctx, who, req.Namespace, req.Topic, events, res); err != nil {
 		return nil, toStatus(err)
 	}
 	return &eventsv1.PublishResponse{Position: res[0].Position.String()}, nil
@@ -62,14 +58,10 @@ func (s *Server) PublishBatch(ctx context.Context, req *eventsv1.PublishBatchReq
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	events, err := decodeEvents(req.Events)
-	if err != nil {
-		return nil, toStatus(err)
+	if n := len(req.Events); n == 0 || n > pipeline.MaxBatch {
+		return nil, toStatus(fault.New(fault.Invalid, "grpc", "bad-batch", "a batch has 1 to %d events, this one has %d", pipeline.MaxBatch, n))
 	}
-	if len(events) == 0 {
-		return nil, toStatus(fault.New(fault.Invalid, "grpc", "bad-batch", "the batch is empty"))
-	}
-	res := make([]frontend.Result, len(events))
+	events, res := decodeEvents(req.Events)
 	// The error is the first of the results'.
 	_ = s.cfg.Mesh.Publish(ctx, who, req.Namespace, req.Topic, events, res)
 	out := &eventsv1.PublishBatchResponse{Results: make([]*eventsv1.PublishResult, len(res))}
@@ -162,15 +154,13 @@ func (st *publishStream) publish(ctx context.Context, r *publishRequest) (*event
 	resp := &eventsv1.PublishStreamResponse{FirstSequence: st.next, Count: uint32(n)} //nolint:gosec // at most MaxBatch
 	st.next += uint64(n)
 	res := make([]frontend.Result, n)
-	if r.wrong != nil {
-		err := badEvent(r.wrong)
-		for i := range res {
-			res[i].Err = err
+	for i, err := range r.wrong {
+		if err != nil {
+			res[i].Err = badEvent(err)
 		}
-	} else {
-		// The error is the first of the results'.
-		_ = st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, r.events, res)
 	}
+	// The error is the first of the results'.
+	_ = st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, r.events, res)
 	for i := range res {
 		if err := res[i].Err; err != nil {
 			if c := fault.ClassOf(err); c == fault.Unauthenticated {

@@ -211,7 +211,9 @@ func TestRefusals(t *testing.T) {
 		"structured, bad UTF-8":  {"POST", orders, "{\"id\":\"\xff\"}", []string{structured}, 400, "bad-event"},
 		"batch, empty":           {"POST", orders, "[]", []string{batch}, 400, "bad-event"},
 		"batch, one":             {"POST", orders, one("1"), []string{batch}, 400, "bad-event"},
-		"batch, second bad":      {"POST", orders, "[" + one("1") + ",{}]", []string{batch}, 400, "bad-event"},
+		"batch, cut":             {"POST", orders, "[" + one("1") + ",{", []string{batch}, 400, "bad-event"},
+		"batch, behind it":       {"POST", orders, "[" + one("1") + "]x", []string{batch}, 400, "bad-event"},
+		"batch, bad UTF-8":       {"POST", orders, "[" + one("1") + ",{\"id\":\"\xff\"}]", []string{batch}, 400, "bad-event"},
 		"another format":         {"POST", orders, "<x/>", []string{"Content-Type: application/cloudevents+xml"}, 415, "unknown-format"},
 		"bad content type":       {"POST", orders, "x", []string{"Content-Type: application/cloudevents+json; ;;"}, 400, "bad-content-type"},
 		"large body":             {"POST", orders, strings.Repeat("x", 5<<10), inBinary, 413, "body-too-large"},
@@ -253,6 +255,35 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	w.ask("POST", orders, one("first"), structured)
+	if e := w.tail(orders+"/events?from=beginning", "").next(); e.ID != "first" {
+		t.Errorf("%+v was kept", e)
+	}
+}
+
+// TestBadBatch: each event of a batch has its own result, whatever is wrong with
+// it, and nothing of the batch is kept.
+func TestBadBatch(t *testing.T) {
+	w := serve(t)
+	large := fmt.Sprintf(`{"specversion":"1.0","id":"5","source":"/curl","type":"t","data":%q}`, strings.Repeat("x", 2<<10))
+	resp, body := w.ask("POST", orders, "["+strings.Join([]string{one("0"), `{"specversion":"0.3","id":"1"}`, one("2"), "7", `{"specversion":"1.0","id":"4","type":"t"}`, large}, ", ")+"]", batch)
+	var got struct{ Results []result }
+	w.must(json.Unmarshal([]byte(body), &got))
+	want := []struct{ reason, says string }{{"batch-refused", "another"}, {"bad-event", "specversion is"}, {"batch-refused", "another"}, {"bad-event", "JSON object"}, {"bad-event", "source"}, {"event-too-large", "takes 1024"}}
+	if resp.StatusCode != http.StatusBadRequest || len(got.Results) != len(want) {
+		t.Fatalf("%d %s", resp.StatusCode, body)
+	}
+	for i, r := range got.Results {
+		if r.Position != "" || r.Error == nil || r.Error.Reason != want[i].reason || !strings.Contains(r.Error.Detail, want[i].says) {
+			t.Errorf("event %d: %+v", i, r.Error)
+		}
+	}
+	// Who may not publish hears that, and not what is wrong.
+	_, body = w.ask("POST", "/v1/demo/topics/secret", "[{},"+one("1")+"]", batch)
+	w.must(json.Unmarshal([]byte(body), &got))
+	if len(got.Results) != 2 || got.Results[0].Error.Reason != "access-denied" || got.Results[1].Error.Reason != "access-denied" {
+		t.Error(body)
+	}
+	w.publish("orders", "first")
 	if e := w.tail(orders+"/events?from=beginning", "").next(); e.ID != "first" {
 		t.Errorf("%+v was kept", e)
 	}
