@@ -10,10 +10,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/version"
 )
 
@@ -23,11 +25,8 @@ const (
 	maxOpsConnections    = 64
 )
 
-// httpServer is a server for the small pages: everything short and bounded. A
-// profile takes as long as it is asked for.
-func httpServer(h http.Handler) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-}
+// slowPages are for operations: a profile takes as long as it is asked for.
+var slowPages = listener.HTTPLimits{Write: 5 * time.Minute}
 
 // health serves readiness and nothing else: it may be open to the network.
 func (p *Proxy) health() http.Handler {
@@ -114,6 +113,20 @@ func things[T any](m map[snapshot.Key]T, of func(T) thing) []thing {
 		out = append(out, of(v))
 	}
 	slices.SortFunc(out, func(a, b thing) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// connections counts the connections of the listeners.
+func connections(ls map[string]*listener.Listener) []prometheus.Collector {
+	var out []prometheus.Collector
+	for name, l := range ls {
+		labels := prometheus.Labels{"listener": name}
+		out = append(out,
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_connections", Help: "Open connections of a listener.", ConstLabels: labels},
+				func() float64 { return float64(l.Count()) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_refused_total", Help: "Connections that a listener had no room for.", ConstLabels: labels},
+				func() float64 { return float64(l.Refused()) }))
+	}
 	return out
 }
 

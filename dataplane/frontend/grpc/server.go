@@ -13,7 +13,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
@@ -22,6 +21,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/listener"
 )
 
 // Config of a Server. The zero value of a limit is its default.
@@ -58,21 +58,11 @@ func New(cfg Config) *Server {
 // Serve serves on l, which it takes, until ctx ends; then it tells clients to go
 // elsewhere, lets calls finish, and ends what does not.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	opts := []grpc.ServerOption{
-		grpc.ForceServerCodecV2(codec{}),
-		grpc.MaxRecvMsgSize(s.cfg.MaxMessage),
-		grpc.MaxHeaderListSize(32 << 10),
-		grpc.MaxConcurrentStreams(1000),
-		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.ReadBufferSize(64 << 10),
-		grpc.WriteBufferSize(64 << 10),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	}
+	opts := []grpc.ServerOption{grpc.ForceServerCodecV2(codec{}), grpc.ReadBufferSize(64 << 10), grpc.WriteBufferSize(64 << 10)}
 	if s.cfg.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(s.cfg.TLS)))
 	}
-	srv := grpc.NewServer(opts...)
+	srv := listener.GRPC(listener.GRPCLimits{Message: s.cfg.MaxMessage, Streams: 1000, Idle: 30 * time.Minute}, opts...)
 	eventsv1.RegisterEventServiceServer(srv, s)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
