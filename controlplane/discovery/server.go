@@ -145,7 +145,7 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 
 // open makes the stream's state from its first request.
 func (s *Server) open(ctx context.Context, first *discoveryv3.DeltaDiscoveryRequest, allowed map[string]bool) (*stream, error) {
-	st := &stream{server: s, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: time.Now()}
+	st := &stream{server: s, fresh: map[string]bool{}, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: time.Now()}
 	st.scope.allowed = allowed
 	if p, ok := peer.FromContext(ctx); ok {
 		st.peer = p.Addr.String()
@@ -155,6 +155,9 @@ func (s *Server) open(ctx context.Context, first *discoveryv3.DeltaDiscoveryRequ
 	}
 	st.nodeID = first.Node.Id
 	st.info = &discoveryv1.NodeInfo{}
+	if n := proto.Size(first.Node); n > maxNode {
+		return nil, status.Errorf(codes.InvalidArgument, "node has %d bytes, the most is %d", n, maxNode)
+	}
 	if f := first.Node.GetMetadata().GetFields()["weft"]; f != nil {
 		b, err := f.MarshalJSON()
 		if err == nil {
