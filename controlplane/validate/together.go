@@ -41,8 +41,13 @@ func Together(before View, put []*configv1.Resource, gone []string) []Problem {
 		c.together(o, r)
 		problems = append(problems, c.problems...)
 	}
+	clear(seen)
 	for _, name := range gone {
 		c := &collector{name: name}
+		if seen[name] {
+			c.add("name", "unique", "is in the change twice")
+		}
+		seen[name] = true
 		c.unused(o, before.Resource(name))
 		problems = append(problems, c.problems...)
 	}
