@@ -201,7 +201,7 @@ func TestModel(t *testing.T) {
 // TestLog: the log of changes is bounded; whoever is further behind hears so, and
 // older snapshots keep theirs.
 func TestLog(t *testing.T) {
-	snap := empty("1-x", 1)
+	snap := Empty("1-x", 1)
 	first := snap
 	for i := range 2 * maxChanges {
 		x := snap.edit()

@@ -185,7 +185,7 @@ func (s *Store) read(ctx context.Context) (*Snapshot, error) {
 		}
 		if x == nil {
 			rev = resp.Header.Revision
-			x = empty(lineage, rev).edit()
+			x = Empty(lineage, rev).edit()
 		}
 		for _, kv := range resp.Kvs {
 			if e := s.entry(kv); e != nil {

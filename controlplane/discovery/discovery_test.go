@@ -8,7 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -641,6 +643,12 @@ func TestLimits(t *testing.T) {
 	if len(st.fresh) != 100 || len(st.scope.exact) != 100 {
 		t.Errorf("%d names are to be sent, %d are subscribed to", len(st.fresh), len(st.scope.exact))
 	}
+	// One that asks for nothing and goes has done nothing wrong.
+	nothing := w.connect(w.addr, nil)
+	_ = nothing.rpc.CloseSend()
+	if err := nothing.ends(); !errors.Is(err, io.EOF) {
+		t.Errorf("nothing is asked: %v", err)
+	}
 	// Streams are bounded.
 	_, one := serve(t, Config{Source: w.store, MaxStreams: 1, Log: slog.New(slog.DiscardHandler)})
 	p := w.connect(one, nil)
@@ -671,4 +679,71 @@ func TestAllowed(t *testing.T) {
 	if err := p.ends(); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("%v", err)
 	}
+}
+
+// FuzzFirst: whatever a stream begins with is refused, or makes a stream within
+// its bounds that may be shown.
+func FuzzFirst(f *testing.F) {
+	token, err := proto.Marshal(&discoveryv1.ResumeToken{Lineage: "1-x", Revision: 7, Scope: []string{"*"}, Rejected: []*discoveryv1.Rejection{{Name: "topic/demo/t", Version: "3", Reason: "no"}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	captured, err := os.ReadFile(filepath.Join("testdata", "captures", "proxy-request"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(captured, base64.RawURLEncoding.EncodeToString(token))
+	f.Add([]byte(nil), "")
+	f.Add(captured, "???")
+	source := fixed{}
+	f.Fuzz(func(t *testing.T, b []byte, token string) {
+		req := &discoveryv3.DeltaDiscoveryRequest{}
+		if proto.Unmarshal(b, req) != nil {
+			return
+		}
+		s := New(Config{Source: source, CatchUp: time.Nanosecond, Log: slog.New(slog.DiscardHandler)})
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(ResumeHeader, token))
+		var st *stream
+		var err error
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if st, err = s.open(ctx, req, nil); err == nil {
+			if err = st.subscribe(req); err == nil {
+				st.resume(req)
+			}
+		}
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 1024*uint64(len(b)+len(token))+1<<20 {
+			t.Errorf("%d bytes for %d", n, len(b)+len(token))
+		}
+		if err != nil {
+			if c := status.Code(err); c != codes.InvalidArgument && c != codes.Unavailable && c != codes.ResourceExhausted {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		if n := len(st.nodeID); n == 0 || n > 128 || len(st.scope.exact)+len(st.scope.spaces) > maxSubscribed || len(st.rejected) > maxHeld {
+			t.Errorf("node %q, %d names, %d rejections", st.nodeID, len(st.scope.exact), len(st.rejected))
+		}
+		for name := range st.scope.exact {
+			if _, _, _, err := resource.Split(name); err != nil {
+				t.Errorf("%q is subscribed to: %v", name, err)
+			}
+		}
+		if _, err := proto.Marshal(st.status()); err != nil {
+			t.Errorf("the status cannot be shown: %v", err)
+		}
+	})
+}
+
+// fixed is a Source with one empty snapshot.
+type fixed struct{}
+
+func (fixed) Snapshot() (*configstore.Snapshot, <-chan struct{}) {
+	return configstore.Empty("1-x", 7), nil
+}
+
+func (fixed) WaitFor(ctx context.Context, _ int64) (*configstore.Snapshot, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
 }

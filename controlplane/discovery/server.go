@@ -11,7 +11,9 @@ package discovery
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -113,6 +115,9 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 		}
 	}
 	first, err := rpc.Recv()
+	if errors.Is(err, io.EOF) {
+		return nil // it asks for nothing
+	}
 	if err != nil {
 		return err
 	}

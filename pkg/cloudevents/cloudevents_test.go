@@ -117,9 +117,14 @@ func TestProtoTypes(t *testing.T) {
 func FuzzJSON(f *testing.F) {
 	e := full()
 	f.Add(AppendJSON(nil, &e))
+	seeds(f, "*-structured.json")
 	f.Add([]byte(`{"specversion":"1.0","id":"1","source":"s","type":"t","data":"x","datacontenttype":"text/plain"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := DecodeJSON(b)
+		var e event.Event
+		var err error
+		if n := allocated(func() { e, err = DecodeJSON(b) }); n > 64*uint64(len(b))+slack {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
 		if err != nil || e.Validate() != nil {
 			return
 		}
@@ -138,8 +143,13 @@ func FuzzJSON(f *testing.F) {
 func FuzzProto(f *testing.F) {
 	e := full()
 	f.Add(AppendProto(nil, &e))
+	seeds(f, "*.pb")
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := DecodeProto(b)
+		var e event.Event
+		var err error
+		if n := allocated(func() { e, err = DecodeProto(b) }); n > 64*uint64(len(b))+slack {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
 		if err != nil || e.Validate() != nil {
 			return
 		}
