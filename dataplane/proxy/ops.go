@@ -3,7 +3,6 @@ package proxy
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/pprof"
 	"slices"
@@ -46,23 +45,7 @@ func (p *Proxy) operations() http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return onlyLocal(mux)
-}
-
-// onlyLocal refuses requests that a browser was led to make: a name of the web
-// that resolves to this machine is not this machine's name.
-func onlyLocal(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := r.Host
-		if _, _, err := net.SplitHostPort(host); err != nil {
-			host = net.JoinHostPort(strings.Trim(host, "[]"), "0")
-		}
-		if loopback, err := isLoopback(host); err != nil || !loopback {
-			http.Error(w, "the Host must be a loopback address", http.StatusForbidden)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
+	return listener.OnlyLocal(mux)
 }
 
 func (p *Proxy) readyz(w http.ResponseWriter, _ *http.Request) {

@@ -2,7 +2,10 @@ package listener
 
 import (
 	"cmp"
+	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -67,4 +70,21 @@ func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
 			MaxConnectionAge: cmp.Or(l.Age, 2*time.Hour), MaxConnectionAgeGrace: l.Grace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}, opts...)...)
+}
+
+// OnlyLocal refuses requests that a browser was led to make: a name of the web
+// that resolves to this machine is not this machine's name.
+func OnlyLocal(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, err := net.SplitHostPort(r.Host)
+		if err != nil {
+			host = strings.Trim(r.Host, "[]")
+		}
+		ip, err := netip.ParseAddr(host)
+		if !strings.EqualFold(host, "localhost") && (err != nil || !ip.Unmap().IsLoopback()) {
+			http.Error(w, "the Host must be a loopback address", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
