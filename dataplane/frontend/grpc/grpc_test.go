@@ -439,9 +439,20 @@ func TestBadFrames(t *testing.T) {
 	}
 }
 
+// TestStrangers: whoever may not call hears so at once, and does not occupy a
+// call by sending no message.
+func TestStrangers(t *testing.T) {
+	_, conn := serve(t)
+	for _, method := range []string{eventsv1.EventService_Publish_FullMethodName, eventsv1.EventService_PublishBatch_FullMethodName, eventsv1.EventService_PublishStream_FullMethodName, eventsv1.EventService_Subscribe_FullMethodName} {
+		if got := call(t, conn.Target(), method, nil, [2]string{"authorization", "Bearer nobody"}); got != "16" {
+			t.Errorf("%s: grpc-status %q", method, got)
+		}
+	}
+}
+
 // call makes a call with data as they are, on a connection of its own, and gives
-// its grpc-status.
-func call(t *testing.T, addr, method string, data []byte) string {
+// its grpc-status. With headers of its own the call does not end.
+func call(t *testing.T, addr, method string, data []byte, header ...[2]string) string {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -458,12 +469,14 @@ func call(t *testing.T, addr, method string, data []byte) string {
 	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	var head bytes.Buffer
 	enc := hpack.NewEncoder(&head)
-	for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", method}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}} {
+	for _, h := range append([][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", method}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}}, header...) {
 		_ = enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
 	}
 	_ = f.WriteSettings()
 	_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true})
-	_ = f.WriteData(1, true, data)
+	if header == nil {
+		_ = f.WriteData(1, true, data)
+	}
 	for {
 		frame, err := f.ReadFrame()
 		if err != nil {

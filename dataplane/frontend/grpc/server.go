@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
@@ -58,7 +59,7 @@ func New(cfg Config) *Server {
 // Serve serves on l, which it takes, until ctx ends; then it tells clients to go
 // elsewhere, lets calls finish, and ends what does not.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	opts := []grpc.ServerOption{grpc.ForceServerCodecV2(codec{}), grpc.ReadBufferSize(64 << 10), grpc.WriteBufferSize(64 << 10)}
+	opts := []grpc.ServerOption{grpc.ForceServerCodecV2(codec{}), grpc.InTapHandle(s.enter), grpc.ReadBufferSize(64 << 10), grpc.WriteBufferSize(64 << 10)}
 	if s.cfg.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(s.cfg.TLS)))
 	}
@@ -78,8 +79,28 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
+// principalKey is where the context of a call has its principal.
+type principalKey struct{}
+
+// enter asks who calls before there is anything of the call: whoever may not
+// opens nothing that waits for a message which never comes.
+func (s *Server) enter(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	who, err := s.identify(ctx)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return context.WithValue(ctx, principalKey{}, who), nil
+}
+
 // authenticate tells who calls.
 func (s *Server) authenticate(ctx context.Context) (*policy.Principal, error) {
+	if who, ok := ctx.Value(principalKey{}).(*policy.Principal); ok {
+		return who, nil
+	}
+	return s.identify(ctx)
+}
+
+func (s *Server) identify(ctx context.Context) (*policy.Principal, error) {
 	var c policy.Credentials
 	if p, ok := peer.FromContext(ctx); ok {
 		c.Peer, _ = netip.ParseAddrPort(p.Addr.String())
