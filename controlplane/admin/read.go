@@ -109,7 +109,7 @@ func (s *Service) List(_ context.Context, req *adminv1.ListRequest) (*adminv1.Li
 	return resp, nil
 }
 
-// watchPart is how many resources a part of the initial state has.
+// watchPart is how many resources a message of a watch has at most.
 const watchPart = 200
 
 // Watch sends what exists and then every change.
@@ -123,20 +123,15 @@ func (s *Service) Watch(req *adminv1.WatchRequest, stream grpc.ServerStreamingSe
 		_, err := s.cfg.Store.Current()
 		return toStatus(err)
 	}
-	part := &adminv1.WatchResponse{Revision: snap.Revision, Initial: true}
+	parts := watchParts{stream: stream, revision: snap.Revision, initial: true}
 	for e := range snap.All(prefix) {
-		if !match(e) {
-			continue
-		}
-		if part.Changed = append(part.Changed, shown(e)); len(part.Changed) == watchPart {
-			if err := stream.Send(part); err != nil {
+		if match(e) {
+			if err := parts.changed(e); err != nil {
 				return err
 			}
-			part = &adminv1.WatchResponse{Revision: snap.Revision, Initial: true}
 		}
 	}
-	part.InitialEnd = true
-	if err := stream.Send(part); err != nil {
+	if err := parts.end(); err != nil {
 		return err
 	}
 	for sent := snap; ; {
@@ -150,27 +145,79 @@ func (s *Service) Watch(req *adminv1.WatchRequest, stream grpc.ServerStreamingSe
 		if !ok || snap.Lineage != sent.Lineage {
 			return status.Error(codes.Aborted, "the watch fell behind; watch again")
 		}
-		resp := &adminv1.WatchResponse{Revision: snap.Revision}
+		parts := watchParts{stream: stream, revision: snap.Revision}
 		for _, name := range list {
 			if !strings.HasPrefix(name, prefix) {
 				continue
 			}
 			if e := snap.Get(name); e != nil {
 				if match(e) {
-					resp.Changed = append(resp.Changed, shown(e))
+					err = parts.changed(e)
 				}
-			} else if _, ns, _, err := resource.Split(name); err == nil && (req.Namespace == "" || ns == req.Namespace) {
-				resp.Deleted = append(resp.Deleted, name)
+			} else if _, ns, _, bad := resource.Split(name); bad == nil && (req.Namespace == "" || ns == req.Namespace) {
+				err = parts.deleted(name)
+			}
+			if err != nil {
+				return err
 			}
 		}
 		sent = snap
-		if len(resp.Changed)+len(resp.Deleted) == 0 {
-			continue
-		}
-		if err := stream.Send(resp); err != nil {
+		if err := parts.end(); err != nil {
 			return err
 		}
 	}
+}
+
+// watchParts sends what there is to say in messages that a client takes.
+type watchParts struct {
+	stream   grpc.ServerStreamingServer[adminv1.WatchResponse]
+	revision int64
+	initial  bool
+	part     *adminv1.WatchResponse
+	size     int
+}
+
+func (w *watchParts) changed(e *configstore.Entry) error {
+	if err := w.room(len(e.Bytes)); err != nil {
+		return err
+	}
+	w.part.Changed = append(w.part.Changed, shown(e))
+	return nil
+}
+
+func (w *watchParts) deleted(name string) error {
+	if err := w.room(len(name)); err != nil {
+		return err
+	}
+	w.part.Deleted = append(w.part.Deleted, name)
+	return nil
+}
+
+// room makes room for n bytes, by sending what there is.
+func (w *watchParts) room(n int) error {
+	if w.part != nil && (w.size+n > maxPageBytes || len(w.part.Changed)+len(w.part.Deleted) == watchPart) {
+		if err := w.stream.Send(w.part); err != nil {
+			return err
+		}
+		w.part, w.size = nil, 0
+	}
+	if w.part == nil {
+		w.part = &adminv1.WatchResponse{Revision: w.revision, Initial: w.initial}
+	}
+	w.size += n
+	return nil
+}
+
+// end sends the last part: of what exists always one, of changes what there is.
+func (w *watchParts) end() error {
+	if w.part == nil {
+		if !w.initial {
+			return nil
+		}
+		w.part = &adminv1.WatchResponse{Revision: w.revision, Initial: true}
+	}
+	w.part.InitialEnd = w.initial
+	return w.stream.Send(w.part)
 }
 
 // GetStatus tells who has applied what and what is not ready.

@@ -195,8 +195,8 @@ func cutByte(k []byte) (before, after string, ok bool) {
 	return string(k), "", false
 }
 
-// empty is the snapshot of an etcd without resources.
-func empty(lineage string, revision int64) *Snapshot {
+// Empty is the snapshot of an etcd without resources.
+func Empty(lineage string, revision int64) *Snapshot {
 	return &Snapshot{Lineage: lineage, Revision: revision, floor: revision, tree: iradix.New[*Entry](), digests: iradix.New[Digest]()}
 }
 

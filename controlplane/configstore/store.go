@@ -210,7 +210,7 @@ func (s *Store) read(ctx context.Context) (*Snapshot, error) {
 		}
 		if x == nil {
 			rev = resp.Header.Revision
-			x = empty(lineage, rev).edit()
+			x = Empty(lineage, rev).edit()
 		}
 		for _, kv := range resp.Kvs {
 			if e := s.entry(kv); e != nil {
@@ -289,11 +289,13 @@ func (s *Store) apply(now *Snapshot, resp clientv3.WatchResponse) (*Snapshot, er
 		switch {
 		case strings.HasPrefix(key, dirResources):
 			name := strings.TrimPrefix(key, dirResources)
-			if ev.Type == mvccpb.Event_DELETE {
-				x.put(name, nil, ev.Kv.ModRevision, true)
-			} else if e := s.entry(ev.Kv); e != nil {
-				x.put(name, e, ev.Kv.ModRevision, true)
+			var e *Entry
+			if ev.Type != mvccpb.Event_DELETE {
+				// What cannot be read is as if it were not there, to every
+				// replica, whether it saw it come or found it.
+				e = s.entry(ev.Kv)
 			}
+			x.put(name, e, ev.Kv.ModRevision, true)
 		case key == dirMeta+"generation":
 			x.next.Generation = ev.Kv.ModRevision
 		case key == dirMeta+"lineage":

@@ -11,7 +11,9 @@ package discovery
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -126,6 +128,9 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 		}
 	}
 	first, err := rpc.Recv()
+	if errors.Is(err, io.EOF) {
+		return nil // it asks for nothing
+	}
 	if err != nil {
 		return err
 	}
@@ -158,7 +163,7 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 
 // open makes the stream's state from its first request.
 func (s *Server) open(ctx context.Context, first *discoveryv3.DeltaDiscoveryRequest, allowed map[string]bool) (*stream, error) {
-	st := &stream{server: s, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: time.Now()}
+	st := &stream{server: s, fresh: map[string]bool{}, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: time.Now()}
 	st.scope.allowed = allowed
 	if p, ok := peer.FromContext(ctx); ok {
 		st.peer = p.Addr.String()
@@ -168,6 +173,9 @@ func (s *Server) open(ctx context.Context, first *discoveryv3.DeltaDiscoveryRequ
 	}
 	st.nodeID = first.Node.Id
 	st.info = &discoveryv1.NodeInfo{}
+	if n := proto.Size(first.Node); n > maxNode {
+		return nil, status.Errorf(codes.InvalidArgument, "node has %d bytes, the most is %d", n, maxNode)
+	}
 	if f := first.Node.GetMetadata().GetFields()["weft"]; f != nil {
 		b, err := f.MarshalJSON()
 		if err == nil {

@@ -30,6 +30,8 @@ const (
 	maxChunk = 1 << 20
 	// maxSubscribed bounds names that a stream subscribes to.
 	maxSubscribed = 10000
+	// maxNode is the size of what a stream says of its node, which is kept.
+	maxNode = 64 << 10
 	// maxHeld bounds the rejections that a stream is remembered for.
 	maxHeld = 1000
 	// maxReason bounds the text of one.
@@ -50,11 +52,13 @@ type stream struct {
 	cursor *configstore.Snapshot
 	// resumed is the revision that a resume token gave; 0 without.
 	resumed int64
-	// wanted is set while the proxy must be sent its whole scope.
+	// asked is set once the proxy has asked for resources of ours.
+	asked bool
+	// full is set while the proxy must be sent its whole scope.
 	full bool
 	// fresh are names that were subscribed to, or again, and must be sent
 	// whatever the cursor says.
-	fresh []string
+	fresh map[string]bool
 	// initial are the versions that a plain client says it has.
 	initial map[string]string
 	// rejected is the version of each resource that this proxy refused.
@@ -113,7 +117,6 @@ func (st *stream) serve(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregat
 	if err := st.request(rpc, first); err != nil {
 		return err
 	}
-	st.resume(first)
 	for {
 		snap, changed := st.server.cfg.Source.Snapshot()
 		if st.flight == nil {
@@ -156,7 +159,8 @@ func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) {
 	if _, ok := snap.Since(st.token.Revision); !ok || st.token.Lineage != snap.Lineage || !slices.Equal(asked, st.token.Scope) {
 		return
 	}
-	st.full, st.fresh, st.resumed = false, nil, st.token.Revision
+	st.full, st.resumed = false, st.token.Revision
+	clear(st.fresh)
 	for _, r := range st.token.Rejected[:min(len(st.token.Rejected), maxHeld)] {
 		st.reject(r)
 	}
@@ -165,7 +169,11 @@ func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) {
 // request takes one request: subscriptions, and the answer to a response.
 func (st *stream) request(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, req *discoveryv3.DeltaDiscoveryRequest) error {
 	if req.TypeUrl != resource.TypeURL {
-		// Whoever asks for a type that is not ours hears that there is none.
+		// Whoever asks for a type that is not ours hears that there is none. An
+		// answer to that is none to answer, or the two would never end.
+		if req.ResponseNonce != "" && len(req.ResourceNamesSubscribe) == 0 {
+			return nil
+		}
 		st.nonce++
 		return rpc.Send(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: req.TypeUrl, Nonce: strconv.FormatUint(st.nonce, 10),
 			RemovedResources: req.ResourceNamesSubscribe})
@@ -173,6 +181,10 @@ func (st *stream) request(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggreg
 	// Changes of the subscription count whatever nonce they come with.
 	if err := st.subscribe(req); err != nil {
 		return err
+	}
+	if !st.asked {
+		st.asked = true
+		st.resume(req)
 	}
 	if req.ResponseNonce == "" || st.flight == nil {
 		return nil
@@ -233,7 +245,7 @@ func (st *stream) reject(r *discoveryv1.Rejection) {
 func (st *stream) subscribe(req *discoveryv3.DeltaDiscoveryRequest) error {
 	sc := &st.scope
 	add := req.ResourceNamesSubscribe
-	if st.cursor == nil && st.nonce == 0 && len(add) == 0 && !sc.wild() && len(sc.exact) == 0 {
+	if !st.asked && len(add) == 0 {
 		add = []string{"*"} // the legacy wildcard: a first request without names
 	}
 	for _, n := range add {
@@ -254,8 +266,7 @@ func (st *stream) subscribe(req *discoveryv3.DeltaDiscoveryRequest) error {
 			if sc.exact == nil {
 				sc.exact = map[string]bool{}
 			}
-			sc.exact[n] = true
-			st.fresh = append(st.fresh, n)
+			sc.exact[n], st.fresh[n] = true, true
 		}
 		if len(sc.exact)+len(sc.spaces) > maxSubscribed {
 			return status.Errorf(codes.ResourceExhausted, "a stream may subscribe to %d names", maxSubscribed)
@@ -269,6 +280,7 @@ func (st *stream) subscribe(req *discoveryv3.DeltaDiscoveryRequest) error {
 			sc.all = false
 		}
 		delete(sc.exact, n)
+		delete(st.fresh, n)
 	}
 	return nil
 }
@@ -290,60 +302,88 @@ type delta struct {
 
 // delta is what leads from what the proxy has to snap.
 func (st *stream) delta(snap *configstore.Snapshot) delta {
+	changed, ok := st.changes(snap)
+	if !ok {
+		return st.whole(snap)
+	}
 	var d delta
+	for name := range st.fresh {
+		changed = append(changed, name)
+	}
+	slices.Sort(changed)
+	for _, name := range slices.Compact(changed) {
+		e := snap.Get(name)
+		_, ns, _, err := resource.Split(name)
+		switch {
+		case err != nil || !st.scope.has(name, ns):
+			// Not of this stream; a name that it may not see is said not to
+			// exist.
+			if st.fresh[name] {
+				d.removed = append(d.removed, name)
+			}
+		case e == nil:
+			d.removed = append(d.removed, name)
+		case !st.knows(e) || st.fresh[name] && st.initial[name] != e.Version():
+			d.put = append(d.put, e)
+		}
+	}
+	return d
+}
+
+// changes names what changed since the proxy was told; not ok where it must be
+// told everything.
+func (st *stream) changes(snap *configstore.Snapshot) (names []string, ok bool) {
 	since := st.resumed
 	if st.cursor != nil {
-		since = st.cursor.Revision
 		if st.cursor.Lineage != snap.Lineage {
-			st.full = true
+			return nil, false
+		}
+		since = st.cursor.Revision
+	}
+	if st.full {
+		return nil, false
+	}
+	if since == 0 && !st.scope.wild() {
+		return nil, true // exact names alone, and the first time: they are fresh
+	}
+	return snap.Since(since)
+}
+
+// whole is everything of the scope.
+func (st *stream) whole(snap *configstore.Snapshot) delta {
+	d := delta{complete: st.scope.wild() && len(st.initial) == 0}
+	st.server.metrics.fullSyncs.Inc()
+	// The whole scope means the whole: also what was refused before.
+	clear(st.rejected)
+	st.mu.Lock()
+	clear(st.held)
+	st.mu.Unlock()
+	for e := range snap.All("") {
+		if st.scope.has(e.Name, e.Namespace) && !st.knows(e) {
+			d.put = append(d.put, e)
 		}
 	}
-	var changed []string
-	if !st.full && (since > 0 || st.scope.wild()) {
-		var ok bool
-		if changed, ok = snap.Since(since); !ok {
-			st.full = true
+	// What the proxy has, or asks for, and is not there any more, or not for it.
+	missing := func(name string) {
+		if _, ns, _, err := resource.Split(name); err != nil || snap.Get(name) == nil || !st.scope.has(name, ns) {
+			d.removed = append(d.removed, name)
 		}
 	}
-	if st.full && st.scope.wild() {
-		st.server.metrics.fullSyncs.Inc()
-		d.complete = len(st.initial) == 0
-		// The whole scope means the whole: also what was refused before.
-		clear(st.rejected)
-		st.mu.Lock()
-		clear(st.held)
-		st.mu.Unlock()
-		for e := range snap.All("") {
-			if st.scope.has(e.Name, e.Namespace) && !st.knows(e) {
-				d.put = append(d.put, e)
-			}
-		}
-		for name := range st.initial {
-			if snap.Get(name) == nil {
-				d.removed = append(d.removed, name)
-			}
-		}
-	} else {
-		names := append(slices.Clone(st.fresh), changed...)
-		slices.Sort(names)
-		for _, name := range slices.Compact(names) {
-			e := snap.Get(name)
-			_, ns, _, err := resource.Split(name)
-			switch {
-			case err != nil || !st.scope.has(name, ns):
-				// Not of this stream; a name that it may not see is said
-				// not to exist.
-				if slices.Contains(st.fresh, name) {
-					d.removed = append(d.removed, name)
-				}
-			case e == nil:
-				d.removed = append(d.removed, name)
-			case !st.knows(e) || slices.Contains(st.fresh, name):
-				d.put = append(d.put, e)
+	for name := range st.initial {
+		missing(name)
+	}
+	for name := range st.fresh {
+		missing(name)
+	}
+	if st.cursor != nil {
+		for e := range st.cursor.All("") {
+			if st.scope.has(e.Name, e.Namespace) {
+				missing(e.Name)
 			}
 		}
 	}
 	slices.Sort(d.removed)
+	d.removed = slices.Compact(d.removed)
 	return d
 }
 
@@ -354,7 +394,7 @@ func (st *stream) knows(e *configstore.Entry) bool {
 
 // send sends what the proxy lacks, if anything.
 func (st *stream) send(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, snap *configstore.Snapshot) error {
-	if st.cursor == snap && !st.full && len(st.fresh) == 0 {
+	if !st.asked || st.cursor == snap && !st.full && len(st.fresh) == 0 {
 		return nil
 	}
 	if st.cursor != nil && st.cursor.Lineage == snap.Lineage && snap.Revision < st.cursor.Revision {
@@ -380,7 +420,9 @@ func (st *stream) send(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregate
 		chunk.SystemVersionInfo = versionInfo(snap.Lineage, snap.Revision)
 		part := make([]sentResource, 0, len(chunk.Resources))
 		for _, r := range chunk.Resources {
-			part = append(part, sentResource{r.Name, r.Version})
+			if r.Name != resource.ManifestName {
+				part = append(part, sentResource{r.Name, r.Version})
+			}
 		}
 		st.flight.parts[chunk.Nonce], st.flight.last = part, chunk.Nonce
 		err := rpc.Send(chunk)
@@ -419,6 +461,9 @@ func (st *stream) send(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregate
 		if err != nil {
 			return err
 		}
+		if err := room(proto.Size(m)); err != nil {
+			return err
+		}
 		chunk.Resources = append(chunk.Resources, m)
 	}
 	st.server.metrics.sent.WithLabelValues("put").Add(float64(len(d.put)))
@@ -434,7 +479,8 @@ func (st *stream) send(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregate
 			st.mu.Unlock()
 		}
 	}
-	st.full, st.fresh, st.initial = false, nil, nil
+	st.full, st.initial = false, nil
+	clear(st.fresh)
 	st.mu.Lock()
 	st.sent = snap.Revision
 	st.mu.Unlock()

@@ -24,6 +24,16 @@ func (s *Server) register() {
 		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_build_info", Help: "Always 1; the label has the version.",
 			ConstLabels: prometheus.Labels{"version": version.String()}}, func() float64 { return 1 }))
+	for i, name := range []string{"admin", "discovery", "ops"} {
+		labels := prometheus.Labels{"listener": name}
+		s.metrics.MustRegister(
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_connections", Help: "Open connections of a listener.", ConstLabels: labels},
+				func() float64 { return float64(s.listeners[i].Count()) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_accepted_total", Help: "Connections that a listener took.", ConstLabels: labels},
+				func() float64 { return float64(s.listeners[i].Accepted()) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_refused_total", Help: "Connections that a listener had no room for.", ConstLabels: labels},
+				func() float64 { return float64(s.listeners[i].Refused()) }))
+	}
 }
 
 // resources counts the configuration when it is asked.

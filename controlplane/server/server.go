@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -31,6 +30,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/fleet"
 	"github.com/weft-mesh/weft/controlplane/provision"
 	"github.com/weft-mesh/weft/controlplane/validate"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
 	"github.com/weft-mesh/weft/registry"
@@ -47,6 +47,9 @@ type Config struct {
 	// (metrics, readiness, profiles; loopback only). 127.0.0.1:7420, :7421
 	// and :7429 when empty.
 	AdminAddr, DiscoveryAddr, OpsAddr string
+	// MaxConnections bounds the connections of the admin API's and of
+	// discovery's listener; 20,000 when 0.
+	MaxConnections int
 	// TLS of the admin API and of discovery. Without it only loopback
 	// addresses are accepted.
 	AdminTLS, DiscoveryTLS tlsconf.Files
@@ -90,6 +93,9 @@ func (t Times) check() error {
 	return nil
 }
 
+// maxOpsConnections bounds the connections of the operations' listener.
+const maxOpsConnections = 64
+
 // Addrs are the addresses that a server listens on.
 type Addrs struct{ Admin, Discovery, Ops string }
 
@@ -101,7 +107,7 @@ type Server struct {
 	admin     *admin.Service
 	provision *provision.Provisioner
 	metrics   *prometheus.Registry
-	listeners [3]net.Listener
+	listeners [3]*listener.Listener
 	adminTLS  credentials.TransportCredentials
 	discoTLS  credentials.TransportCredentials
 }
@@ -118,6 +124,9 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 5 * time.Second
+	}
+	if cfg.MaxConnections == 0 {
+		cfg.MaxConnections = 20000
 	}
 	if cfg.Registry != nil && cfg.Service == "" {
 		cfg.Service = "weft"
@@ -147,10 +156,13 @@ func New(cfg Config) (_ *Server, err error) {
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
 		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Metrics: s.metrics, Log: cfg.Log})
 	s.register()
-	for i, addr := range []string{cfg.AdminAddr, cfg.DiscoveryAddr, cfg.OpsAddr} {
-		if s.listeners[i], err = net.Listen("tcp", addr); err != nil {
-			for _, l := range s.listeners[:i] {
-				_ = l.Close()
+	for i, l := range []struct {
+		addr string
+		most int
+	}{{cfg.AdminAddr, cfg.MaxConnections}, {cfg.DiscoveryAddr, cfg.MaxConnections}, {cfg.OpsAddr, maxOpsConnections}} {
+		if s.listeners[i], err = listener.Listen(l.addr, l.most); err != nil {
+			for _, open := range s.listeners[:i] {
+				_ = open.Close()
 			}
 			return nil, fmt.Errorf("control plane: %w", err)
 		}
@@ -191,20 +203,14 @@ func (s *Server) Ready(ctx context.Context) error {
 	return err
 }
 
-// grpcOptions bound what a peer may do.
-func grpcOptions(creds credentials.TransportCredentials, maxStreams uint32) []grpc.ServerOption {
-	opts := []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(2 << 20),
-		grpc.MaxHeaderListSize(64 << 10), // a resume token travels in a header
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 15 * time.Minute}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	}
+// grpcServer makes a server for what is kept open long: proxies and admins whose
+// credentials have changed meanwhile are judged again every hour.
+func grpcServer(creds credentials.TransportCredentials, streams uint32, opts ...grpc.ServerOption) *grpc.Server {
+	limits := listener.GRPCLimits{Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: time.Hour, Grace: time.Minute}
 	if creds != nil {
 		opts = append(opts, grpc.Creds(creds))
 	}
-	return opts
+	return listener.GRPC(limits, opts...)
 }
 
 // Run serves until ctx ends or something fails, then stops gracefully.
@@ -220,11 +226,12 @@ func (s *Server) Run(ctx context.Context) error {
 		g.Go(func() error { return registered.Run(gctx) })
 	}
 
-	adminServer := grpc.NewServer(append(grpcOptions(s.adminTLS, 100), counting(s.metrics)...)...)
+	adminServer := grpcServer(s.adminTLS, 100, counting(s.metrics)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
-	discoServer := grpc.NewServer(grpcOptions(s.discoTLS, 16)...)
+	discoServer := grpcServer(s.discoTLS, 16)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
-	ops := &http.Server{Handler: s.operations(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	// A profile takes as long as it is asked for.
+	ops := listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute})
 	g.Go(func() error { return adminServer.Serve(s.listeners[0]) })
 	g.Go(func() error { return discoServer.Serve(s.listeners[1]) })
 	g.Go(func() error {
@@ -265,5 +272,5 @@ func (s *Server) operations() http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return mux
+	return listener.OnlyLocal(mux)
 }

@@ -41,8 +41,13 @@ func Together(before View, put []*configv1.Resource, gone []string) []Problem {
 		c.together(o, r)
 		problems = append(problems, c.problems...)
 	}
+	clear(seen)
 	for _, name := range gone {
 		c := &collector{name: name}
+		if seen[name] {
+			c.add("name", "unique", "is in the change twice")
+		}
+		seen[name] = true
 		c.unused(o, before.Resource(name))
 		problems = append(problems, c.problems...)
 	}
@@ -124,6 +129,8 @@ func (c *collector) together(o overlay, r *configv1.Resource) {
 		}
 	}
 	switch s := r.Spec.(type) {
+	case *configv1.Resource_EventStore:
+		c.eventStoreTogether(o, r)
 	case *configv1.Resource_Topic:
 		c.topicTogether(o, r, s.Topic)
 	case *configv1.Resource_Route:
@@ -181,15 +188,38 @@ func (c *collector) topicTogether(o overlay, r *configv1.Resource, t *configv1.T
 	if local && t.Needs.GetDurability() == configv1.Durability_DURABILITY_REPLICATED {
 		c.add("spec.needs.durability", "store-lacks", "an embedded store is on one machine")
 	}
+	if taken := o.samePhysical(r, store); taken != "" {
+		c.add("spec.physical_name", "unique", fmt.Sprintf("the physical topic %s is a Topic's already", taken))
+	}
+}
+
+// eventStoreTogether: a store that now reaches where another one does must not
+// bring two topics together.
+func (c *collector) eventStoreTogether(o overlay, r *configv1.Resource) {
+	for t := range o.all(resource.Topic, r.Metadata.Namespace) {
+		if t.GetTopic().Store != r.Metadata.Name || o.put[resource.NameOf(t)] != nil {
+			continue // of another store, or judged by itself
+		}
+		if taken := o.samePhysical(t, r); taken != "" {
+			c.add("spec", "unique", fmt.Sprintf("reaches where the physical topic %s of %s is another Topic's already", taken, resource.NameOf(t)))
+		}
+	}
+}
+
+// samePhysical is the physical name of topic r in its store, if another Topic
+// has it already; not whose: that namespace may not be the caller's.
+func (o overlay) samePhysical(r, store *configv1.Resource) string {
+	local := store.GetEventStore().GetEmbedded() != nil
 	for other := range o.all(resource.Topic, "") {
-		if resource.NameOf(other) == c.name || PhysicalName(other) != PhysicalName(r) {
+		if resource.NameOf(other) == resource.NameOf(r) || PhysicalName(other) != PhysicalName(r) {
 			continue
 		}
 		os := o.get(resource.EventStore, other.Metadata.Namespace, other.GetTopic().Store)
 		if os != nil && sameStore(os.GetEventStore(), store.GetEventStore()) && (!local || os == store) {
-			c.add("spec.physical_name", "unique", fmt.Sprintf("the physical topic %s is a Topic's already", PhysicalName(r)))
+			return PhysicalName(r)
 		}
 	}
+	return ""
 }
 
 // PhysicalName is the name of a Topic resource in its first store.

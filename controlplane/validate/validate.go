@@ -94,9 +94,7 @@ func (v *Validator) Alone(r *configv1.Resource) []Problem {
 			c.add("metadata.namespace", "namespace", err.Error())
 		}
 	}
-	if len(c.problems) == 0 {
-		c.spec(r)
-	}
+	c.spec(r)
 	return c.problems
 }
 

@@ -22,7 +22,8 @@ type Mesh interface {
 	// Publish takes a batch of one client for one topic to the store and waits
 	// for the outcome. It borrows events, which it validates; the slice itself
 	// may be changed (trace context). res has the length of
-	// events and is filled in; the error is the first failure.
+	// events and is filled in; the error is the first failure. An event that the
+	// frontend could not decode comes with its error in res.
 	//
 	// Frontends keep one call in flight per session and decode the next batch
 	// meanwhile, so that batches grow with load by themselves.

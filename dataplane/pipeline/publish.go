@@ -129,15 +129,10 @@ func check(t *snapshot.Topic, events []event.Event, res []frontend.Result) (size
 		return 0, failAll(res, fault.New(fault.Invalid, "publish", "bad-batch", "a batch has 1 to %d events, this one has %d", MaxBatch, len(events)))
 	}
 	for i := range events {
-		e := &events[i]
-		n := e.Size()
+		n := events[i].Size()
 		size += int64(n)
-		bad := e.Validate()
-		switch {
-		case bad != nil:
-			res[i].Err = &fault.Error{Class: fault.Invalid, Op: "publish", Reason: "bad-event", Msg: bad.Error()}
-		case n > t.MaxEventBytes:
-			res[i].Err = fault.New(fault.TooLarge, "publish", "event-too-large", "the event has %d bytes, topic %s takes %d", n, t.Name, t.MaxEventBytes)
+		if res[i].Err == nil { // it could be decoded
+			res[i].Err = checkOne(t, &events[i], n)
 		}
 		if err == nil {
 			err = res[i].Err
@@ -152,6 +147,17 @@ func check(t *snapshot.Topic, events []event.Event, res []frontend.Result) (size
 		}
 	}
 	return size, err
+}
+
+// checkOne judges an event of n bytes.
+func checkOne(t *snapshot.Topic, e *event.Event, n int) error {
+	if err := e.Validate(); err != nil {
+		return &fault.Error{Class: fault.Invalid, Op: "publish", Reason: "bad-event", Msg: err.Error()}
+	}
+	if n > t.MaxEventBytes {
+		return fault.New(fault.TooLarge, "publish", "event-too-large", "the event has %d bytes, topic %s takes %d", n, t.Name, t.MaxEventBytes)
+	}
+	return nil
 }
 
 // admit bounds what waits for stores.

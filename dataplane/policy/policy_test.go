@@ -244,6 +244,24 @@ func TestAuthenticate(t *testing.T) {
 	}
 }
 
+// FuzzAPIKey: no other string is a key, and none is told in an error.
+func FuzzAPIKey(f *testing.F) {
+	const key = "weft_abcdefgh_s3cret"
+	i := CompileIdentities([]NamedIdentity{keyIdentity("demo", "abcdefgh", "alice", key, nil)}, false)
+	for _, s := range []string{key, "weft_abcdefgh_", "weft__", "weft_abcdefgh_s3cret ", "WEFT_abcdefgh_s3cret", "weft_\x00_x", strings.Repeat("weft_", 1000)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := i.Authenticate(Credentials{Bearer: s}, time.Now())
+		if (s == key) != (err == nil) || s == key && p.String() != "demo/alice" {
+			t.Errorf("%q is %v, %v", s, p, err)
+		}
+		if err != nil && len(s) > 8 && strings.Contains(err.Error(), s) {
+			t.Errorf("the error tells the key: %v", err)
+		}
+	})
+}
+
 func TestRefresh(t *testing.T) {
 	now := time.Now()
 	const key = "weft_abcdefgh_s3cret"

@@ -77,13 +77,13 @@ func (r *running) drain() error {
 	}{
 		{"fail readiness", func() error { p.draining.Store(true); return nil }},
 		{"wait until others have noticed", func() error { wait(ctx, p.cfg.DrainGrace); return nil }},
-		{"stop accepting", func() error { p.listeners[listenHTTP].stop(); p.listeners[listenGRPC].stop(); return nil }},
+		{"stop accepting", func() error { p.listeners[listenHTTP].Stop(); p.listeners[listenGRPC].Stop(); return nil }},
 		{"stop pushing", func() error { return stopAll(sessions, r.push) }},
 		{"tell clients", func() error { p.engine.tell(); return nil }},
 		{"drain sessions", func() error {
 			// Frontends end when their sessions have; what is left is cut.
 			if err := stopAll(sessions, r.frontends); err != nil {
-				n := p.listeners[listenHTTP].cut() + p.listeners[listenGRPC].cut()
+				n := p.listeners[listenHTTP].Cut() + p.listeners[listenGRPC].Cut()
 				p.cfg.Log.Warn("connections are cut that did not end in time", "connections", n)
 				return stopAll(ctx, r.frontends)
 			}

@@ -3,17 +3,18 @@ package proxy
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/pprof"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/version"
 )
 
@@ -23,11 +24,8 @@ const (
 	maxOpsConnections    = 64
 )
 
-// httpServer is a server for the small pages: everything short and bounded. A
-// profile takes as long as it is asked for.
-func httpServer(h http.Handler) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-}
+// slowPages are for operations: a profile takes as long as it is asked for.
+var slowPages = listener.HTTPLimits{Write: 5 * time.Minute}
 
 // health serves readiness and nothing else: it may be open to the network.
 func (p *Proxy) health() http.Handler {
@@ -47,23 +45,7 @@ func (p *Proxy) operations() http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return onlyLocal(mux)
-}
-
-// onlyLocal refuses requests that a browser was led to make: a name of the web
-// that resolves to this machine is not this machine's name.
-func onlyLocal(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := r.Host
-		if _, _, err := net.SplitHostPort(host); err != nil {
-			host = net.JoinHostPort(strings.Trim(host, "[]"), "0")
-		}
-		if loopback, err := isLoopback(host); err != nil || !loopback {
-			http.Error(w, "the Host must be a loopback address", http.StatusForbidden)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
+	return listener.OnlyLocal(mux)
 }
 
 func (p *Proxy) readyz(w http.ResponseWriter, _ *http.Request) {
@@ -114,6 +96,22 @@ func things[T any](m map[snapshot.Key]T, of func(T) thing) []thing {
 		out = append(out, of(v))
 	}
 	slices.SortFunc(out, func(a, b thing) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// connections counts the connections of the listeners.
+func connections(ls map[string]*listener.Listener) []prometheus.Collector {
+	var out []prometheus.Collector
+	for name, l := range ls {
+		labels := prometheus.Labels{"listener": name}
+		out = append(out,
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_connections", Help: "Open connections of a listener.", ConstLabels: labels},
+				func() float64 { return float64(l.Count()) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_accepted_total", Help: "Connections that a listener took.", ConstLabels: labels},
+				func() float64 { return float64(l.Accepted()) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_refused_total", Help: "Connections that a listener had no room for.", ConstLabels: labels},
+				func() float64 { return float64(l.Refused()) }))
+	}
 	return out
 }
 

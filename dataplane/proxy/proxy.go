@@ -24,6 +24,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
 	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/resource"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
@@ -44,7 +45,7 @@ type Proxy struct {
 	nodeID      string
 	incarnation string
 	registry    *prometheus.Registry
-	listeners   map[string]*listener
+	listeners   map[string]*listener.Listener
 	tls         map[string]*tls.Config // of the clients' listeners; none without TLS
 
 	client    *config.Client
@@ -66,7 +67,7 @@ func New(cfg Config) (_ *Proxy, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	p := &Proxy{cfg: cfg, incarnation: uuid.NewString(), registry: cfg.Metrics, listeners: map[string]*listener{}, tls: map[string]*tls.Config{},
+	p := &Proxy{cfg: cfg, incarnation: uuid.NewString(), registry: cfg.Metrics, listeners: map[string]*listener.Listener{}, tls: map[string]*tls.Config{},
 		snapshots: latest.New(snapshot.Compile(snapshot.Input{})), again: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
@@ -94,7 +95,7 @@ func New(cfg Config) (_ *Proxy, err error) {
 		most int
 	}{listenHTTP: {cfg.HTTPAddr, cfg.MaxConnections}, listenGRPC: {cfg.GRPCAddr, cfg.MaxConnections},
 		listenHealth: {cfg.HealthAddr, maxHealthConnections}, listenOps: {cfg.OpsAddr, maxOpsConnections}} {
-		if p.listeners[name], err = listen(l.addr, l.most); err != nil {
+		if p.listeners[name], err = listener.Listen(l.addr, l.most); err != nil {
 			delete(p.listeners, name)
 			return nil, fmt.Errorf("%s listener: %w", name, err)
 		}
@@ -230,8 +231,8 @@ func (p *Proxy) runAgain(ctx context.Context) error {
 func (p *Proxy) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	r := running{p: p, failed: failed}
-	r.start(&r.small, "operations", p.serveSmall(listenOps, p.operations()))
-	r.start(&r.small, "health", p.serveSmall(listenHealth, p.health()))
+	r.start(&r.small, "operations", p.serveSmall(listenOps, listener.HTTP(p.operations(), slowPages)))
+	r.start(&r.small, "health", p.serveSmall(listenHealth, listener.HTTP(p.health(), listener.HTTPLimits{})))
 	for _, e := range p.engine.parts {
 		r.start(&r.engine, e.name, e.run)
 	}
@@ -253,9 +254,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 }
 
 // serveSmall serves the small pages.
-func (p *Proxy) serveSmall(name string, h http.Handler) func(context.Context) error {
+func (p *Proxy) serveSmall(name string, s *http.Server) func(context.Context) error {
 	return func(ctx context.Context) error {
-		s := httpServer(h)
 		defer context.AfterFunc(ctx, func() { _ = s.Close() })()
 		if err := s.Serve(p.listeners[name]); !errors.Is(err, http.ErrServerClosed) {
 			return err
@@ -271,7 +271,7 @@ func (p *Proxy) Close() error {
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
-		l.cut()
+		l.Cut()
 	}
 	if p.dir != nil {
 		errs = append(errs, p.dir.close())

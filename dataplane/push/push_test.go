@@ -521,3 +521,16 @@ func TestGuard(t *testing.T) {
 		t.Error("only TCP is called")
 	}
 }
+
+// FuzzRetryAfter: whatever a target answers, the wait is within its bounds.
+func FuzzRetryAfter(f *testing.F) {
+	for _, s := range []string{"0", "120", "4294967295", "4294967296", "-1", " 1", "1.5", "Wed, 21 Oct 2015 07:28:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT", "Sunday, 06-Nov-94 08:49:37 GMT"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d, ok := retryAfter(s, time.Unix(1767323045, 0))
+		if d < 0 || d > maxRetryAfter || !ok && d != 0 {
+			t.Errorf("%q is %v, %v", s, d, ok)
+		}
+	})
+}

@@ -176,3 +176,44 @@ func BenchmarkCompile10000(b *testing.B) {
 		Compile(in)
 	}
 }
+
+// FuzzCheck: a resource of any bytes is refused, or compiles: what cannot be used
+// is not ready, and says why.
+func FuzzCheck(f *testing.F) {
+	for _, r := range []*configv1.Resource{
+		{Name: "topic/demo/orders", Metadata: &configv1.Metadata{Namespace: "demo", Name: "orders", Uid: "t1"}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "main"}}},
+		{Name: "route/demo/r", Metadata: &configv1.Metadata{Namespace: "demo", Name: "r"}, Spec: &configv1.Resource_Route{Route: &configv1.Route{Topic: "orders", Rules: []*configv1.RouteRule{{Filter: &configv1.Filter{Exact: map[string]string{"type": "a"}}, To: []*configv1.Destination{{Topic: "b"}}}}}}},
+		{Name: "accesspolicy/demo/p", Metadata: &configv1.Metadata{Namespace: "demo", Name: "p"}, Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "a", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"*"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH}, Topics: []string{">"}}}}}},
+		{Name: "subscription/demo/s", Metadata: &configv1.Metadata{Namespace: "demo", Name: "s", Uid: "s1"}, Spec: &configv1.Resource_Subscription{Subscription: &configv1.Subscription{Topics: []string{"orders"}}}},
+	} {
+		b, err := proto.Marshal(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := &configv1.Resource{}
+		if proto.Unmarshal(b, r) != nil {
+			return
+		}
+		field, err := Check(r)
+		if err != nil {
+			if field == "" {
+				t.Errorf("the refusal names no field: %v", err)
+			}
+			return
+		}
+		s := Compile(Input{Set: map[string]Versioned{r.Name: {Resource: r, Version: "1"}}, Lineage: "1-x", Revision: 1})
+		for k, topic := range s.Topics {
+			if topic.NotReady == "" {
+				t.Errorf("topic %s is ready by itself", k)
+			}
+		}
+		for k, sub := range s.Subscriptions {
+			if sub.NotReady == "" {
+				t.Errorf("subscription %s is ready by itself", k)
+			}
+		}
+	})
+}

@@ -66,10 +66,11 @@ func TestDecodeJSONRefuses(t *testing.T) {
 			t.Errorf("%s is accepted", name)
 		}
 	}
-	if _, err := DecodeJSONBatch([]byte("[{" + ok + "},{}]")); err == nil || !strings.Contains(err.Error(), "event 1") {
+	if b, wrong, err := DecodeJSONBatch([]byte("[{" + ok + "},{},3,{" + ok + "}]")); err != nil || len(b) != 4 || len(wrong) != 4 || wrong[0] != nil || wrong[3] != nil ||
+		wrong[1] == nil || !strings.Contains(wrong[1].Error(), "specversion") || wrong[2] == nil {
 		t.Errorf("the error does not name the event: %v", err)
 	}
-	if b, err := DecodeJSONBatch([]byte("[{" + ok + "},{" + ok + "}]")); err != nil || len(b) != 2 {
+	if b, _, err := DecodeJSONBatch([]byte("[{" + ok + "},{" + ok + "}]")); err != nil || len(b) != 2 {
 		t.Errorf("%v %v", b, err)
 	}
 }
@@ -116,9 +117,14 @@ func TestProtoTypes(t *testing.T) {
 func FuzzJSON(f *testing.F) {
 	e := full()
 	f.Add(AppendJSON(nil, &e))
+	seeds(f, "*-structured.json")
 	f.Add([]byte(`{"specversion":"1.0","id":"1","source":"s","type":"t","data":"x","datacontenttype":"text/plain"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := DecodeJSON(b)
+		var e event.Event
+		var err error
+		if n := allocated(func() { e, err = DecodeJSON(b) }); n > 64*uint64(len(b))+slack {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
 		if err != nil || e.Validate() != nil {
 			return
 		}
@@ -137,8 +143,13 @@ func FuzzJSON(f *testing.F) {
 func FuzzProto(f *testing.F) {
 	e := full()
 	f.Add(AppendProto(nil, &e))
+	seeds(f, "*.pb")
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := DecodeProto(b)
+		var e event.Event
+		var err error
+		if n := allocated(func() { e, err = DecodeProto(b) }); n > 64*uint64(len(b))+slack {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
 		if err != nil || e.Validate() != nil {
 			return
 		}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"math"
 	"net/http"
+	"os"
+	"path/filepath"
 	"reflect"
 	"runtime"
 	"strings"
@@ -180,19 +182,36 @@ func TestTimes(t *testing.T) {
 }
 
 // FuzzJSONBatch: what decodes is at most MaxBatch events, and costs memory in
-// proportion to what came.
+// proportion to what came; an event has the error that it has alone.
 func FuzzJSONBatch(f *testing.F) {
 	e := full()
 	f.Add([]byte("[]"))
+	f.Add([]byte(`[{},5,null]`))
+	seeds(f, "*-batch.json")
 	f.Add(append(append([]byte("["), AppendJSON(nil, &e)...), ']'))
 	f.Add([]byte(`[{"specversion":"1.0","id":"1","source":"/curl","type":"t","data":{"a":1}},{"specversion":"1.0","id":"2","source":"/curl","type":"t","data_base64":"AAE="}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		list, err := DecodeJSONBatch(b)
+		var list []event.Event
+		var wrong []error
+		var err error
+		if n := allocated(func() { list, wrong, err = DecodeJSONBatch(b) }); n > 512*uint64(len(b))+slack {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
 		if err != nil {
 			return
 		}
-		if len(list) > MaxBatch {
-			t.Fatalf("%d events", len(list))
+		if len(list) > MaxBatch || wrong != nil && len(wrong) != len(list) {
+			t.Fatalf("%d events, %d errors", len(list), len(wrong))
+		}
+		var raw []json.RawMessage
+		if err := json.Unmarshal(b, &raw); err != nil || len(raw) != len(list) {
+			t.Fatalf("%d events of %d, %v", len(list), len(raw), err)
+		}
+		for i := range raw {
+			alone, err := DecodeJSON(raw[i])
+			if (err == nil) != (wrong == nil || wrong[i] == nil) || err == nil && !reflect.DeepEqual(alone, list[i]) {
+				t.Errorf("event %d is %+v (%v), alone %+v (%v)", i, list[i], wrong, alone, err)
+			}
 		}
 		size := 0
 		for i := range list {
@@ -202,6 +221,34 @@ func FuzzJSONBatch(f *testing.F) {
 			t.Errorf("%d bytes of events from %d", size, len(b))
 		}
 	})
+}
+
+// slack is what may be allocated beside.
+const slack = 256 << 10
+
+// allocated is how many bytes do allocates.
+func allocated(do func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// seeds adds captures from real clients; testdata/captures/README.md says which.
+func seeds(f *testing.F, pattern string) {
+	f.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
+	if err != nil || len(files) == 0 {
+		f.Fatalf("captures %s: %v, %v", pattern, files, err)
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 }
 
 // FuzzEncode: whatever is valid comes back from each format, and the SDK reads

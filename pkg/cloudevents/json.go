@@ -36,35 +36,64 @@ func DecodeJSON(b []byte) (event.Event, error) {
 	return e, nil
 }
 
-// DecodeJSONBatch decodes a batch. Where an event is wrong the error names its
-// place.
-func DecodeJSONBatch(b []byte) ([]event.Event, error) {
+// DecodeJSONBatch decodes a batch. An event that is wrong has an error at its
+// place in wrong, which is nil where every event was read; err is for a batch
+// that cannot be told apart into events.
+func DecodeJSONBatch(b []byte) (events []event.Event, wrong []error, err error) {
 	if !utf8.Valid(b) {
-		return nil, errors.New("the JSON is not valid UTF-8")
+		return nil, nil, errors.New("the JSON is not valid UTF-8")
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.UseNumber()
 	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
-		return nil, errors.New("a batch is a JSON array of events")
+		return nil, nil, errors.New("a batch is a JSON array of events")
 	}
-	var out []event.Event
 	for dec.More() {
-		if len(out) == MaxBatch {
-			return nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
+		if len(events) == MaxBatch {
+			return nil, nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
 		}
 		e, err := decodeObject(dec)
 		if err != nil {
-			return nil, fmt.Errorf("event %d: %w", len(out), err)
+			return decodeEach(b)
 		}
-		out = append(out, e)
+		events = append(events, e)
 	}
+	return events, nil, batchEnd(dec, len(events))
+}
+
+// decodeEach decodes a batch with something wrong in it, value by value, so that
+// what is wrong is known of each event.
+func decodeEach(b []byte) (events []event.Event, wrong []error, err error) {
+	dec := json.NewDecoder(bytes.NewReader(b))
 	if _, err := dec.Token(); err != nil {
-		return nil, fmt.Errorf("the batch does not end: %w", err)
+		return nil, nil, err
+	}
+	for dec.More() {
+		if len(events) == MaxBatch {
+			return nil, nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
+		}
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
+			return nil, nil, fmt.Errorf("event %d: %w", len(events), err)
+		}
+		e, err := DecodeJSON(raw)
+		events, wrong = append(events, e), append(wrong, err)
+	}
+	return events, wrong, batchEnd(dec, len(events))
+}
+
+// batchEnd reads the end of a batch of n events.
+func batchEnd(dec *json.Decoder, n int) error {
+	if _, err := dec.Token(); err != nil {
+		return fmt.Errorf("the batch does not end: %w", err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is something behind the batch")
+		return errors.New("there is something behind the batch")
 	}
-	return out, nil
+	if n == 0 {
+		return errors.New("the batch is empty")
+	}
+	return nil
 }
 
 func decodeObject(dec *json.Decoder) (event.Event, error) {

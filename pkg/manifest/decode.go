@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
@@ -62,6 +63,9 @@ func Decode(file string, b []byte, namespace string) ([]Document, error) {
 	if len(b) > MaxBytes {
 		return nil, Problem{File: file, Line: 1, Column: 1, Message: fmt.Sprintf("has more than %d bytes", MaxBytes)}
 	}
+	if err := checkText(file, b); err != nil {
+		return nil, err
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	var docs []Document
 	var problems []error
@@ -91,6 +95,29 @@ func Decode(file string, b []byte, namespace string) ([]Document, error) {
 	return docs, nil
 }
 
+// checkText checks that b is text: the parser says of what is not only that it is
+// somewhere.
+func checkText(file string, b []byte) error {
+	line, start := 1, 0
+	for i := 0; i < len(b); {
+		r, n := utf8.DecodeRune(b[i:])
+		what := ""
+		switch {
+		case r == utf8.RuneError && n == 1:
+			what = "is not UTF-8"
+		case r == '\n':
+			line, start = line+1, i+1
+		case r < ' ' && r != '\t' && r != '\r' || r >= 0x7f && r < 0xa0 && r != 0x85:
+			what = fmt.Sprintf("has the control character %U", r)
+		}
+		if what != "" {
+			return Problem{File: file, Line: line, Column: utf8.RuneCount(b[start:i]) + 1, Message: what}
+		}
+		i += n
+	}
+	return nil
+}
+
 // yamlProblem turns the parser's "yaml: line 3: …" into a Problem.
 func yamlProblem(file string, err error) error {
 	p := Problem{File: file, Line: 1, Column: 1, Message: strings.TrimPrefix(err.Error(), "yaml: ")}
@@ -98,6 +125,9 @@ func yamlProblem(file string, err error) error {
 		if num, msg, ok := strings.Cut(rest, ": "); ok {
 			if n, err := strconv.Atoi(num); err == nil {
 				p.Line, p.Message = n, msg
+				if strings.HasPrefix(msg, "did not find expected") {
+					p.Line++ // these it counts from 0
+				}
 			}
 		}
 	}

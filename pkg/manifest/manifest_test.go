@@ -1,6 +1,8 @@
 package manifest
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -86,6 +88,16 @@ func TestDecodeProblems(t *testing.T) {
 		"no namespace":      {"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {name: x}\n", "--namespace"},
 		"syntax":            {"apiVersion: weft/v1alpha1\n  kind: [\n", "f.yaml:2:1"},
 		"alias":             {head + "spec: &a\n  store: main\n", "anchors and aliases"},
+		"bad UTF-8":         {head + "spec:\n  store: \"ü\xff\"\n", "f.yaml:5:12: is not UTF-8"},
+		"control character": {head + "spec:\n  store: a\x00b\n", "f.yaml:5:11: has the control character U+0000"},
+		"no text at all":    {"\x1f\x8b\x08\x00", "f.yaml:1:1: has the control character"},
+		"open bracket":      {head + "spec: {store: [}\n", "f.yaml:4:1: did not find expected node content"},
+		"wrong indentation": {head + "spec:\n   store: a\n  partitions: 1\n", "f.yaml:6:1: did not find expected key"},
+		"tab":               {head + "spec:\n\tstore: a\n", "f.yaml:5:1: found character that cannot start any token"},
+		"too large":         {head + strings.Repeat("# comment\n", MaxBytes/10), "f.yaml:1:1: has more than 8388608 bytes"},
+		"too deep":          {"apiVersion: weft/v1alpha1\nkind: Route\nmetadata: {namespace: demo, name: x}\nspec:\n  topic: a\n  rules: [{filter: " + strings.Repeat("{not: ", 40) + "{exact: {a: b}}" + strings.Repeat("}", 40) + "}]\n", "f.yaml:6:"},
+		"number too large":  {head + "spec:\n  partitions: 99999999999\n", "f.yaml:5:15: spec.partitions: must be a number from 0 to 4294967295"},
+		"merge key":         {head + "spec:\n  <<: {store: x}\n", "f.yaml:5:3: spec.<<: is not a field"},
 		"list":              {"- 1\n- 2\n", "must be a mapping"},
 	} {
 		_, err := Decode("f.yaml", []byte(tc.in), "")
@@ -103,6 +115,17 @@ func TestDecodeProblems(t *testing.T) {
 // FuzzDecode: what decodes can be written and decodes to the same.
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(good))
+	examples, err := filepath.Glob("../../examples/*/*.yaml")
+	if err != nil || len(examples) == 0 {
+		f.Fatal(examples, err)
+	}
+	for _, name := range examples {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		docs, err := Decode("f", b, "demo")
 		if err != nil {

@@ -46,3 +46,17 @@ func TestSplit(t *testing.T) {
 		}
 	}
 }
+
+// FuzzSplit: a name that is taken apart is put together again the same, and is
+// the only one of its parts.
+func FuzzSplit(f *testing.F) {
+	for _, s := range []string{"topic/demo/orders", "topic/demo/../x", "Topic/demo/x", "topics/demo/x", "manifest", "topic/demo/a/b", "topic//x", "topic/demo/a\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		kind, ns, name, err := Split(s)
+		if err == nil && (Name(kind, ns, name) != s || strings.Contains(ns+name, "/")) {
+			t.Errorf("%q is %q, %q, %q", s, kind, ns, name)
+		}
+	})
+}

@@ -67,3 +67,31 @@ func TestEndpoint(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// FuzzTraceContext: what is taken as trace context is W3C's, and is the same when
+// it is given on; nothing else is taken, and an event's own is never replaced.
+func FuzzTraceContext(f *testing.F) {
+	f.Add("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=b,c=d")
+	f.Add("00-00000000000000000000000000000000-b7ad6b7169203331-01", "")
+	f.Add("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a")
+	f.Add("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", "=")
+	f.Fuzz(func(t *testing.T, parent, state string) {
+		e := &event.Event{Ext: []event.Attr{{Name: event.AttrTraceParent, Value: parent}, {Name: event.AttrTraceState, Value: state}}}
+		sc := Of(e)
+		Give(e, sc)
+		if got, _ := event.Lookup(e.Ext, event.AttrTraceParent); got != parent || len(e.Ext) != 2 {
+			t.Errorf("%q became %q", parent, got)
+		}
+		if !sc.IsValid() {
+			return
+		}
+		if ids := sc.TraceID().String() + "-" + sc.SpanID().String(); len(parent) < 55 || parent[3:52] != ids {
+			t.Errorf("%q is read as %s", parent, ids)
+		}
+		next := &event.Event{}
+		Give(next, sc)
+		if again := Of(next); again.TraceID() != sc.TraceID() || again.SpanID() != sc.SpanID() || again.TraceState().String() != sc.TraceState().String() {
+			t.Errorf("%v became %v", sc, again)
+		}
+	})
+}

@@ -92,13 +92,18 @@ func (c *client) once(ctx context.Context, method, path string, params url.Value
 	if err != nil {
 		return fmt.Errorf("nacos: %w", err)
 	}
+	return decodeAnswer(path, resp.StatusCode, b, out)
+}
+
+// decodeAnswer decodes the data of an answer into out, which may be nil.
+func decodeAnswer(path string, status int, b []byte, out any) error {
 	var answer struct {
 		Code    int             `json:"code"`
 		Message string          `json:"message"`
 		Data    json.RawMessage `json:"data"`
 	}
-	if json.Unmarshal(b, &answer) != nil || resp.StatusCode != http.StatusOK || answer.Code != 0 {
-		return &apiError{resp.StatusCode, answer.Code, answer.Message}
+	if json.Unmarshal(b, &answer) != nil || status != http.StatusOK || answer.Code != 0 {
+		return &apiError{status, answer.Code, answer.Message}
 	}
 	if out == nil {
 		return nil

@@ -148,10 +148,13 @@ func entryOf(i registry.Instance) (entry, error) {
 	return e, nil
 }
 
+// maxWeight is the largest weight of Nacos.
+const maxWeight = 10000
+
 // instance is the reverse; ok is false for what is not ours.
 func (e *entry) instance() (registry.Instance, bool) {
 	i := registry.Instance{ID: e.Metadata["weft-id"], Host: e.IP, Zone: e.Metadata["weft-zone"], Version: e.Metadata["weft-version"],
-		Weight: uint32(max(0, e.Weight)), Healthy: e.Healthy, Ports: map[string]uint32{}}
+		Weight: uint32(min(max(0, e.Weight), maxWeight)), Healthy: e.Healthy, Ports: map[string]uint32{}}
 	for k, v := range e.Metadata {
 		if name, ok := strings.CutPrefix(k, "weft-port-"); ok {
 			if p, err := strconv.ParseUint(v, 10, 16); err == nil {
@@ -200,7 +203,7 @@ func (r *Registry) read(ctx context.Context, name string) (*service, map[place]*
 		if !strings.HasPrefix(cluster, clusterPrefix) {
 			continue
 		}
-		var list []*entry
+		var list []entry
 		err := r.client.call(ctx, http.MethodGet, "/v3/admin/ns/instance/list", r.params(name, "clusterName", cluster), &list)
 		if e, ok := errors.AsType[*apiError](err); ok && e.status == http.StatusNotFound {
 			continue // a checker without instances
@@ -211,7 +214,7 @@ func (r *Registry) read(ctx context.Context, name string) (*service, map[place]*
 		for _, e := range list {
 			if _, ours := e.instance(); ours {
 				e.Cluster = cluster
-				out[e.place()] = e
+				out[e.place()] = &e
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"encoding/binary"
+	"math"
 	"slices"
 
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -87,6 +88,9 @@ func decodeGroup(s *Store, t *topic, name string, b []byte) (*group, error) {
 	if len(b) < 8 {
 		return nil, errRecord
 	}
+	if binary.BigEndian.Uint64(b) > math.MaxInt64 {
+		return nil, errRecord
+	}
 	g := newGroup(s, t, name, binary.BigEndian.Uint64(b))
 	last := g.floor
 	g.restored = g.floor
@@ -96,6 +100,9 @@ func decodeGroup(s *Store, t *topic, name string, b []byte) (*group, error) {
 			return nil, errRecord
 		}
 		b = b[n:]
+		if last+d < last || last+d == math.MaxUint64 {
+			return nil, errRecord
+		}
 		last += d
 		g.settled[last] = struct{}{}
 		g.restored = max(g.restored, last+1)

@@ -2,9 +2,13 @@ package embedded
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -251,13 +255,56 @@ func FuzzRecord(f *testing.F) {
 	e := event.Event{ID: "1", Source: "s", Type: "t", Subject: "x", Ext: []event.Attr{{Name: "a", Value: "b"}}, Mesh: []event.Attr{{Name: "m", Value: "n"}}, Data: []byte("data")}
 	f.Add(appendRecord(nil, &e, time.Unix(1, 2)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, stored, err := decodeRecord(b)
+		var e event.Event
+		var stored time.Time
+		var err error
+		if n := allocated(func() { e, stored, err = decodeRecord(b) }); n > 64*uint64(len(b))+256<<10 {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
 		if err != nil {
 			return
 		}
 		again, at, err := decodeRecord(appendRecord(nil, &e, stored))
 		if err != nil || !at.Equal(stored) || again.ID != e.ID || string(again.Data) != string(e.Data) || len(again.Ext) != len(e.Ext) {
 			t.Errorf("%+v %v, then %+v %v %v", e, stored, again, at, err)
+		}
+	})
+}
+
+// allocated is how many bytes do allocates.
+func allocated(do func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// FuzzGroup: a group's state is refused, or means what is written for it again:
+// nothing that was settled comes again, nothing that was not is taken for it.
+func FuzzGroup(f *testing.F) {
+	f.Add(binary.AppendUvarint(binary.AppendUvarint(binary.BigEndian.AppendUint64(nil, 7), 1), 300))
+	f.Add(binary.AppendUvarint(binary.BigEndian.AppendUint64(nil, math.MaxUint64), 2))
+	f.Add(binary.AppendUvarint(binary.BigEndian.AppendUint64(nil, 1), math.MaxUint64))
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 1, 0x80})
+	s := &Store{cfg: store.Config{Window: 16}}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var g *group
+		var err error
+		if n := allocated(func() { g, err = decodeGroup(s, &topic{}, "g", b) }); n > 512*uint64(len(b))+256<<10 {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
+		if err != nil {
+			return
+		}
+		for o := range g.settled {
+			if o < g.floor || g.restored <= o {
+				t.Errorf("%d is settled, the floor is %d, %d was restored", o, g.floor, g.restored)
+			}
+		}
+		again, err := decodeGroup(s, &topic{}, "g", g.encodeLocked())
+		if err != nil || again.floor != g.floor || again.restored != g.restored || !maps.Equal(again.settled, g.settled) {
+			t.Errorf("%d %v became %d %v, %v", g.floor, g.settled, again.floor, again.settled, err)
 		}
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"sync"
@@ -196,14 +195,44 @@ func answered(cmd *remoting.Command) *fault.Error {
 	return e
 }
 
-// unquoted are the keys that RocketMQ writes without quotes.
-var unquoted = regexp.MustCompile(`([{,])(\d+):`)
-
+// decodeJSON decodes what a server of RocketMQ says is JSON: numbers that are
+// keys may be without quotes.
 func decodeJSON(b []byte, v any) error {
 	if err := json.Unmarshal(b, v); err != nil {
-		return json.Unmarshal(unquoted.ReplaceAll(b, []byte(`$1"$2":`)), v)
+		return json.Unmarshal(quoteKeys(b), v)
 	}
 	return nil
+}
+
+// quoteKeys puts numbers that are keys into quotes; what stands in strings stays
+// as it is.
+func quoteKeys(b []byte) []byte {
+	out := make([]byte, 0, len(b)+16)
+	for i := 0; i < len(b); {
+		n := 1
+		if b[i] == '"' {
+			for n < len(b)-i && b[i+n] != '"' {
+				if b[i+n] == '\\' {
+					n++
+				}
+				n++
+			}
+			n = min(n+1, len(b)-i)
+		}
+		out = append(out, b[i:i+n]...)
+		if i += n; b[i-1] != '{' && b[i-1] != ',' || n > 1 {
+			continue
+		}
+		digits := 0
+		for i+digits < len(b) && b[i+digits] >= '0' && b[i+digits] <= '9' {
+			digits++
+		}
+		if digits > 0 && i+digits < len(b) && b[i+digits] == ':' {
+			out = append(append(append(out, '"'), b[i:i+digits]...), '"')
+			i += digits
+		}
+	}
+	return out
 }
 
 // fromNames asks the name servers, one after the other.
@@ -240,6 +269,21 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 		}
 		return nil, err
 	}
+	r, err := decodeRoute(cmd.Body)
+	if err != nil {
+		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
+	}
+	c.mu.Lock()
+	c.routes[topic] = r
+	c.mu.Unlock()
+	return r, nil
+}
+
+// maxQueues bounds the queues of a topic on a broker.
+const maxQueues = 16384
+
+// decodeRoute reads a name server's answer.
+func decodeRoute(b []byte) (*route, error) {
 	var data struct {
 		BrokerDatas []struct {
 			BrokerName  string
@@ -250,8 +294,8 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 			Perm, ReadQueueNums, WriteQueueNums int
 		}
 	}
-	if err := decodeJSON(cmd.Body, &data); err != nil {
-		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
+	if err := decodeJSON(b, &data); err != nil {
+		return nil, err
 	}
 	r := &route{brokers: map[string]string{}, at: time.Now()}
 	for _, b := range data.BrokerDatas {
@@ -262,6 +306,9 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 	for _, q := range data.QueueDatas {
 		if r.brokers[q.BrokerName] == "" {
 			continue // its master is away
+		}
+		if n := max(q.ReadQueueNums, q.WriteQueueNums); n > maxQueues || len(r.read)+len(r.write)+n > 4*maxQueues {
+			return nil, fmt.Errorf("broker %s has %d queues of it", q.BrokerName, n)
 		}
 		for i := range q.ReadQueueNums {
 			if q.Perm&permRead != 0 {
@@ -285,9 +332,6 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 	}
 	slices.SortFunc(r.read, order)
 	slices.SortFunc(r.write, order)
-	c.mu.Lock()
-	c.routes[topic] = r
-	c.mu.Unlock()
 	return r, nil
 }
 

@@ -3,7 +3,11 @@ package rocketmq
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -133,8 +137,14 @@ func FuzzMessages(f *testing.F) {
 	f.Add(stored(flagCompressed, 7, []byte("x"), "a\x01b\x02"))
 	f.Add(stored(flagBornHostV6|flagStoreHostV6, 7, nil, ""))
 	f.Add([]byte{0, 0, 0, 71})
+	seeds(f, "pull-*")
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ms, err := decodeMessages(b)
+		var ms []message
+		var err error
+		// A compressed body inflates to at most a thousand times its length.
+		if n := allocated(func() { ms, err = decodeMessages(b) }); n > 4096*uint64(len(b))+1<<20 {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
 		if err != nil {
 			return
 		}
@@ -145,6 +155,78 @@ func FuzzMessages(f *testing.F) {
 			if e := decode(&ms[i], "t", "b/0"); e.ID == "" || e.Source == "" || e.Type == "" {
 				t.Fatalf("an event without what it must have: %+v", e)
 			}
+		}
+	})
+}
+
+// TestRoute: what a name server really answers, in both forms.
+func TestRoute(t *testing.T) {
+	for _, name := range []string{"answer-route", "answer-route-standard"} {
+		b, err := os.ReadFile(filepath.Join("testdata", "captures", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := decodeRoute(b)
+		if err != nil || len(r.read) != 1 || len(r.write) != 1 || r.write[0] != (queue{"broker-a", 0}) || !strings.HasPrefix(r.brokers["broker-a"], "127.0.0.1:") {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
+	for _, bad := range []string{`{"queueDatas":[{"brokerName":"b","perm":6,"readQueueNums":2000000000}],"brokerDatas":[{"brokerName":"b","brokerAddrs":{0:"a:1"}}]}`, "{", ""} {
+		if r, err := decodeRoute([]byte(bad)); err == nil {
+			t.Errorf("%s is %d queues", bad, len(r.read))
+		}
+	}
+	var got map[string]string
+	if err := decodeJSON([]byte(`{"a":",1:\\",2:"{3:4,\"5:"}`), &got); err != nil || got["a"] != ",1:\\" || got["2"] != `{3:4,"5:` {
+		t.Errorf("what stands in strings is %q, %v", got, err)
+	}
+}
+
+// seeds adds captures from real servers; testdata/captures/README.md says which.
+func seeds(f *testing.F, pattern string) {
+	f.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
+	if err != nil || len(files) == 0 {
+		f.Fatalf("captures %s: %v, %v", pattern, files, err)
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+}
+
+// allocated is how many bytes do allocates.
+func allocated(do func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// FuzzAnswer: what is JSON is read as it is, numbers as keys change nothing
+// else, and a route has no more queues than it may.
+func FuzzAnswer(f *testing.F) {
+	seeds(f, "answer-*")
+	f.Add([]byte(`{0:{1:"a,2:b"}, "x\\":[{3:4}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var plain, got any
+		var err error
+		if n := allocated(func() { err = decodeJSON(b, &got) }); n > 512*uint64(len(b))+256<<10 {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
+		if json.Unmarshal(b, &plain) == nil {
+			var quoted any
+			if qerr := json.Unmarshal(quoteKeys(b), &quoted); err != nil || qerr != nil || !reflect.DeepEqual(got, plain) || !reflect.DeepEqual(quoted, plain) {
+				t.Errorf("%v becomes %v and %v, %v %v", plain, got, quoted, err, qerr)
+			}
+		}
+		r, err := decodeRoute(b)
+		if err == nil && len(r.read)+len(r.write) > 5*maxQueues {
+			t.Errorf("%d queues", len(r.read)+len(r.write))
 		}
 	})
 }

@@ -342,6 +342,11 @@ func TestBadManifests(t *testing.T) {
 		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: x}\nspec:\n  stroe: main\n", file + ":5:3: spec.stroe: is not a field; did you mean store?"},
 		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: x}\nspec: {store: nowhere}\n", "topic/demo/x: spec.store: there is no EventStore nowhere in namespace demo"},
 		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: HELLO}\nspec: {store: main}\n", "differs from topic/demo/hello only in case"},
+		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: x}\nspec: {store: [}\n", file + ":4:1: did not find expected node content"},
+		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: x}\nspec: {store: \"\xff\"}\n", file + ":4:16: is not UTF-8"},
+		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: ../x}\nspec: {store: main, quota: 1}\n", file + ":4:21: spec.quota: is not a field"},
+		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: ../x}\nspec: {store: main}\n", `metadata.name: name "../x" must not have an empty segment`},
+		{"apiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: demo, name: \u043erders}\nspec: {store: main}\n", "may only have the characters"},
 		{"apiVersion: weft/v1alpha1\nkind: TopicBinding\nmetadata: {namespace: demo, name: hello}\n", "only the control plane writes"},
 	} {
 		if err := os.WriteFile(file, []byte(tc.in), 0o600); err != nil {

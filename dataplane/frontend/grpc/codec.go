@@ -61,8 +61,9 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 type publishRequest struct {
 	namespace, topic string
 	events           []event.Event
-	// wrong is set where an event cannot be decoded; the message itself can.
-	wrong error
+	// wrong has the error of each event that cannot be decoded, at its place;
+	// nil where all can. The message itself can.
+	wrong []error
 	// tooMany is set where the message has more events than one may have; the
 	// others are not decoded.
 	tooMany       bool
@@ -112,10 +113,10 @@ func (r *publishRequest) unmarshal(b []byte) error {
 				continue
 			}
 			e, err := cloudevents.DecodeProto(v)
-			if err != nil && r.wrong == nil {
-				r.wrong = fmt.Errorf("event %d: %w", len(r.events), err)
-			}
 			r.events = append(r.events, e)
+			if err != nil {
+				r.wrong = append(append(r.wrong, make([]error, len(r.events)-1-len(r.wrong))...), err)
+			}
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package grpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,9 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -16,10 +20,13 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/goleak"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -176,6 +183,14 @@ func TestBadCalls(t *testing.T) {
 		"large":           {&eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: large}, codes.InvalidArgument, "event-too-large"},
 		"no topic":        {&eventsv1.PublishRequest{Namespace: "demo", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
 		"bad topic":       {&eventsv1.PublishRequest{Namespace: "demo", Topic: "a b", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"dots":            {&eventsv1.PublishRequest{Namespace: "demo", Topic: "../orders", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"escaped":         {&eventsv1.PublishRequest{Namespace: "demo", Topic: "a%2Forders", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"NUL":             {&eventsv1.PublishRequest{Namespace: "demo", Topic: "orders\x00", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"4 KB":            {&eventsv1.PublishRequest{Namespace: "demo", Topic: strings.Repeat("a", 4<<10), Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"look-alike":      {&eventsv1.PublishRequest{Namespace: "demo", Topic: "\u043erders", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"a pattern":       {&eventsv1.PublishRequest{Namespace: "demo", Topic: ">", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
+		"case":            {&eventsv1.PublishRequest{Namespace: "demo", Topic: "Orders", Event: ce("1")}, codes.PermissionDenied, "access-denied"},
+		"bad namespace":   {&eventsv1.PublishRequest{Namespace: "../demo", Topic: "orders", Event: ce("1")}, codes.InvalidArgument, "bad-name"},
 		"denied":          {&eventsv1.PublishRequest{Namespace: "demo", Topic: "other", Event: ce("1")}, codes.PermissionDenied, "access-denied"},
 		"other namespace": {&eventsv1.PublishRequest{Namespace: "other", Topic: "orders", Event: ce("1")}, codes.PermissionDenied, "access-denied"},
 	} {
@@ -215,6 +230,61 @@ func TestBadCalls(t *testing.T) {
 	_, err := api.Publish(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer a", "authorization", "Bearer b"), &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
 	if status.Code(err) != codes.Unauthenticated {
 		t.Errorf("two keys: %v", err)
+	}
+}
+
+// TestBadBatch: each event of a batch has its own result, whatever is wrong with
+// it, in a call and on a stream, and nothing of the batch is kept.
+func TestBadBatch(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	list := ces(4)
+	list[1].SpecVersion, list[2].Source = "0.3", ""
+	list[3].Data = &cev1.CloudEvent_BinaryData{BinaryData: make([]byte, 2<<20)}
+	want := []struct{ reason, says string }{{"batch-refused", "another"}, {"bad-event", "spec_version"}, {"bad-event", "source"}, {"event-too-large", "takes 1048576"}}
+	check := func(i int, e *eventsv1.Error) {
+		t.Helper()
+		if e.GetReason() != want[i].reason || !strings.Contains(e.GetMessage(), want[i].says) || codes.Code(e.GetCode()) != codes.InvalidArgument { //nolint:gosec // a code
+			t.Errorf("event %d: %v", i, e)
+		}
+	}
+	out, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders", Events: list})
+	if err != nil || len(out.Results) != len(want) {
+		t.Fatalf("%v %v", out, err)
+	}
+	for i, r := range out.Results {
+		check(i, r.Error)
+	}
+	st, err := api.PublishStream(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Send(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: list}); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := st.Recv()
+	if err != nil || len(resp.Failed) != len(want) {
+		t.Fatalf("%v %v", resp, err)
+	}
+	for i, f := range resp.Failed {
+		if check(i, f.Error); f.Sequence != uint64(i+1) { //nolint:gosec // small
+			t.Errorf("event %d has sequence %d", i, f.Sequence)
+		}
+	}
+	// The next one is the topic's first.
+	first, err := api.Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tok, err := position.Parse(first.Position); err != nil || tok.Pos.Offset > 1 {
+		t.Errorf("%+v, %v: something was kept", tok, err)
+	}
+	if _, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders", Events: ces(pipeline.MaxBatch + 1)}); reason(err) != "bad-batch" {
+		t.Errorf("too many: %v", err)
+	}
+	if _, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders"}); reason(err) != "bad-batch" {
+		t.Errorf("none: %v", err)
 	}
 }
 
@@ -489,6 +559,110 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
+// TestBadFrames: gRPC's own frames, cut or lying about their length, end their
+// call and nothing else; bytes that are not UTF-8 end no stream.
+func TestBadFrames(t *testing.T) {
+	api, conn := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for name, tc := range map[string]struct {
+		data []byte
+		want []string // of grpc-status
+	}{
+		"cut":             {[]byte{0, 0, 0, 0, 100, 1, 2, 3}, []string{"13"}},
+		"half a prefix":   {[]byte{0, 0, 0}, []string{"13"}},
+		"too long":        {[]byte{0, 0x7f, 0xff, 0xff, 0xff}, []string{"8"}},
+		"longest":         {[]byte{0, 0xff, 0xff, 0xff, 0xff}, []string{"8"}},
+		"compressed":      {[]byte{1, 0, 0, 0, 1, 0}, []string{"12", "13"}},
+		"another flag":    {[]byte{7, 0, 0, 0, 1, 0}, []string{"13"}},
+		"not an event":    {[]byte{0, 0, 0, 0, 2, 0xff, 0xff}, []string{"13"}},
+		"nothing follows": {nil, []string{"0", "3", "13"}},
+	} {
+		for _, method := range []string{eventsv1.EventService_PublishStream_FullMethodName, eventsv1.EventService_Publish_FullMethodName, eventsv1.EventService_Subscribe_FullMethodName} {
+			if got := call(t, conn.Target(), method, tc.data); !slices.Contains(tc.want, got) {
+				t.Errorf("%s to %s: grpc-status %q, want %v", name, method, got, tc.want)
+			}
+		}
+	}
+	st, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, eventsv1.EventService_PublishStream_FullMethodName, grpc.ForceCodec(raw{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := proto.Marshal(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"/test", "orders"} { // of an event, of the request
+		if err := st.SendMsg([]byte(strings.Replace(string(whole), part, strings.Repeat("\xff", len(part)), 1))); err != nil {
+			t.Fatal(err)
+		}
+		if err := st.RecvMsg(new([]byte)); err != nil {
+			t.Errorf("bad UTF-8 in %s ends the stream: %v", part, err)
+		}
+	}
+	_ = st.CloseSend()
+	first, err := api.Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tok, err := position.Parse(first.Position); err != nil || tok.Pos.Offset > 1 {
+		t.Errorf("%+v, %v: something was kept", tok, err)
+	}
+}
+
+// TestStrangers: whoever may not call hears so at once, and does not occupy a
+// call by sending no message.
+func TestStrangers(t *testing.T) {
+	_, conn := serve(t)
+	for _, method := range []string{eventsv1.EventService_Publish_FullMethodName, eventsv1.EventService_PublishBatch_FullMethodName, eventsv1.EventService_PublishStream_FullMethodName, eventsv1.EventService_Subscribe_FullMethodName} {
+		if got := call(t, conn.Target(), method, nil, [2]string{"authorization", "Bearer nobody"}); got != "16" {
+			t.Errorf("%s: grpc-status %q", method, got)
+		}
+	}
+}
+
+// call makes a call with data as they are, on a connection of its own, and gives
+// its grpc-status. With headers of its own the call does not end.
+func call(t *testing.T, addr, method string, data []byte, header ...[2]string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte(http2.ClientPreface)); err != nil {
+		t.Fatal(err)
+	}
+	f := http2.NewFramer(c, c)
+	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for _, h := range append([][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", method}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}}, header...) {
+		_ = enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+	}
+	_ = f.WriteSettings()
+	_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true})
+	if header == nil {
+		_ = f.WriteData(1, true, data)
+	}
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			return err.Error()
+		}
+		if m, ok := frame.(*http2.MetaHeadersFrame); ok {
+			for _, h := range m.RegularFields() {
+				if h.Name == "grpc-status" {
+					return h.Value
+				}
+			}
+		}
+	}
+}
+
 // TestTail: what was published comes, with what generated code reads; credit
 // bounds it, and more brings the rest.
 func TestTail(t *testing.T) {
@@ -593,10 +767,17 @@ func FuzzPublishRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
+	seeds(f, "publish*")
 	f.Add(protowire.AppendVarint(protowire.AppendTag(nil, 3, protowire.BytesType), 1<<31))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var mine publishRequest
-		err := mine.unmarshal(b)
+		var err error
+		if n := allocated(func() { err = mine.unmarshal(b) }); n > 512*uint64(len(b))+256<<10 {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
+		if mine.wrong != nil && (len(mine.wrong) > len(mine.events) || mine.wrong[len(mine.wrong)-1] == nil) {
+			t.Errorf("%d events, errors %v", len(mine.events), mine.wrong)
+		}
 		var gen eventsv1.PublishStreamRequest
 		if proto.Unmarshal(b, &gen) != nil {
 			return // also bytes that are not UTF-8, which validation refuses here
@@ -611,6 +792,62 @@ func FuzzPublishRequest(f *testing.F) {
 			t.Errorf("%d events, the generated code reads %d", len(mine.events), len(gen.Events))
 		}
 	})
+}
+
+// FuzzSubscribeRequest: what a receiver says is refused, or is within the bounds
+// of what may be asked for.
+func FuzzSubscribeRequest(f *testing.F) {
+	seeds(f, "subscribe-*")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		req := &eventsv1.SubscribeRequest{}
+		var err error
+		n := allocated(func() { err = codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, req) })
+		if n > 256*uint64(len(b))+256<<10 {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
+		if err != nil {
+			return
+		}
+		if got, err := checkCredit(req.GetOpen().GetCredit()); err == nil && (got < 0 || got > maxCredit) {
+			t.Errorf("a credit of %d", got)
+		}
+		if tail := req.GetOpen().GetTail(); tail != nil {
+			r, err := tailRequest(req.GetOpen().Namespace, tail)
+			if err == nil && (r.Namespace != req.GetOpen().Namespace || len(r.Topics) != len(tail.Topics) || len(r.After) > 4096) {
+				t.Errorf("%v becomes %+v", req, r)
+			}
+			for i := range r.After {
+				if r.After[i].String() != tail.GetAfter().Tokens[i] {
+					t.Errorf("position %q becomes %q", tail.GetAfter().Tokens[i], r.After[i].String())
+				}
+			}
+		}
+	})
+}
+
+// seeds adds captures from real clients; testdata/captures/README.md says which.
+func seeds(f *testing.F, pattern string) {
+	f.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
+	if err != nil || len(files) == 0 {
+		f.Fatalf("captures %s: %v, %v", pattern, files, err)
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+}
+
+// allocated is how many bytes do allocates.
+func allocated(do func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
 }
 
 // TestDeliveries: generated code reads what the hand-written encoder wrote.

@@ -6,6 +6,7 @@ import (
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/pipeline"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -17,20 +18,20 @@ func badEvent(err error) error {
 	return &fault.Error{Class: fault.Invalid, Op: "grpc", Reason: "bad-event", Msg: err.Error()}
 }
 
-// decodeEvents decodes events of a unary call. Streams, where speed counts, do
-// it in the codec.
-func decodeEvents[E proto.Message](in []E) ([]event.Event, error) {
-	out := make([]event.Event, len(in))
+// decodeEvents decodes events of a unary call; what cannot be decoded has its
+// error in res. Streams, where speed counts, do it in the codec.
+func decodeEvents[E proto.Message](in []E) (events []event.Event, res []frontend.Result) {
+	events, res = make([]event.Event, len(in)), make([]frontend.Result, len(in))
 	for i := range in {
 		b, err := proto.Marshal(in[i])
-		if err != nil {
-			return nil, badEvent(err)
+		if err == nil {
+			events[i], err = cloudevents.DecodeProto(b)
 		}
-		if out[i], err = cloudevents.DecodeProto(b); err != nil {
-			return nil, badEvent(err)
+		if err != nil {
+			res[i].Err = badEvent(err)
 		}
 	}
-	return out, nil
+	return events, res
 }
 
 // Publish publishes one event.
@@ -39,12 +40,8 @@ func (s *Server) Publish(ctx context.Context, req *eventsv1.PublishRequest) (*ev
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	events, err := decodeEvents([]proto.Message{req.Event})
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	var res [1]frontend.Result
-	if err := s.cfg.Mesh.Publish(ctx, who, req.Namespace, req.Topic, events, res[:]); err != nil {
+	events, res := decodeEvents([]proto.Message{req.Event})
+	if err := s.cfg.Mesh.Publish(ctx, who, req.Namespace, req.Topic, events, res); err != nil {
 		return nil, toStatus(err)
 	}
 	return &eventsv1.PublishResponse{Position: res[0].Position.String()}, nil
@@ -56,14 +53,10 @@ func (s *Server) PublishBatch(ctx context.Context, req *eventsv1.PublishBatchReq
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	events, err := decodeEvents(req.Events)
-	if err != nil {
-		return nil, toStatus(err)
+	if n := len(req.Events); n == 0 || n > pipeline.MaxBatch {
+		return nil, toStatus(fault.New(fault.Invalid, "grpc", "bad-batch", "a batch has 1 to %d events, this one has %d", pipeline.MaxBatch, n))
 	}
-	if len(events) == 0 {
-		return nil, toStatus(fault.New(fault.Invalid, "grpc", "bad-batch", "the batch is empty"))
-	}
-	res := make([]frontend.Result, len(events))
+	events, res := decodeEvents(req.Events)
 	// The error is the first of the results'.
 	_ = s.cfg.Mesh.Publish(ctx, who, req.Namespace, req.Topic, events, res)
 	out := &eventsv1.PublishBatchResponse{Results: make([]*eventsv1.PublishResult, len(res))}

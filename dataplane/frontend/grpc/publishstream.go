@@ -150,7 +150,8 @@ type publishStream struct {
 }
 
 // together is how many of the first messages may be published in one call: those
-// for the topic of the first, up to one that is wrong in itself.
+// for the topic of the first, up to one with an event that cannot be decoded,
+// which goes alone.
 func (st *publishStream) together(list []*publishRequest) int {
 	namespace, topic := cmp.Or(list[0].namespace, st.namespace), cmp.Or(list[0].topic, st.topic)
 	omit := st.omit || list[0].omitPositions
@@ -189,14 +190,12 @@ func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (
 	resp := &eventsv1.PublishStreamResponse{FirstSequence: st.next, Count: uint32(n)} //nolint:gosec // at most MaxBatch
 	st.next += uint64(n)
 	res := make([]frontend.Result, n)
-	if first.wrong != nil {
-		err := badEvent(first.wrong)
-		for i := range res {
-			res[i].Err = err
+	for i, err := range first.wrong {
+		if err != nil {
+			res[i].Err = badEvent(err)
 		}
-	} else {
-		st.write(ctx, group, events, res)
 	}
+	st.write(ctx, group, events, res)
 	for i := range res {
 		if err := res[i].Err; err != nil {
 			if c := fault.ClassOf(err); c == fault.Unauthenticated {

@@ -14,15 +14,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/listener"
 )
 
 // Config of a Server. The zero value of a limit is its default.
@@ -62,22 +63,12 @@ func New(cfg Config) *Server {
 // Serve serves on l, which it takes, until ctx ends; then it tells clients to go
 // elsewhere, lets calls finish, and ends what does not. It is called once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	opts := []grpc.ServerOption{
-		grpc.ForceServerCodecV2(codec{}),
-		grpc.MaxRecvMsgSize(s.cfg.MaxMessage),
-		grpc.MaxHeaderListSize(32 << 10),
-		grpc.MaxConcurrentStreams(1000),
-		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.ReadBufferSize(64 << 10),
-		grpc.WriteBufferSize(64 << 10),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	}
+	opts := []grpc.ServerOption{grpc.ForceServerCodecV2(codec{}), grpc.InTapHandle(s.enter), grpc.ReadBufferSize(64 << 10), grpc.WriteBufferSize(64 << 10)}
 	opts = append(opts, s.counting()...)
 	if s.cfg.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(s.cfg.TLS)))
 	}
-	srv := grpc.NewServer(opts...)
+	srv := listener.GRPC(listener.GRPCLimits{Message: s.cfg.MaxMessage, Streams: 1000, Idle: 30 * time.Minute}, opts...)
 	eventsv1.RegisterEventServiceServer(srv, s)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
@@ -94,8 +85,28 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
+// principalKey is where the context of a call has its principal.
+type principalKey struct{}
+
+// enter asks who calls before there is anything of the call: whoever may not
+// opens nothing that waits for a message which never comes.
+func (s *Server) enter(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	who, err := s.identify(ctx)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return context.WithValue(ctx, principalKey{}, who), nil
+}
+
 // authenticate tells who calls.
 func (s *Server) authenticate(ctx context.Context) (*policy.Principal, error) {
+	if who, ok := ctx.Value(principalKey{}).(*policy.Principal); ok {
+		return who, nil
+	}
+	return s.identify(ctx)
+}
+
+func (s *Server) identify(ctx context.Context) (*policy.Principal, error) {
 	var c policy.Credentials
 	if p, ok := peer.FromContext(ctx); ok {
 		c.Peer, _ = netip.ParseAddrPort(p.Addr.String())

@@ -34,7 +34,7 @@ func (s *Server) Subscribe(rpc grpc.BidiStreamingServer[eventsv1.SubscribeReques
 		return toStatus(err)
 	}
 	first, err := rpc.Recv()
-	if err != nil {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	open := first.GetOpen()

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -211,7 +212,9 @@ func TestRefusals(t *testing.T) {
 		"structured, bad UTF-8":  {"POST", orders, "{\"id\":\"\xff\"}", []string{structured}, 400, "bad-event"},
 		"batch, empty":           {"POST", orders, "[]", []string{batch}, 400, "bad-event"},
 		"batch, one":             {"POST", orders, one("1"), []string{batch}, 400, "bad-event"},
-		"batch, second bad":      {"POST", orders, "[" + one("1") + ",{}]", []string{batch}, 400, "bad-event"},
+		"batch, cut":             {"POST", orders, "[" + one("1") + ",{", []string{batch}, 400, "bad-event"},
+		"batch, behind it":       {"POST", orders, "[" + one("1") + "]x", []string{batch}, 400, "bad-event"},
+		"batch, bad UTF-8":       {"POST", orders, "[" + one("1") + ",{\"id\":\"\xff\"}]", []string{batch}, 400, "bad-event"},
 		"another format":         {"POST", orders, "<x/>", []string{"Content-Type: application/cloudevents+xml"}, 415, "unknown-format"},
 		"bad content type":       {"POST", orders, "x", []string{"Content-Type: application/cloudevents+json; ;;"}, 400, "bad-content-type"},
 		"large body":             {"POST", orders, strings.Repeat("x", 5<<10), inBinary, 413, "body-too-large"},
@@ -226,6 +229,17 @@ func TestRefusals(t *testing.T) {
 		"escaped dots":           {"POST", "/v1/demo/topics/%2e%2e", "x", inBinary, 400, "bad-name"},
 		"space":                  {"POST", "/v1/demo/topics/or%20ders", "x", inBinary, 400, "bad-name"},
 		"NUL":                    {"POST", "/v1/demo/topics/orders%00", "x", inBinary, 400, "bad-name"},
+		"4 KB":                   {"POST", "/v1/demo/topics/" + strings.Repeat("a", 4<<10), "x", inBinary, 400, "bad-name"},
+		"look-alike":             {"POST", "/v1/demo/topics/\u043erders", "x", inBinary, 400, "bad-name"},
+		"look-alike, escaped":    {"POST", "/v1/demo/topics/%D0%BErders", "x", inBinary, 400, "bad-name"},
+		"full width":             {"POST", "/v1/demo/topics/orders\uff0eeu", "x", inBinary, 400, "bad-name"},
+		"bad UTF-8 in a name":    {"POST", "/v1/demo/topics/orders%ff", "x", inBinary, 400, "bad-name"},
+		"case":                   {"POST", "/v1/demo/topics/Orders", "x", inBinary, 403, "access-denied"},
+		"case of a namespace":    {"POST", "/v1/Demo/topics/orders", "x", inBinary, 400, "bad-name"},
+		"no name":                {"POST", "/v1/demo/topics/", "x", inBinary, 400, "bad-name"},
+		"no namespace":           {"POST", "/v1//topics/orders", "x", inBinary, 400, "bad-name"},
+		"backslash":              {"POST", "/v1/demo/topics/..%5Corders", "x", inBinary, 400, "bad-name"},
+		"headers beyond bounds":  {"POST", orders, "x", append([]string{"ce-long: " + strings.Repeat("x", 20<<10)}, inBinary...), 400, "bad-event"},
 		"dots":                   {"POST", "/v1/demo/topics/x/../orders", "x", inBinary, 404, "unknown-path"},
 		"slashes":                {"POST", "//v1/demo/topics/orders", "x", inBinary, 404, "unknown-path"},
 		"slash behind":           {"POST", orders + "/", "x", inBinary, 404, "unknown-path"},
@@ -253,6 +267,62 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	w.ask("POST", orders, one("first"), structured)
+	if e := w.tail(orders+"/events?from=beginning", "").next(); e.ID != "first" {
+		t.Errorf("%+v was kept", e)
+	}
+}
+
+// TestBadBatch: each event of a batch has its own result, whatever is wrong with
+// it, and nothing of the batch is kept.
+func TestBadBatch(t *testing.T) {
+	w := serve(t)
+	large := fmt.Sprintf(`{"specversion":"1.0","id":"5","source":"/curl","type":"t","data":%q}`, strings.Repeat("x", 2<<10))
+	resp, body := w.ask("POST", orders, "["+strings.Join([]string{one("0"), `{"specversion":"0.3","id":"1"}`, one("2"), "7", `{"specversion":"1.0","id":"4","type":"t"}`, large}, ", ")+"]", batch)
+	var got struct{ Results []result }
+	w.must(json.Unmarshal([]byte(body), &got))
+	want := []struct{ reason, says string }{{"batch-refused", "another"}, {"bad-event", "specversion is"}, {"batch-refused", "another"}, {"bad-event", "JSON object"}, {"bad-event", "source"}, {"event-too-large", "takes 1024"}}
+	if resp.StatusCode != http.StatusBadRequest || len(got.Results) != len(want) {
+		t.Fatalf("%d %s", resp.StatusCode, body)
+	}
+	for i, r := range got.Results {
+		if r.Position != "" || r.Error == nil || r.Error.Reason != want[i].reason || !strings.Contains(r.Error.Detail, want[i].says) {
+			t.Errorf("event %d: %+v", i, r.Error)
+		}
+	}
+	// Who may not publish hears that, and not what is wrong.
+	_, body = w.ask("POST", "/v1/demo/topics/secret", "[{},"+one("1")+"]", batch)
+	w.must(json.Unmarshal([]byte(body), &got))
+	if len(got.Results) != 2 || got.Results[0].Error.Reason != "access-denied" || got.Results[1].Error.Reason != "access-denied" {
+		t.Error(body)
+	}
+	w.publish("orders", "first")
+	if e := w.tail(orders+"/events?from=beginning", "").next(); e.ID != "first" {
+		t.Errorf("%+v was kept", e)
+	}
+}
+
+// TestCutBody: a request that ends before its body does is not an event.
+func TestCutBody(t *testing.T) {
+	w := serve(t)
+	const head = " HTTP/1.1\r\nHost: localhost\r\nce-specversion: 1.0\r\nce-id: cut\r\nce-source: /s\r\nce-type: t\r\n"
+	for _, rest := range []string{"Content-Length: 100\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n10\r\nhalf", "Transfer-Encoding: chunked\r\n\r\nzz\r\n", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+		"Content-Length: 4\r\nContent-Length: 5\r\n\r\nhalf", "Content-Length: -1\r\n\r\n", "ce bad: x\r\nContent-Length: 0\r\n\r\n"} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(w.base, "http://"))
+		w.must(err)
+		_, err = io.WriteString(c, "POST "+orders+head+rest)
+		w.must(err)
+		w.must(c.(*net.TCPConn).CloseWrite())
+		w.must(c.SetReadDeadline(time.Now().Add(30 * time.Second)))
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err == nil && resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%q: %d", rest, resp.StatusCode)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%q is waited for", rest)
+		}
+		_ = c.Close()
+	}
+	w.publish("orders", "first")
 	if e := w.tail(orders+"/events?from=beginning", "").next(); e.ID != "first" {
 		t.Errorf("%+v was kept", e)
 	}

@@ -32,7 +32,7 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 		problem(w, fault.New(fault.Invalid, "http", "bad-body", "the body could not be read"))
 		return
 	}
-	events, batch, err := decode(r.Header, body)
+	events, wrong, batch, err := decode(r.Header, body)
 	if err != nil {
 		if f := fault.From(err); f.Reason == unknownFormat {
 			writeProblem(w, http.StatusUnsupportedMediaType, f.Reason, f.Msg, 0)
@@ -43,6 +43,11 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 	}
 	trace(r.Header, events)
 	res := make([]frontend.Result, len(events))
+	for i, err := range wrong {
+		if err != nil {
+			res[i].Err = badEvent(err)
+		}
+	}
 	err = s.cfg.Mesh.Publish(r.Context(), who, namespace, topic, events, res)
 	if batch {
 		writeBatch(w, err, res)
@@ -58,37 +63,39 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 // unknownFormat is the reason where an event format is not understood: 415.
 const unknownFormat = "unknown-format"
 
-// decode makes events of a request in any of the three modes.
-func decode(h http.Header, body []byte) (events []event.Event, batch bool, err error) {
+// decode makes events of a request in any of the three modes. In a batch, wrong
+// has the errors of events that could not be read, by their place.
+func decode(h http.Header, body []byte) (events []event.Event, wrong []error, batch bool, err error) {
 	media := ""
 	if ct := h.Get("Content-Type"); ct != "" {
 		var perr error
 		if media, _, perr = mime.ParseMediaType(ct); perr != nil && strings.HasPrefix(ct, "application/cloudevents") {
-			return nil, false, fault.New(fault.Invalid, "http", "bad-content-type", "the Content-Type cannot be read")
+			return nil, nil, false, fault.New(fault.Invalid, "http", "bad-content-type", "the Content-Type cannot be read")
 		}
 	}
 	switch {
 	case media == cloudevents.TypeBatch:
-		events, err = cloudevents.DecodeJSONBatch(body)
-		if err == nil && len(events) == 0 {
-			err = errors.New("the batch is empty")
-		}
+		events, wrong, err = cloudevents.DecodeJSONBatch(body)
 		batch = true
 	case media == cloudevents.TypeJSON:
 		var e event.Event
 		e, err = cloudevents.DecodeJSON(body)
 		events = []event.Event{e}
 	case strings.HasPrefix(media, "application/cloudevents"):
-		return nil, false, &fault.Error{Class: fault.Invalid, Op: "http", Reason: unknownFormat, Msg: "the event format " + media + " is not understood; use " + cloudevents.TypeJSON + ", " + cloudevents.TypeBatch + ", or binary mode"}
+		return nil, nil, false, &fault.Error{Class: fault.Invalid, Op: "http", Reason: unknownFormat, Msg: "the event format " + media + " is not understood; use " + cloudevents.TypeJSON + ", " + cloudevents.TypeBatch + ", or binary mode"}
 	default:
 		var e event.Event
 		e, err = cloudevents.DecodeBinary(h, body)
 		events = []event.Event{e}
 	}
 	if err != nil {
-		return nil, batch, &fault.Error{Class: fault.Invalid, Op: "http", Reason: "bad-event", Msg: err.Error()}
+		return nil, nil, batch, badEvent(err)
 	}
-	return events, batch, nil
+	return events, wrong, batch, nil
+}
+
+func badEvent(err error) error {
+	return &fault.Error{Class: fault.Invalid, Op: "http", Reason: "bad-event", Msg: err.Error()}
 }
 
 // trace puts the request's W3C trace context into events that have none.

@@ -7,6 +7,7 @@ package remoting
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -45,8 +47,8 @@ const (
 
 // Int reads an integer of the header's fields.
 func (c *Command) Int(name string) (int64, error) {
-	var n int64
-	if _, err := fmt.Sscan(c.ExtFields[name], &n); err != nil {
+	n, err := strconv.ParseInt(c.ExtFields[name], 10, 64)
+	if err != nil {
 		return 0, fmt.Errorf("the answer's %s is %q", name, c.ExtFields[name])
 	}
 	return n, nil
@@ -95,7 +97,9 @@ func Decode(b []byte) (*Command, error) {
 			Command
 			ExtFields map[string]any `json:"extFields"`
 		}
-		if json.Unmarshal(b[4:4+n], &loose) != nil {
+		dec := json.NewDecoder(bytes.NewReader(b[4 : 4+n]))
+		dec.UseNumber() // an offset is not a float
+		if dec.Decode(&loose) != nil {
 			return nil, fmt.Errorf("the header: %w", err)
 		}
 		*c = loose.Command
@@ -178,8 +182,8 @@ func (c *Conn) readAll(r io.Reader) error {
 		if n > maxFrame {
 			return fmt.Errorf("the server sent a frame of %d bytes", n)
 		}
-		b := make([]byte, n)
-		if _, err := io.ReadFull(r, b); err != nil {
+		b, err := readFrame(r, int(n))
+		if err != nil {
 			return err
 		}
 		cmd, err := Decode(b)
@@ -200,6 +204,22 @@ func (c *Conn) readAll(r io.Reader) error {
 			ch <- cmd
 		}
 	}
+}
+
+// readFrame reads n bytes. A large frame gets its memory as it comes: a length
+// alone costs nothing.
+func readFrame(r io.Reader, n int) ([]byte, error) {
+	if n <= 1<<20 {
+		b := make([]byte, n)
+		_, err := io.ReadFull(r, b)
+		return b, err
+	}
+	var b bytes.Buffer
+	b.Grow(1 << 20)
+	if _, err := io.CopyN(&b, r, int64(n)); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
 }
 
 // Call sends a request and waits for its answer. It borrows body. The error is ErrNotSent where

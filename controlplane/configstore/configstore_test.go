@@ -1,0 +1,524 @@
+package configstore
+
+import (
+	"bytes"
+	"compress/flate"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// world is a real etcd and what a test needs around it.
+type world struct {
+	*testing.T
+	ctx  context.Context
+	etcd *clientv3.Client
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	return &world{t, ctx, e.Client()}
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// replica is a Store that follows etcd.
+func (w *world) replica(client *clientv3.Client, log io.Writer) *Store {
+	w.Helper()
+	s := New(Config{Client: client, Log: slog.New(slog.NewTextHandler(log, nil))})
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	w.Cleanup(func() {
+		stop()
+		w.must(<-ended)
+	})
+	if _, err := s.WaitFor(w.ctx, 0); err != nil {
+		w.Fatal(err)
+	}
+	return s
+}
+
+func (w *world) current(s *Store) *Snapshot {
+	w.Helper()
+	snap, err := s.Current()
+	w.must(err)
+	return snap
+}
+
+// res is an EventStore demo/name with a label.
+func res(name, label string) *configv1.Resource {
+	r := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: name, Labels: map[string]string{"v": label}},
+		Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}}
+	r.Name = resource.NameOf(r)
+	return r
+}
+
+// write commits until no other write comes between.
+func (w *world) write(s *Store, c Change) int64 {
+	w.Helper()
+	for {
+		snap := w.current(s)
+		rev, err := s.Commit(w.ctx, snap, c)
+		if errors.Is(err, ErrConflict) {
+			_, err = s.WaitFor(w.ctx, snap.Revision+1)
+			w.must(err)
+			continue
+		}
+		w.must(err)
+		return rev
+	}
+}
+
+// labels is a snapshot as a map.
+func labels(s *Snapshot) map[string]string {
+	out := map[string]string{}
+	for e := range s.All("") {
+		out[e.Name] = e.Resource.Metadata.Labels["v"]
+	}
+	return out
+}
+
+// TestModel: two replicas write at random, one of them misses times; each
+// snapshot is what a map would be, stays what it was, and the log leads from any
+// of them to any later one, at either replica.
+func TestModel(t *testing.T) {
+	w := newWorld(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	replicas := []*Store{w.replica(w.etcd, io.Discard), w.replica(w.etcd, io.Discard)}
+	model := map[string]string{}
+	type kept struct {
+		snap *Snapshot
+		want map[string]string
+	}
+	var past []kept
+	for i := range 300 {
+		s := replicas[rnd.IntN(2)]
+		name := fmt.Sprintf("s%d", rnd.IntN(20))
+		full := "eventstore/demo/" + name
+		var rev int64
+		switch rnd.IntN(8) {
+		case 0: // bytes that are no resource
+			resp, err := w.etcd.Put(w.ctx, DefaultPrefix+"r/"+full, "\xff")
+			w.must(err)
+			rev = resp.Header.Revision
+			delete(model, full)
+		case 1, 2:
+			rev = w.write(s, Change{Delete: []string{full}})
+			delete(model, full)
+		case 3: // two at once
+			rev = w.write(s, Change{Put: []*configv1.Resource{res("both", fmt.Sprint(i))}, Delete: []string{full}})
+			model["eventstore/demo/both"] = fmt.Sprint(i)
+			delete(model, full)
+		default:
+			rev = w.write(s, Change{Put: []*configv1.Resource{res(name, fmt.Sprint(i))}})
+			model[full] = fmt.Sprint(i)
+		}
+		for _, s := range replicas {
+			snap, err := s.WaitFor(w.ctx, rev)
+			w.must(err)
+			if !maps.Equal(labels(snap), model) || snap.Len() != len(model) {
+				t.Fatalf("step %d, revision %d: %v, the model has %v", i, rev, labels(snap), model)
+			}
+			past = append(past, kept{snap, maps.Clone(model)})
+			// From any of the past to now.
+			from := past[rnd.IntN(len(past))]
+			changed, ok := snap.Since(from.snap.Revision)
+			got := maps.Clone(from.want)
+			for _, n := range changed {
+				if e := snap.Get(n); e != nil {
+					got[n] = e.Resource.Metadata.Labels["v"]
+				} else {
+					delete(got, n)
+				}
+			}
+			if ok && !maps.Equal(got, model) || !ok && snap.floor <= from.snap.Revision {
+				t.Fatalf("step %d: from revision %d with %v: %v (%v), the model has %v", i, from.snap.Revision, changed, got, ok, model)
+			}
+		}
+	}
+	// Somebody who reads everything now sees the same.
+	fresh := w.current(w.replica(w.etcd, io.Discard))
+	if !maps.Equal(labels(fresh), model) {
+		t.Errorf("read anew: %v, the model has %v", labels(fresh), model)
+	}
+	for _, p := range past {
+		if !maps.Equal(labels(p.snap), p.want) {
+			t.Fatalf("the snapshot of revision %d has changed", p.snap.Revision)
+		}
+		var sum Digest
+		for e := range p.snap.All("") {
+			sum = sum.Add(DigestOf(e.Name, e.Version()))
+		}
+		for _, d := range p.snap.Digests("demo") {
+			if d != sum {
+				t.Fatalf("revision %d: the digest is %v, of its entries %v", p.snap.Revision, d, sum)
+			}
+		}
+		if got := slices.Collect(p.snap.Namespaces()); len(p.want) > 0 != slices.Equal(got, []string{"demo"}) {
+			t.Fatalf("revision %d: namespaces %v", p.snap.Revision, got)
+		}
+	}
+}
+
+// TestLog: the log of changes is bounded; whoever is further behind hears so, and
+// older snapshots keep theirs.
+func TestLog(t *testing.T) {
+	snap := Empty("1-x", 1)
+	first := snap
+	for i := range 2 * maxChanges {
+		x := snap.edit()
+		x.put("topic/demo/t", &Entry{Name: "topic/demo/t", Kind: resource.Topic, Namespace: "demo", ModRevision: int64(i + 2)}, int64(i+2), true)
+		snap = x.commit(int64(i + 2))
+	}
+	if n := len(snap.changes); n > maxChanges+maxChanges/4 || n < maxChanges {
+		t.Errorf("%d changes are kept", n)
+	}
+	if _, ok := snap.Since(1); ok {
+		t.Error("what is not in the log is told")
+	}
+	if names, ok := snap.Since(snap.Revision - 5); !ok || !slices.Equal(names, []string{"topic/demo/t"}) {
+		t.Errorf("%v %v", names, ok)
+	}
+	if names, ok := snap.Since(snap.floor); !ok || len(names) != 1 {
+		t.Errorf("from the floor: %v %v", names, ok)
+	}
+	if names, ok := first.Since(1); !ok || len(names) != 0 || first.Len() != 0 {
+		t.Errorf("the first snapshot: %v %v", names, ok)
+	}
+}
+
+// TestConflict: of two writers who saw the same, one writes and the other hears
+// so, and has written nothing; also where the history was replaced.
+func TestConflict(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.replica(w.etcd, io.Discard), w.replica(w.etcd, io.Discard)
+	rev := w.write(a, Change{Put: []*configv1.Resource{res("first", "1")}})
+	atA, err := a.WaitFor(w.ctx, rev)
+	w.must(err)
+	atB, err := b.WaitFor(w.ctx, rev)
+	w.must(err)
+	rev, err = a.Commit(w.ctx, atA, Change{Put: []*configv1.Resource{res("mine", "a")}})
+	w.must(err)
+	// They write different keys: it is the generation that both compare.
+	if _, err := b.Commit(w.ctx, atB, Change{Put: []*configv1.Resource{res("other", "b")}, Delete: []string{"eventstore/demo/first"}}); !errors.Is(err, ErrConflict) {
+		t.Fatalf("the second writer: %v", err)
+	}
+	snap, err := b.WaitFor(w.ctx, rev)
+	w.must(err)
+	if got := labels(snap); !maps.Equal(got, map[string]string{"eventstore/demo/first": "1", "eventstore/demo/mine": "a"}) || snap.Generation != rev {
+		t.Errorf("%v, generation %d at revision %d", got, snap.Generation, rev)
+	}
+	if e := snap.Get("eventstore/demo/mine"); e.ModRevision != rev || e.Version() != fmt.Sprint(rev) {
+		t.Errorf("version %s, written at %d", e.Version(), rev)
+	}
+	_, err = w.etcd.Put(w.ctx, DefaultPrefix+"m/lineage", "2-restored")
+	w.must(err)
+	if _, err := b.Commit(w.ctx, snap, Change{Put: []*configv1.Resource{res("late", "b")}}); !errors.Is(err, ErrConflict) {
+		t.Errorf("a writer of the old lineage: %v", err)
+	}
+	for w.current(b).Lineage != "2-restored" {
+		_, changed := b.Snapshot()
+		<-changed
+	}
+	w.write(b, Change{Put: []*configv1.Resource{res("late", "b")}})
+}
+
+// TestLineage: replicas that start at once on an empty etcd agree.
+func TestLineage(t *testing.T) {
+	w := newWorld(t)
+	stores := make([]*Store, 8)
+	var wg sync.WaitGroup
+	for i := range stores {
+		stores[i] = New(Config{Client: w.etcd, Log: slog.New(slog.DiscardHandler)})
+		wg.Go(func() {
+			if snap, err := stores[i].read(w.ctx); err != nil {
+				t.Error(err)
+			} else {
+				stores[i].now.Store(snap)
+			}
+		})
+	}
+	wg.Wait()
+	for _, s := range stores {
+		if snap := w.current(s); snap.Lineage == "" || snap.Lineage != w.current(stores[0]).Lineage {
+			t.Errorf("lineage %q and %q", snap.Lineage, w.current(stores[0]).Lineage)
+		}
+	}
+}
+
+// TestAudit: every change leaves a record of who made it and of what was there
+// before and after.
+func TestAudit(t *testing.T) {
+	w := newWorld(t)
+	s := w.replica(w.etcd, io.Discard)
+	w.write(s, Change{Put: []*configv1.Resource{res("x", "1"), res("gone", "1")}, Actor: "CN=ann", Peer: "127.0.0.1:5"})
+	before := w.waitFor(s, "eventstore/demo/x")
+	r := res("x", "2")
+	r.Metadata.Version = "7" // is of the answer, not of what is stored
+	w.write(s, Change{Put: []*configv1.Resource{r}, Delete: []string{"eventstore/demo/gone"}, Actor: "CN=bob"})
+	resp, err := w.etcd.Get(w.ctx, DefaultPrefix+"a/", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortAscend))
+	w.must(err)
+	if len(resp.Kvs) != 2 {
+		t.Fatalf("%d records", len(resp.Kvs))
+	}
+	var got auditRecord
+	w.must(json.NewDecoder(flate.NewReader(bytes.NewReader(resp.Kvs[1].Value))).Decode(&got))
+	var old, now configv1.Resource
+	if got.Actor != "CN=bob" || got.Time.IsZero() || len(got.Changes) != 2 || got.Changes[1].Name != "eventstore/demo/gone" || got.Changes[1].New != nil {
+		t.Fatalf("%+v", got)
+	}
+	w.must(proto.Unmarshal(got.Changes[0].Old, &old))
+	w.must(proto.Unmarshal(got.Changes[0].New, &now))
+	if !bytes.Equal(got.Changes[0].Old, before.Bytes) || old.Metadata.Labels["v"] != "1" || now.Metadata.Labels["v"] != "2" || now.Metadata.Version != "" || r.Metadata.Version != "7" {
+		t.Errorf("%v, %v", &old, &now)
+	}
+}
+
+// waitFor waits until name is there.
+func (w *world) waitFor(s *Store, name string) *Entry {
+	w.Helper()
+	for {
+		snap, changed := s.Snapshot()
+		if e := snap.Get(name); e != nil {
+			return e
+		}
+		select {
+		case <-changed:
+		case <-w.ctx.Done():
+			w.Fatalf("%s does not come", name)
+		}
+	}
+}
+
+// TestTooLarge: a change beyond what etcd takes is refused with its size, before
+// anything is written.
+func TestTooLarge(t *testing.T) {
+	w := newWorld(t)
+	s := w.replica(w.etcd, io.Discard)
+	var many, large Change
+	for i := range MaxWrites + 1 {
+		many.Put = append(many.Put, res(fmt.Sprintf("s%d", i), "x"))
+	}
+	random := rand.New(rand.NewPCG(1, 1))
+	for i := range 100 {
+		b := make([]byte, 8<<10)
+		for j := range b {
+			b[j] = byte('a' + random.IntN(26))
+		}
+		large.Put = append(large.Put, res(fmt.Sprintf("s%d", i), string(b)))
+	}
+	for says, c := range map[string]Change{"121 writes": many, "with its audit record": large} {
+		if _, err := s.Commit(w.ctx, w.current(s), c); fault.ClassOf(err) != fault.TooLarge || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", says, err)
+		}
+	}
+	many.Put = many.Put[:MaxWrites]
+	w.write(s, many)
+	if n := len(w.waitFor(s, "eventstore/demo/s0").Name); n == 0 {
+		t.Error("the largest change that may be is not there")
+	}
+}
+
+// TestStrangers: keys that are no resources are left out and harm nothing.
+func TestStrangers(t *testing.T) {
+	w := newWorld(t)
+	for _, k := range []string{"r/x", "r/topic/demo", "r/topic/../x", "r/nokind/demo/x", "r/topic/demo/bad", "other"} {
+		_, err := w.etcd.Put(w.ctx, DefaultPrefix+k, "\xff\xff")
+		w.must(err)
+	}
+	s := w.replica(w.etcd, io.Discard)
+	w.write(s, Change{Put: []*configv1.Resource{res("good", "1")}})
+	w.waitFor(s, "eventstore/demo/good")
+	if n := w.current(s).Len(); n != 1 {
+		t.Errorf("%d resources", n)
+	}
+	// Pages are read whole.
+	for i := range readPage + 10 {
+		b, err := resource.Marshal(res(fmt.Sprintf("p%d", i), "x"))
+		w.must(err)
+		_, err = w.etcd.Put(w.ctx, fmt.Sprintf("%sr/eventstore/demo/p%d", DefaultPrefix, i), string(b))
+		w.must(err)
+	}
+	if n := w.current(w.replica(w.etcd, io.Discard)).Len(); n != readPage+11 {
+		t.Errorf("%d resources", n)
+	}
+}
+
+// buffer is a log that may be read while it is written.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// wire is a way to etcd that can be cut.
+type wire struct {
+	to  string
+	mu  sync.Mutex
+	cut bool
+	all []net.Conn
+}
+
+func (x *wire) run(l net.Listener) {
+	for {
+		in, err := l.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", x.to)
+		x.mu.Lock()
+		if err != nil || x.cut {
+			_ = in.Close()
+			if out != nil {
+				_ = out.Close()
+			}
+			x.mu.Unlock()
+			continue
+		}
+		x.all = append(x.all, in, out)
+		x.mu.Unlock()
+		go func() { _, _ = io.Copy(out, in); _ = out.Close() }()
+		go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
+	}
+}
+
+func (x *wire) set(cut bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.cut = cut; cut {
+		for _, c := range x.all {
+			_ = c.Close()
+		}
+		x.all = nil
+	}
+}
+
+// TestCompacted: a watch that was cut off while etcd compacted what it missed
+// reads everything again. Nobody sees an empty configuration meanwhile, and the
+// log still leads from before to after.
+func TestCompacted(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	cfg := embed.NewConfig()
+	cfg.Dir, cfg.LogLevel, cfg.LogOutputs = filepath.Join(t.TempDir(), "etcd"), "fatal", []string{filepath.Join(t.TempDir(), "log")}
+	cfg.ListenClientUrls, cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}, nil
+	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "localhost:1"}}
+	cfg.AdvertiseClientUrls = cfg.AdvertisePeerUrls
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	<-e.Server.ReadyNotify()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	way := &wire{to: e.Clients[0].Addr().String()}
+	go way.run(l)
+	t.Cleanup(func() { way.set(true) })
+	client := func(addr string) *clientv3.Client {
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + addr}, DialTimeout: 10 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	direct := client(way.to)
+	w := &world{t, ctx, direct}
+	var log buffer
+	near, far := w.replica(direct, io.Discard), w.replica(client(l.Addr().String()), &log)
+	rev := w.write(near, Change{Put: []*configv1.Resource{res("stays", "1"), res("goes", "1")}})
+	before, err := far.WaitFor(ctx, rev)
+	w.must(err)
+	// All that far shows from now on.
+	seen := make(chan struct{})
+	wctx, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(seen)
+		for wctx.Err() == nil {
+			snap, changed := far.Snapshot()
+			if snap == nil || snap.Get("eventstore/demo/stays") == nil || snap.Revision < before.Revision {
+				t.Errorf("a snapshot with %v", labels(snap))
+			}
+			select {
+			case <-changed:
+			case <-wctx.Done():
+			}
+		}
+	}()
+	way.set(true)
+	w.write(near, Change{Delete: []string{"eventstore/demo/goes"}})
+	w.waitFor(near, "eventstore/demo/stays")
+	for i := range 5 {
+		rev = w.write(near, Change{Put: []*configv1.Resource{res("comes", fmt.Sprint(i))}})
+		_, err = near.WaitFor(ctx, rev)
+		w.must(err)
+	}
+	_, err = direct.Compact(ctx, rev)
+	w.must(err)
+	way.set(false)
+	after, err := far.WaitFor(ctx, rev)
+	w.must(err)
+	stop()
+	<-seen
+	if !strings.Contains(log.String(), "fell behind etcd's compaction") {
+		t.Errorf("it never was behind: %s", log.String())
+	}
+	changed, ok := after.Since(before.Revision)
+	if !ok || !slices.Equal(changed, []string{"eventstore/demo/comes", "eventstore/demo/goes"}) || !maps.Equal(labels(after), map[string]string{"eventstore/demo/stays": "1", "eventstore/demo/comes": "4"}) {
+		t.Errorf("%v %v, %v", changed, ok, labels(after))
+	}
+}

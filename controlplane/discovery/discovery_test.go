@@ -1,0 +1,749 @@
+package discovery
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// world is a discovery server above a real etcd.
+type world struct {
+	*testing.T
+	ctx    context.Context
+	etcd   *clientv3.Client
+	store  *configstore.Store
+	server *Server
+	addr   string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	w := &world{T: t, ctx: ctx, etcd: e.Client()}
+	w.store = configstore.New(configstore.Config{Client: e.Client(), Log: slog.New(slog.DiscardHandler)})
+	rctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.store.Run(rctx) }()
+	t.Cleanup(func() {
+		stop()
+		w.must(<-ended)
+	})
+	if _, err := w.store.WaitFor(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.server, w.addr = serve(t, Config{Source: w.store, Log: slog.New(slog.DiscardHandler)})
+	return w
+}
+
+func serve(t *testing.T, cfg Config) (*Server, string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, srv := New(cfg), grpc.NewServer(grpc.MaxHeaderListSize(64<<10))
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(srv, s)
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	t.Cleanup(func() {
+		srv.Stop()
+		<-ended
+	})
+	return s, l.Addr().String()
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// put writes EventStores, given as ns/name, with a label, and gives the revision.
+func (w *world) put(label string, list ...string) int64 {
+	w.Helper()
+	var c configstore.Change
+	for _, n := range list {
+		ns, name, _ := strings.Cut(n, "/")
+		c.Put = append(c.Put, &configv1.Resource{Name: "eventstore/" + n, Metadata: &configv1.Metadata{Namespace: ns, Name: name, Uid: "u", Labels: map[string]string{"v": label}},
+			Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}})
+	}
+	return w.commit(c)
+}
+
+func (w *world) remove(list ...string) int64 {
+	w.Helper()
+	var c configstore.Change
+	for _, n := range list {
+		c.Delete = append(c.Delete, "eventstore/"+n)
+	}
+	return w.commit(c)
+}
+
+func (w *world) commit(c configstore.Change) int64 {
+	w.Helper()
+	snap, err := w.store.Current()
+	w.must(err)
+	rev, err := w.store.Commit(w.ctx, snap, c)
+	w.must(err)
+	_, err = w.store.WaitFor(w.ctx, rev)
+	w.must(err)
+	return rev
+}
+
+// proxy is a raw client of the protocol.
+type proxy struct {
+	*world
+	rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+	// has is what it was given: versions by name.
+	has map[string]string
+	// plain is without manifests.
+	plain bool
+	last  *configv1.Manifest
+}
+
+// connect opens a stream; nothing is asked yet.
+func (w *world) connect(addr string, token *discoveryv1.ResumeToken) *proxy {
+	w.Helper()
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	w.must(err)
+	w.Cleanup(func() { _ = conn.Close() })
+	ctx := w.ctx
+	if token != nil {
+		b, err := proto.Marshal(token)
+		w.must(err)
+		ctx = metadata.AppendToOutgoingContext(ctx, ResumeHeader, base64.RawURLEncoding.EncodeToString(b))
+	}
+	rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	w.must(err)
+	return &proxy{world: w, rpc: rpc, has: map[string]string{}}
+}
+
+func (p *proxy) node() *corev3.Node {
+	n := &corev3.Node{Id: "node-1"}
+	if !p.plain {
+		n.Metadata = &structpb.Struct{Fields: map[string]*structpb.Value{"weft": structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"manifest": structpb.NewBoolValue(true)}})}}
+	}
+	return n
+}
+
+func (p *proxy) send(req *discoveryv3.DeltaDiscoveryRequest) {
+	p.Helper()
+	if req.TypeUrl == "" {
+		req.TypeUrl = resource.TypeURL
+	}
+	if err := p.rpc.Send(req); !errors.Is(err, io.EOF) { // it has ended; Recv says why
+		p.must(err)
+	}
+}
+
+func (p *proxy) ask(names ...string) {
+	p.Helper()
+	p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.node(), ResourceNamesSubscribe: names})
+}
+
+func (p *proxy) recv() *discoveryv3.DeltaDiscoveryResponse {
+	p.Helper()
+	resp, err := p.rpc.Recv()
+	if err != nil {
+		p.Fatal(err)
+	}
+	return resp
+}
+
+// next receives one delta, in as many responses as it takes, and acknowledges
+// it; it gives what it said, sorted: "+name" and "-name".
+func (p *proxy) next() string {
+	p.Helper()
+	resp, said := p.delta()
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: resp.Nonce})
+	return said
+}
+
+// delta receives one delta and gives its last response.
+func (p *proxy) delta() (*discoveryv3.DeltaDiscoveryResponse, string) {
+	p.Helper()
+	var said []string
+	for {
+		resp := p.recv()
+		if n := proto.Size(resp); n > maxChunk {
+			p.Errorf("a response of %d bytes", n)
+		}
+		closed := p.plain
+		for _, r := range resp.Resources {
+			if r.Name == resource.ManifestName {
+				var body configv1.Resource
+				p.must(r.Resource.UnmarshalTo(&body))
+				p.last, closed = body.GetManifest(), true
+				continue
+			}
+			if closed && !p.plain {
+				p.Errorf("%s comes behind the manifest", r.Name)
+			}
+			said, p.has[r.Name] = append(said, "+"+strings.TrimPrefix(r.Name, "eventstore/")), r.Version
+		}
+		for _, name := range resp.RemovedResources {
+			said = append(said, "-"+strings.TrimPrefix(name, "eventstore/"))
+			delete(p.has, name)
+		}
+		if closed {
+			slices.Sort(said)
+			return resp, strings.Join(said, " ")
+		}
+	}
+}
+
+func (p *proxy) wants(want string) {
+	p.Helper()
+	if got := p.next(); got != want {
+		p.Errorf("%q came, want %q", got, want)
+	}
+}
+
+// ends waits until the stream ends and gives why.
+func (p *proxy) ends() error {
+	p.Helper()
+	for {
+		if _, err := p.rpc.Recv(); err != nil {
+			return err
+		}
+	}
+}
+
+// TestDeltas: everything at first, then what changed and is in scope, and
+// nothing else.
+func TestDeltas(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a", "demo/b", "other/x")
+	all, demo, plain := w.connect(w.addr, nil), w.connect(w.addr, nil), w.connect(w.addr, nil)
+	plain.plain = true
+	all.ask("*")
+	demo.ask("*/demo/*")
+	plain.send(&discoveryv3.DeltaDiscoveryRequest{Node: plain.node()}) // without names: all, as Envoy's older clients ask
+	all.wants("+demo/a +demo/b +other/x")
+	demo.wants("+demo/a +demo/b")
+	plain.wants("+demo/a +demo/b +other/x")
+	if !all.last.Complete || len(all.last.Kinds) != 1 || all.last.Kinds[0].Count != 3 || demo.last.Kinds[0].Count != 2 {
+		t.Errorf("%v, %v", all.last, demo.last)
+	}
+	// What is not of its scope, it does not hear of: the next it hears is b's.
+	w.put("2", "other/x")
+	w.put("3", "demo/b")
+	all.wants("+other/x")
+	all.wants("+demo/b")
+	demo.wants("+demo/b")
+	if demo.last.Complete {
+		t.Error("a change says that it is all")
+	}
+	rev := w.remove("demo/a")
+	all.wants("-demo/a")
+	demo.wants("-demo/a")
+	if demo.last.Revision != rev || demo.has["eventstore/demo/b"] == "" {
+		t.Errorf("%v at %d: %v", demo.last, rev, demo.has)
+	}
+	// What comes while nobody answers is one delta, the newest of each.
+	for i := range 50 {
+		w.put(fmt.Sprint(i), "demo/b", "demo/c")
+	}
+	newest := w.put("new", "demo/c")
+	for demo.has["eventstore/demo/c"] != strconv.FormatInt(newest, 10) {
+		demo.next()
+	}
+}
+
+// TestConflated: whoever does not answer is sent nothing more, and then what is
+// newest, once.
+func TestConflated(t *testing.T) {
+	w := newWorld(t)
+	w.put("0", "demo/a")
+	p := w.connect(w.addr, nil)
+	p.ask("*")
+	first, _ := p.delta()
+	for i := range 100 {
+		w.put(fmt.Sprint(i), "demo/a", "demo/b", fmt.Sprintf("demo/gone-%d", i))
+		w.remove(fmt.Sprintf("demo/gone-%d", i))
+	}
+	newest := w.put("new", "demo/a", "demo/b")
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: first.Nonce})
+	_, said := p.delta()
+	if !strings.HasPrefix(said, "+demo/a +demo/b -demo/gone-0 ") || strings.Count(said, "+") != 2 || p.has["eventstore/demo/a"] != strconv.FormatInt(newest, 10) {
+		t.Errorf("%q, %v", said, p.has)
+	}
+}
+
+// TestRefused: what a proxy refuses by name is not sent again on that stream,
+// others are; a refusal without names is of the whole response.
+func TestRefused(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a", "demo/b")
+	p := w.connect(w.addr, nil)
+	p.ask("*")
+	resp, _ := p.delta()
+	details, err := anypb.New(&discoveryv1.Rejections{Rejections: []*discoveryv1.Rejection{{Name: "eventstore/demo/a", Version: p.has["eventstore/demo/a"], Field: "spec", Reason: strings.Repeat("é", 5000)}}})
+	w.must(err)
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: resp.Nonce, ErrorDetail: &rpcstatus.Status{Code: 3, Message: "no", Details: []*anypb.Any{details}}})
+	w.put("2", "demo/b")
+	p.wants("+demo/b")
+	status := w.server.Proxies()
+	if len(status) != 1 || len(status[0].Rejections) != 1 || status[0].Rejections[0].Name != "eventstore/demo/a" || len(status[0].Rejections[0].Reason) > maxReason {
+		t.Fatalf("%v", status)
+	}
+	if _, err := proto.Marshal(status[0]); err != nil {
+		t.Errorf("the status cannot be shown: %v", err)
+	}
+	// A newer version may be good.
+	w.put("3", "demo/a")
+	resp, said := p.delta()
+	if said != "+demo/a" {
+		t.Errorf("%q came", said)
+	}
+	if n := len(w.server.Proxies()[0].Rejections); n != 0 {
+		t.Errorf("%d rejections of versions that are replaced", n)
+	}
+	// Without names: all that this response had.
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: resp.Nonce, ErrorDetail: &rpcstatus.Status{Code: 3, Message: "nothing of it"}})
+	w.put("4", "demo/b")
+	p.wants("+demo/b")
+	if s := w.server.Proxies()[0]; len(s.Rejections) != 1 || s.Rejections[0].Reason != "nothing of it" || s.Rejections[0].Name != "eventstore/demo/a" {
+		t.Errorf("%v", s)
+	}
+	// Asked for by name, it comes all the same.
+	p.ask("eventstore/demo/a")
+	p.wants("+demo/a")
+}
+
+// TestNames: names on demand; an unknown one is said to be so, and comes when it
+// is there; subscribing again sends again; a changed subscription counts
+// whatever nonce it has.
+func TestNames(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a", "demo/b", "demo/c")
+	p := w.connect(w.addr, nil)
+	p.plain = true
+	p.ask("eventstore/demo/a", "eventstore/demo/later")
+	p.wants("+demo/a -demo/later")
+	w.put("2", "demo/b") // not its
+	w.put("1", "demo/later")
+	p.wants("+demo/later")
+	p.ask("eventstore/demo/a")
+	p.wants("+demo/a")
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: "stale", ResourceNamesSubscribe: []string{"eventstore/demo/b"}, ResourceNamesUnsubscribe: []string{"eventstore/demo/a"}})
+	p.wants("+demo/b")
+	w.put("3", "demo/a") // not its any more
+	w.put("3", "demo/b")
+	p.wants("+demo/b")
+	w.remove("demo/b")
+	p.wants("-demo/b")
+	// All of a namespace, beside: also what is there already.
+	p.ask("*/demo/*")
+	if got := p.next(); got != "+demo/a +demo/c +demo/later" {
+		t.Errorf("%q", got)
+	}
+	// A wildcard and a name that is not there.
+	p = w.connect(w.addr, nil)
+	p.plain = true
+	p.ask("*", "eventstore/other/none")
+	p.wants("+demo/a +demo/c +demo/later -other/none")
+}
+
+// TestOtherTypes: whoever asks for a type of Envoy's, first or later, hears that
+// there is nothing, once; and then for ours, is served.
+func TestOtherTypes(t *testing.T) {
+	const clusters = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	w := newWorld(t)
+	w.put("1", "demo/a")
+	p := w.connect(w.addr, nil)
+	p.plain = true
+	p.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusters, Node: p.node(), ResourceNamesSubscribe: []string{"c1"}, InitialResourceVersions: map[string]string{"eventstore/demo/a": "7"}})
+	resp := p.recv()
+	if resp.TypeUrl != clusters || len(resp.Resources) != 0 || !slices.Equal(resp.RemovedResources, []string{"c1"}) || resp.Nonce == "" {
+		t.Errorf("%v", resp)
+	}
+	p.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusters, ResponseNonce: resp.Nonce}) // is not answered
+	p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.node()})
+	if resp, said := p.delta(); resp.TypeUrl != resource.TypeURL || said != "+demo/a" {
+		t.Errorf("%q, %v", said, resp)
+	}
+}
+
+// TestInitialVersions: a client that says what it has is sent the rest, and told
+// what of it is gone or not for it.
+func TestInitialVersions(t *testing.T) {
+	w := newWorld(t)
+	rev := w.put("1", "demo/a", "demo/b", "demo/gone", "other/x")
+	have := map[string]string{}
+	for _, n := range []string{"demo/a", "demo/b", "demo/gone", "other/x"} {
+		have["eventstore/"+n] = strconv.FormatInt(rev, 10)
+	}
+	w.put("2", "demo/b", "demo/new")
+	w.remove("demo/gone")
+	for _, tc := range []struct {
+		names []string
+		want  string
+	}{
+		{[]string{"*"}, "+demo/b +demo/new -demo/gone"},
+		{[]string{"*/demo/*"}, "+demo/b +demo/new -demo/gone -other/x"},
+		{[]string{"eventstore/demo/a", "eventstore/demo/b", "eventstore/demo/gone"}, "+demo/b -demo/gone"},
+	} {
+		p := w.connect(w.addr, nil)
+		p.plain = true
+		p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.node(), ResourceNamesSubscribe: tc.names, InitialResourceVersions: have})
+		p.wants(tc.want)
+		w.put(fmt.Sprint(tc.names), "demo/a")
+		p.wants("+demo/a")
+		have["eventstore/demo/a"] = w.version("demo/a")
+	}
+}
+
+func (w *world) version(name string) string {
+	snap, err := w.store.Current()
+	w.must(err)
+	return snap.Get("eventstore/" + name).Version()
+}
+
+// TestResume: a token brings what changed since, and what was refused stays
+// refused; one that this history does not know, or of another scope, brings all.
+func TestResume(t *testing.T) {
+	w := newWorld(t)
+	snap, err := w.store.Current()
+	w.must(err)
+	rev := w.put("1", "demo/a", "demo/b", "demo/refused", "demo/gone")
+	refused := w.version("demo/refused")
+	w.put("2", "demo/b")
+	w.remove("demo/gone")
+	token := func(change func(*discoveryv1.ResumeToken)) *discoveryv1.ResumeToken {
+		tok := &discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: rev, Scope: []string{"*"}}
+		change(tok)
+		return tok
+	}
+	const all = "+demo/a +demo/b +demo/refused"
+	for name, tc := range map[string]struct {
+		change func(*discoveryv1.ResumeToken)
+		ask    []string
+		want   string
+	}{
+		"what changed": {func(*discoveryv1.ResumeToken) {}, []string{"*"}, "+demo/b -demo/gone"},
+		"as old":       {func(*discoveryv1.ResumeToken) {}, nil, "+demo/b -demo/gone"},
+		"refused": {func(tok *discoveryv1.ResumeToken) {
+			tok.Revision = rev - 1
+			tok.Rejected = []*discoveryv1.Rejection{{Name: "eventstore/demo/refused", Version: refused}}
+		}, []string{"*"}, "+demo/a +demo/b -demo/gone"},
+		"another lineage":      {func(tok *discoveryv1.ResumeToken) { tok.Lineage = "1-other" }, []string{"*"}, all},
+		"newer, of another":    {func(tok *discoveryv1.ResumeToken) { tok.Lineage, tok.Revision = "1-other", 1<<40 }, []string{"*"}, all},
+		"before the log":       {func(tok *discoveryv1.ResumeToken) { tok.Revision = 0 }, []string{"*"}, all},
+		"another scope":        {func(tok *discoveryv1.ResumeToken) { tok.Scope = []string{"*/other/*"} }, []string{"*"}, all},
+		"another subscription": {func(*discoveryv1.ResumeToken) {}, []string{"*/demo/*"}, all},
+	} {
+		p := w.connect(w.addr, token(tc.change))
+		p.ask(tc.ask...)
+		if got := p.next(); got != tc.want || p.last.Complete != (tc.want == all) {
+			t.Errorf("%s: %q, want %q; %v", name, got, tc.want, p.last)
+		}
+		_ = p.rpc.CloseSend()
+		if err := p.ends(); !errors.Is(err, io.EOF) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestNeverThePast: a replica that is behind what a proxy has catches up or sends
+// it elsewhere.
+func TestNeverThePast(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a")
+	snap, err := w.store.Current()
+	w.must(err)
+	_, behind := serve(t, Config{Source: w.store, CatchUp: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	p := w.connect(behind, &discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: snap.Revision + 1, Scope: []string{"*"}})
+	p.ask("*")
+	if resp, err := p.rpc.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "try another") {
+		t.Errorf("%v, %v", resp, err)
+	}
+	// One that is there in time serves, and what it shows is not older.
+	_, patient := serve(t, Config{Source: w.store, CatchUp: time.Minute, Log: slog.New(slog.DiscardHandler)})
+	p = w.connect(patient, &discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: snap.Revision + 1, Scope: []string{"*"}})
+	p.ask("*")
+	w.put("2", "demo/b")
+	w.put("3", "demo/b")
+	for p.has["eventstore/demo/b"] == "" || p.has["eventstore/demo/b"] == strconv.FormatInt(snap.Revision+1, 10) {
+		p.next()
+		if p.last.Revision <= snap.Revision {
+			t.Fatalf("revision %d is shown, the proxy has %d", p.last.Revision, snap.Revision+1)
+		}
+	}
+}
+
+// TestNothingRead: a control plane that has read nothing serves nothing.
+func TestNothingRead(t *testing.T) {
+	w := newWorld(t)
+	_, addr := serve(t, Config{Source: configstore.New(configstore.Config{Client: w.etcd, Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler)})
+	p := w.connect(addr, nil)
+	p.ask("*")
+	if err := p.ends(); status.Code(err) != codes.Unavailable {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestBehindTheLog: whoever is further behind than the log of changes is told
+// everything, and what is gone; by name too.
+func TestBehindTheLog(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a", "demo/gone")
+	wild, named := w.connect(w.addr, nil), w.connect(w.addr, nil)
+	wild.plain, named.plain = true, true
+	wild.ask("*")
+	named.ask("eventstore/demo/a", "eventstore/demo/gone")
+	first, _ := wild.delta()
+	also, _ := named.delta()
+	w.remove("demo/gone")
+	w.put("2", "demo/a")
+	// The lineage changes: to these streams the log is as good as gone.
+	_, err := w.etcd.Put(w.ctx, configstore.DefaultPrefix+"m/lineage", "2-restored")
+	w.must(err)
+	for {
+		snap, changed := w.store.Snapshot()
+		if snap.Lineage == "2-restored" {
+			break
+		}
+		<-changed
+	}
+	wild.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: first.Nonce})
+	named.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: also.Nonce})
+	wild.wants("+demo/a -demo/gone")
+	named.wants("+demo/a -demo/gone")
+}
+
+// TestChunks: a large configuration comes in responses of at most 1 MiB, its
+// manifest last; one refused response is not the others.
+func TestChunks(t *testing.T) {
+	w := newWorld(t)
+	blob := strings.Repeat("x", 60)
+	var want int
+	for i := range 40 {
+		var c configstore.Change
+		for j := range 100 {
+			name := fmt.Sprintf("s-%02d-%02d-%s", i, j, blob)
+			labels := map[string]string{}
+			for k := range 8 {
+				labels[fmt.Sprintf("label-%d", k)] = blob
+			}
+			c.Put = append(c.Put, &configv1.Resource{Name: "eventstore/demo/" + name, Metadata: &configv1.Metadata{Namespace: "demo", Name: name, Labels: labels},
+				Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}})
+			want++
+		}
+		w.commit(c)
+	}
+	p := w.connect(w.addr, nil)
+	p.ask("*")
+	resp := p.recv()
+	if n := proto.Size(resp); n > maxChunk || n < maxChunk/2 {
+		t.Errorf("the first response has %d bytes", n)
+	}
+	refused := len(resp.Resources)
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: resp.Nonce, ErrorDetail: &rpcstatus.Status{Code: 3, Message: "no"}})
+	p.next()
+	if got := len(p.has) + refused; got != want || p.last.Kinds[0].Count != uint32(want) {
+		t.Errorf("%d resources, want %d; %v", got, want, p.last)
+	}
+	w.put("1", "demo/a")
+	p.wants("+demo/a")
+	if n := len(w.server.Proxies()[0].Rejections); n != min(refused, maxHeld) {
+		t.Errorf("%d are held as refused, %d were", n, refused)
+	}
+}
+
+// TestLimits: what a client says is bounded, and a wrong word ends its stream
+// with what is wrong.
+func TestLimits(t *testing.T) {
+	w := newWorld(t)
+	var many []string
+	for i := range maxSubscribed + 1 {
+		many = append(many, fmt.Sprintf("topic/demo/t%d", i))
+	}
+	meta := func(v *structpb.Value) *corev3.Node {
+		return &corev3.Node{Id: "n", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{"weft": v}}}
+	}
+	for name, tc := range map[string]struct {
+		req  *discoveryv3.DeltaDiscoveryRequest
+		code codes.Code
+		says string
+	}{
+		"no node":        {&discoveryv3.DeltaDiscoveryRequest{}, codes.InvalidArgument, "node.id"},
+		"long node id":   {&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: strings.Repeat("n", 129)}}, codes.InvalidArgument, "node.id"},
+		"large node":     {&discoveryv3.DeltaDiscoveryRequest{Node: meta(structpb.NewStringValue(strings.Repeat("x", maxNode)))}, codes.InvalidArgument, "node has"},
+		"metadata":       {&discoveryv3.DeltaDiscoveryRequest{Node: meta(structpb.NewStringValue("x"))}, codes.InvalidArgument, "node.metadata.weft"},
+		"bad name":       {&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "n"}, ResourceNamesSubscribe: []string{"topic/../x"}}, codes.InvalidArgument, "resource_names_subscribe"},
+		"bad wildcard":   {&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "n"}, ResourceNamesSubscribe: []string{"*/Demo/*"}}, codes.InvalidArgument, "resource_names_subscribe"},
+		"too many names": {&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "n"}, ResourceNamesSubscribe: many}, codes.ResourceExhausted, "10000 names"},
+	} {
+		p := w.connect(w.addr, nil)
+		p.send(tc.req)
+		if err := p.ends(); status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, token := range []string{"???", base64.RawURLEncoding.EncodeToString([]byte("\xff"))} {
+		conn, err := grpc.NewClient(w.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		w.must(err)
+		rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(metadata.AppendToOutgoingContext(w.ctx, ResumeHeader, token))
+		w.must(err)
+		p := &proxy{world: w, rpc: rpc}
+		p.ask("*")
+		if err := p.ends(); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "token") {
+			t.Errorf("token %q: %v", token, err)
+		}
+		_ = conn.Close()
+	}
+	if n := len(w.server.Proxies()); n != 0 {
+		t.Errorf("%d streams are left", n)
+	}
+	// Whoever asks for the same again and again, and never answers, is kept once.
+	st := &stream{fresh: map[string]bool{}}
+	for range 100 {
+		w.must(st.subscribe(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: many[:100]}))
+	}
+	if len(st.fresh) != 100 || len(st.scope.exact) != 100 {
+		t.Errorf("%d names are to be sent, %d are subscribed to", len(st.fresh), len(st.scope.exact))
+	}
+	// One that asks for nothing and goes has done nothing wrong.
+	nothing := w.connect(w.addr, nil)
+	_ = nothing.rpc.CloseSend()
+	if err := nothing.ends(); !errors.Is(err, io.EOF) {
+		t.Errorf("nothing is asked: %v", err)
+	}
+	// Streams are bounded.
+	_, one := serve(t, Config{Source: w.store, MaxStreams: 1, Log: slog.New(slog.DiscardHandler)})
+	p := w.connect(one, nil)
+	p.ask("*")
+	p.next()
+	second := w.connect(one, nil)
+	second.ask("*")
+	if err := second.ends(); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a second stream: %v", err)
+	}
+}
+
+// TestAllowed: a credential's namespaces are all that its stream sees, whatever
+// it asks for.
+func TestAllowed(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a", "other/x")
+	_, addr := serve(t, Config{Source: w.store, Log: slog.New(slog.DiscardHandler), Allowed: func(context.Context) (map[string]bool, error) { return map[string]bool{"demo": true}, nil }})
+	p := w.connect(addr, nil)
+	p.ask("*", "*/other/*", "eventstore/other/x")
+	p.wants("+demo/a -other/x")
+	w.put("2", "other/x")
+	w.put("2", "demo/a")
+	p.wants("+demo/a")
+	_, addr = serve(t, Config{Source: w.store, Log: slog.New(slog.DiscardHandler), Allowed: func(context.Context) (map[string]bool, error) { return nil, errors.New("who are you") }})
+	p = w.connect(addr, nil)
+	p.ask("*")
+	if err := p.ends(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("%v", err)
+	}
+}
+
+// FuzzFirst: whatever a stream begins with is refused, or makes a stream within
+// its bounds that may be shown.
+func FuzzFirst(f *testing.F) {
+	token, err := proto.Marshal(&discoveryv1.ResumeToken{Lineage: "1-x", Revision: 7, Scope: []string{"*"}, Rejected: []*discoveryv1.Rejection{{Name: "topic/demo/t", Version: "3", Reason: "no"}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	captured, err := os.ReadFile(filepath.Join("testdata", "captures", "proxy-request"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(captured, base64.RawURLEncoding.EncodeToString(token))
+	f.Add([]byte(nil), "")
+	f.Add(captured, "???")
+	source := fixed{}
+	f.Fuzz(func(t *testing.T, b []byte, token string) {
+		req := &discoveryv3.DeltaDiscoveryRequest{}
+		if proto.Unmarshal(b, req) != nil {
+			return
+		}
+		s := New(Config{Source: source, CatchUp: time.Nanosecond, Log: slog.New(slog.DiscardHandler)})
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(ResumeHeader, token))
+		var st *stream
+		var err error
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if st, err = s.open(ctx, req, nil); err == nil {
+			if err = st.subscribe(req); err == nil {
+				st.resume(req)
+			}
+		}
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 1024*uint64(len(b)+len(token))+1<<20 {
+			t.Errorf("%d bytes for %d", n, len(b)+len(token))
+		}
+		if err != nil {
+			if c := status.Code(err); c != codes.InvalidArgument && c != codes.Unavailable && c != codes.ResourceExhausted {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		if n := len(st.nodeID); n == 0 || n > 128 || len(st.scope.exact)+len(st.scope.spaces) > maxSubscribed || len(st.rejected) > maxHeld {
+			t.Errorf("node %q, %d names, %d rejections", st.nodeID, len(st.scope.exact), len(st.rejected))
+		}
+		for name := range st.scope.exact {
+			if _, _, _, err := resource.Split(name); err != nil {
+				t.Errorf("%q is subscribed to: %v", name, err)
+			}
+		}
+		if _, err := proto.Marshal(st.status()); err != nil {
+			t.Errorf("the status cannot be shown: %v", err)
+		}
+	})
+}
+
+// fixed is a Source with one empty snapshot.
+type fixed struct{}
+
+func (fixed) Snapshot() (*configstore.Snapshot, <-chan struct{}) {
+	return configstore.Empty("1-x", 7), nil
+}
+
+func (fixed) WaitFor(ctx context.Context, _ int64) (*configstore.Snapshot, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}

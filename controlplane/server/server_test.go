@@ -1,0 +1,93 @@
+package server
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/pkg/tlsconf"
+)
+
+// TestAddresses: what is not loopback needs TLS with a client authority, and
+// operations are for this machine alone.
+func TestAddresses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"admin to the network":      {func(c *Config) { c.AdminAddr = "0.0.0.0:0" }, "admin: 0.0.0.0:0 is not a loopback address"},
+		"discovery to the network":  {func(c *Config) { c.DiscoveryAddr = ":0" }, "discovery: :0 is not a loopback address"},
+		"operations to the network": {func(c *Config) { c.OpsAddr = "0.0.0.0:0" }, "operations: 0.0.0.0:0 is not a loopback address"},
+		"no port":                   {func(c *Config) { c.AdminAddr = "127.0.0.1" }, "admin: "},
+		"TLS without an authority":  {func(c *Config) { c.AdminTLS = tlsconf.Files{Cert: "c", Key: "k"} }, "admin: a client authority is needed"},
+		"files that are not there":  {func(c *Config) { c.DiscoveryTLS = tlsconf.Files{Cert: "c", Key: "k", CA: "a"} }, "discovery: "},
+	} {
+		cfg := Config{AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0"}
+		tc.change(&cfg)
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestOperations: readiness follows the reading of etcd; pages of the web are
+// not served.
+func TestOperations(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	s, err := New(Config{Etcd: e.Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", DrainTime: time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(rctx) }()
+	if err := s.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{}}
+	get := func(path, host string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Addrs().Ops+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(b)
+	}
+	for _, path := range []string{"/readyz", "/livez", "/metrics", "/debug/pprof/"} {
+		for host, want := range map[string]int{"": 200, "localhost:1": 200, "[::1]": 200, "evil.example": 403, "127.0.0.1.nip.io:7429": 403, "10.0.0.1": 403} {
+			if code, _ := get(path, host); code != want {
+				t.Errorf("%s for %q: %d, want %d", path, host, code, want)
+			}
+		}
+	}
+	if _, body := get("/metrics", ""); !strings.Contains(body, `weft_controlplane_connections{listener="ops"} 1`) || !strings.Contains(body, `weft_controlplane_connections_refused_total{listener="admin"} 0`) {
+		t.Error("the metrics lack the connections")
+	}
+	client.CloseIdleConnections()
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

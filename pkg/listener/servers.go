@@ -1,0 +1,90 @@
+package listener
+
+import (
+	"cmp"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+)
+
+// HTTPLimits bound what one connection may do. The zero value of a field is its
+// default, which is for small pages.
+type HTTPLimits struct {
+	// ReadHeader bounds the wait for a request's headers, and a TLS handshake;
+	// 5 s. Read bounds that for the whole request; 10 s. Write bounds the
+	// answer from then on, where the handler sets no deadlines of its own; 10 s.
+	ReadHeader, Read, Write time.Duration
+	// Idle bounds the wait for the next request; 1 min.
+	Idle time.Duration
+	// Header bounds a request's headers, in bytes; 16 KiB.
+	Header int
+}
+
+// HTTP makes a server.
+func HTTP(h http.Handler, l HTTPLimits) *http.Server {
+	return &http.Server{Handler: h,
+		ReadHeaderTimeout: cmp.Or(l.ReadHeader, 5*time.Second),
+		ReadTimeout:       cmp.Or(l.Read, 10*time.Second),
+		WriteTimeout:      cmp.Or(l.Write, 10*time.Second),
+		IdleTimeout:       cmp.Or(l.Idle, time.Minute),
+		MaxHeaderBytes:    cmp.Or(l.Header, 16<<10),
+		// A peer over HTTP/2 that is silent while streams are open is asked
+		// whether it lives.
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100, SendPingTimeout: 30 * time.Second, PingTimeout: 10 * time.Second},
+	}
+}
+
+// GRPCLimits bound what one connection may do. The zero value of a field is its
+// default.
+type GRPCLimits struct {
+	// Handshake bounds the wait for TLS and the preface; 10 s.
+	Handshake time.Duration
+	// Idle ends connections without calls; 15 min.
+	Idle time.Duration
+	// Age, after which a connection takes no new calls, so that clients
+	// connect again, to whoever is there then, with credentials that are
+	// judged anew; 2 h. Calls that are under way go on for Grace; without end
+	// when 0.
+	Age, Grace time.Duration
+	// Message bounds a message that is received, in bytes; 2 MiB. Header
+	// bounds the headers of a call; 32 KiB.
+	Message int
+	Header  uint32
+	// Streams bounds the calls at a time; 100.
+	Streams uint32
+}
+
+// GRPC makes a server.
+func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append([]grpc.ServerOption{
+		grpc.ConnectionTimeout(cmp.Or(l.Handshake, 10*time.Second)),
+		grpc.MaxRecvMsgSize(cmp.Or(l.Message, 2<<20)),
+		grpc.MaxHeaderListSize(cmp.Or(l.Header, 32<<10)),
+		grpc.MaxConcurrentStreams(cmp.Or(l.Streams, 100)),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: cmp.Or(l.Idle, 15*time.Minute),
+			MaxConnectionAge: cmp.Or(l.Age, 2*time.Hour), MaxConnectionAgeGrace: l.Grace}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}, opts...)...)
+}
+
+// OnlyLocal refuses requests that a browser was led to make: a name of the web
+// that resolves to this machine is not this machine's name.
+func OnlyLocal(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, err := net.SplitHostPort(r.Host)
+		if err != nil {
+			host = strings.Trim(r.Host, "[]")
+		}
+		ip, err := netip.ParseAddr(host)
+		if !strings.EqualFold(host, "localhost") && (err != nil || !ip.Unmap().IsLoopback()) {
+			http.Error(w, "the Host must be a loopback address", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,105 @@
+package remoting
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"testing"
+)
+
+func frame(header string, body string) []byte {
+	return append(append(binary.BigEndian.AppendUint32(nil, uint32(len(header))), header...), body...) //nolint:gosec // small
+}
+
+// TestLooseFields: numbers among the fields are what they are.
+func TestLooseFields(t *testing.T) {
+	c, err := Decode(frame(`{"code":0,"opaque":7,"flag":1,"extFields":{"queueOffset":123456789012,"msgId":"x","none":null,"yes":true}}`, "body"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Int("queueOffset"); err != nil || n != 123456789012 {
+		t.Errorf("the offset is %d, %v", n, err)
+	}
+	if c.Opaque != 7 || c.ExtFields["msgId"] != "x" || c.ExtFields["yes"] != "true" || string(c.Body) != "body" {
+		t.Errorf("%+v", c)
+	}
+	for _, bad := range []string{"", "1x", "0x10", "1.5", "1e3", " 1"} {
+		c.ExtFields["n"] = bad
+		if n, err := c.Int("n"); err == nil {
+			t.Errorf("%q is %d", bad, n)
+		}
+	}
+}
+
+// seeds adds captures from real servers; testdata/captures/README.md says which.
+func seeds(f *testing.F, pattern string) {
+	f.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
+	if err != nil || len(files) == 0 {
+		f.Fatalf("captures %s: %v, %v", pattern, files, err)
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+}
+
+// allocated is how many bytes do allocates.
+func allocated(do func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// FuzzDecode: a frame is refused, or comes back from what is sent for it, and
+// costs memory in proportion to its length.
+func FuzzDecode(f *testing.F) {
+	seeds(f, "[a-z]*")
+	f.Add(frame(`{"code":0,"extFields":{"a":1,"b":null,"c":1e400}}`, ""))
+	f.Add([]byte{0, 0xff, 0xff, 0xff})
+	f.Add([]byte{1, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var c *Command
+		var err error
+		if n := allocated(func() { c, err = Decode(b) }); n > 256*uint64(len(b))+256<<10 {
+			t.Errorf("%d bytes for %d", n, len(b))
+		}
+		if err != nil {
+			return
+		}
+		out, err := c.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := Decode(out[4:])
+		if err != nil || !bytes.Equal(again.Body, c.Body) || again.Code != c.Code || again.Opaque != c.Opaque || len(c.ExtFields) > 0 && !reflect.DeepEqual(again.ExtFields, c.ExtFields) {
+			t.Errorf("%+v became %+v, %v", c, again, err)
+		}
+	})
+}
+
+// FuzzStream: a server that sends anything, cut anywhere, ends the reading, and
+// a length without its bytes costs nothing.
+func FuzzStream(f *testing.F) {
+	one, err := (&Command{Code: 1, Flag: flagResponse, Body: []byte("x")}).Append(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append(bytes.Clone(one), one...))
+	f.Add([]byte{1, 0xff, 0xff, 0xff, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c := &Conn{pending: map[int32]chan *Command{}}
+		n := allocated(func() { err = c.readAll(bytes.NewReader(b)) })
+		if err == nil || n > 256*uint64(len(b))+4<<20 {
+			t.Errorf("%d bytes for %d, %v", n, len(b), err)
+		}
+	})
+}
