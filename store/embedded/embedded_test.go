@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -52,4 +53,63 @@ func TestOneOwner(t *testing.T) {
 	if err := openAt(t, nil, dir, 0).Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestSettledStaysSettled: what was settled above the oldest unsettled event does
+// not come again after a restart, also when the place of the group has moved
+// over it, and nothing of it is left behind.
+func TestSettledStaysSettled(t *testing.T) {
+	ctx, fs := t.Context(), vfs.NewMem()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	st := openAt(t, fs, "store", 0)
+	must(st.EnsureTopic(ctx, store.TopicSpec{Name: "t"}))
+	must(st.EnsureGroup(ctx, "t", "g", store.Start{}))
+	for i := range 20 {
+		must(st.Publish(ctx, "t", ev(strconv.Itoa(i)), make([]store.Result, 1)))
+	}
+	sub, err := st.Subscribe(ctx, store.SubscribeRequest{Topic: "t", Group: "g"})
+	must(err)
+	dst := make([]store.Message, 20)
+	for n := 0; n < 20; {
+		got, err := sub.Fetch(ctx, dst[n:])
+		must(err)
+		n += got
+	}
+	want := ""
+	for i := range dst {
+		if i%3 == 0 {
+			sub.Settle([]*store.Message{&dst[i]})
+		} else {
+			want += dst[i].ID + " "
+		}
+	}
+	must(sub.Close(ctx))
+	must(st.Close(ctx))
+	st = openAt(t, fs, "store", 0)
+	sub, err = st.Subscribe(ctx, store.SubscribeRequest{Topic: "t", Group: "g"})
+	must(err)
+	got := ""
+	for len(got) < len(want) {
+		one := make([]store.Message, 1)
+		_, err := sub.Fetch(ctx, one)
+		must(err)
+		got += one[0].ID + " "
+		sub.Settle([]*store.Message{&one[0]})
+	}
+	if got != want {
+		t.Errorf("%s came, want %s", got, want)
+	}
+	st.mu.Lock()
+	g := sub.(*member).g
+	if len(g.settled) != 0 || g.floor != 20 {
+		t.Errorf("%v is left, the group is at %d", g.settled, g.floor)
+	}
+	st.mu.Unlock()
+	must(sub.Close(ctx))
+	must(st.Close(ctx))
 }

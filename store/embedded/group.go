@@ -100,12 +100,13 @@ func decodeGroup(s *Store, t *topic, name string, b []byte) (*group, error) {
 			return nil, errRecord
 		}
 		b = b[n:]
-		if last+d < last || last+d == math.MaxUint64 {
+		if last += d; last > math.MaxInt64 {
 			return nil, errRecord
 		}
-		last += d
-		g.settled[last] = struct{}{}
-		g.restored = max(g.restored, last+1)
+		if last >= g.floor { // stores of older versions have others too
+			g.settled[last] = struct{}{}
+			g.restored = max(g.restored, last+1)
+		}
 	}
 	// What was delivered and not settled lies within one window.
 	g.restored = max(g.restored, g.floor+uint64(s.cfg.Window))
@@ -139,11 +140,14 @@ func (g *group) advanceLocked() {
 	}
 	for {
 		if _, ok := g.settled[g.floor]; !ok {
-			return
+			break
 		}
 		delete(g.settled, g.floor)
 		g.floor++
 	}
+	// What was settled before a restart is not out for delivery: next may be
+	// behind it.
+	g.next = max(g.next, g.floor)
 }
 
 // takeLocked gives up to n offsets to m.
