@@ -554,3 +554,24 @@ func mustFilter(attr, value string) *route.Filter {
 	}
 	return f
 }
+
+// TestSettledIsLetGo: what is settled is kept by nothing until its time-out, and
+// extending it again and again keeps no more of it.
+func TestSettledIsLetGo(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish(ids(50)...)
+	m := w.join(100)
+	defer m.Close()
+	for _, d := range w.next(m, 50) {
+		for range 3 {
+			m.Extend(time.Hour, d.ID)
+		}
+		m.Ack(d.ID)
+	}
+	r := w.m.runtimes[uidSub]
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.timers) != 0 || r.held != 0 {
+		t.Errorf("%d timers, %d events are held, and all 50 are settled", len(r.timers), r.held)
+	}
+}

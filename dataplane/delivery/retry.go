@@ -36,8 +36,7 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration) {
 	r.metrics.retried.Inc()
 	if delay <= inMemory {
 		it.msg.attempt++
-		it.due = time.Now().Add(delay)
-		r.timers.add(it)
+		r.timers.set(it, time.Now().Add(delay))
 		r.poke()
 		return
 	}
