@@ -2,9 +2,12 @@ package delivery
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +16,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -573,5 +577,94 @@ func TestSettledIsLetGo(t *testing.T) {
 	defer r.mu.Unlock()
 	if len(r.timers) != 0 || r.held != 0 {
 		t.Errorf("%d timers, %d events are held, and all 50 are settled", len(r.timers), r.held)
+	}
+}
+
+// TestPlaceOfWhatIsWrittenAway: events that wait to be written away when their
+// topic's source goes give their place up, or the subscription would stand still.
+func TestPlaceOfWhatIsWrittenAway(t *testing.T) {
+	change := func(s *snapshot.Subscription) { s.DeadLetter, s.MaxAttempts, s.MaxInFlight = "dead", 1, 2 }
+	w := newWorld(t, change)
+	w.m.cfg.Write = func(context.Context, *snapshot.Topic, []event.Event) error {
+		return errors.New("the dead-letter topic is down")
+	}
+	w.must(w.st.(store.Admin).EnsureGroup(w.ctx, "orders", "g2", store.Start{}))
+	w.publish("a", "b")
+	m := w.join(10)
+	defer m.Close()
+	for _, d := range w.next(m, 2) {
+		m.Nack("no", -1, d.ID)
+	}
+	w.snaps.Store(w.snapshot(func(s *snapshot.Subscription) { change(s); s.Sources[0].Group = "g2" }))
+	if got := idsOf(w.next(m, 2)); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestJoinByTheNewestRules: rules that come while a client joins hold for it.
+func TestJoinByTheNewestRules(t *testing.T) {
+	w := newWorld(t, nil)
+	w.m.mu.Lock()
+	joined := make(chan error, 1)
+	go func() {
+		m, err := w.m.Join(w.ctx, local, "demo", "billing")
+		if err == nil {
+			defer m.Close()
+			_, err = m.Next(w.ctx, make([]Delivery, 1))
+		}
+		joined <- err
+	}()
+	for !waits("delivery.(*Manager).Join") {
+	}
+	deny := &configv1.AccessRule{Name: "nobody", Effect: configv1.Effect_EFFECT_DENY, Principals: []string{"*"},
+		Actions: []configv1.Action{configv1.Action_ACTION_CONSUME}, Subscriptions: []string{"billing"}}
+	w.snaps.Store(w.snapshot(nil, append(allowAll(), deny)...))
+	for !waits("delivery.(*Manager).follow") {
+	}
+	w.m.mu.Unlock()
+	if err := <-joined; fault.ClassOf(err) != fault.Denied {
+		t.Errorf("a client that may not consume: %v", err)
+	}
+}
+
+// waits reports whether a goroutine in a function waits for a mutex.
+func waits(in string) bool {
+	buf := make([]byte, 1<<20)
+	for g := range strings.SplitSeq(string(buf[:goruntime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(g, in) && strings.Contains(g, "[sync.Mutex.Lock") {
+			return true
+		}
+	}
+	return false
+}
+
+// TestCredentialsExpire: members and tails end when the credentials of their
+// client expire, also where nothing changes and nothing comes.
+func TestCredentialsExpire(t *testing.T) {
+	w := newWorld(t, nil)
+	const key = "weft_k1_secret"
+	sum := sha256.Sum256([]byte(key))
+	expires := time.Now().Add(time.Second)
+	identities := policy.CompileIdentities([]policy.NamedIdentity{{Namespace: "demo", Name: "identity/demo/i", Spec: &configv1.Identity{Method: &configv1.Identity_ApiKeys{
+		ApiKeys: &configv1.ApiKeys{Keys: []*configv1.ApiKey{{Id: "k1", Hash: "sha256:" + hex.EncodeToString(sum[:]), Principal: "app", ExpiresAt: timestamppb.New(expires)}}}}}}}, false)
+	who, err := identities.Authenticate(policy.Credentials{Bearer: key}, time.Now())
+	w.must(err)
+	rule := allowAll()[0]
+	rule.Principals = []string{"app"}
+	snap := w.snapshot(nil, rule)
+	snap.Identities = identities
+	w.snaps.Store(snap)
+	m, err := w.m.Join(w.ctx, who, "demo", "billing")
+	w.must(err)
+	defer m.Close()
+	tail, err := w.m.Tail(w.ctx, who, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+	w.must(err)
+	defer tail.Close()
+	for _, x := range []interface {
+		Next(context.Context, []Delivery) (int, error)
+	}{m, tail} {
+		if _, err := x.Next(w.ctx, make([]Delivery, 1)); fault.ClassOf(err) != fault.Unauthenticated {
+			t.Errorf("%T after its credentials have expired: %v", x, err)
+		}
 	}
 }

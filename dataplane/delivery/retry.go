@@ -66,7 +66,10 @@ func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription
 			over, sub := r.over != nil || r.sources[it.src.key()] != it.src, r.sub
 			r.mu.Unlock()
 			if over {
-				return // it comes again, from the store
+				r.mu.Lock()
+				r.doneLocked(1) // here; it comes again, from the store
+				r.mu.Unlock()
+				return
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			err := f(ctx, sub)

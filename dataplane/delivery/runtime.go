@@ -178,6 +178,17 @@ func (r *runtime) follow(snap *snapshot.Snapshot, now time.Time) {
 	}
 }
 
+// expire judges again the members whose credentials have expired.
+func (r *runtime) expire(snap *snapshot.Snapshot, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for mem := range r.members {
+		if mem.who != nil && mem.who.Expired(now) {
+			mem.checkLocked(snap, now)
+		}
+	}
+}
+
 func tokenOf(src *snapshot.Source) position.Token {
 	return position.Token{TopicUID: src.Topic.UID, Epoch: src.Epoch.Number}
 }

@@ -234,6 +234,12 @@ func (t *tail) again(ctx context.Context, st store.Store, topic *snapshot.Topic,
 	return st.Tail(ctx, store.TailRequest{Topic: topic.Last().Physical, From: from})
 }
 
+func (t *tail) expired(now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.who.Expired(now)
+}
+
 // check judges the tail by a newer configuration: who may read what, and which
 // topics there are. New topics are read from their beginning.
 func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
