@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -665,6 +666,89 @@ func TestCredentialsExpire(t *testing.T) {
 	}{m, tail} {
 		if _, err := x.Next(w.ctx, make([]Delivery, 1)); fault.ClassOf(err) != fault.Unauthenticated {
 			t.Errorf("%T after its credentials have expired: %v", x, err)
+		}
+	}
+}
+
+// slowStore is a store whose tails of one topic wait for a gate, and fail once.
+type slowStore struct {
+	store.Store
+	topic  string
+	gate   chan struct{}
+	failed atomic.Bool
+}
+
+func (s *slowStore) Tail(ctx context.Context, r store.TailRequest) (store.Tail, error) {
+	if r.Topic != s.topic {
+		return s.Store.Tail(ctx, r)
+	}
+	select {
+	case <-s.gate:
+	case <-ctx.Done():
+		return nil, fault.From(ctx.Err())
+	}
+	if !s.failed.Swap(true) {
+		return nil, fault.New(fault.Unavailable, "test", "store-unreachable", "the store is away")
+	}
+	return s.Store.Tail(ctx, r)
+}
+
+// TestTailOfATopicThatComes: a topic that comes while its store is slow or away
+// holds up nobody, and its events come when the store is back.
+func TestTailOfATopicThatComes(t *testing.T) {
+	w := newWorld(t, nil)
+	w.must(w.st.(store.Admin).EnsureTopic(w.ctx, store.TopicSpec{Name: "later"}))
+	slow := &slowStore{Store: w.st, topic: "later", gate: make(chan struct{})}
+	w.m.cfg.Store = func(string) (store.Store, error) { return slow, nil }
+	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"*"}, From: store.Start{End: true}})
+	w.must(err)
+	defer tl.Close()
+	snap := w.snapshot(nil)
+	later := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "later"}, UID: uidStore, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "later"}}}
+	snap.Topics[later.Key] = later
+	var res [1]store.Result
+	w.must(w.st.Publish(w.ctx, "later", []store.Outgoing{{Event: &event.Event{ID: "first", Source: "/s", Type: "t"}}}, res[:]))
+	w.snaps.Store(snap)
+	for reading := false; !reading; { // the manager has followed
+		x := tl.(*tail)
+		x.mu.Lock()
+		reading = x.readers[uidStore] != nil
+		x.mu.Unlock()
+	}
+	m := w.join(1) // others go on
+	m.Close()
+	close(slow.gate)
+	if d := w.next(tl, 1)[0]; d.Event.ID != "first" || d.Topic != "later" {
+		t.Errorf("%s of %s", d.Event.ID, d.Topic)
+	}
+}
+
+// TestTailIsBounded: a tail whose client does not read holds a bounded number of
+// bytes, and loses nothing by it.
+func TestTailIsBounded(t *testing.T) {
+	w := newWorld(t, nil)
+	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+	w.must(err)
+	defer tl.Close()
+	const events = 64
+	for i := range events {
+		e := &event.Event{ID: fmt.Sprint(i), Source: "/test", Type: "t", Data: make([]byte, 256<<10)}
+		var res [1]store.Result
+		w.must(w.st.Publish(w.ctx, "orders", []store.Outgoing{{Event: e}}, res[:]))
+	}
+	x := tl.(*tail)
+	for full := false; !full; {
+		x.mu.Lock()
+		full = x.room != nil || len(x.events) == events
+		held := x.held
+		x.mu.Unlock()
+		if held > tailBytes || len(x.events) == events {
+			t.Fatalf("a tail holds %d events for a client that does not read", len(x.events))
+		}
+	}
+	for i, d := range w.next(tl, events) {
+		if d.Event.ID != fmt.Sprint(i) {
+			t.Fatalf("event %d is %s", i, d.Event.ID)
 		}
 	}
 }
