@@ -2,17 +2,22 @@ package delivery
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -553,4 +558,197 @@ func mustFilter(attr, value string) *route.Filter {
 		panic(err)
 	}
 	return f
+}
+
+// TestSettledIsLetGo: what is settled is kept by nothing until its time-out, and
+// extending it again and again keeps no more of it.
+func TestSettledIsLetGo(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish(ids(50)...)
+	m := w.join(100)
+	defer m.Close()
+	for _, d := range w.next(m, 50) {
+		for range 3 {
+			m.Extend(time.Hour, d.ID)
+		}
+		m.Ack(d.ID)
+	}
+	r := w.m.runtimes[uidSub]
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.timers) != 0 || r.held != 0 {
+		t.Errorf("%d timers, %d events are held, and all 50 are settled", len(r.timers), r.held)
+	}
+}
+
+// TestPlaceOfWhatIsWrittenAway: events that wait to be written away when their
+// topic's source goes give their place up, or the subscription would stand still.
+func TestPlaceOfWhatIsWrittenAway(t *testing.T) {
+	change := func(s *snapshot.Subscription) { s.DeadLetter, s.MaxAttempts, s.MaxInFlight = "dead", 1, 2 }
+	w := newWorld(t, change)
+	w.m.cfg.Write = func(context.Context, *snapshot.Topic, []event.Event) error {
+		return errors.New("the dead-letter topic is down")
+	}
+	w.must(w.st.(store.Admin).EnsureGroup(w.ctx, "orders", "g2", store.Start{}))
+	w.publish("a", "b")
+	m := w.join(10)
+	defer m.Close()
+	for _, d := range w.next(m, 2) {
+		m.Nack("no", -1, d.ID)
+	}
+	w.snaps.Store(w.snapshot(func(s *snapshot.Subscription) { change(s); s.Sources[0].Group = "g2" }))
+	if got := idsOf(w.next(m, 2)); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestJoinByTheNewestRules: rules that come while a client joins hold for it.
+func TestJoinByTheNewestRules(t *testing.T) {
+	w := newWorld(t, nil)
+	w.m.mu.Lock()
+	joined := make(chan error, 1)
+	go func() {
+		m, err := w.m.Join(w.ctx, local, "demo", "billing")
+		if err == nil {
+			defer m.Close()
+			_, err = m.Next(w.ctx, make([]Delivery, 1))
+		}
+		joined <- err
+	}()
+	for !waits("delivery.(*Manager).Join") {
+	}
+	deny := &configv1.AccessRule{Name: "nobody", Effect: configv1.Effect_EFFECT_DENY, Principals: []string{"*"},
+		Actions: []configv1.Action{configv1.Action_ACTION_CONSUME}, Subscriptions: []string{"billing"}}
+	w.snaps.Store(w.snapshot(nil, append(allowAll(), deny)...))
+	for !waits("delivery.(*Manager).follow") {
+	}
+	w.m.mu.Unlock()
+	if err := <-joined; fault.ClassOf(err) != fault.Denied {
+		t.Errorf("a client that may not consume: %v", err)
+	}
+}
+
+// waits reports whether a goroutine in a function waits for a mutex.
+func waits(in string) bool {
+	buf := make([]byte, 1<<20)
+	for g := range strings.SplitSeq(string(buf[:goruntime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(g, in) && strings.Contains(g, "[sync.Mutex.Lock") {
+			return true
+		}
+	}
+	return false
+}
+
+// TestCredentialsExpire: members and tails end when the credentials of their
+// client expire, also where nothing changes and nothing comes.
+func TestCredentialsExpire(t *testing.T) {
+	w := newWorld(t, nil)
+	const key = "weft_k1_secret"
+	sum := sha256.Sum256([]byte(key))
+	expires := time.Now().Add(time.Second)
+	identities := policy.CompileIdentities([]policy.NamedIdentity{{Namespace: "demo", Name: "identity/demo/i", Spec: &configv1.Identity{Method: &configv1.Identity_ApiKeys{
+		ApiKeys: &configv1.ApiKeys{Keys: []*configv1.ApiKey{{Id: "k1", Hash: "sha256:" + hex.EncodeToString(sum[:]), Principal: "app", ExpiresAt: timestamppb.New(expires)}}}}}}}, false)
+	who, err := identities.Authenticate(policy.Credentials{Bearer: key}, time.Now())
+	w.must(err)
+	rule := allowAll()[0]
+	rule.Principals = []string{"app"}
+	snap := w.snapshot(nil, rule)
+	snap.Identities = identities
+	w.snaps.Store(snap)
+	m, err := w.m.Join(w.ctx, who, "demo", "billing")
+	w.must(err)
+	defer m.Close()
+	tail, err := w.m.Tail(w.ctx, who, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+	w.must(err)
+	defer tail.Close()
+	for _, x := range []interface {
+		Next(context.Context, []Delivery) (int, error)
+	}{m, tail} {
+		if _, err := x.Next(w.ctx, make([]Delivery, 1)); fault.ClassOf(err) != fault.Unauthenticated {
+			t.Errorf("%T after its credentials have expired: %v", x, err)
+		}
+	}
+}
+
+// slowStore is a store whose tails of one topic wait for a gate, and fail once.
+type slowStore struct {
+	store.Store
+	topic  string
+	gate   chan struct{}
+	failed atomic.Bool
+}
+
+func (s *slowStore) Tail(ctx context.Context, r store.TailRequest) (store.Tail, error) {
+	if r.Topic != s.topic {
+		return s.Store.Tail(ctx, r)
+	}
+	select {
+	case <-s.gate:
+	case <-ctx.Done():
+		return nil, fault.From(ctx.Err())
+	}
+	if !s.failed.Swap(true) {
+		return nil, fault.New(fault.Unavailable, "test", "store-unreachable", "the store is away")
+	}
+	return s.Store.Tail(ctx, r)
+}
+
+// TestTailOfATopicThatComes: a topic that comes while its store is slow or away
+// holds up nobody, and its events come when the store is back.
+func TestTailOfATopicThatComes(t *testing.T) {
+	w := newWorld(t, nil)
+	w.must(w.st.(store.Admin).EnsureTopic(w.ctx, store.TopicSpec{Name: "later"}))
+	slow := &slowStore{Store: w.st, topic: "later", gate: make(chan struct{})}
+	w.m.cfg.Store = func(string) (store.Store, error) { return slow, nil }
+	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"*"}, From: store.Start{End: true}})
+	w.must(err)
+	defer tl.Close()
+	snap := w.snapshot(nil)
+	later := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "later"}, UID: uidStore, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "later"}}}
+	snap.Topics[later.Key] = later
+	var res [1]store.Result
+	w.must(w.st.Publish(w.ctx, "later", []store.Outgoing{{Event: &event.Event{ID: "first", Source: "/s", Type: "t"}}}, res[:]))
+	w.snaps.Store(snap)
+	for reading := false; !reading; { // the manager has followed
+		x := tl.(*tail)
+		x.mu.Lock()
+		reading = x.readers[uidStore] != nil
+		x.mu.Unlock()
+	}
+	m := w.join(1) // others go on
+	m.Close()
+	close(slow.gate)
+	if d := w.next(tl, 1)[0]; d.Event.ID != "first" || d.Topic != "later" {
+		t.Errorf("%s of %s", d.Event.ID, d.Topic)
+	}
+}
+
+// TestTailIsBounded: a tail whose client does not read holds a bounded number of
+// bytes, and loses nothing by it.
+func TestTailIsBounded(t *testing.T) {
+	w := newWorld(t, nil)
+	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+	w.must(err)
+	defer tl.Close()
+	const events = 64
+	for i := range events {
+		e := &event.Event{ID: fmt.Sprint(i), Source: "/test", Type: "t", Data: make([]byte, 256<<10)}
+		var res [1]store.Result
+		w.must(w.st.Publish(w.ctx, "orders", []store.Outgoing{{Event: e}}, res[:]))
+	}
+	x := tl.(*tail)
+	for full := false; !full; {
+		x.mu.Lock()
+		full = x.room != nil || len(x.events) == events
+		held := x.held
+		x.mu.Unlock()
+		if held > tailBytes || len(x.events) == events {
+			t.Fatalf("a tail holds %d events for a client that does not read", len(x.events))
+		}
+	}
+	for i, d := range w.next(tl, events) {
+		if d.Event.ID != fmt.Sprint(i) {
+			t.Fatalf("event %d is %s", i, d.Event.ID)
+		}
+	}
 }

@@ -3,6 +3,8 @@ package delivery
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,16 +66,43 @@ const (
 // Run follows the configuration until ctx ends, and then closes everything:
 // unsettled events go back to their stores.
 func (m *Manager) Run(ctx context.Context) error {
+	expire := time.NewTicker(expireEvery)
+	defer expire.Stop()
 	for {
-		snap, replaced := m.cfg.Snapshots.Load()
-		m.follow(snap)
-		select {
-		case <-replaced:
-		case <-ctx.Done():
-			m.Drain()
-			m.running.Wait()
-			return nil
+		_, replaced := m.cfg.Snapshots.Load()
+		m.follow()
+		for changed := false; !changed; {
+			select {
+			case <-replaced:
+				changed = true
+			case now := <-expire.C:
+				m.expire(now)
+			case <-ctx.Done():
+				m.Drain()
+				m.running.Wait()
+				return nil
+			}
 		}
+	}
+}
+
+// expireEvery is how often members and tails are looked at for credentials that
+// have expired: by the clock on the wall, which may jump.
+const expireEvery = time.Second
+
+// expire judges again whoever's credentials have expired by their own date.
+func (m *Manager) expire(now time.Time) {
+	m.mu.Lock()
+	snap := m.cfg.Snapshots.Get()
+	rs := slices.Collect(maps.Values(m.runtimes))
+	for t := range m.tails {
+		if t.expired(now) {
+			t.check(snap, now)
+		}
+	}
+	m.mu.Unlock()
+	for _, r := range rs {
+		r.expire(snap, now)
 	}
 }
 
@@ -81,10 +110,7 @@ func (m *Manager) Run(ctx context.Context) error {
 func (m *Manager) Drain() {
 	m.mu.Lock()
 	m.draining = true
-	var rs []*runtime
-	for _, r := range m.runtimes {
-		rs = append(rs, r)
-	}
+	rs := slices.Collect(maps.Values(m.runtimes))
 	for t := range m.tails {
 		t.fail(errDraining)
 	}
@@ -96,14 +122,13 @@ func (m *Manager) Drain() {
 
 var errDraining = fault.New(fault.Unavailable, "delivery", "draining", "the proxy is shutting down; connect again")
 
-// follow brings every runtime and tail up to a configuration.
-func (m *Manager) follow(snap *snapshot.Snapshot) {
+// follow brings every runtime and tail up to the configuration. What joins
+// meanwhile has seen this one or a newer one, since both look under mu.
+func (m *Manager) follow() {
 	now := time.Now()
 	m.mu.Lock()
-	rs := make([]*runtime, 0, len(m.runtimes))
-	for _, r := range m.runtimes {
-		rs = append(rs, r)
-	}
+	snap := m.cfg.Snapshots.Get()
+	rs := slices.Collect(maps.Values(m.runtimes))
 	for t := range m.tails {
 		t.check(snap, now)
 	}
@@ -115,20 +140,22 @@ func (m *Manager) follow(snap *snapshot.Snapshot) {
 
 // Join makes the client a member of a Subscription.
 func (m *Manager) Join(_ context.Context, who *policy.Principal, namespace, name string) (Member, error) {
-	snap := m.cfg.Snapshots.Get()
-	if err := mayConsume(snap, who, namespace, name); err != nil {
-		return nil, err
-	}
-	return m.join(snap, who, snapshot.Key{Namespace: namespace, Name: name})
+	return m.join(who, snapshot.Key{Namespace: namespace, Name: name})
 }
 
 // JoinPush makes a member for the proxy itself, which delivers by calling.
 func (m *Manager) JoinPush(key snapshot.Key) (Member, error) {
-	return m.join(m.cfg.Snapshots.Get(), nil, key)
+	return m.join(nil, key)
 }
 
-func (m *Manager) join(snap *snapshot.Snapshot, who *policy.Principal, key snapshot.Key) (Member, error) {
+func (m *Manager) join(who *policy.Principal, key snapshot.Key) (Member, error) {
 	const op = "delivery.join"
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	snap := m.cfg.Snapshots.Get() // under mu, or rules that come now would miss the member
+	if err := mayConsume(snap, who, key.Namespace, key.Name); err != nil {
+		return nil, err
+	}
 	sub := snap.Subscriptions[key]
 	switch {
 	case sub == nil:
@@ -136,8 +163,6 @@ func (m *Manager) join(snap *snapshot.Snapshot, who *policy.Principal, key snaps
 	case sub.Push != nil && who != nil:
 		return nil, fault.New(fault.Precondition, op, "push-subscription", "Subscription %s is delivered by push; nobody can join it", key.Name)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.draining {
 		return nil, errDraining
 	}

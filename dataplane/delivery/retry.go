@@ -36,8 +36,7 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration) {
 	r.metrics.retried.Inc()
 	if delay <= inMemory {
 		it.msg.attempt++
-		it.due = time.Now().Add(delay)
-		r.timers.add(it)
+		r.timers.set(it, time.Now().Add(delay))
 		r.poke()
 		return
 	}
@@ -67,7 +66,10 @@ func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription
 			over, sub := r.over != nil || r.sources[it.src.key()] != it.src, r.sub
 			r.mu.Unlock()
 			if over {
-				return // it comes again, from the store
+				r.mu.Lock()
+				r.doneLocked(1) // here; it comes again, from the store
+				r.mu.Unlock()
+				return
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			err := f(ctx, sub)

@@ -3,6 +3,7 @@ package delivery
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,9 +58,10 @@ type item struct {
 	id    uint64
 	given time.Time  // when the owner got it
 	span  trace.Span // of the delivery in flight; nil without tracing
-	// due is when it times out (in flight) or is repeated (waiting); it makes
-	// older entries of the timers void.
-	due time.Time
+	// due is when it times out (in flight) or is repeated (waiting), while it is
+	// among the timers.
+	due  time.Time
+	slot int // its place there, counted from 1; 0 while it is not there
 }
 
 func newRuntime(m *Manager, sub *snapshot.Subscription) *runtime {
@@ -180,6 +182,17 @@ func (r *runtime) follow(snap *snapshot.Snapshot, now time.Time) {
 	}
 }
 
+// expire judges again the members whose credentials have expired.
+func (r *runtime) expire(snap *snapshot.Snapshot, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for mem := range r.members {
+		if mem.who != nil && mem.who.Expired(now) {
+			mem.checkLocked(snap, now)
+		}
+	}
+}
+
 func tokenOf(src *snapshot.Source) position.Token {
 	return position.Token{TopicUID: src.Topic.UID, Epoch: src.Epoch.Number}
 }
@@ -200,18 +213,19 @@ func (r *runtime) forgetLocked(s *source) {
 	for id, it := range r.flights {
 		if it.src == s {
 			delete(r.flights, id)
+			r.timers.drop(it)
 			it.end(outcomeReturned)
 			r.held--
 			r.metrics.inFlight.Dec()
 			it.owner.out--
 			it.owner.pokeLocked()
-			it.owner, it.due = nil, time.Time{}
+			it.owner = nil
 		}
 	}
-	for _, t := range r.timers {
-		if t.it.src == s && t.it.owner == nil && t.it.due.Equal(t.at) {
-			r.held-- // it waited for another attempt
-			t.it.due = time.Time{}
+	for _, it := range slices.Clone(r.timers) {
+		if it.src == s { // it waited for another attempt
+			r.timers.drop(it)
+			r.held--
 		}
 	}
 	r.demandLocked()
@@ -267,10 +281,10 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 	for i, it := range r.buffer[:n] {
 		size += it.msg.stored.Size()
 		r.lastID++
-		it.id, it.owner, it.given, it.due = r.lastID, mem, now, now.Add(r.sub.AckTimeout)
+		it.id, it.owner, it.given = r.lastID, mem, now
 		it.begin(r, now)
 		r.flights[it.id] = it
-		r.timers.add(it)
+		r.timers.set(it, now.Add(r.sub.AckTimeout))
 		mem.out++
 		dst[i] = Delivery{ID: it.id, Topic: it.msg.topic, Position: it.msg.token, Attempt: it.msg.attempt, Event: &it.msg.stored.Event}
 	}
@@ -294,8 +308,9 @@ func (r *runtime) landLocked(mem *member, id uint64, outcome string) *item {
 		return nil
 	}
 	delete(r.flights, id)
+	r.timers.drop(it)
 	it.end(outcome)
-	it.owner, it.due = nil, time.Time{}
+	it.owner = nil
 	mem.out--
 	r.metrics.inFlight.Dec()
 	return it
@@ -333,48 +348,64 @@ func (r *runtime) fire(now time.Time) (next time.Duration, over bool) {
 		return 0, true
 	}
 	for len(r.timers) > 0 {
-		t := r.timers[0]
-		if !t.it.due.Equal(t.at) {
-			heap.Pop(&r.timers) // settled, extended or repeated meanwhile
-			continue
-		}
-		if wait := t.at.Sub(now); wait > 0 {
+		it := r.timers[0]
+		if wait := it.due.Sub(now); wait > 0 {
 			return wait, false
 		}
-		heap.Pop(&r.timers)
-		t.it.due = time.Time{}
-		if owner := t.it.owner; owner != nil {
-			r.landLocked(owner, t.it.id, outcomeTimeout)
+		if owner := it.owner; owner != nil {
+			r.landLocked(owner, it.id, outcomeTimeout)
 			r.metrics.timedOut.Inc()
 			owner.pokeLocked()
-			r.failedLocked(t.it, "the delivery was not settled within the ack time-out", -1)
+			r.failedLocked(it, "the delivery was not settled within the ack time-out", -1)
 			continue
 		}
-		r.buffer = append(r.buffer, t.it)
+		r.timers.drop(it)
+		r.buffer = append(r.buffer, it)
 		r.dispatchLocked()
 	}
 	return time.Hour, false
 }
 
-// timers is a heap by time.
-type timers []timer
+// timers is a heap by time. An item is in it once and is taken out when it is
+// settled, so that it keeps no event that is done with.
+type timers []*item
 
-type timer struct {
-	at time.Time
-	it *item
+// set puts it in, or moves it, to be due then.
+func (t *timers) set(it *item, due time.Time) {
+	if it.due = due; it.slot == 0 {
+		heap.Push(t, it)
+	} else {
+		heap.Fix(t, it.slot-1)
+	}
 }
 
-func (t *timers) add(it *item)      { heap.Push(t, timer{it.due, it}) }
+// drop takes it out, if it is in.
+func (t *timers) drop(it *item) {
+	if it.slot != 0 {
+		heap.Remove(t, it.slot-1)
+	}
+}
+
 func (t timers) Len() int           { return len(t) }
-func (t timers) Less(i, j int) bool { return t[i].at.Before(t[j].at) }
-func (t timers) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
-func (t *timers) Push(x any)        { *t = append(*t, x.(timer)) }
+func (t timers) Less(i, j int) bool { return t[i].due.Before(t[j].due) }
+func (t timers) Swap(i, j int) {
+	t[i], t[j] = t[j], t[i]
+	t[i].slot, t[j].slot = i+1, j+1
+}
+
+func (t *timers) Push(x any) {
+	it := x.(*item)
+	*t = append(*t, it)
+	it.slot = len(*t)
+}
+
 func (t *timers) Pop() any {
-	old := *t
-	x := old[len(old)-1]
-	old[len(old)-1] = timer{}
-	*t = old[:len(old)-1]
-	return x
+	last := len(*t) - 1
+	it := (*t)[last]
+	(*t)[last] = nil
+	*t = (*t)[:last]
+	it.slot = 0
+	return it
 }
 
 // member implements Member. Its fields are guarded by runtime.mu.
@@ -536,8 +567,7 @@ func (m *member) Extend(d time.Duration, ids ...uint64) (stale int) {
 			r.metrics.stale.Inc()
 			continue
 		}
-		it.due = now.Add(min(d, maxExtend))
-		r.timers.add(it)
+		r.timers.set(it, now.Add(min(d, maxExtend)))
 	}
 	r.poke()
 	return stale

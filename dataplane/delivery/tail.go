@@ -15,9 +15,12 @@ import (
 	"github.com/weft-mesh/weft/store/position"
 )
 
-// tailBuffer is how many events a tail holds for its client: a slow client stops
-// being read for.
-const tailBuffer = 256
+// tailBuffer and tailBytes are how many events, and bytes of them, a tail holds
+// for its client: a slow client stops being read for.
+const (
+	tailBuffer = 256
+	tailBytes  = 4 << 20
+)
 
 // MaxTailTopics bounds the names and patterns of a tail.
 const MaxTailTopics = 64
@@ -35,6 +38,8 @@ type tail struct {
 	readers map[string]context.CancelFunc // by Topic uid
 	after   map[string][]store.Position   // by Topic uid
 	started bool                          // the first look at the topics is over
+	held    int                           // bytes of what is in events
+	room    chan struct{}                 // closed when held got less; nil while no reader waits
 	err     error
 }
 
@@ -142,7 +147,13 @@ func (t *tail) open(ctx context.Context, snap *snapshot.Snapshot) error {
 		if err != nil {
 			return err
 		}
-		t.readLocked(topic, up)
+		begin := t.r.From
+		if begin.End {
+			// Where a partition begins of which nothing was read yet, should the
+			// reader have to begin again.
+			begin = store.Start{At: t.since}
+		}
+		t.readLocked(topic, begin, up)
 	}
 	for uid := range t.after {
 		if !uids[uid] {
@@ -153,17 +164,17 @@ func (t *tail) open(ctx context.Context, snap *snapshot.Snapshot) error {
 	return nil
 }
 
-// readLocked starts the reader of one topic; up may be nil, then it opens one
-// that begins at the topic's beginning.
-func (t *tail) readLocked(topic *snapshot.Topic, up store.Tail) {
+// readLocked starts the reader of one topic, which begins where up does; if that
+// is nil it opens the topic at begin itself.
+func (t *tail) readLocked(topic *snapshot.Topic, begin store.Start, up store.Tail) {
 	ctx, cancel := context.WithCancel(context.Background())
 	t.readers[topic.UID] = cancel
-	t.m.running.Go(func() { t.read(ctx, topic, up) })
+	t.m.running.Go(func() { t.read(ctx, topic, begin, up) })
 }
 
 // read passes a topic's events on until ctx ends. Over failures of the store it
 // goes on behind the last event that it passed on.
-func (t *tail) read(ctx context.Context, topic *snapshot.Topic, up store.Tail) {
+func (t *tail) read(ctx context.Context, topic *snapshot.Topic, begin store.Start, up store.Tail) {
 	closeUp := func() {
 		if up != nil {
 			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
@@ -184,7 +195,7 @@ func (t *tail) read(ctx context.Context, topic *snapshot.Topic, up store.Tail) {
 		var err error
 		if up == nil {
 			if st, err = t.m.cfg.Store(topic.Last().StoreUID); err == nil {
-				up, err = t.again(ctx, st, topic, last)
+				up, err = again(ctx, st, topic, begin, last)
 			}
 		}
 		n := 0
@@ -194,10 +205,14 @@ func (t *tail) read(ctx context.Context, topic *snapshot.Topic, up store.Tail) {
 		}
 		for i := range msgs[:n] {
 			token.Pos = msgs[i].Pos
+			if !t.reserve(ctx, msgs[i].Size()) {
+				return
+			}
 			select {
 			case t.events <- Delivery{Topic: topic.Name, Position: token, Attempt: 1, Event: &msgs[i].Event}:
 				last[msgs[i].Pos.Partition] = msgs[i].Pos
 			case <-ctx.Done():
+				t.release([]Delivery{{Event: &msgs[i].Event}})
 				return
 			}
 		}
@@ -220,22 +235,60 @@ func (t *tail) read(ctx context.Context, topic *snapshot.Topic, up store.Tail) {
 	}
 }
 
-// again opens a reader behind the last events. A partition of which nothing was
-// read yet begins where the tail began; for one that began at the end, that is
-// the time of it.
-func (t *tail) again(ctx context.Context, st store.Store, topic *snapshot.Topic, last map[string]store.Position) (store.Tail, error) {
-	from := t.r.From
-	if from.End {
-		from = store.Start{At: t.since}
+// reserve waits until n more bytes may be held; false when ctx has ended.
+func (t *tail) reserve(ctx context.Context, n int) bool {
+	for {
+		t.mu.Lock()
+		if t.held == 0 || t.held+n <= tailBytes {
+			t.held += n
+			t.mu.Unlock()
+			return true
+		}
+		if t.room == nil {
+			t.room = make(chan struct{})
+		}
+		room := t.room
+		t.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return false
+		}
 	}
+}
+
+// release gives back what the client has taken.
+func (t *tail) release(ds []Delivery) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range ds {
+		t.held -= ds[i].Event.Size()
+	}
+	if t.room != nil {
+		close(t.room)
+		t.room = nil
+	}
+}
+
+// again opens a reader behind the last events. A partition of which nothing was
+// read yet begins at begin.
+func again(ctx context.Context, st store.Store, topic *snapshot.Topic, begin store.Start, last map[string]store.Position) (store.Tail, error) {
+	from := begin
 	for _, p := range last {
 		from.After = append(from.After, p)
 	}
 	return st.Tail(ctx, store.TailRequest{Topic: topic.Last().Physical, From: from})
 }
 
+func (t *tail) expired(now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.who.Expired(now)
+}
+
 // check judges the tail by a newer configuration: who may read what, and which
-// topics there are. New topics are read from their beginning.
+// topics there are. New topics are read from their beginning. It does not wait
+// for stores: their readers do.
 func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
 	t.mu.Lock()
 	who := t.who
@@ -259,11 +312,7 @@ func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
 	for _, topic := range topics {
 		keep[topic.UID] = true
 		if t.readers[topic.UID] == nil && topic.NotReady == "" {
-			up, err := t.fromBeginning(topic)
-			if err != nil {
-				continue // the next configuration, or none: the reader tries again below
-			}
-			t.readLocked(topic, up)
+			t.readLocked(topic, store.Start{}, nil)
 		}
 	}
 	for uid, cancel := range t.readers {
@@ -272,16 +321,6 @@ func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
 			delete(t.readers, uid)
 		}
 	}
-}
-
-func (t *tail) fromBeginning(topic *snapshot.Topic) (store.Tail, error) {
-	st, err := t.m.cfg.Store(topic.Last().StoreUID)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	return st.Tail(ctx, store.TailRequest{Topic: topic.Last().Physical})
 }
 
 // fail ends the tail with err. It does not wait.
@@ -325,6 +364,7 @@ func (t *tail) Next(ctx context.Context, dst []Delivery) (int, error) {
 		}
 		break
 	}
+	t.release(dst[:n])
 	t.m.metrics.tailed.Add(float64(n))
 	return n, nil
 }

@@ -17,7 +17,7 @@ type refreshed struct {
 // verified once for each.
 func (i *Identities) Current(p *Principal, now time.Time) (_ *Principal, ok bool) {
 	if c := p.current.Load(); c != nil && c.by.Value() == i {
-		if c.p == nil || expired(c.p, now) {
+		if c.p == nil || c.p.Expired(now) {
 			return nil, false
 		}
 		return c.p, true

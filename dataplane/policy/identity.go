@@ -171,13 +171,11 @@ func (i *Identities) byKey(key string, now time.Time) *Principal {
 	}
 	k := i.keys[id]
 	sum := sha256.Sum256([]byte(key))
-	if subtle.ConstantTimeCompare(sum[:], k.hash[:]) != 1 || k.principal == nil || expired(k.principal, now) {
+	if subtle.ConstantTimeCompare(sum[:], k.hash[:]) != 1 || k.principal == nil || k.principal.Expired(now) {
 		return nil
 	}
 	return k.principal
 }
-
-func expired(p *Principal, now time.Time) bool { return p.Expires != 0 && now.UnixNano() >= p.Expires }
 
 func (i *Identities) byCertificate(chain []*x509.Certificate, now time.Time) *Principal {
 	leaf := chain[0]
@@ -249,7 +247,7 @@ func (i *Identities) Refresh(p *Principal, now time.Time) (_ *Principal, ok bool
 		return q, q != nil && q.String() == p.String()
 	}
 	k := i.keys[p.Credential]
-	if k.principal == nil || k.hash != p.hash || expired(k.principal, now) {
+	if k.principal == nil || k.hash != p.hash || k.principal.Expired(now) {
 		return nil, false
 	}
 	return k.principal, k.principal.String() == p.String()

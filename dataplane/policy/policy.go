@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"net/netip"
 	"sync/atomic"
+	"time"
 )
 
 // Principal is an authenticated client. It is immutable and not copied.
@@ -45,6 +46,11 @@ func (p *Principal) String() string {
 		return p.Name
 	}
 	return p.Namespace + "/" + p.Name
+}
+
+// Expired reports whether what was shown has expired.
+func (p *Principal) Expired(now time.Time) bool {
+	return p.Expires != 0 && now.UnixNano() >= p.Expires
 }
 
 // Credentials are what a client showed. They never go into logs or errors.

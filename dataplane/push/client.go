@@ -85,7 +85,9 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key
 	case resp.StatusCode/100 == 2:
 		return answer{outcome: outcomeOK}
 	case resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable:
-		if delay, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok {
+		// One that says "at once", or a time that has passed, gets the schedule: it
+		// would be called again and again without a pause.
+		if delay, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok && delay > 0 {
 			return answer{outcomeLater, "http " + strconv.Itoa(resp.StatusCode), delay}
 		}
 	}

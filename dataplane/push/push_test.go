@@ -534,3 +534,20 @@ func FuzzRetryAfter(f *testing.F) {
 		}
 	})
 }
+
+// TestRetryAtOnce: a target that is busy and asks to be called again at once is
+// called by the schedule, or it would be called without a pause.
+func TestRetryAtOnce(t *testing.T) {
+	for value, want := range map[string]time.Duration{"0": -1, "Wed, 31 Dec 2025 00:00:00 GMT": -1, "7": 7 * time.Second} {
+		h := newHook(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", value)
+			w.WriteHeader(http.StatusServiceUnavailable)
+		})
+		c := newClient(loopback)
+		a := c.post(t.Context(), &snapshot.Push{URL: h.URL, Timeout: 10 * time.Second}, snapshot.Key{Namespace: "demo", Name: "s"}, &delivery.Delivery{Attempt: 1, Event: ev("1")})
+		c.close()
+		if a.outcome == outcomeOK || a.delay != want {
+			t.Errorf("Retry-After: %s gives %+v, want a delay of %s", value, a, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -46,6 +47,9 @@ func (s *Store) EnsureTopic(ctx context.Context, spec store.TopicSpec) error {
 		if err != nil {
 			return err
 		}
+		if err := b.Set([]byte("n"), binary.BigEndian.AppendUint32(nil, s.nextID), nil); err != nil {
+			return err
+		}
 		return b.Set([]byte("t"+spec.Name), v, nil)
 	})
 	if err != nil {
@@ -77,6 +81,7 @@ func (s *Store) DeleteTopic(ctx context.Context, name string) error {
 	}
 	t.gone = true
 	delete(s.topics, name)
+	delete(s.byID, t.id) // what it held back is dropped when it is due
 	for _, g := range t.groups {
 		g.gone = true
 		g.wakeLocked()

@@ -7,6 +7,7 @@
 // One key space, by the first byte of the key:
 //
 //	v                          format version
+//	n                          the id of the next topic: none is given twice
 //	t <name>                   a topic: id, settings, first offset
 //	r <topic id> <offset>      a record
 //	g <topic id> <group>       a group: what is settled
@@ -72,6 +73,8 @@ const (
 	maxQueued = 64 << 20
 	// maxBatch bounds one commit, in bytes.
 	maxBatch = 8 << 20
+	// maxRead bounds what one call reads, in bytes, beyond its first event.
+	maxRead = 4 << 20
 	// defaultWindow is the window of a group.
 	defaultWindow = 4096
 	// commitInterval is how often settled messages are made durable.
@@ -171,6 +174,7 @@ type topic struct {
 	spec    store.TopicSpec
 	low     uint64 // first offset that is kept
 	next    uint64 // offset of the next record; what is below is durable
+	stored  uint64 // the time of the last record, in Unix nanoseconds: they rise
 	cum     uint64 // bytes of all records ever written
 	cumLow  uint64 // bytes of all records below low
 	changed chan struct{}
@@ -254,6 +258,15 @@ func (s *Store) load(db *pebble.DB) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := scan(db, "n", func(_, v []byte) error {
+		if len(v) != 4 {
+			return errRecord
+		}
+		s.nextID = max(s.nextID, binary.BigEndian.Uint32(v))
+		return nil
+	}); err != nil {
+		return err
+	}
 	if err := scan(db, "t", func(k, v []byte) error {
 		var r topicRecord
 		if err := json.Unmarshal(v, &r); err != nil {
@@ -312,11 +325,12 @@ func (s *Store) loadEnd(db *pebble.DB, t *topic, r topicRecord) error {
 	defer it.Close()
 	t.next, t.cum = max(r.NextFrom, r.Low), r.CumLow
 	if it.Last() {
-		_, cum, err := recordMeta(it.Value())
+		stored, cum, err := recordMeta(it.Value())
 		if err != nil {
 			return fmt.Errorf("topic %q: %w", t.name, err)
 		}
 		t.next, t.cum = binary.BigEndian.Uint64(it.Key()[5:])+1, cum
+		t.stored = uint64(stored.UnixNano())
 	}
 	return it.Error()
 }

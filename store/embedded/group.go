@@ -237,7 +237,7 @@ func (m *member) Fetch(ctx context.Context, dst []store.Message) (int, error) {
 // read reads the records of offsets into dst. What cannot be read is given back.
 func (m *member) read(offsets []uint64, dst []store.Message) (int, error) {
 	g, s := m.g, m.g.s
-	msgs, err := s.readAt(g.topic, offsets, dst)
+	msgs, k, err := s.readAt(g.topic, offsets, dst)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -247,6 +247,10 @@ func (m *member) read(offsets []uint64, dst []store.Message) (int, error) {
 	if m.closed {
 		m.giveBackLocked(offsets)
 		return 0, fault.New(fault.Unavailable, "embedded.fetch", "store-closed", "the subscription is closed")
+	}
+	if k < len(offsets) {
+		m.returnLocked(offsets[k:]) // they are read next
+		offsets = offsets[:k]
 	}
 	for i := range msgs {
 		o := msgs[i].Pos.Offset
@@ -273,14 +277,24 @@ func (m *member) read(offsets []uint64, dst []store.Message) (int, error) {
 	return len(msgs), nil
 }
 
-// giveBackLocked makes offsets that m owns available to others.
+// giveBackLocked makes offsets that m owns available to others; they may have
+// been delivered.
 func (m *member) giveBackLocked(offsets []uint64) {
+	for _, o := range offsets {
+		if m.g.owner[o] == m {
+			m.g.restored = max(m.g.restored, o+1)
+		}
+	}
+	m.returnLocked(offsets)
+}
+
+// returnLocked makes offsets that m owns available to others.
+func (m *member) returnLocked(offsets []uint64) {
 	g := m.g
 	for _, o := range offsets {
 		if g.owner[o] == m {
 			delete(g.owner, o)
 			g.back = append(g.back, o)
-			g.restored = max(g.restored, o+1)
 		}
 	}
 	slices.Sort(g.back)
@@ -299,7 +313,9 @@ func (m *member) Settle(msgs []*store.Message) (stale int) {
 			continue
 		}
 		delete(g.owner, h.offset)
-		g.settled[h.offset] = struct{}{}
+		if h.offset >= g.floor { // else retention took it meanwhile
+			g.settled[h.offset] = struct{}{}
+		}
 	}
 	g.advanceLocked()
 	g.dirtyLocked()

@@ -30,11 +30,12 @@ func (s *Store) view(f func(*pebble.DB) error) error {
 	return nil
 }
 
-// readAt reads the records of sorted offsets into dst, without those that are
-// not there any more.
-func (s *Store) readAt(t *topic, offsets []uint64, dst []store.Message) ([]store.Message, error) {
-	out := dst[:0]
-	err := s.view(func(db *pebble.DB) error {
+// readAt reads the records of the first k of sorted offsets into dst, as many as
+// maxRead lets, without those that are not there any more.
+func (s *Store) readAt(t *topic, offsets []uint64, dst []store.Message) (out []store.Message, k int, err error) {
+	out, k = dst[:0], len(offsets)
+	size := 0
+	err = s.view(func(db *pebble.DB) error {
 		it, err := db.NewIter(&pebble.IterOptions{LowerBound: recordKey(t.id, offsets[0]), UpperBound: recordKey(t.id, offsets[len(offsets)-1]+1)})
 		if err != nil {
 			return err
@@ -49,6 +50,10 @@ func (s *Store) readAt(t *topic, offsets []uint64, dst []store.Message) ([]store
 			if i == len(offsets) || offsets[i] != at {
 				continue
 			}
+			if size += len(it.Value()); size > maxRead && len(out) > 0 {
+				k = i
+				break
+			}
 			msg, err := message(at, it.Value())
 			if err != nil {
 				return err
@@ -58,7 +63,7 @@ func (s *Store) readAt(t *topic, offsets []uint64, dst []store.Message) ([]store
 		}
 		return it.Error()
 	})
-	return out, err
+	return out, k, err
 }
 
 func message(offset uint64, v []byte) (store.Message, error) {
@@ -155,11 +160,11 @@ func (x *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 			for i := range offsets {
 				offsets[i] = x.next + uint64(i)
 			}
-			msgs, err := s.readAt(t, offsets, dst)
+			msgs, k, err := s.readAt(t, offsets, dst)
 			if err != nil {
 				return 0, err
 			}
-			x.next += n
+			x.next += uint64(k)
 			if len(msgs) > 0 {
 				return len(msgs), nil
 			}

@@ -17,7 +17,7 @@ var errRecord = errors.New("a record cannot be decoded")
 // with this record.
 const recordHeader = 1 + 8 + 8
 
-// appendRecord encodes e. cum is filled in by setCum when the place is known.
+// appendRecord encodes e. What depends on its place is filled in by setPlace.
 func appendRecord(b []byte, e *event.Event, stored time.Time) []byte {
 	b = append(b, recordVersion)
 	b = binary.BigEndian.AppendUint64(b, uint64(stored.UnixNano()))
@@ -38,7 +38,16 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
-func setCum(record []byte, cum uint64) { binary.BigEndian.PutUint64(record[9:17], cum) }
+// setPlace fills in the bytes up to the record's end, and sees to it that the
+// stored time is not before that of the record before it, so that one can search
+// by it: clocks jump, and what was held back was encoded long ago. It returns the
+// time.
+func setPlace(record []byte, cum, before uint64) (stored uint64) {
+	stored = max(before, binary.BigEndian.Uint64(record[1:9]))
+	binary.BigEndian.PutUint64(record[1:9], stored)
+	binary.BigEndian.PutUint64(record[9:17], cum)
+	return stored
+}
 
 // recordMeta reads the header only.
 func recordMeta(b []byte) (stored time.Time, cum uint64, err error) {

@@ -108,22 +108,22 @@ func (s *Store) moveDue(now time.Time) {
 	}
 	var due []moved
 	var last *request
-	next := time.Time{}
+	next, size := time.Time{}, 0
 	// Whoever publishes a delay from here on sets it again.
 	s.mu.Lock()
 	s.firstDue = time.Time{}
 	s.mu.Unlock()
 	err := s.view(func(db *pebble.DB) error {
-		due = due[:0]
 		err := scan(db, "d", func(k, v []byte) error {
 			at := time.Unix(0, int64(binary.BigEndian.Uint64(k[1:9])))
-			if at.After(now) || len(due) == maxMove {
+			if at.After(now) || len(due) == maxMove || size > maxBatch {
 				next = at
 				return errStop
 			}
 			if len(v) < 4 {
 				return errRecord
 			}
+			size += len(v)
 			due = append(due, moved{slices.Clone(k), binary.BigEndian.Uint32(v), slices.Clone(v[4:])})
 			return nil
 		})
@@ -222,6 +222,7 @@ func (s *Store) retainTopic(t *topic, now time.Time) error {
 	// First nobody reads below the new end, then it goes.
 	s.mu.Lock()
 	t.low, t.cumLow = to, cumLow
+	t.wakeLocked() // a window that was full may have room
 	v, err := t.recordLocked()
 	s.mu.Unlock()
 	if err != nil {

@@ -219,7 +219,12 @@ func (s *Store) takeQueue(groups bool) (batch []*request, settled []groupState) 
 	s.roomLocked()
 	if groups || n > 0 {
 		for _, g := range s.dirty {
-			settled = append(settled, g.stateLocked())
+			st := g.stateLocked()
+			if g.gone {
+				close(st.done) // its deletion may be in this batch: it must not come after that
+				continue
+			}
+			settled = append(settled, st)
 		}
 		s.dirty = nil
 	}
@@ -242,7 +247,7 @@ func (s *Store) write(requests []*request, settled []groupState) error {
 	}
 	b := s.db.NewBatch()
 	defer b.Close()
-	type end struct{ next, cum uint64 }
+	type end struct{ next, cum, stored uint64 }
 	ends := map[*topic]end{}
 	key := make([]byte, 0, 17)
 	for _, r := range requests {
@@ -273,13 +278,13 @@ func (s *Store) write(requests []*request, settled []groupState) error {
 		e, ok := ends[r.topic]
 		if !ok {
 			s.mu.Lock()
-			e = end{r.topic.next, r.topic.cum}
+			e = end{r.topic.next, r.topic.cum, r.topic.stored}
 			s.mu.Unlock()
 		}
 		r.first = e.next
 		for _, rec := range r.records {
 			e.cum += uint64(len(rec))
-			setCum(rec, e.cum)
+			e.stored = setPlace(rec, e.cum, e.stored)
 			key = append(key[:0], 'r')
 			key = binary.BigEndian.AppendUint32(key, r.topic.id)
 			key = binary.BigEndian.AppendUint64(key, e.next)
@@ -301,7 +306,7 @@ func (s *Store) write(requests []*request, settled []groupState) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for t, e := range ends {
-		t.next, t.cum = e.next, e.cum
+		t.next, t.cum, t.stored = e.next, e.cum, e.stored
 		t.wakeLocked()
 	}
 	return nil
@@ -323,14 +328,16 @@ func (s *Store) finish(batch []*request, settled []groupState, err error) {
 		}
 		close(g.done)
 	}
+	delayed := false
 	for _, r := range batch {
+		delayed = delayed || r.due != nil
 		for _, d := range r.due {
 			if err == nil && (s.firstDue.IsZero() || d.Before(s.firstDue)) {
 				s.firstDue = d
 			}
 		}
 	}
-	if len(batch) > 0 && batch[0].due != nil {
+	if delayed {
 		select {
 		case s.failed <- struct{}{}: // the tender looks at the new due time
 		default:

@@ -41,16 +41,20 @@ const (
 
 	resOK            = 0
 	resBusy          = 2
+	resNotSupported  = 3
 	resFlushDisk     = 10
 	resNoSlave       = 11
 	resFlushSlave    = 12
 	resIllegal       = 13
+	resNotAvailable  = 14
+	resNoPermission  = 16
 	resNoTopic       = 17
 	resPullNotFound  = 19
 	resPullRetry     = 20
 	resPullMoved     = 21
 	resQueryNotFound = 22
 	resNoGroup       = 26
+	resFlowControl   = 215
 )
 
 // queue is one queue of a topic: a partition.
@@ -189,7 +193,7 @@ func answered(cmd *remoting.Command) *fault.Error {
 		e.Class, e.Reason, e.Msg, e.RetryAfter = fault.NotFound, "unknown-topic", "the event store has no such topic", 0
 	case resIllegal:
 		e.Class, e.Reason, e.Msg, e.RetryAfter = fault.Invalid, "store-refused", "the event store does not take this message", 0
-	case resBusy:
+	case resBusy, resFlowControl:
 		e.Class, e.Reason, e.Msg, e.RetryAfter = fault.Throttled, "store-busy", "the event store is busy; nothing was kept", 200*time.Millisecond
 	}
 	return e

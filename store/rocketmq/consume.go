@@ -24,10 +24,12 @@ const (
 	pullWait = 15 * time.Second
 	// pullMost is how many messages one pull asks for.
 	pullMost = 64
-	// prefetch is how many messages of a queue wait here, at most.
-	prefetch = 128
-	minRetry = 50 * time.Millisecond
-	maxRetry = 2 * time.Second
+	// prefetch and prefetchBytes are how many messages of a queue, and bytes of
+	// them, wait here before no more are pulled.
+	prefetch      = 128
+	prefetchBytes = 4 << 20
+	minRetry      = 50 * time.Millisecond
+	maxRetry      = 2 * time.Second
 )
 
 // subscription is one member of a group. It has connections of its own, since
@@ -131,7 +133,7 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 	retry := minRetry
 	for ctx.Err() == nil {
 		x.mu.Lock()
-		full, room := len(o.buffer) >= prefetch, o.room
+		full, room := enoughBuffered(o.buffer), o.room
 		x.mu.Unlock()
 		if full {
 			select {
@@ -161,6 +163,15 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 		}
 		x.mu.Unlock()
 	}
+}
+
+// enoughBuffered reports whether no more is pulled before some is fetched.
+func enoughBuffered(buffer []store.Message) bool {
+	size := 0
+	for i := range buffer {
+		size += buffer[i].Size()
+	}
+	return len(buffer) >= prefetch || size >= prefetchBytes
 }
 
 func pause(ctx context.Context, retry *time.Duration) {

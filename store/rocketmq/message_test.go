@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/store"
 )
 
 // stored is a message as a broker's answer has it.
@@ -229,4 +230,20 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("%d queues", len(r.read)+len(r.write))
 		}
 	})
+}
+
+// TestBufferIsBounded: what is pulled ahead is bounded in messages and in bytes.
+func TestBufferIsBounded(t *testing.T) {
+	for _, c := range []struct {
+		messages, size int
+		want           bool
+	}{{0, 0, false}, {prefetch - 1, 10, false}, {prefetch, 10, true}, {3, 1 << 20, false}, {4, 1 << 20, true}, {2, 4 << 20, true}} {
+		buffer := make([]store.Message, c.messages)
+		for i := range buffer {
+			buffer[i].Data = make([]byte, c.size)
+		}
+		if got := enoughBuffered(buffer); got != c.want {
+			t.Errorf("%d messages of %d bytes are enough: %v", c.messages, c.size, got)
+		}
+	}
 }

@@ -3,6 +3,7 @@ package rocketmq
 import (
 	"context"
 	"errors"
+	"fmt"
 	"hash/fnv"
 	"strconv"
 	"time"
@@ -273,10 +274,14 @@ func sent(cmd *remoting.Command, err error) (int64, error) {
 			return 0, ambiguous(err)
 		}
 		return n, nil
-	case cmd.Code == resFlushDisk, cmd.Code == resFlushSlave, cmd.Code == resNoSlave:
-		return 0, ambiguous(errors.New(cmd.Remark))
 	}
-	return 0, answered(cmd)
+	switch cmd.Code {
+	case resNotSupported, resBusy, resIllegal, resNotAvailable, resNoPermission, resNoTopic, resFlowControl:
+		return 0, answered(cmd) // it was refused before it was kept
+	}
+	// The disk or the slave did not answer the broker in time, it failed while it
+	// wrote, or it says something that this version does not know.
+	return 0, ambiguous(fmt.Errorf("code %d: %.200s", cmd.Code, cmd.Remark))
 }
 
 // finish answers the calls of a batch.

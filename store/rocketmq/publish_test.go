@@ -24,7 +24,11 @@ func TestOnlyOneAnswerAcknowledges(t *testing.T) {
 		{code: resBusy, want: fault.Throttled},
 		{code: resIllegal, want: fault.Invalid},
 		{code: resNoTopic, want: fault.NotFound},
-		{code: 1, want: fault.Unavailable},
+		{code: resFlowControl, want: fault.Throttled},
+		{code: resNotAvailable, want: fault.Unavailable},
+		{code: resNoPermission, want: fault.Unavailable},
+		{code: 1, want: fault.Ambiguous}, // it failed, before or while it wrote
+		{code: 4711, want: fault.Ambiguous},
 		{err: fmt.Errorf("dial: %w", remoting.ErrNotSent), want: fault.Unavailable},
 		{err: remoting.ErrClosed, want: fault.Ambiguous},
 		{err: context.DeadlineExceeded, want: fault.Ambiguous},

@@ -1,0 +1,165 @@
+package embedded
+
+import (
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restart closes the store and opens it again.
+func restart(t *testing.T, s *Store, fs vfs.FS) *Store {
+	t.Helper()
+	must(t, s.Close(t.Context()))
+	return openAt(t, fs, "store", 0)
+}
+
+func topicOf(t *testing.T, s *Store, name string) {
+	t.Helper()
+	must(t, s.EnsureTopic(t.Context(), store.TopicSpec{Name: name}))
+}
+
+func publishTo(t *testing.T, s *Store, topic string, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		must(t, s.Publish(t.Context(), topic, ev(id), make([]store.Result, 1)))
+	}
+}
+
+// TestDelayBesideOthers: an event that is held back is seen to, whatever else is
+// written with it.
+func TestDelayBesideOthers(t *testing.T) {
+	s := &Store{failed: make(chan struct{}, 1)}
+	due := time.Now().Add(time.Second)
+	s.finish([]*request{{done: make(chan struct{})}, {done: make(chan struct{}), due: []time.Time{due}}}, nil, nil)
+	if len(s.failed) == 0 || !s.firstDue.Equal(due) {
+		t.Errorf("nobody is told that something is due at %v: it would come when something else happens", s.firstDue)
+	}
+}
+
+// TestDeletedGroupStaysDeleted: what was settled a moment before a group is
+// deleted does not bring it back.
+func TestDeletedGroupStaysDeleted(t *testing.T) {
+	fs := vfs.NewMem()
+	s := openAt(t, fs, "store", 0)
+	topicOf(t, s, "t")
+	must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
+	publishTo(t, s, "t", "a")
+	sub, err := s.Subscribe(t.Context(), store.SubscribeRequest{Topic: "t", Group: "g"})
+	must(t, err)
+	dst := make([]store.Message, 1)
+	_, err = sub.Fetch(t.Context(), dst)
+	must(t, err)
+	sub.Settle([]*store.Message{&dst[0]})
+	must(t, s.DeleteGroup(t.Context(), "t", "g"))
+	must(t, sub.Close(t.Context()))
+	s = restart(t, s, fs)
+	if _, err := s.Lag(t.Context(), "t", "g"); err == nil || fault.ClassOf(err) != fault.NotFound {
+		t.Errorf("a deleted group is there again after a restart: %v", err)
+	}
+	must(t, s.Close(t.Context()))
+}
+
+// TestDeletedTopicLeavesNothing: what a deleted topic held back does not come out
+// in one that is made later.
+func TestDeletedTopicLeavesNothing(t *testing.T) {
+	fs := vfs.NewMem()
+	s := openAt(t, fs, "store", 0)
+	topicOf(t, s, "mine")
+	e := []store.Outgoing{{Event: &event.Event{ID: "secret", Source: "/s", Type: "t"}}}
+	must(t, s.PublishDelayed(t.Context(), "mine", e, []time.Time{time.Now().Add(time.Second)}, make([]store.Result, 1)))
+	must(t, s.DeleteTopic(t.Context(), "mine"))
+	s = restart(t, s, fs)
+	topicOf(t, s, "yours")
+	tl, err := s.Tail(t.Context(), store.TailRequest{Topic: "yours"})
+	must(t, err)
+	// A delay that is due later is moved after the one above.
+	e = []store.Outgoing{{Event: &event.Event{ID: "ours", Source: "/s", Type: "t"}}}
+	must(t, s.PublishDelayed(t.Context(), "yours", e, []time.Time{time.Now().Add(1500 * time.Millisecond)}, make([]store.Result, 1)))
+	dst := make([]store.Message, 1)
+	_, err = tl.Next(t.Context(), dst)
+	must(t, err)
+	if dst[0].ID != "ours" {
+		t.Errorf("a topic has %q, which was published to another one", dst[0].ID)
+	}
+	must(t, tl.Close(t.Context()))
+	must(t, s.Close(t.Context()))
+}
+
+// TestStoredRises: the store's times rise with the offsets, whatever the clock
+// does: retention and tails by time search by halves.
+func TestStoredRises(t *testing.T) {
+	s := openAt(t, vfs.NewMem(), "store", 0)
+	topicOf(t, s, "t")
+	e := &event.Event{ID: "a", Source: "/s", Type: "t"}
+	now := time.Now()
+	for _, at := range []time.Time{now, now.Add(-time.Hour), now.Add(time.Second)} {
+		r := &request{records: [][]byte{appendRecord(nil, e, at)}, done: make(chan struct{})}
+		must(t, s.enqueue(t.Context(), "test", "t", r))
+		<-r.done
+		must(t, r.err)
+	}
+	tl, err := s.Tail(t.Context(), store.TailRequest{Topic: "t"})
+	must(t, err)
+	dst := make([]store.Message, 3)
+	n, err := tl.Next(t.Context(), dst)
+	must(t, err)
+	for i := 1; i < n; i++ {
+		if dst[i].Stored.Before(dst[i-1].Stored) {
+			t.Errorf("event %d was stored %s before the one before it", i, dst[i-1].Stored.Sub(dst[i].Stored))
+		}
+	}
+	must(t, tl.Close(t.Context()))
+	must(t, s.Close(t.Context()))
+}
+
+// TestReadsAreBounded: one call reads a bounded number of bytes, and the rest
+// with the next ones.
+func TestReadsAreBounded(t *testing.T) {
+	s := openAt(t, vfs.NewMem(), "store", 0)
+	topicOf(t, s, "t")
+	must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
+	const size, events = 1 << 20, 12
+	for range events {
+		e := []store.Outgoing{{Event: &event.Event{ID: "a", Source: "/s", Type: "t", Data: make([]byte, size)}}}
+		must(t, s.Publish(t.Context(), "t", e, make([]store.Result, 1)))
+	}
+	tl, err := s.Tail(t.Context(), store.TailRequest{Topic: "t"})
+	must(t, err)
+	sub, err := s.Subscribe(t.Context(), store.SubscribeRequest{Topic: "t", Group: "g"})
+	must(t, err)
+	dst := make([]store.Message, events)
+	next := map[string]func() (int, error){
+		"tail":         func() (int, error) { return tl.Next(t.Context(), dst) },
+		"subscription": func() (int, error) { return sub.Fetch(t.Context(), dst) },
+	}
+	for name, next := range next {
+		for offset := uint64(0); offset < events; {
+			n, err := next()
+			must(t, err)
+			if n*size > maxRead {
+				t.Errorf("%s: one call reads %d MiB", name, n)
+			}
+			for i := range n {
+				if dst[i].Pos.Offset != offset {
+					t.Fatalf("%s: offset %d, want %d", name, dst[i].Pos.Offset, offset)
+				}
+				offset++
+			}
+		}
+	}
+	must(t, tl.Close(t.Context()))
+	must(t, sub.Close(t.Context()))
+	must(t, s.Close(t.Context()))
+}
