@@ -287,10 +287,10 @@ func (m *mesh) administer(stdin string, args ...string) (string, error) {
 	return m.weft(stdin, append(append(args, "--server", m.admin), m.adminFlags...)...)
 }
 
-// apply applies resources; NS stands for the namespace.
+// apply applies resources, whose namespace is written NS.
 func (m *mesh) apply(yaml string) {
 	m.Helper()
-	_, err := m.administer(strings.ReplaceAll(yaml, "NS", m.ns), "apply", "-f", "-")
+	_, err := m.administer(strings.ReplaceAll(yaml, "namespace: NS,", "namespace: "+m.ns+","), "apply", "-f", "-")
 	m.must(err)
 }
 
