@@ -85,7 +85,7 @@ func explain(err error) string {
 		}
 	}
 	if st.Code() == codes.Unavailable {
-		return st.Message() + "\nis the control plane there? name it with --server or WEFT_SERVER"
+		return st.Message() + "\nis the control plane there, and does it know the certificate of --server-cert, where it asks for one? it is named with --server (WEFT_SERVER)"
 	}
 	return st.Message()
 }
