@@ -411,7 +411,9 @@ func TestOutputs(t *testing.T) {
 			}
 		}
 	}
-	var applied struct{ Results []struct{ Name, Outcome string } }
+	var applied struct {
+		Results []struct{ Name, Outcome string }
+	}
 	if err := json.Unmarshal([]byte(m.must("apply", "-f", exampleFolder(t, "http://127.0.0.1:2/"), "-o", "json")), &applied); err != nil || len(applied.Results) != 7 {
 		t.Errorf("%v %+v", err, applied)
 	}
