@@ -39,7 +39,8 @@ type Manager struct {
 	tracer  trace.Tracer // nil without tracing
 
 	mu       sync.Mutex
-	runtimes map[string]*runtime // by Subscription uid
+	runtimes map[string]*runtime       // by Subscription uid
+	counted  map[snapshot.Key]struct{} // that have metrics
 	tails    map[*tail]struct{}
 	draining bool
 	running  sync.WaitGroup
@@ -47,7 +48,7 @@ type Manager struct {
 
 // New makes a Manager.
 func New(cfg Config) *Manager {
-	m := &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, tails: map[*tail]struct{}{}}
+	m := &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, counted: map[snapshot.Key]struct{}{}, tails: map[*tail]struct{}{}}
 	if cfg.Tracing != nil {
 		m.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/delivery")
 	}
@@ -111,6 +112,14 @@ func (m *Manager) follow(snap *snapshot.Snapshot) {
 	for _, r := range rs {
 		r.follow(snap, now)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key := range m.counted {
+		if snap.Subscriptions[key] == nil {
+			m.metrics.forget(key.Namespace, key.Name)
+			delete(m.counted, key)
+		}
+	}
 }
 
 // Join makes the client a member of a Subscription.
@@ -145,6 +154,7 @@ func (m *Manager) join(snap *snapshot.Snapshot, who *policy.Principal, key snaps
 	if r == nil {
 		r = newRuntime(m, sub)
 		m.runtimes[sub.UID] = r
+		m.counted[sub.Key] = struct{}{}
 		m.running.Go(r.tend)
 	}
 	mem := &member{r: r, who: who, ready: make(chan struct{}, 1)}
