@@ -42,6 +42,7 @@ var allowed = []struct {
 type pkgInfo struct {
 	ImportPath string
 	Imports    []string
+	Deps       []string
 }
 
 func goList(t *testing.T, args ...string) []pkgInfo {
@@ -129,17 +130,47 @@ func TestImports(t *testing.T) {
 // TestImportsNotices shows that the rules can fail.
 func TestImportsNotices(t *testing.T) {
 	for _, p := range []pkgInfo{
-		{module + "dataplane/pipeline", []string{module + "controlplane/admin"}},
-		{module + "controlplane/admin", []string{module + "dataplane/policy"}},
-		{module + "controlplane/server", []string{module + "store/rocketmq"}},
-		{module + "pkg/event", []string{module + "store"}},
-		{module + "store/embedded", []string{module + "store/rocketmq"}},
-		{module + "store/embedded", []string{module + "dataplane/snapshot"}},
-		{module + "proto/gen/x", []string{module + "pkg/event"}},
-		{module + "newplane/x", nil},
+		{ImportPath: module + "dataplane/pipeline", Imports: []string{module + "controlplane/admin"}},
+		{ImportPath: module + "controlplane/admin", Imports: []string{module + "dataplane/policy"}},
+		{ImportPath: module + "controlplane/server", Imports: []string{module + "store/rocketmq"}},
+		{ImportPath: module + "pkg/event", Imports: []string{module + "store"}},
+		{ImportPath: module + "store/embedded", Imports: []string{module + "store/rocketmq"}},
+		{ImportPath: module + "store/embedded", Imports: []string{module + "dataplane/snapshot"}},
+		{ImportPath: module + "proto/gen/x", Imports: []string{module + "pkg/event"}},
+		{ImportPath: module + "newplane/x", Imports: nil},
 	} {
 		if len(violations([]pkgInfo{p})) == 0 {
 			t.Errorf("%s importing %v is not noticed", p.ImportPath, p.Imports)
+		}
+	}
+}
+
+// forbidden are packages that a sidecar's proxy must not link: it would carry
+// what it never uses, and bring its faults.
+func forbidden(deps []string) []string {
+	var bad []string
+	for _, d := range deps {
+		for _, f := range []string{"go.etcd.io/etcd/", module + "controlplane/", module + "tools/weft", module + "registry", "github.com/nacos-group/", "buf.build/go/protovalidate"} {
+			if strings.HasPrefix(d, f) {
+				bad = append(bad, d)
+			}
+		}
+	}
+	return bad
+}
+
+// TestSidecar: the proxy's own binary has neither etcd nor a control plane in
+// it; the command with everything has, so the test can tell.
+func TestSidecar(t *testing.T) {
+	for _, p := range goList(t, "./tools/cmd/weft-proxy", "./tools/cmd/weft") {
+		bad := forbidden(p.Deps)
+		switch {
+		case strings.HasSuffix(p.ImportPath, "/weft-proxy"):
+			if len(p.Deps) == 0 || len(bad) > 0 {
+				t.Errorf("of %d packages that weft-proxy links, these are too many: %v", len(p.Deps), bad)
+			}
+		case len(bad) == 0:
+			t.Error("the test finds no control plane in weft")
 		}
 	}
 }

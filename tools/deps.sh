@@ -14,6 +14,7 @@ need openjdk-17-jdk-headless javac
 need maven mvn
 need git git
 need curl curl
+need openssl openssl
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then

@@ -41,7 +41,8 @@ type Manager struct {
 	tracer  trace.Tracer // nil without tracing
 
 	mu       sync.Mutex
-	runtimes map[string]*runtime // by Subscription uid
+	runtimes map[string]*runtime       // by Subscription uid
+	counted  map[snapshot.Key]struct{} // that have metrics
 	tails    map[*tail]struct{}
 	draining bool
 	running  sync.WaitGroup
@@ -49,7 +50,7 @@ type Manager struct {
 
 // New makes a Manager.
 func New(cfg Config) *Manager {
-	m := &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, tails: map[*tail]struct{}{}}
+	m := &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, counted: map[snapshot.Key]struct{}{}, tails: map[*tail]struct{}{}}
 	if cfg.Tracing != nil {
 		m.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/delivery")
 	}
@@ -136,6 +137,14 @@ func (m *Manager) follow() {
 	for _, r := range rs {
 		r.follow(snap, now)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key := range m.counted {
+		if snap.Subscriptions[key] == nil {
+			m.metrics.forget(key.Namespace, key.Name)
+			delete(m.counted, key)
+		}
+	}
 }
 
 // Join makes the client a member of a Subscription.
@@ -170,6 +179,7 @@ func (m *Manager) join(who *policy.Principal, key snapshot.Key) (Member, error) 
 	if r == nil {
 		r = newRuntime(m, sub)
 		m.runtimes[sub.UID] = r
+		m.counted[sub.Key] = struct{}{}
 		m.running.Go(r.tend)
 	}
 	mem := &member{r: r, who: who, ready: make(chan struct{}, 1)}

@@ -140,9 +140,6 @@ func (r *runtime) follow(snap *snapshot.Snapshot, now time.Time) {
 		}
 		r.m.mu.Unlock()
 		r.end(fault.New(fault.NotFound, "delivery", "unknown-subscription", "Subscription %s was deleted", r.key.Name))
-		if sub == nil {
-			r.m.metrics.forget(r.key.Namespace, r.key.Name)
-		}
 		return
 	}
 	r.mu.Lock()

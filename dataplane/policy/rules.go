@@ -13,7 +13,12 @@ import (
 // everything.
 type Rules struct {
 	namespaces map[string]*namespaceRules
+	shadowed   func(namespace, rule string)
 }
+
+// CountShadowed has f called with each Decision.Shadow. Call it before the Rules
+// are used; f is called by any goroutine.
+func (r *Rules) CountShadowed(f func(namespace, rule string)) { r.shadowed = f }
 
 type namespaceRules struct {
 	rules []accessRule
@@ -252,6 +257,9 @@ func (r *Rules) Authorize(p *Principal, a Action, namespace, name string) Decisi
 	}
 	if !d.Allowed && deny == nil && shadowAllow != nil {
 		d.Shadow = shadowAllow.policy + "#" + shadowAllow.name
+	}
+	if d.Shadow != "" && r.shadowed != nil {
+		r.shadowed(namespace, d.Shadow)
 	}
 	return d
 }

@@ -38,12 +38,15 @@ type mesh struct {
 
 type meshMetrics struct {
 	authentications *prometheus.CounterVec
+	shadowed        *prometheus.CounterVec
 }
 
 func newMeshMetrics(reg prometheus.Registerer) meshMetrics {
 	m := meshMetrics{authentications: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_authentications_total",
-		Help: "Clients that showed who they are, by outcome: ok, or the reason of the refusal."}, []string{"outcome"})}
-	reg.MustRegister(m.authentications)
+		Help: "Clients that showed who they are, by outcome: ok, or the reason of the refusal."}, []string{"outcome"}),
+		shadowed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_shadowed_total",
+			Help: "Decisions that a shadowed rule would have changed, by policy and rule."}, []string{"namespace", "rule"})}
+	reg.MustRegister(m.authentications, m.shadowed)
 	return m
 }
 

@@ -420,3 +420,36 @@ func TestReadme(t *testing.T) {
 		step{begins: "make run", instead: s.up},
 		step{begins: "bin/weft apply -f examples/orders/", says: []string{`topic/demo/orders created`, `"position":`, `(?m)^orders  1  order.created  \{"order": ?1\}$`, `topic/demo/orders +Ready`}})
 }
+
+// TestSecurity is docs/security.md, with an etcd of its own prefix.
+func TestSecurity(t *testing.T) {
+	etcd := servers.SharedEtcd(t)
+	s := newShell(t)
+	s.env = append(s.env, servers.EnvEtcd+"="+etcd)
+	s.replace("/secure/", "/"+servers.Namespace(t)+"/")
+	for _, a := range addresses {
+		for _, e := range s.env {
+			if addr, ok := strings.CutPrefix(e, a.env+"=127.0.0.1:"); ok {
+				s.replace("localhost:"+a.port, "localhost:"+addr)
+				s.env = append(s.env, map[string]string{"WEFT_ADMIN": "WEFT_SERVER"}[a.env]+"=localhost:"+addr)
+			}
+		}
+	}
+	s.walk(blocks(t, "docs/security.md", ""),
+		step{begins: "openssl"},
+		step{begins: "weft control-plane", after: s.answers("http://127.0.0.1:7429/readyz")},
+		step{begins: "weft apply", says: []string{`identity/demo/services created`, `identity/demo/shop-\S+ created`}},
+		step{begins: "weft apply", says: []string{`1 of 1 proxies have all of it`, `"position":`, `order-2 is kept`, `(?m)^orders  order-1  .*\{"order": ?1\}$`, `(?m)^orders  order-2  .*\{"order": ?2\}$`}},
+		step{begins: "curl", says: []string{`"status":401`, `no AccessPolicy of namespace demo allows demo/billing to publish topic orders`, `(?s)weft: .*does it know the certificate`}},
+		step{begins: "weft delete identity", says: []string{`identity/demo/shop-\S+ deleted`, `weft: .*not valid`}},
+		step{begins: "kill"})
+	key, err := os.ReadFile(filepath.Join(s.dir, "shop.key"))
+	s.must(err)
+	for _, log := range []string{"control-plane.log", "proxy.log"} {
+		b, err := os.ReadFile(filepath.Join(s.dir, log))
+		s.must(err)
+		if strings.Contains(string(b), strings.TrimSpace(string(key))) || strings.Contains(string(b), "DATA RACE") {
+			t.Errorf("%s:\n%s", log, b)
+		}
+	}
+}

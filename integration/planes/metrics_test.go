@@ -193,6 +193,8 @@ func TestMetrics(t *testing.T) {
 	hooked.GetSubscription().Retry = spec.Retry
 	deny := everything("local")
 	deny.Name, deny.Effect, deny.Topics, deny.Subscriptions = "not-secret", configv1.Effect_EFFECT_DENY, []string{"secret"}, []string{"secret"}
+	shadow := everything("local")
+	shadow.Name, shadow.Effect, shadow.Mode, shadow.Topics, shadow.Subscriptions = "no-small", configv1.Effect_EFFECT_DENY, configv1.Mode_MODE_SHADOWED, []string{"small"}, []string{"small"}
 	small := topic("demo", "small")
 	small.GetTopic().MaxEventBytes = 1024
 	route := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: "orders"}, Spec: &configv1.Resource_Route{Route: &configv1.Route{Topic: "orders",
@@ -204,7 +206,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	change(codes.OK, false, eventStore("demo", "main", "1"), topic("demo", "orders"), topic("demo", "dead"), topic("demo", "audit"), topic("demo", "hooked"), topic("demo", "secret"), small,
-		route, billing, hooked, policyOf(everything("local"), deny))
+		route, billing, hooked, policyOf(everything("local"), deny, shadow))
 	change(codes.OK, false, eventStore("demo", "main", "2"), eventStore("demo", "odd", ""))
 	change(codes.FailedPrecondition, false, &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: "lost"}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "nowhere"}}})
 	change(codes.OK, true, topic("demo", "tried"))
@@ -340,60 +342,61 @@ func TestMetrics(t *testing.T) {
 	}
 
 	want := map[string]float64{
-		`weft_proxy_publish_events_total{namespace="demo",topic="orders"}`:                         9,
-		`weft_proxy_publish_events_total{namespace="demo",topic="hooked"}`:                         2,
-		`weft_proxy_publish_events_total{namespace="demo",topic="secret"}`:                         -1,
-		`weft_proxy_publish_bytes_total{namespace="demo",topic="orders"}`:                          size["orders"],
-		`weft_proxy_publish_bytes_total{namespace="demo",topic="hooked"}`:                          size["hooked"],
-		`weft_proxy_publish_refused_total{namespace="demo",reason="access-denied"}`:                2,
-		`weft_proxy_publish_refused_total{namespace="demo",reason="unknown-topic"}`:                1,
-		`weft_proxy_publish_refused_total{namespace="demo",reason="bad-name"}`:                     1,
-		`weft_proxy_publish_errors_total{namespace="demo",reason="event-too-large",topic="small"}`: 1,
-		`weft_proxy_publish_errors_total{namespace="demo",reason="bad-day",topic="hooked"}`:        1,
-		`weft_proxy_publish_errors_total{namespace="demo",reason="bad-event",topic="orders"}`:      1,
-		`weft_proxy_publish_duration_seconds{namespace="demo",topic="orders"}`:                     7,
-		`weft_proxy_publish_batch_events`:                                                          12,
-		`weft_proxy_publish_batch_bytes`:                                                           12,
-		`weft_proxy_publish_in_flight_bytes`:                                                       0,
-		`weft_proxy_store_open{store="demo/main"}`:                                                 1,
-		`weft_proxy_store_failures_total{store="demo/main"}`:                                       1,
-		`weft_proxy_store_write_duration_seconds{store="demo/main"}`:                               11, // with the dead letter
-		`weft_proxy_store_write_errors_total{class="unavailable",store="demo/main"}`:               1,
-		`weft_proxy_delivery_deliveries_total{namespace="demo",subscription="billing"}`:            7,
-		`weft_proxy_delivery_bytes_total{namespace="demo",subscription="billing"}`:                 delivered,
-		`weft_proxy_delivery_acks_total{namespace="demo",subscription="billing"}`:                  4,
-		`weft_proxy_delivery_nacks_total{namespace="demo",subscription="billing"}`:                 2,
-		`weft_proxy_delivery_timeouts_total{namespace="demo",subscription="billing"}`:              1,
-		`weft_proxy_delivery_retries_total{namespace="demo",subscription="billing"}`:               2,
-		`weft_proxy_delivery_dead_letters_total{namespace="demo",subscription="billing"}`:          1,
-		`weft_proxy_delivery_filtered_total{namespace="demo",subscription="billing"}`:              3,
-		`weft_proxy_delivery_stale_settlements_total{namespace="demo",subscription="billing"}`:     1,
-		`weft_proxy_delivery_settle_duration_seconds{namespace="demo",subscription="billing"}`:     4,
-		`weft_proxy_delivery_in_flight{namespace="demo",subscription="billing"}`:                   0,
-		`weft_proxy_delivery_members{namespace="demo",subscription="billing"}`:                     1,
-		`weft_proxy_delivery_store_errors_total{namespace="demo",subscription="billing"}`:          0,
-		`weft_proxy_delivery_acks_total{namespace="demo",subscription="hook"}`:                     2,
-		`weft_proxy_delivery_retries_total{namespace="demo",subscription="hook"}`:                  1,
-		`weft_proxy_delivery_tails`:                                                                1,
-		`weft_proxy_delivery_tailed_total`:                                                         8,
-		`weft_proxy_push_requests_total{namespace="demo",outcome="ok",subscription="hook"}`:        2,
-		`weft_proxy_push_requests_total{namespace="demo",outcome="refused",subscription="hook"}`:   1,
-		`weft_proxy_push_in_flight{namespace="demo",subscription="hook"}`:                          0,
-		`weft_proxy_push_duration_seconds`:                                                         3,
-		`weft_proxy_authentications_total{outcome="ok"}`:                                           httpConns - 2 + 2, // all but the bad key and the bad path; two calls
-		`weft_proxy_authentications_total{outcome="unauthenticated"}`:                              -1,
-		`weft_proxy_http_requests_total{code="200",operation="publish"}`:                           8,
-		`weft_proxy_http_requests_total{code="400",operation="publish"}`:                           2,
-		`weft_proxy_http_requests_total{code="401",operation="publish"}`:                           1,
-		`weft_proxy_http_requests_total{code="403",operation="publish"}`:                           2,
-		`weft_proxy_http_requests_total{code="404",operation="other"}`:                             1,
-		`weft_proxy_http_requests_total{code="413",operation="publish"}`:                           1,
-		`weft_proxy_http_requests_total{code="503",operation="publish"}`:                           1,
-		`weft_proxy_grpc_calls_total{code="OK",method="PublishBatch"}`:                             1,
-		`weft_proxy_connections{listener="http"}`:                                                  1, // the tail
-		`weft_proxy_connections{listener="grpc"}`:                                                  2,
-		`weft_proxy_connections_accepted_total{listener="http"}`:                                   httpConns,
-		`weft_proxy_connections_accepted_total{listener="grpc"}`:                                   2,
+		`weft_proxy_publish_events_total{namespace="demo",topic="orders"}`:                            9,
+		`weft_proxy_publish_events_total{namespace="demo",topic="hooked"}`:                            2,
+		`weft_proxy_publish_events_total{namespace="demo",topic="secret"}`:                            -1,
+		`weft_proxy_publish_bytes_total{namespace="demo",topic="orders"}`:                             size["orders"],
+		`weft_proxy_publish_bytes_total{namespace="demo",topic="hooked"}`:                             size["hooked"],
+		`weft_proxy_publish_refused_total{namespace="demo",reason="access-denied"}`:                   2,
+		`weft_proxy_publish_refused_total{namespace="demo",reason="unknown-topic"}`:                   1,
+		`weft_proxy_publish_refused_total{namespace="demo",reason="bad-name"}`:                        1,
+		`weft_proxy_publish_errors_total{namespace="demo",reason="event-too-large",topic="small"}`:    1,
+		`weft_proxy_publish_errors_total{namespace="demo",reason="bad-day",topic="hooked"}`:           1,
+		`weft_proxy_publish_errors_total{namespace="demo",reason="bad-event",topic="orders"}`:         1,
+		`weft_proxy_publish_duration_seconds{namespace="demo",topic="orders"}`:                        7,
+		`weft_proxy_publish_batch_events`:                                                             12,
+		`weft_proxy_publish_batch_bytes`:                                                              12,
+		`weft_proxy_publish_in_flight_bytes`:                                                          0,
+		`weft_proxy_store_open{store="demo/main"}`:                                                    1,
+		`weft_proxy_store_failures_total{store="demo/main"}`:                                          1,
+		`weft_proxy_store_write_duration_seconds{store="demo/main"}`:                                  11, // with the dead letter
+		`weft_proxy_store_write_errors_total{class="unavailable",store="demo/main"}`:                  1,
+		`weft_proxy_delivery_deliveries_total{namespace="demo",subscription="billing"}`:               7,
+		`weft_proxy_delivery_bytes_total{namespace="demo",subscription="billing"}`:                    delivered,
+		`weft_proxy_delivery_acks_total{namespace="demo",subscription="billing"}`:                     4,
+		`weft_proxy_delivery_nacks_total{namespace="demo",subscription="billing"}`:                    2,
+		`weft_proxy_delivery_timeouts_total{namespace="demo",subscription="billing"}`:                 1,
+		`weft_proxy_delivery_retries_total{namespace="demo",subscription="billing"}`:                  2,
+		`weft_proxy_delivery_dead_letters_total{namespace="demo",subscription="billing"}`:             1,
+		`weft_proxy_delivery_filtered_total{namespace="demo",subscription="billing"}`:                 3,
+		`weft_proxy_delivery_stale_settlements_total{namespace="demo",subscription="billing"}`:        1,
+		`weft_proxy_delivery_settle_duration_seconds{namespace="demo",subscription="billing"}`:        4,
+		`weft_proxy_delivery_in_flight{namespace="demo",subscription="billing"}`:                      0,
+		`weft_proxy_delivery_members{namespace="demo",subscription="billing"}`:                        1,
+		`weft_proxy_delivery_store_errors_total{namespace="demo",subscription="billing"}`:             0,
+		`weft_proxy_delivery_acks_total{namespace="demo",subscription="hook"}`:                        2,
+		`weft_proxy_delivery_retries_total{namespace="demo",subscription="hook"}`:                     1,
+		`weft_proxy_delivery_tails`:                                                                   1,
+		`weft_proxy_delivery_tailed_total`:                                                            8,
+		`weft_proxy_push_requests_total{namespace="demo",outcome="ok",subscription="hook"}`:           2,
+		`weft_proxy_push_requests_total{namespace="demo",outcome="refused",subscription="hook"}`:      1,
+		`weft_proxy_push_in_flight{namespace="demo",subscription="hook"}`:                             0,
+		`weft_proxy_push_duration_seconds`:                                                            3,
+		`weft_proxy_access_shadowed_total{namespace="demo",rule="accesspolicy/demo/access#no-small"}`: 1,
+		`weft_proxy_authentications_total{outcome="ok"}`:                                              httpConns - 2 + 2, // all but the bad key and the bad path; two calls
+		`weft_proxy_authentications_total{outcome="unauthenticated"}`:                                 -1,
+		`weft_proxy_http_requests_total{code="200",operation="publish"}`:                              8,
+		`weft_proxy_http_requests_total{code="400",operation="publish"}`:                              2,
+		`weft_proxy_http_requests_total{code="401",operation="publish"}`:                              1,
+		`weft_proxy_http_requests_total{code="403",operation="publish"}`:                              2,
+		`weft_proxy_http_requests_total{code="404",operation="other"}`:                                1,
+		`weft_proxy_http_requests_total{code="413",operation="publish"}`:                              1,
+		`weft_proxy_http_requests_total{code="503",operation="publish"}`:                              1,
+		`weft_proxy_grpc_calls_total{code="OK",method="PublishBatch"}`:                                1,
+		`weft_proxy_connections{listener="http"}`:                                                     1, // the tail
+		`weft_proxy_connections{listener="grpc"}`:                                                     2,
+		`weft_proxy_connections_accepted_total{listener="http"}`:                                      httpConns,
+		`weft_proxy_connections_accepted_total{listener="grpc"}`:                                      2,
 		`weft_proxy_ready`:                                                              1,
 		`weft_proxy_config_from_disk`:                                                   0,
 		`weft_proxy_config_age_seconds`:                                                 0,

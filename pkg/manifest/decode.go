@@ -5,6 +5,7 @@ package manifest
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -56,6 +57,39 @@ type Document struct {
 	Line     int
 }
 
+// marked puts the mark of a YAML document before each JSON object of b but the
+// first, so that objects that follow each other, as `weft get -o json` writes
+// them, are documents. Lines stay. What is not JSON is left as it is.
+func marked(b []byte) []byte {
+	if !bytes.HasPrefix(bytes.TrimSpace(b), []byte("{")) {
+		return b
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	var out []byte
+	from := int64(0)
+	for {
+		var skip json.RawMessage
+		err := dec.Decode(&skip)
+		if errors.Is(err, io.EOF) {
+			return append(out, b[from:]...)
+		}
+		if err != nil {
+			return b
+		}
+		object := bytes.TrimLeft(b[from:dec.InputOffset()], " \t\r\n")
+		space := b[from : dec.InputOffset()-int64(len(object))]
+		if from > 0 {
+			// The mark stands where a line begins.
+			if space = bytes.TrimRight(space, " \t\r"); !bytes.HasSuffix(space, []byte("\n")) {
+				space = []byte("\n")
+			}
+			space = append(bytes.Clone(space), "--- "...)
+		}
+		out = append(append(out, space...), object...)
+		from = dec.InputOffset()
+	}
+}
+
 // Decode reads every document of b. namespace is for those that name none;
 // "" makes that a problem. The error joins all Problems; nothing is returned
 // beside one.
@@ -66,7 +100,7 @@ func Decode(file string, b []byte, namespace string) ([]Document, error) {
 	if err := checkText(file, b); err != nil {
 		return nil, err
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec := yaml.NewDecoder(bytes.NewReader(marked(b)))
 	var docs []Document
 	var problems []error
 	for {

@@ -143,3 +143,21 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestJSONObjects: objects that follow each other are documents, with the lines
+// that they stand on.
+func TestJSONObjects(t *testing.T) {
+	const one = `{"apiVersion": "weft/v1alpha1", "kind": "Topic", "metadata": {"namespace": "demo", "name": "NAME"}, "spec": {"store": "main"}}`
+	a, b := strings.Replace(one, "NAME", "a", 1), strings.Replace(one, "NAME", "b", 1)
+	for in, line := range map[string]int{a + "\n" + b: 2, "\n" + a + "\n\n" + b + "\n": 4, a: 0, a + " " + b: 0, a + b: 0, a + "\n  " + b: 2} {
+		docs, err := Decode("x.json", []byte(in), "")
+		want := strings.Count(in, "kind")
+		if err != nil || len(docs) != want || line > 0 && docs[1].Line != line {
+			t.Errorf("%q: %v %v", in, docs, err)
+		}
+	}
+	bad := strings.Replace(b, "store", "stroe", 1)
+	if _, err := Decode("x.json", []byte(a+"\n"+bad), ""); err == nil || !strings.HasPrefix(err.Error(), "x.json:2:") {
+		t.Errorf("%v", err)
+	}
+}

@@ -28,6 +28,10 @@ func Command() *cobra.Command {
 		plain bool
 	)
 	cmd := &cobra.Command{Use: "proxy --control-plane HOST:PORT --data FOLDER", Short: "Run a proxy", Args: cobra.NoArgs,
+		Long: `Carries events between applications and stores, by the configuration that a control
+plane streams to it. It keeps the last good one in its data folder, and starts
+from there when no control plane answers. On SIGTERM it drains: it fails readiness,
+takes no more connections, lets calls end and gives back what is not settled.`,
 		Example: "  weft proxy --control-plane 127.0.0.1:7421 --data /var/lib/weft-proxy",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error

@@ -2,6 +2,7 @@ package weft
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,10 +28,14 @@ func publishCommand() *cobra.Command {
 		namespace, data string
 		e               event.Event
 		attrs           []string
+		output          string
 	)
 	cmd := &cobra.Command{Use: "publish TOPIC", Short: "Publish an event", Args: cobra.ExactArgs(1), ValidArgsFunction: completeNames(resource.Topic, &namespace),
 		Example: "  weft publish orders --type order.created --data '{\"order\": 7}'\n  weft publish orders --data @order.json --key customer-3",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			body, err := readData(cmd, data)
 			if err != nil {
 				return err
@@ -57,6 +62,13 @@ func publishCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if output != "text" {
+				b, err := json.MarshalIndent(map[string]string{"id": e.ID, "position": pos}, "", "  ")
+				if err != nil {
+					return err
+				}
+				return writeJSON(cmd.OutOrStdout(), b, output)
+			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is kept at %s\n", e.ID, pos)
 			return err
 		}}
@@ -73,6 +85,7 @@ func publishCommand() *cobra.Command {
 		e.Ext = event.With(e.Ext, event.AttrPartitionKey, s)
 		return nil
 	})
+	outputFlag(cmd, &output)
 	return cmd
 }
 
@@ -108,10 +121,14 @@ func subscribeCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "subscribe SUBSCRIPTION | --tail TOPIC", Short: "See events: as a member of a Subscription, or by tailing topics",
 		Long: `As a member of a Subscription, each event that is printed is settled: other
 members do not get it. With --tail every event of the topics is shown and
-nothing is settled.`,
+nothing is settled. With -o json each line is a CloudEvent. Without --max it goes on
+until Ctrl-C.`,
 		Example: "  weft subscribe billing\n  weft subscribe --tail 'orders.>' --from beginning",
 		Args:    cobra.MaximumNArgs(1), ValidArgsFunction: completeNames(resource.Subscription, &namespace),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			if (len(args) == 1) == (len(tails) > 0) {
 				return errors.New("name a Subscription, or topics with --tail")
 			}
@@ -162,14 +179,13 @@ nothing is settled.`,
 	cmd.Flags().StringSliceVar(&tails, "tail", nil, "tail these topics or patterns")
 	cmd.Flags().StringVar(&from, "from", "end", "with --tail: beginning, end, or a time")
 	cmd.Flags().IntVar(&most, "max", 0, "end after so many events; 0 is without end")
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json (CloudEvents, one a line)")
+	outputFlag(cmd, &output)
 	return cmd
 }
 
 func printDelivery(w io.Writer, d client.Delivery, output string) error {
-	if output == "json" {
-		_, err := fmt.Fprintf(w, "%s\n", cloudevents.AppendJSON(nil, &d.Event))
-		return err
+	if output != "text" {
+		return writeJSON(w, cloudevents.AppendJSON(nil, &d.Event), output)
 	}
 	again := ""
 	if d.Attempt > 1 {

@@ -75,10 +75,18 @@ func applyCommand() *cobra.Command {
 		files     []string
 		namespace string
 		dryRun    bool
+		output    string
 	)
 	cmd := &cobra.Command{Use: "apply -f FILE|FOLDER|- …", Short: "Create or update resources in one transaction: all or none", Args: cobra.NoArgs,
-		Example: "  weft apply -f examples/orders/\n  weft apply --dry-run -f topic.yaml",
+		Long: `Reads resources from files, folders or standard input, and creates or updates them
+in one transaction: all or none. What is wrong is said at once, with the file and
+line, or the resource and field. A resource that carries the version at which it
+was read (weft get -o yaml) is refused where another one changed it meanwhile.`,
+		Example: "  weft apply -f examples/orders/\n  weft apply --dry-run -f topic.yaml\n  weft get topic orders -o yaml | sed 's/168h/24h/' | weft apply -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			docs, err := readManifests(cmd, files, namespace)
 			if err != nil {
 				return err
@@ -104,6 +112,9 @@ func applyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if output != "text" {
+				return writeMessage(cmd.OutOrStdout(), resp, output)
+			}
 			for _, r := range resp.Results {
 				what := map[adminv1.ApplyResult_Outcome]string{adminv1.ApplyResult_OUTCOME_CREATED: "created", adminv1.ApplyResult_OUTCOME_UPDATED: "updated", adminv1.ApplyResult_OUTCOME_UNCHANGED: "unchanged"}[r.Outcome]
 				if dryRun && what != "unchanged" {
@@ -118,6 +129,7 @@ func applyCommand() *cobra.Command {
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace of resources that name none")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and show what would happen, change nothing")
 	_ = cmd.MarkFlagRequired("filename")
+	outputFlag(cmd, &output)
 	return cmd
 }
 
@@ -157,8 +169,11 @@ func getCommand() *cobra.Command {
 		output    string
 	)
 	cmd := &cobra.Command{Use: "get KIND [NAME]", Short: "Show resources", Args: cobra.RangeArgs(1, 2), ValidArgsFunction: completeResources(&admin, &namespace, 1),
-		Example: "  weft get topics\n  weft get subscription billing -n demo -o yaml",
+		Example: "  weft get topics\n  weft get topics -A\n  weft get subscription billing -n demo -o yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			c, done, err := admin.dial()
 			if err != nil {
 				return err
@@ -203,6 +218,7 @@ func getCommand() *cobra.Command {
 	admin.add(cmd)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "of every namespace")
+	completeNamespace(cmd, &admin)
 	outputFlag(cmd, &output)
 	return cmd
 }
@@ -225,9 +241,6 @@ func printResources(w io.Writer, rs []*configv1.Resource, output string) error {
 			fmt.Fprintf(w, "%s\n", b)
 		}
 		return nil
-	case "text":
-	default:
-		return errOutput(output)
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "NAMESPACE\tNAME\tVERSION\tCREATED")
@@ -291,5 +304,6 @@ func deleteCommand() *cobra.Command {
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "delete what these files have")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check, change nothing")
+	completeNamespace(cmd, &admin)
 	return cmd
 }

@@ -12,12 +12,15 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
@@ -51,15 +54,32 @@ to and from the middleware that stores them.
   weft up                 the whole mesh in one process, to try it
   weft apply -f FILE      change the configuration
   weft status             who has it, and what is not ready and why
-  weft publish, subscribe send and see events`,
+  weft publish, subscribe send and see events
+
+Every command has examples: weft COMMAND --help. The exit status is 0, or 1 after
+an error; Ctrl-C stops what runs gracefully. weft completion makes a shell complete
+commands, kinds and names.`,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String()}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
+	})
 	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), getCommand(), deleteCommand(), statusCommand(),
 		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
+	for _, c := range root.Commands() {
+		if args := c.Args; args != nil {
+			c.Args = func(cmd *cobra.Command, in []string) error {
+				if err := args(cmd, in); err != nil {
+					return fmt.Errorf("%w\nusage: %s", err, cmd.UseLine())
+				}
+				return nil
+			}
+		}
+	}
 	return root
 }
 
 func versionCommand() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, Example: "  weft version", RunE: func(cmd *cobra.Command, _ []string) error {
 		_, err := fmt.Fprintln(cmd.OutOrStdout(), "weft", version.String())
 		return err
 	}}
@@ -68,6 +88,9 @@ func versionCommand() *cobra.Command {
 // explain makes an error's text for people.
 func explain(err error) string {
 	if e, ok := errors.AsType[*client.Error](err); ok {
+		if e.Reason == "" && (e.Code == codes.Unavailable || e.Code == codes.DeadlineExceeded) {
+			return e.Message + "\nis a proxy there? it is named with --proxy (WEFT_PROXY)"
+		}
 		return e.Message
 	}
 	st, ok := status.FromError(err)
@@ -85,7 +108,7 @@ func explain(err error) string {
 		}
 	}
 	if st.Code() == codes.Unavailable {
-		return st.Message() + "\nis the control plane there? name it with --server or WEFT_SERVER"
+		return st.Message() + "\nis the control plane there, and does it know the certificate of --server-cert, where it asks for one? it is named with --server (WEFT_SERVER)"
 	}
 	return st.Message()
 }
@@ -160,6 +183,40 @@ func (f *proxyFlags) dial() (*client.Client, error) {
 		cfg.APIKey = func() (string, error) { return key, nil }
 	}
 	return client.New(cfg)
+}
+
+// checkOutput refuses an output format that there is not, before anything is done.
+func checkOutput(output string) error {
+	if output != "text" && output != "json" && output != "yaml" {
+		return fmt.Errorf("--output: %q is not text, json or yaml", output)
+	}
+	return nil
+}
+
+// writeMessage writes an answer as JSON or YAML.
+func writeMessage(w io.Writer, m proto.Message, output string) error {
+	b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, b, output)
+}
+
+// writeJSON writes JSON as it is, or as YAML, one document after the other.
+func writeJSON(w io.Writer, b []byte, output string) error {
+	if output == "yaml" {
+		var v any
+		if err := yaml.Unmarshal(b, &v); err != nil {
+			return err
+		}
+		var err error
+		if b, err = yaml.Marshal(v); err != nil {
+			return err
+		}
+		b = append([]byte("---\n"), b...)
+	}
+	_, err := fmt.Fprintf(w, "%s\n", strings.TrimRight(string(b), "\n"))
+	return err
 }
 
 // outputFlag chooses between text, JSON and YAML.

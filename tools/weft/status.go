@@ -3,17 +3,13 @@ package weft
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 )
@@ -38,6 +34,9 @@ status is 1.`,
   weft status --wait 1m -n shop
   weft status -o json | jq -r '.proxies[].node_id'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			c, done, err := admin.dial()
 			if err != nil {
 				return err
@@ -107,27 +106,10 @@ func isReady(r *adminv1.ResourceStatus) bool {
 }
 
 func writeStatus(w io.Writer, st *adminv1.GetStatusResponse, output string, all bool) error {
-	switch output {
-	case "text":
+	if output == "text" {
 		return printStatus(w, st, all, time.Now())
-	case "json", "yaml":
-		b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true, EmitDefaultValues: true}.Marshal(st)
-		if err != nil {
-			return err
-		}
-		if output == "yaml" {
-			var v any
-			if err := yaml.Unmarshal(b, &v); err != nil {
-				return err
-			}
-			if b, err = yaml.Marshal(v); err != nil {
-				return err
-			}
-		}
-		_, err = fmt.Fprintf(w, "%s\n", strings.TrimRight(string(b), "\n"))
-		return err
 	}
-	return errOutput(output)
+	return writeMessage(w, st, output)
 }
 
 // someReady is how many resources are listed that are ready.
@@ -227,9 +209,4 @@ func age(d time.Duration) string {
 		return fmt.Sprintf("%dh", int(d.Hours()))
 	}
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
-}
-
-// errOutput is of an output format that there is not.
-func errOutput(output string) error {
-	return errors.New("--output: " + fmt.Sprintf("%q", output) + " is not text, json or yaml")
 }

@@ -69,6 +69,7 @@ func upCommand() *cobra.Command {
 durable under the data folder. The planes talk over a real discovery stream on
 loopback, as separate processes do. Whoever comes over loopback without
 credentials is the principal "local".`,
+		Example: "  weft up\n  weft up --data ./data --http 127.0.0.1:8080",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			logger, err := log.Logger(cmd)
 			if err != nil {
@@ -290,7 +291,9 @@ func controlPlaneCommand() *cobra.Command {
 		found    nacosFlags
 	)
 	cmd := &cobra.Command{Use: "control-plane --etcd URL", Short: "Run a control-plane replica", Args: cobra.NoArgs,
-		Example: "  weft control-plane --etcd http://127.0.0.1:2379",
+		Long: `Keeps the configuration in etcd, checks every change, and streams it to proxies. Any
+number of replicas may run on one etcd. Events never pass through it.`,
+		Example: "  weft control-plane --etcd http://127.0.0.1:2379\n  weft control-plane --etcd http://127.0.0.1:2379 --nacos http://127.0.0.1:8848/nacos --mesh shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if cfg.Log, err = log.Logger(cmd); err != nil {

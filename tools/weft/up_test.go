@@ -398,3 +398,98 @@ func TestAPIKey(t *testing.T) {
 		t.Errorf("a wrong key publishes: %v", err)
 	}
 }
+
+// TestOutputs: what is shown as YAML or JSON can be read again, by apply too.
+func TestOutputs(t *testing.T) {
+	m := start(t, filepath.Join(t.TempDir(), "data"))
+	m.must("apply", "-f", exampleFolder(t, "http://127.0.0.1:1/"))
+	for _, kind := range []string{"eventstores", "topics", "routes", "subscriptions", "accesspolicies"} {
+		for _, format := range []string{"yaml", "json"} {
+			file := filepath.Join(t.TempDir(), kind+"."+format)
+			shown := m.must("get", kind, "-o", format)
+			if err := os.WriteFile(file, []byte(shown), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out := m.must("apply", "-f", file)
+			if strings.Count(out, "unchanged\n") != strings.Count(out, "\n") || out == "" {
+				t.Errorf("%s as %s, applied again:\n%s", kind, format, out)
+			}
+		}
+	}
+	var applied struct {
+		Results []struct{ Name, Outcome string }
+	}
+	if err := json.Unmarshal([]byte(m.must("apply", "-f", exampleFolder(t, "http://127.0.0.1:2/"), "-o", "json")), &applied); err != nil || len(applied.Results) != 7 {
+		t.Errorf("%v %+v", err, applied)
+	}
+	var kept struct{ ID, Position string }
+	if err := json.Unmarshal([]byte(m.must("publish", "hello", "--id", "1", "-o", "json")), &kept); err != nil || kept.ID != "1" || kept.Position == "" {
+		t.Errorf("%v %+v", err, kept)
+	}
+	if out := m.must("publish", "hello", "--id", "2", "-o", "yaml"); !strings.Contains(out, `id: "2"`) {
+		t.Error(out)
+	}
+	if out := m.must("subscribe", "--tail", "hello", "--from", "beginning", "--max", "2", "-o", "yaml"); strings.Count(out, "---\n") != 2 || !strings.Contains(out, "source: /weft/cli") {
+		t.Error(out)
+	}
+	if out := m.must("status", "-o", "yaml"); !strings.Contains(out, "acked_revision:") {
+		t.Error(out)
+	}
+	for _, args := range [][]string{{"status"}, {"get", "topics"}, {"apply", "-f", exampleFolder(t, "http://127.0.0.1:1/")}, {"publish", "hello"}, {"subscribe", "billing"}} {
+		if _, err := m.weft(append(args, "-o", "xml")...); err == nil || !strings.Contains(err.Error(), `"xml" is not text, json or yaml`) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	if _, err := m.weft("publish"); err == nil || !strings.Contains(err.Error(), "usage: weft publish TOPIC") {
+		t.Errorf("no topic: %v", err)
+	}
+	if _, err := m.weft("get", "topics", "--colour"); err == nil || !strings.Contains(err.Error(), "weft get --help") {
+		t.Errorf("an unknown flag: %v", err)
+	}
+}
+
+// TestCompletion: kinds, names, namespaces and formats complete, from the control
+// plane that is named.
+func TestCompletion(t *testing.T) {
+	m := start(t, filepath.Join(t.TempDir(), "data"))
+	m.must("apply", "-f", exampleFolder(t, "http://127.0.0.1:1/"))
+	t.Setenv("WEFT_SERVER", m.admin)
+	for _, tc := range []struct {
+		args       []string
+		want, lack string
+	}{
+		{[]string{"get", ""}, "accesspolicy", "orders"},
+		{[]string{"get", "topics", ""}, "orders.eu", "billing"},
+		{[]string{"get", "topics", "orders", ""}, ":4", "orders.eu"},
+		{[]string{"delete", "topic", "orders", ""}, "orders.eu", "orders\n"},
+		{[]string{"get", "topics", "-n", ""}, "demo", "orders"},
+		{[]string{"get", "topics", "-o", ""}, "yaml", "orders"},
+		{[]string{"publish", ""}, "hello", "billing"},
+		{[]string{"subscribe", ""}, "billing", "hello"},
+	} {
+		var out, errOut bytes.Buffer
+		if code := Main(m.ctx, append([]string{"__complete"}, tc.args...), strings.NewReader(""), &out, &errOut); code != 0 {
+			t.Fatalf("%v: %s", tc.args, errOut.String())
+		}
+		if !strings.Contains(out.String(), tc.want) || strings.Contains(out.String(), tc.lack) {
+			t.Errorf("%v completes with\n%s", tc.args, out.String())
+		}
+	}
+	if out := m.must("completion", "bash"); !strings.Contains(out, "__start_weft") {
+		t.Error("there is no completion for bash")
+	}
+}
+
+// TestHelp: every command says what it is for, with an example.
+func TestHelp(t *testing.T) {
+	for _, c := range Command().Commands() {
+		if c.Short == "" || c.Example == "" {
+			t.Errorf("weft %s has no description or no example", c.Name())
+		}
+		for line := range strings.Lines(c.Example) {
+			if !strings.HasPrefix(line, "  weft "+c.Name()) && !strings.Contains(line, "weft "+c.Name()) {
+				t.Errorf("the example of weft %s has %q", c.Name(), line)
+			}
+		}
+	}
+}
