@@ -48,7 +48,9 @@ type Config struct {
 	// and :7429 when empty.
 	AdminAddr, DiscoveryAddr, OpsAddr string
 	// TLS of the admin API and of discovery. Without it only loopback
-	// addresses are accepted.
+	// addresses are accepted. A proxy's certificate whose SPIFFE ID has the
+	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
+	// where it names some, those namespaces; others are good for all.
 	AdminTLS, DiscoveryTLS tlsconf.Files
 	// Drivers and Options for provisioning; see provision.Config.
 	Drivers map[string]store.Driver
@@ -110,7 +112,7 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.store, Log: cfg.Log, Metrics: s.metrics})
+	s.discovery = discovery.New(discovery.Config{Source: s.store, Allowed: discovery.ByCertificate, Log: cfg.Log, Metrics: s.metrics})
 	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Log: cfg.Log})
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options, Log: cfg.Log})
