@@ -199,6 +199,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	// The configuration comes first: nothing is served before it was read.
 	g.Go(func() error { return s.store.Run(gctx) })
+	g.Go(func() error { return s.store.RunAudit(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
 	if s.cfg.Registry != nil {
 		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
