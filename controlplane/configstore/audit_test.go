@@ -57,7 +57,7 @@ func TestAuditRetention(t *testing.T) {
 		for _, kv := range resp.Kvs {
 			kept = append(kept, string(kv.Key))
 		}
-		if kept[0] == old {
+		if len(kept) > 0 && kept[0] == old {
 			continue
 		}
 		if len(kept) != 2 || kept[0] != young {
