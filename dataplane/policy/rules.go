@@ -13,6 +13,9 @@ import (
 // everything.
 type Rules struct {
 	namespaces map[string]*namespaceRules
+	// Shadowed, if set, is told of every answer that a shadowed rule would have
+	// changed. It is set before the rules are used.
+	Shadowed func(policy, rule string)
 }
 
 type namespaceRules struct {
@@ -247,11 +250,18 @@ func (r *Rules) Authorize(p *Principal, a Action, namespace, name string) Decisi
 	default:
 		d = refusal(who, a, what, namespace, name)
 	}
-	if d.Allowed && shadowDeny != nil {
-		d.Shadow = shadowDeny.policy + "#" + shadowDeny.name
+	var shadow *accessRule
+	switch {
+	case d.Allowed:
+		shadow = shadowDeny
+	case deny == nil:
+		shadow = shadowAllow
 	}
-	if !d.Allowed && deny == nil && shadowAllow != nil {
-		d.Shadow = shadowAllow.policy + "#" + shadowAllow.name
+	if shadow != nil {
+		d.Shadow = shadow.policy + "#" + shadow.name
+		if r.Shadowed != nil {
+			r.Shadowed(shadow.policy, shadow.name)
+		}
 	}
 	return d
 }
