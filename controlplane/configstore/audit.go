@@ -15,7 +15,8 @@ const AuditRetention = 90 * 24 * time.Hour
 // trimEvery is the time between two looks for audit records that are too old.
 const trimEvery = time.Hour
 
-// auditKey is where the records of a time begin; the keys sort by time.
+// auditKey is where the records of a time begin: Commit writes them under it, and
+// the keys sort by time.
 func (s *Store) auditKey(t time.Time) string {
 	return fmt.Sprintf("%s%s%016x", s.prefix, dirAudit, t.UnixNano())
 }

@@ -67,9 +67,8 @@ func credentialOf(ctx context.Context) (credential, error) {
 	return c, nil
 }
 
-// ByCertificate gives the namespaces of the certificate that a peer showed; see
-// Config.Allowed.
-func ByCertificate(ctx context.Context) (map[string]bool, error) {
+// byCertificate gives the namespaces of the certificate that a peer showed.
+func byCertificate(ctx context.Context) (map[string]bool, error) {
 	c, err := credentialOf(ctx)
 	return c.namespaces, err
 }

@@ -44,8 +44,8 @@ type Source interface {
 // Config of a Server.
 type Config struct {
 	Source Source
-	// Allowed gives the namespaces that a peer may see (ByCertificate); nil
-	// means all.
+	// Allowed gives the namespaces that a peer may see; nil means all. Those of
+	// its certificate when unset.
 	Allowed func(ctx context.Context) (map[string]bool, error)
 	// MaxStreams bounds open streams; 20,000 when 0.
 	MaxStreams int
@@ -87,6 +87,9 @@ func New(cfg Config) *Server {
 	if cfg.CatchUp == 0 {
 		cfg.CatchUp = 2 * time.Second
 	}
+	if cfg.Allowed == nil {
+		cfg.Allowed = byCertificate
+	}
 	s := &Server{cfg: cfg, streams: map[*stream]struct{}{}, nodes: map[string]*stream{}, metrics: serverMetrics{
 		streams:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_discovery_streams", Help: "Open discovery streams."}),
 		sent:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_discovery_resources_sent_total", Help: "Resources sent to proxies, by what was said of them."}, []string{"change"}),
@@ -107,12 +110,9 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 	if snap, _ := s.cfg.Source.Snapshot(); snap == nil {
 		return status.Error(codes.Unavailable, "this control plane has not read the configuration yet")
 	}
-	var allowed map[string]bool
-	if s.cfg.Allowed != nil {
-		var err error
-		if allowed, err = s.cfg.Allowed(ctx); err != nil {
-			return status.Error(codes.PermissionDenied, err.Error())
-		}
+	allowed, err := s.cfg.Allowed(ctx)
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
 	}
 	first, err := rpc.Recv()
 	if err != nil {

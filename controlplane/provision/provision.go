@@ -47,9 +47,11 @@ type Config struct {
 
 // Provisioner reconciles stores with the configuration.
 type Provisioner struct {
-	cfg   Config
-	open  map[string]*opened // by EventStore uid; only the elected loop uses it
-	known map[string]string  // condition keys and what was written last
+	cfg  Config
+	open map[string]*opened // by EventStore uid; only the elected loop uses it
+	// known are the conditions that are written, and what was written last; nil at
+	// the start of a time in office.
+	known map[string]string
 }
 
 type opened struct {
@@ -71,7 +73,7 @@ func New(cfg Config) *Provisioner {
 	if cfg.Every == 0 {
 		cfg.Every = 30 * time.Second
 	}
-	return &Provisioner{cfg: cfg, open: map[string]*opened{}, known: map[string]string{}}
+	return &Provisioner{cfg: cfg, open: map[string]*opened{}}
 }
 
 // Run stands for election and, while elected, reconciles until ctx ends.
@@ -103,9 +105,6 @@ func (p *Provisioner) term(ctx context.Context) error {
 		defer cancel()
 		_ = mutex.Unlock(uctx)
 	}()
-	if err := p.remember(ctx); err != nil {
-		return err
-	}
 	retry := time.Second
 	for {
 		snap, changed := p.cfg.Store.Snapshot()
@@ -153,7 +152,9 @@ func wait(ctx context.Context, d time.Duration, changed <-chan struct{}) {
 func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (complete bool, err error) {
 	complete = true
 	r := round{p: p, snap: snap, topics: map[string]topicState{}}
-	p.forget(ctx, snap)
+	if err := p.forget(ctx, snap); err != nil {
+		return false, err
+	}
 	for e := range snap.All(string(resource.EventStore) + "/") {
 		if !p.reach(ctx, e) {
 			complete = false
@@ -184,7 +185,12 @@ func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (com
 
 // forget closes the stores whose EventStores are gone, and removes what was written
 // of them.
-func (p *Provisioner) forget(ctx context.Context, snap *configstore.Snapshot) {
+func (p *Provisioner) forget(ctx context.Context, snap *configstore.Snapshot) error {
+	if p.known == nil {
+		if err := p.remember(ctx); err != nil {
+			return err
+		}
+	}
 	for uid, o := range p.open {
 		if e := snap.Get(o.name); e == nil || e.Resource.Metadata.Uid != uid {
 			if o.st != nil {
@@ -200,10 +206,12 @@ func (p *Provisioner) forget(ctx context.Context, snap *configstore.Snapshot) {
 		cctx, cancel := context.WithTimeout(ctx, callTimeout)
 		_, err := p.cfg.Store.Client().Delete(cctx, p.cfg.Store.StatusKey(conditions+name))
 		cancel()
-		if err == nil {
-			delete(p.known, name)
+		if err != nil {
+			return err
 		}
+		delete(p.known, name)
 	}
+	return nil
 }
 
 // remember reads which conditions are written, by whoever was elected before.
@@ -215,7 +223,7 @@ func (p *Provisioner) remember(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	clear(p.known)
+	p.known = map[string]string{}
 	for _, kv := range resp.Kvs {
 		p.known[string(kv.Key[len(prefix):])] = "" // is not what is written next
 	}
@@ -280,6 +288,7 @@ func (p *Provisioner) closeAll() {
 		}
 		delete(p.open, uid)
 	}
+	p.known = nil
 }
 
 // condition writes a condition under its own key, when it changed. Failing is

@@ -112,7 +112,7 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.store, Allowed: discovery.ByCertificate, Log: cfg.Log, Metrics: s.metrics})
+	s.discovery = discovery.New(discovery.Config{Source: s.store, Log: cfg.Log, Metrics: s.metrics})
 	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Log: cfg.Log})
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options, Log: cfg.Log})
