@@ -47,11 +47,11 @@ type Config struct {
 
 // Provisioner reconciles stores with the configuration.
 type Provisioner struct {
-	cfg  Config
-	open map[string]*opened // by EventStore uid; only the elected loop uses it
-	// known are the conditions that are written, and what was written last; nil at
-	// the start of a time in office.
-	known map[string]string
+	remembered bool // in this time in office: known has all that is written
+
+	cfg   Config
+	open  map[string]*opened // by EventStore uid; only the elected loop uses it
+	known map[string]string  // condition keys and what was written last
 }
 
 type opened struct {
@@ -73,7 +73,7 @@ func New(cfg Config) *Provisioner {
 	if cfg.Every == 0 {
 		cfg.Every = 30 * time.Second
 	}
-	return &Provisioner{cfg: cfg, open: map[string]*opened{}}
+	return &Provisioner{cfg: cfg, open: map[string]*opened{}, known: map[string]string{}}
 }
 
 // Run stands for election and, while elected, reconciles until ctx ends.
@@ -186,7 +186,7 @@ func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (com
 // forget closes the stores whose EventStores are gone, and removes what was written
 // of them.
 func (p *Provisioner) forget(ctx context.Context, snap *configstore.Snapshot) error {
-	if p.known == nil {
+	if !p.remembered {
 		if err := p.remember(ctx); err != nil {
 			return err
 		}
@@ -223,10 +223,11 @@ func (p *Provisioner) remember(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.known = map[string]string{}
+	clear(p.known)
 	for _, kv := range resp.Kvs {
 		p.known[string(kv.Key[len(prefix):])] = "" // is not what is written next
 	}
+	p.remembered = true
 	return nil
 }
 
@@ -288,7 +289,7 @@ func (p *Provisioner) closeAll() {
 		}
 		delete(p.open, uid)
 	}
-	p.known = nil
+	p.remembered = false
 }
 
 // condition writes a condition under its own key, when it changed. Failing is
