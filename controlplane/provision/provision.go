@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -167,7 +168,7 @@ func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (com
 		r.subscription(ctx, e)
 	}
 	// Groups are fixed before their topics are admitted.
-	r.admitTopics()
+	r.admitTopics(ctx)
 	for len(r.put) > 0 {
 		n := min(len(r.put), configstore.MaxWrites)
 		rev, err := p.cfg.Store.Commit(ctx, snap, configstore.Change{Put: r.put[:n], Actor: "weft provisioner", Peer: "control plane"})
@@ -430,15 +431,21 @@ func durabilityName(d store.Durability) string {
 }
 
 // admitTopics writes the admissions that changed.
-func (r *round) admitTopics() {
+func (r *round) admitTopics(ctx context.Context) {
 	for _, t := range r.topics {
 		md := t.entry.Resource.Metadata
 		adm := &configv1.TopicAdmission{TopicUid: md.Uid, Admitted: len(t.reasons) == 0, Reasons: t.reasons, AtProxy: t.local}
 		old := r.snap.Resource(resource.Name(resource.TopicAdmission, md.Namespace, md.Name)).GetTopicAdmission()
 		if old.GetTopicUid() == md.Uid && old.Admitted && !adm.Admitted {
-			// What was admitted stays so: a store that is down for a while is
-			// a condition, not a reason to stop its topics.
+			// What was admitted stays so: a store that is down for a while, or
+			// gives less than it did, is a condition, not a reason to stop its
+			// topics.
+			r.p.condition(ctx, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_FALSE,
+				Reason: "AsAdmittedNoLonger", Message: strings.Join(t.reasons, "; ")})
 			continue
+		}
+		if _, told := r.p.known[t.entry.Name]; told && adm.Admitted {
+			r.p.condition(ctx, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_TRUE, Reason: "AsAdmitted"})
 		}
 		if !proto.Equal(old, adm) {
 			r.write(md, &configv1.Resource{Spec: &configv1.Resource_TopicAdmission{TopicAdmission: adm}})
