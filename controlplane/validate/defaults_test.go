@@ -98,7 +98,7 @@ func TestOthersPhysicalTopics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for physical, refused := range map[string]bool{"orders": false, "%DLQ%billing": false, "%RETRY%billing": true, "weft-retry-x": true} {
+	for physical, refused := range map[string]bool{"orders": false, "%DLQ%billing": false, "%RETRY%billing": true, "weft-retry-x": true, "RMQ_SYS_TRANS_HALF_TOPIC": true, "SCHEDULE_TOPIC_XXXX": true, "TBW102": true} {
 		r := inDemo("orders", &configv1.Resource{Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "main", PhysicalName: physical}}})
 		if problems := v.Alone(r); (len(problems) > 0) != refused {
 			t.Errorf("%s: %v", physical, problems)

@@ -38,9 +38,9 @@ func (c *collector) spec(r *configv1.Resource) {
 }
 
 func (c *collector) topic(t *configv1.Topic) {
-	for prefix, whose := range map[string]string{"weft-": "the mesh's own topics", "%RETRY%": "RocketMQ's own, one for each group"} {
-		if strings.HasPrefix(t.PhysicalName, prefix) {
-			c.add("spec.physical_name", "physical-name", fmt.Sprintf("must not begin with %q: these are %s", prefix, whose))
+	for _, reserved := range []string{"weft-", "%RETRY%", "RMQ_SYS_", "rmq_sys_", "SCHEDULE_TOPIC_XXXX", "TBW102"} {
+		if strings.HasPrefix(t.PhysicalName, reserved) {
+			c.add("spec.physical_name", "physical-name", fmt.Sprintf("must not begin with %q: the mesh or RocketMQ keeps such topics for itself", reserved))
 		}
 	}
 	switch t.KeyFrom {
