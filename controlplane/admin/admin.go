@@ -102,6 +102,9 @@ func (s *Service) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv
 		if err != nil {
 			return nil, err
 		}
+		if err := plan.change.Fits(); err != nil {
+			return nil, toStatus(err)
+		}
 		if req.DryRun || len(plan.change.Put) == 0 {
 			plan.resp.Revision = snap.Revision
 			return plan.resp, nil
@@ -254,6 +257,9 @@ func (s *Service) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admi
 			return nil, s.metrics.refused(problems)
 		}
 		c.Delete = append(c.Delete, companions(snap, c.Delete)...)
+		if err := c.Fits(); err != nil {
+			return nil, toStatus(err)
+		}
 		if req.DryRun {
 			return &adminv1.DeleteResponse{Revision: snap.Revision}, nil
 		}

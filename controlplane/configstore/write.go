@@ -37,6 +37,15 @@ type Change struct {
 	Actor, Peer string
 }
 
+// Fits tells whether one transaction takes as many writes.
+func (c Change) Fits() error {
+	if n := len(c.Put) + len(c.Delete); n > MaxWrites {
+		return fault.New(fault.TooLarge, "configstore.commit", "too-many-writes",
+			"the change takes %d writes (a new Topic takes two), the most is %d: split it", n, MaxWrites)
+	}
+	return nil
+}
+
 // auditRecord is the JSON, deflated, of one audit key.
 type auditRecord struct {
 	Time    time.Time    `json:"time"`
@@ -80,9 +89,8 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 			audit.Changes = append(audit.Changes, auditEntry{Name: name, Old: e.Bytes})
 		}
 	}
-	if len(ops) > MaxWrites {
-		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-many-writes",
-			"the change takes %d writes (a new Topic takes two), the most is %d: split it", len(ops), MaxWrites)
+	if err := c.Fits(); err != nil {
+		return 0, err
 	}
 	record, err := deflate(audit)
 	if err != nil {

@@ -46,7 +46,8 @@ type Source interface {
 // Config of a Server.
 type Config struct {
 	Source Source
-	// Allowed gives the namespaces that a peer may see; nil means all.
+	// Allowed gives the namespaces that a peer may see; nil means all. Those of
+	// its certificate when unset.
 	Allowed func(ctx context.Context) (map[string]bool, error)
 	// MaxStreams bounds open streams; 20,000 when 0.
 	MaxStreams int
@@ -68,6 +69,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	streams map[*stream]struct{}
+	nodes   map[string]*stream // the newest stream of each node id
 }
 
 type serverMetrics struct {
@@ -89,7 +91,10 @@ func New(cfg Config) *Server {
 	if cfg.CatchUp == 0 {
 		cfg.CatchUp = 2 * time.Second
 	}
-	s := &Server{cfg: cfg, streams: map[*stream]struct{}{}, metrics: serverMetrics{
+	if cfg.Allowed == nil {
+		cfg.Allowed = byCertificate
+	}
+	s := &Server{cfg: cfg, streams: map[*stream]struct{}{}, nodes: map[string]*stream{}, metrics: serverMetrics{
 		streams:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_discovery_streams", Help: "Open discovery streams."}),
 		sent:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_discovery_resources_sent_total", Help: "Resources sent to proxies, by what was said of them."}, []string{"change"}),
 		bytes:     prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_discovery_sent_bytes_total", Help: "Bytes of resources sent to proxies."}),
@@ -120,12 +125,9 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 	if snap, _ := s.cfg.Source.Snapshot(); snap == nil {
 		return status.Error(codes.Unavailable, "this control plane has not read the configuration yet")
 	}
-	var allowed map[string]bool
-	if s.cfg.Allowed != nil {
-		var err error
-		if allowed, err = s.cfg.Allowed(ctx); err != nil {
-			return status.Error(codes.PermissionDenied, err.Error())
-		}
+	allowed, err := s.cfg.Allowed(ctx)
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
 	}
 	first, err := rpc.Recv()
 	if errors.Is(err, io.EOF) {
@@ -205,16 +207,35 @@ func (s *Server) open(ctx context.Context, first *discoveryv3.DeltaDiscoveryRequ
 		}
 		st.token = token
 	}
-	s.mu.Lock()
-	if len(s.streams) >= s.cfg.MaxStreams {
-		s.mu.Unlock()
-		return nil, status.Errorf(codes.ResourceExhausted, "this control plane has %d streams; try another", s.cfg.MaxStreams)
+	var err error
+	if st.credential, err = credentialOf(ctx); err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
-	s.streams[st] = struct{}{}
-	s.mu.Unlock()
+	if err := s.admit(st); err != nil {
+		return nil, err
+	}
 	s.metrics.streams.Inc()
 	s.changed()
 	return st, nil
+}
+
+// admit takes a stream in, if there is room and its node id is its own: the one of
+// its certificate, and of nobody else who is connected.
+func (s *Server) admit(st *stream) error {
+	if own := st.credential.node; own != "" && own != st.nodeID {
+		return status.Errorf(codes.PermissionDenied, "the certificate is of node %s, not of %s", own, st.nodeID)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.streams) >= s.cfg.MaxStreams {
+		return status.Errorf(codes.ResourceExhausted, "this control plane has %d streams; try another", s.cfg.MaxStreams)
+	}
+	if other := s.nodes[st.nodeID]; other != nil && other.credential.subject != st.credential.subject {
+		return status.Errorf(codes.PermissionDenied, "node %s is connected with another certificate", st.nodeID)
+	}
+	s.streams[st] = struct{}{}
+	s.nodes[st.nodeID] = st
+	return nil
 }
 
 // awaitRevision is the fence: a proxy that has a newer revision than this replica
@@ -235,6 +256,9 @@ func (s *Server) awaitRevision(ctx context.Context, token *discoveryv1.ResumeTok
 func (s *Server) close(st *stream) {
 	s.mu.Lock()
 	delete(s.streams, st)
+	if s.nodes[st.nodeID] == st {
+		delete(s.nodes, st.nodeID)
+	}
 	s.mu.Unlock()
 	s.metrics.streams.Dec()
 	s.changed()
@@ -246,12 +270,13 @@ func (s *Server) changed() {
 	}
 }
 
-// Proxies tells of every open stream.
+// Proxies tells of every node that is connected: where it has come again before
+// its last stream was seen to end, of the newer one.
 func (s *Server) Proxies() []*adminv1.ProxyStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []*adminv1.ProxyStatus
-	for st := range s.streams {
+	for _, st := range s.nodes {
 		out = append(out, st.status())
 	}
 	return out

@@ -45,7 +45,10 @@ type stream struct {
 	scope  scope
 	nodeID string
 	peer   string
-	token  *discoveryv1.ResumeToken
+	// credential is what the other end has shown.
+	credential credential
+
+	token *discoveryv1.ResumeToken
 
 	// cursor is what the proxy has acknowledged; nil before the first
 	// acknowledgement.

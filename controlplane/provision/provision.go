@@ -7,12 +7,14 @@
 package provision
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +28,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 	"github.com/weft-mesh/weft/store"
@@ -50,6 +53,8 @@ type Config struct {
 
 // Provisioner reconciles stores with the configuration.
 type Provisioner struct {
+	remembered bool // in this time in office: known has all that is written
+
 	cfg   Config
 	open  map[string]*opened // by EventStore uid; only the elected loop uses it
 	known map[string]string  // condition keys and what was written last
@@ -59,13 +64,17 @@ type Provisioner struct {
 }
 
 type opened struct {
+	name    string // of the EventStore
 	version string
 	st      store.Store
 	err     error
 	caps    store.Capabilities
 }
 
-// callTimeout bounds one call of a store.
+// conditions is where the status keys of conditions begin.
+const conditions = "condition/"
+
+// callTimeout bounds one call of a store or of etcd.
 const callTimeout = 10 * time.Second
 
 // New makes a Provisioner.
@@ -176,6 +185,9 @@ func wait(ctx context.Context, d time.Duration, changed <-chan struct{}) {
 func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (complete bool, err error) {
 	complete = true
 	r := round{p: p, snap: snap, topics: map[string]topicState{}}
+	if err := p.forget(ctx, snap); err != nil {
+		return false, err
+	}
 	for e := range snap.All(string(resource.EventStore) + "/") {
 		if !p.reach(ctx, e) {
 			complete = false
@@ -188,7 +200,7 @@ func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (com
 		r.subscription(ctx, e)
 	}
 	// Groups are fixed before their topics are admitted.
-	r.admitTopics()
+	r.admitTopics(ctx)
 	for len(r.put) > 0 {
 		n := min(len(r.put), configstore.MaxWrites)
 		rev, err := p.cfg.Store.Commit(ctx, snap, configstore.Change{Put: r.put[:n], Actor: "weft provisioner", Peer: "control plane"})
@@ -204,6 +216,54 @@ func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (com
 	return complete && !r.pending, nil
 }
 
+// forget closes the stores whose EventStores are gone, and removes what was written
+// of them.
+func (p *Provisioner) forget(ctx context.Context, snap *configstore.Snapshot) error {
+	if !p.remembered {
+		if err := p.remember(ctx); err != nil {
+			return err
+		}
+	}
+	for uid, o := range p.open {
+		if e := snap.Get(o.name); e == nil || e.Resource.Metadata.Uid != uid {
+			if o.st != nil {
+				p.close(o)
+			}
+			delete(p.open, uid)
+		}
+	}
+	for name := range p.known {
+		if snap.Get(name) != nil {
+			continue
+		}
+		cctx, cancel := context.WithTimeout(ctx, callTimeout)
+		_, err := p.cfg.Store.Client().Delete(cctx, p.cfg.Store.StatusKey(conditions+name))
+		cancel()
+		if err != nil {
+			return err
+		}
+		delete(p.known, name)
+	}
+	return nil
+}
+
+// remember reads which conditions are written, by whoever was elected before.
+func (p *Provisioner) remember(ctx context.Context) error {
+	cctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	prefix := p.cfg.Store.StatusKey(conditions)
+	resp, err := p.cfg.Store.Client().Get(cctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return err
+	}
+	clear(p.known)
+	for _, kv := range resp.Kvs {
+		p.known[string(kv.Key[len(prefix):])] = "" // is not what is written next
+	}
+	p.remembered = true
+	return nil
+}
+
 // reach opens and probes a store and records what it saw.
 func (p *Provisioner) reach(ctx context.Context, e *configstore.Entry) bool {
 	spec, uid := e.Resource.GetEventStore(), e.Resource.Metadata.Uid
@@ -215,7 +275,7 @@ func (p *Provisioner) reach(ctx context.Context, e *configstore.Entry) bool {
 		if o != nil && o.st != nil {
 			p.close(o)
 		}
-		o = &opened{version: e.Version()}
+		o = &opened{name: e.Name, version: e.Version()}
 		p.open[uid] = o
 	}
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -262,6 +322,7 @@ func (p *Provisioner) closeAll() {
 		}
 		delete(p.open, uid)
 	}
+	p.remembered = false
 }
 
 // condition writes a condition under its own key, when it changed. Failing is
@@ -278,7 +339,7 @@ func (p *Provisioner) condition(ctx context.Context, name string, c *adminv1.Con
 	}
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := p.cfg.Store.Client().Put(cctx, p.cfg.Store.StatusKey("condition/"+name), string(b)); err == nil {
+	if _, err := p.cfg.Store.Client().Put(cctx, p.cfg.Store.StatusKey(conditions+name), string(b)); err == nil {
 		p.known[name] = same
 	}
 }
@@ -288,7 +349,7 @@ func Conditions(s *configstore.Store) func(context.Context) (map[string][]*admin
 	return func(ctx context.Context) (map[string][]*adminv1.Condition, error) {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		prefix := s.StatusKey("condition/")
+		prefix := s.StatusKey(conditions)
 		out := map[string][]*adminv1.Condition{}
 		resp, err := s.Client().Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithSerializable())
 		if err != nil {
@@ -311,6 +372,7 @@ type topicState struct {
 	binding *configv1.TopicBinding
 	local   bool
 	admin   store.Admin // nil for a local one
+	verify  bool        // admin only looks
 	reasons []string
 }
 
@@ -362,7 +424,8 @@ func (r *round) topic(ctx context.Context, e *configstore.Entry) {
 	}
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := r.ensureTopic(cctx, admin, se.Resource.GetEventStore(), store.TopicSpec{Name: last.PhysicalName, Partitions: int(spec.Partitions)}); err != nil {
+	t.verify = se.Resource.GetEventStore().Provisioning == configv1.Provisioning_PROVISIONING_VERIFY
+	if err := ensureTopic(cctx, admin, t.verify, store.TopicSpec{Name: last.PhysicalName, Partitions: cmp.Or(int(spec.Partitions), 8)}); err != nil {
 		r.pending = true
 		t.reasons = []string{"topic " + last.PhysicalName + ": " + err.Error()}
 		return
@@ -370,11 +433,9 @@ func (r *round) topic(ctx context.Context, e *configstore.Entry) {
 	t.admin = admin
 }
 
-func (r *round) ensureTopic(ctx context.Context, admin store.Admin, es *configv1.EventStore, spec store.TopicSpec) error {
-	if es.Provisioning != configv1.Provisioning_PROVISIONING_VERIFY {
-		if spec.Partitions == 0 {
-			spec.Partitions = 8
-		}
+// ensureTopic makes a topic or, with verify, only looks whether it is there.
+func ensureTopic(ctx context.Context, admin store.Admin, verify bool, spec store.TopicSpec) error {
+	if !verify {
 		return admin.EnsureTopic(ctx, spec)
 	}
 	ok, err := admin.TopicExists(ctx, spec.Name)
@@ -384,20 +445,39 @@ func (r *round) ensureTopic(ctx context.Context, admin store.Admin, es *configv1
 	return err
 }
 
+// ensureGroup makes a group with its start or, with verify, only looks whether
+// somebody did.
+func ensureGroup(ctx context.Context, admin store.Admin, verify bool, topic, group string, from store.Start) error {
+	if !verify {
+		return admin.EnsureGroup(ctx, topic, group, from)
+	}
+	_, err := admin.Lag(ctx, topic, group)
+	if err != nil && fault.ClassOf(err) == fault.NotFound {
+		err = fmt.Errorf("%s has no offset in %s, and the EventStore's provisioning is verify", group, topic)
+	}
+	return err
+}
+
 func durabilityName(d store.Durability) string {
 	return [...]string{"unknown", "process", "disk", "replicated"}[min(d, store.DurabilityReplicated)]
 }
 
 // admitTopics writes the admissions that changed.
-func (r *round) admitTopics() {
+func (r *round) admitTopics(ctx context.Context) {
 	for _, t := range r.topics {
 		md := t.entry.Resource.Metadata
 		adm := &configv1.TopicAdmission{TopicUid: md.Uid, Admitted: len(t.reasons) == 0, Reasons: t.reasons, AtProxy: t.local}
 		old := r.snap.Resource(resource.Name(resource.TopicAdmission, md.Namespace, md.Name)).GetTopicAdmission()
 		if old.GetTopicUid() == md.Uid && old.Admitted && !adm.Admitted {
-			// What was admitted stays so: a store that is down for a while is
-			// a condition, not a reason to stop its topics.
+			// What was admitted stays so: a store that is down for a while, or
+			// gives less than it did, is a condition, not a reason to stop its
+			// topics.
+			r.p.condition(ctx, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_FALSE,
+				Reason: "AsAdmittedNoLonger", Message: strings.Join(t.reasons, "; ")})
 			continue
+		}
+		if _, told := r.p.known[t.entry.Name]; told && adm.Admitted {
+			r.p.condition(ctx, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_TRUE, Reason: "AsAdmitted"})
 		}
 		if !proto.Equal(old, adm) {
 			r.write(md, &configv1.Resource{Spec: &configv1.Resource_TopicAdmission{TopicAdmission: adm}})
@@ -460,13 +540,13 @@ func fixStart(ctx context.Context, t topicState, src *configv1.SubscriptionSourc
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	physical := t.binding.Epochs[len(t.binding.Epochs)-1].PhysicalName
-	if err := t.admin.EnsureGroup(ctx, physical, src.PhysicalGroup, store.Start{End: !src.FromBeginning}); err != nil {
+	if err := ensureGroup(ctx, t.admin, t.verify, physical, src.PhysicalGroup, store.Start{End: !src.FromBeginning}); err != nil {
 		return fmt.Errorf("group: %w", err)
 	}
-	if err := t.admin.EnsureTopic(ctx, store.TopicSpec{Name: src.RetryTopic, Partitions: 4}); err != nil {
-		return fmt.Errorf("retry topic: %w", err)
+	if err := ensureTopic(ctx, t.admin, t.verify, store.TopicSpec{Name: src.RetryTopic, Partitions: 4}); err != nil {
+		return fmt.Errorf("retry topic %s: %w", src.RetryTopic, err)
 	}
-	if err := t.admin.EnsureGroup(ctx, src.RetryTopic, src.RetryGroup, store.Start{}); err != nil {
+	if err := ensureGroup(ctx, t.admin, t.verify, src.RetryTopic, src.RetryGroup, store.Start{}); err != nil {
 		return fmt.Errorf("retry group: %w", err)
 	}
 	return nil

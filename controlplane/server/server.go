@@ -51,7 +51,9 @@ type Config struct {
 	// discovery's listener; 20,000 when 0.
 	MaxConnections int
 	// TLS of the admin API and of discovery. Without it only loopback
-	// addresses are accepted.
+	// addresses are accepted. A proxy's certificate whose SPIFFE ID has the
+	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
+	// where it names some, those namespaces; others are good for all.
 	AdminTLS, DiscoveryTLS tlsconf.Files
 	// Drivers and Options for provisioning; see provision.Config.
 	Drivers map[string]store.Driver
@@ -218,6 +220,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	// The configuration comes first: nothing is served before it was read.
 	g.Go(func() error { return s.store.Run(gctx) })
+	g.Go(func() error { return s.store.RunAudit(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
 	if s.cfg.Registry != nil {
 		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,

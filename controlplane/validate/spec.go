@@ -17,9 +17,11 @@ import (
 func (c *collector) spec(r *configv1.Resource) {
 	switch s := r.Spec.(type) {
 	case *configv1.Resource_EventStore:
-		if rmq := s.EventStore.GetRocketmq(); rmq.GetCredentials() != nil {
+		rmq := s.EventStore.GetRocketmq()
+		if rmq.GetCredentials() != nil {
 			c.add("spec.rocketmq.credentials", "not-enforced", "is not enforced by this version: requests to RocketMQ are not signed")
-		} else if rmq.GetAdminCredentials() != nil {
+		}
+		if rmq.GetAdminCredentials() != nil {
 			c.add("spec.rocketmq.admin_credentials", "not-enforced", "is not enforced by this version: requests to RocketMQ are not signed")
 		}
 	case *configv1.Resource_Topic:
@@ -36,8 +38,10 @@ func (c *collector) spec(r *configv1.Resource) {
 }
 
 func (c *collector) topic(t *configv1.Topic) {
-	if strings.HasPrefix(t.PhysicalName, "weft-") {
-		c.add("spec.physical_name", "physical-name", `must not begin with "weft-": these are the mesh's own topics`)
+	for _, reserved := range []string{"weft-", "%RETRY%", "RMQ_SYS_", "rmq_sys_", "SCHEDULE_TOPIC_XXXX", "TBW102"} {
+		if strings.HasPrefix(t.PhysicalName, reserved) {
+			c.add("spec.physical_name", "physical-name", fmt.Sprintf("must not begin with %q: the mesh or RocketMQ keeps such topics for itself", reserved))
+		}
 	}
 	switch t.KeyFrom {
 	case "", event.AttrSource, event.AttrType, event.AttrSubject:
@@ -58,7 +62,7 @@ func (c *collector) route(r *configv1.Route) {
 	}
 	for i, rule := range r.Rules {
 		path := fmt.Sprintf("spec.rules[%d]", i)
-		c.filter(rule.Filter, path+".filter", 1)
+		c.filter(rule.Filter, path+".filter")
 		for j, to := range rule.To {
 			if err := names.CheckName("topic", to.Topic); err != nil {
 				c.add(fmt.Sprintf("%s.to[%d].topic", path, j), "name", err.Error())
@@ -67,13 +71,26 @@ func (c *collector) route(r *configv1.Route) {
 	}
 }
 
-// maxFilterDepth bounds how deep filters nest; proxies have the same bound.
-const maxFilterDepth = 8
+// Bounds of one filter: how deep it nests, and its expressions. Proxies have the
+// same, and refuse what is beyond.
+const (
+	maxFilterDepth = 8
+	maxFilterNodes = 256
+)
 
-func (c *collector) filter(f *configv1.Filter, path string, depth int) {
+func (c *collector) filter(f *configv1.Filter, path string) {
+	nodes := 0
+	c.filterAt(f, path, 1, &nodes)
+	if nodes > maxFilterNodes {
+		c.add(path, "filter-size", fmt.Sprintf("may have %d expressions, this one has %d", maxFilterNodes, nodes))
+	}
+}
+
+func (c *collector) filterAt(f *configv1.Filter, path string, depth int, nodes *int) {
 	if f == nil {
 		return
 	}
+	*nodes++
 	if depth > maxFilterDepth {
 		c.add(path, "filter-depth", fmt.Sprintf("filters may nest %d deep", maxFilterDepth))
 		return
@@ -103,12 +120,12 @@ func (c *collector) filter(f *configv1.Filter, path string, depth int) {
 			dialects++
 		}
 		for i, child := range l.l {
-			c.filter(child, fmt.Sprintf("%s.%s[%d]", path, l.name, i), depth+1)
+			c.filterAt(child, fmt.Sprintf("%s.%s[%d]", path, l.name, i), depth+1, nodes)
 		}
 	}
 	if f.Not != nil {
 		dialects++
-		c.filter(f.Not, path+".not", depth+1)
+		c.filterAt(f.Not, path+".not", depth+1, nodes)
 	}
 	if dialects != 1 {
 		c.add(path, "filter-dialect", "must have exactly one of exact, prefix, suffix, all, any, not")
@@ -121,7 +138,7 @@ func (c *collector) subscription(s *configv1.Subscription) {
 			c.add(fmt.Sprintf("spec.topics[%d]", i), "pattern", err.Error())
 		}
 	}
-	c.filter(s.Filter, "spec.filter", 1)
+	c.filter(s.Filter, "spec.filter")
 	if p := s.GetPush(); p != nil {
 		u, err := url.Parse(p.Url)
 		switch {

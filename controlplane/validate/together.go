@@ -1,6 +1,7 @@
 package validate
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"slices"
@@ -88,6 +89,9 @@ func (o overlay) all(kind resource.Kind, ns string) iter.Seq[*configv1.Resource]
 	}
 }
 
+// defaultPartitions is what a Topic without partitions has.
+const defaultPartitions = 8
+
 // immutable checks what may not change once it is there.
 func (c *collector) immutable(old, r *configv1.Resource) {
 	if old == nil {
@@ -106,11 +110,11 @@ func (c *collector) immutable(old, r *configv1.Resource) {
 		if was.PhysicalName != s.Topic.PhysicalName {
 			c.add("spec.physical_name", "immutable", fmt.Sprintf("is %q and cannot change", was.PhysicalName))
 		}
-		if s.Topic.Partitions < was.Partitions {
-			c.add("spec.partitions", "immutable", fmt.Sprintf("is %d and cannot shrink: events of one key would change places", was.Partitions))
+		if before := cmp.Or(was.Partitions, defaultPartitions); cmp.Or(s.Topic.Partitions, defaultPartitions) < before {
+			c.add("spec.partitions", "immutable", fmt.Sprintf("is %d and cannot shrink: events of one key would change places", before))
 		}
 	case *configv1.Resource_Subscription:
-		if was := old.GetSubscription(); was.Start != s.Subscription.Start {
+		if was := old.GetSubscription(); cmp.Or(was.Start, configv1.Start_START_END) != cmp.Or(s.Subscription.Start, configv1.Start_START_END) {
 			c.add("spec.start", "immutable", "is fixed at creation: create another Subscription to begin elsewhere")
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"buf.build/go/protovalidate"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -66,7 +65,7 @@ func (v *Validator) Alone(r *configv1.Resource) []Problem {
 	} else if !ok || info.System {
 		c.add("spec", "system-kind", "is of a kind that only the control plane writes")
 	}
-	if path := unknown(r.ProtoReflect(), ""); path != "" {
+	if path := resource.UnknownField(r); path != "" {
 		c.add(path, "unknown-field", "has a field that this version does not know; nothing would enforce it")
 	}
 	if err := v.rules.Validate(r); err != nil {
@@ -124,40 +123,4 @@ func (c *collector) add(field, rule, message string) {
 	if !slices.Contains(c.problems, p) {
 		c.problems = append(c.problems, p)
 	}
-}
-
-// unknown is the path of the first message with fields that this version does
-// not know.
-func unknown(m protoreflect.Message, path string) string {
-	if raw := m.GetUnknown(); len(raw) > 0 {
-		return cmp.Or(path, "spec")
-	}
-	found := ""
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		if f.Message() == nil || f.IsMap() && f.MapValue().Message() == nil {
-			return true
-		}
-		name := string(f.Name())
-		if path != "" {
-			name = path + "." + name
-		}
-		name = specPath(name)
-		switch {
-		case f.IsList():
-			for i := range v.List().Len() {
-				if found = unknown(v.List().Get(i).Message(), fmt.Sprintf("%s[%d]", name, i)); found != "" {
-					return false
-				}
-			}
-		case f.IsMap():
-			v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-				found = unknown(v.Message(), name+"."+k.String())
-				return found == ""
-			})
-		default:
-			found = unknown(v.Message(), name)
-		}
-		return found == ""
-	})
-	return found
 }

@@ -13,12 +13,10 @@ import (
 // everything.
 type Rules struct {
 	namespaces map[string]*namespaceRules
-	shadowed   func(namespace, rule string)
+	// Shadowed, if set, is told of every answer that a shadowed rule would have
+	// changed. It is set before the rules are used.
+	Shadowed func(policy, rule string)
 }
-
-// CountShadowed has f called with each Decision.Shadow. Call it before the Rules
-// are used; f is called by any goroutine.
-func (r *Rules) CountShadowed(f func(namespace, rule string)) { r.shadowed = f }
 
 type namespaceRules struct {
 	rules []accessRule
@@ -252,14 +250,18 @@ func (r *Rules) Authorize(p *Principal, a Action, namespace, name string) Decisi
 	default:
 		d = refusal(who, a, what, namespace, name)
 	}
-	if d.Allowed && shadowDeny != nil {
-		d.Shadow = shadowDeny.policy + "#" + shadowDeny.name
+	var shadow *accessRule
+	switch {
+	case d.Allowed:
+		shadow = shadowDeny
+	case deny == nil:
+		shadow = shadowAllow
 	}
-	if !d.Allowed && deny == nil && shadowAllow != nil {
-		d.Shadow = shadowAllow.policy + "#" + shadowAllow.name
-	}
-	if d.Shadow != "" && r.shadowed != nil {
-		r.shadowed(namespace, d.Shadow)
+	if shadow != nil {
+		d.Shadow = shadow.policy + "#" + shadow.name
+		if r.Shadowed != nil {
+			r.Shadowed(shadow.policy, shadow.name)
+		}
 	}
 	return d
 }

@@ -38,17 +38,20 @@ type mesh struct {
 
 type meshMetrics struct {
 	authentications *prometheus.CounterVec
-	shadowed        *prometheus.CounterVec
+	shadows         *prometheus.CounterVec
 }
 
 func newMeshMetrics(reg prometheus.Registerer) meshMetrics {
 	m := meshMetrics{authentications: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_authentications_total",
 		Help: "Clients that showed who they are, by outcome: ok, or the reason of the refusal."}, []string{"outcome"}),
-		shadowed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_shadowed_total",
-			Help: "Decisions that a shadowed rule would have changed, by policy and rule."}, []string{"namespace", "rule"})}
-	reg.MustRegister(m.authentications, m.shadowed)
+		shadows: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_shadowed_total",
+			Help: "Decisions that a shadowed rule of an AccessPolicy would have changed."}, []string{"policy", "rule"})}
+	reg.MustRegister(m.authentications, m.shadows)
 	return m
 }
+
+// shadowed counts a decision that a shadowed rule would have changed.
+func (m meshMetrics) shadowed(policy, rule string) { m.shadows.WithLabelValues(policy, rule).Inc() }
 
 var errNoConfiguration = &fault.Error{Class: fault.Unavailable, Op: "proxy", Reason: "no-configuration",
 	Msg: "this proxy has no configuration yet", RetryAfter: time.Second}

@@ -192,8 +192,7 @@ func (p *Proxy) apply(ctx context.Context, s config.State) {
 
 func (p *Proxy) applyLocked(ctx context.Context) {
 	s := p.state
-	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, TrustLoopback: p.cfg.TrustLoopback})
-	snap.Rules.CountShadowed(func(namespace, rule string) { p.mesh.metrics.shadowed.WithLabelValues(namespace, rule).Inc() })
+	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
 	p.stores.Apply(ctx, snap)
 	p.snapshots.Store(snap)
 }

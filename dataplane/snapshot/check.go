@@ -40,7 +40,7 @@ func Check(r *configv1.Resource) (field string, err error) {
 	if want := resource.NameOf(r); r.GetName() != want {
 		return "name", fmt.Errorf("is %q, kind and metadata say %q", r.GetName(), want)
 	}
-	if path := unknownField(r.ProtoReflect(), ""); path != "" {
+	if path := resource.UnknownField(r); path != "" {
 		return path, errors.New("has a field that this version does not know")
 	}
 	err = checkSpec(r)

@@ -49,6 +49,8 @@ type Input struct {
 	FromDisk bool
 	// TrustLoopback: see policy.CompileIdentities.
 	TrustLoopback bool
+	// Shadowed: see policy.Rules.
+	Shadowed func(policy, rule string)
 }
 
 // Compile makes a snapshot. It cannot fail: what refers to something that is
@@ -215,6 +217,7 @@ func (c *compiler) access(policies, identities []Versioned) {
 		is = append(is, policy.NamedIdentity{Namespace: v.Resource.Metadata.Namespace, Name: v.Resource.Name, Spec: v.Resource.GetIdentity()})
 	}
 	c.out.Rules = policy.CompileRules(ps, withheld)
+	c.out.Rules.Shadowed = c.in.Shadowed
 	c.out.Identities = policy.CompileIdentities(is, c.in.TrustLoopback)
 }
 

@@ -382,7 +382,7 @@ func TestMetrics(t *testing.T) {
 		`weft_proxy_push_requests_total{namespace="demo",outcome="refused",subscription="hook"}`:      1,
 		`weft_proxy_push_in_flight{namespace="demo",subscription="hook"}`:                             0,
 		`weft_proxy_push_duration_seconds`:                                                            3,
-		`weft_proxy_access_shadowed_total{namespace="demo",rule="accesspolicy/demo/access#no-small"}`: 1,
+		`weft_proxy_access_shadowed_total{policy="accesspolicy/demo/access",rule="no-small"}`: 1,
 		`weft_proxy_authentications_total{outcome="ok"}`:                                              httpConns - 2 + 2, // all but the bad key and the bad path; two calls
 		`weft_proxy_authentications_total{outcome="unauthenticated"}`:                                 -1,
 		`weft_proxy_http_requests_total{code="200",operation="publish"}`:                              8,

@@ -144,7 +144,7 @@ func (Condition_State) EnumDescriptor() ([]byte, []int) {
 // ApplyRequest is one change.
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most 100 resources and 1 MiB.
+	// At most 100 resources, 1 MiB and 120 writes (a new Topic takes two).
 	Resources []*v1alpha1.Resource `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Check and answer, write nothing.
 	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
@@ -1153,7 +1153,9 @@ func (x *ResourceStatus) GetConditions() []*Condition {
 // Condition is one aspect of a resource's state.
 type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What: "Ready" (topics, subscriptions), "Reachable" (event stores).
+	// What: "Ready" (topics, subscriptions), "Reachable" (event stores),
+	// "Provisioned" (topics whose store no longer gave, or gives again, what they
+	// were admitted for).
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// Whether.
 	State Condition_State `protobuf:"varint,2,opt,name=state,proto3,enum=weft.admin.v1alpha1.Condition_State" json:"state,omitempty"`

@@ -104,8 +104,7 @@ type KindDigest struct {
 	// How many.
 	Count uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	// The sum, modulo 2^128, of the first 16 bytes (big-endian) of
-	// SHA-256(canonical name, 0x00, version) over the resources. A resource
-	// that is withheld from the node does not count.
+	// SHA-256(canonical name, 0x00, version) over the resources.
 	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -279,9 +279,8 @@ type Metadata struct {
 	// The namespace: 1 to 32 characters of [a-z0-9-], beginning and ending with
 	// a letter or digit. Names that begin with "weft-" are the system's.
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// The name within kind and namespace. Topics: dot-separated segments of
-	// [A-Za-z0-9_-], at most 80 characters after escaping; other kinds:
-	// [A-Za-z0-9_.-], at most 80.
+	// The name within kind and namespace: dot-separated segments of
+	// [A-Za-z0-9_-], at most 80 characters where '_' and '.' count twice.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Labels, for selection by people and tools.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
