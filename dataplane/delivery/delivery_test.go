@@ -523,6 +523,12 @@ func TestTailResumes(t *testing.T) {
 	if !slices.Equal(got, ids(20)) {
 		t.Errorf("%v", got)
 	}
+	at := req.After[0]
+	req.After[0].Epoch++
+	if _, err := w.m.Tail(w.ctx, local, req); fault.ClassOf(err) != fault.Precondition {
+		t.Errorf("a position of another epoch: %v", err)
+	}
+	req.After[0] = at
 	req.After[0].TopicUID = uidSub
 	if _, err := w.m.Tail(w.ctx, local, req); fault.ClassOf(err) != fault.Precondition {
 		t.Errorf("a position of another topic: %v", err)

@@ -131,6 +131,11 @@ func (t *tail) open(ctx context.Context, snap *snapshot.Snapshot) error {
 	uids := map[string]bool{}
 	for _, topic := range topics {
 		uids[topic.UID] = true
+		for _, tok := range t.r.After {
+			if tok.TopicUID == topic.UID && tok.Epoch != topic.Last().Number {
+				return fault.New(fault.Precondition, "delivery.tail", "position-unknown", "a position is of epoch %d of topic %s, which is in epoch %d", tok.Epoch, topic.Name, topic.Last().Number)
+			}
+		}
 		if topic.NotReady != "" {
 			if slices.Contains(t.r.Topics, topic.Name) {
 				return fault.New(fault.Unavailable, "delivery.tail", "topic-not-ready", "topic %s is not ready: %s", topic.Name, topic.NotReady)
