@@ -171,7 +171,7 @@ func consumeRocketMQ(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	defer m.stop()
+	defer m.end()
 	yaml := strings.ReplaceAll(rocketYAML(names, "mesh"), "name: mesh}\nspec: {store: main", "name: mesh}\nspec: {store: main, physical_name: "+strings.ReplaceAll(r.ns, "-", "_")+"_consume")
 	if err := m.apply(ctx, yaml+subscriptionsYAML(r.rounds)); err != nil {
 		return err
@@ -231,7 +231,7 @@ func consumeEmbedded(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	defer m.stop()
+	defer m.end()
 	if err := m.apply(ctx, embeddedYAML+subscriptionsYAML(r.rounds)); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func fleet(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	defer m.stop()
+	defer m.end()
 	conn, err := grpc.NewClient(m.admin, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err

@@ -278,3 +278,10 @@ func (m *mesh) apply(ctx context.Context, yaml string) error {
 func (m *mesh) credentials(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+m.key)
 }
+
+// end stops the mesh.
+func (m *mesh) end() {
+	if err := m.stop(); err != nil {
+		m.r.printf("  stopping: %v\n", err)
+	}
+}

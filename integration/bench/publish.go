@@ -231,7 +231,7 @@ func publishRocketMQ(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	defer m.stop()
+	defer m.end()
 	if err := m.apply(ctx, rocketYAML(names, "mesh", "native")); err != nil {
 		return err
 	}
@@ -354,7 +354,7 @@ func publishEmbeddedIn(ctx context.Context, r *run, place, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer m.stop()
+	defer m.end()
 	if err := m.apply(ctx, embeddedYAML); err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ func startProxy(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	defer m.stop()
+	defer m.end()
 	if err := m.apply(ctx, embeddedYAML); err != nil {
 		return err
 	}
