@@ -63,6 +63,17 @@ func TestMutualTLS(t *testing.T) {
 		p.Ready = answers("http://" + p.ops + "/livez")
 		p.start()
 	}
+	for name, p := range strangers {
+		m.await("attempts to join", func() error {
+			if p.metric("weft_proxy_control_plane_connected") != 0 {
+				t.Fatalf("a proxy with a certificate of %s has joined", name)
+			}
+			if n := p.metric("weft_proxy_control_plane_attempts_total"); n < 3 {
+				return fmt.Errorf("there were %v", n)
+			}
+			return nil
+		})
+	}
 	p := m.proxy("p1", joins(node)...)
 	m.apply(store + topicYAML("orders") + subscriptionYAML("billing", "orders", "") + policyYAML("shop") + `---
 apiVersion: weft/v1alpha1
@@ -76,12 +87,6 @@ spec:
       ` + strings.ReplaceAll(strings.TrimSpace(clients.pem), "\n", "\n      ") + "\n")
 	m.settled(1) // and so nobody else is there
 	for name, p := range strangers {
-		m.await("attempts to join", func() error {
-			if n := p.metric("weft_proxy_control_plane_attempts_total"); n < 3 {
-				return fmt.Errorf("there were %v", n)
-			}
-			return nil
-		})
 		if p.metric("weft_proxy_ready") != 0 || p.metric("weft_proxy_config_revision") != 0 {
 			t.Errorf("a proxy with a certificate of %s has a configuration", name)
 		}
