@@ -133,7 +133,7 @@ func TestReadsAreBounded(t *testing.T) {
 	s := openAt(t, vfs.NewMem(), "store", 0)
 	topicOf(t, s, "t")
 	must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
-	const size, events = 1 << 20, 12
+	const size, events = 256 << 10, 12
 	for range events {
 		e := []store.Outgoing{{Event: &event.Event{ID: "a", Source: "/s", Type: "t", Data: make([]byte, size)}}}
 		must(t, s.Publish(t.Context(), "t", e, make([]store.Result, 1)))
@@ -152,7 +152,7 @@ func TestReadsAreBounded(t *testing.T) {
 			n, err := next()
 			must(t, err)
 			if n*size > maxRead {
-				t.Errorf("%s: one call reads %d MiB", name, n)
+				t.Errorf("%s: one call reads %d events of %d bytes", name, n, size)
 			}
 			for i := range n {
 				if dst[i].Pos.Offset != offset {

@@ -74,7 +74,7 @@ const (
 	// maxBatch bounds one commit, in bytes.
 	maxBatch = 8 << 20
 	// maxRead bounds what one call reads, in bytes, beyond its first event.
-	maxRead = 4 << 20
+	maxRead = 1 << 20
 	// defaultWindow is the window of a group.
 	defaultWindow = 4096
 	// commitInterval is how often settled messages are made durable.
