@@ -19,7 +19,7 @@ import (
 // for its client: a slow client stops being read for.
 const (
 	tailBuffer = 256
-	tailBytes  = 4 << 20
+	tailBytes  = 1 << 20
 )
 
 // MaxTailTopics bounds the names and patterns of a tail.
@@ -225,6 +225,10 @@ func (t *tail) read(ctx context.Context, topic *snapshot.Topic, begin store.Star
 			retry = minRetry
 			continue
 		}
+		if ctx.Err() != nil {
+			return
+		}
+		t.m.cfg.Log.Warn("a tail's topic cannot be read; trying again", "topic", topic.Key, "error", err)
 		// A store that cannot be reached for a while goes on by itself; one
 		// that was exchanged does not.
 		if now, serr := t.m.cfg.Store(topic.Last().StoreUID); serr == nil && now != st || fault.ClassOf(err) != fault.Unavailable {

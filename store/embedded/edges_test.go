@@ -1,10 +1,13 @@
 package embedded
 
 import (
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -130,7 +133,7 @@ func TestReadsAreBounded(t *testing.T) {
 	s := openAt(t, vfs.NewMem(), "store", 0)
 	topicOf(t, s, "t")
 	must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
-	const size, events = 1 << 20, 12
+	const size, events = 256 << 10, 12
 	for range events {
 		e := []store.Outgoing{{Event: &event.Event{ID: "a", Source: "/s", Type: "t", Data: make([]byte, size)}}}
 		must(t, s.Publish(t.Context(), "t", e, make([]store.Result, 1)))
@@ -149,7 +152,7 @@ func TestReadsAreBounded(t *testing.T) {
 			n, err := next()
 			must(t, err)
 			if n*size > maxRead {
-				t.Errorf("%s: one call reads %d MiB", name, n)
+				t.Errorf("%s: one call reads %d events of %d bytes", name, n, size)
 			}
 			for i := range n {
 				if dst[i].Pos.Offset != offset {
@@ -161,5 +164,41 @@ func TestReadsAreBounded(t *testing.T) {
 	}
 	must(t, tl.Close(t.Context()))
 	must(t, sub.Close(t.Context()))
+	must(t, s.Close(t.Context()))
+}
+
+// TestReadsWhileTheDiskIsFull: what is there is read, however long the disk stays
+// full.
+func TestReadsWhileTheDiskIsFull(t *testing.T) {
+	var full atomic.Bool
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && (op.Kind == errorfs.OpFileWrite || op.Kind == errorfs.OpCreate) {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	s := openAt(t, fs, "store", 0)
+	topicOf(t, s, "t")
+	publishTo(t, s, "t", "a", "b")
+	full.Store(true)
+	if err := s.Publish(t.Context(), "t", ev("c"), make([]store.Result, 1)); err == nil {
+		t.Fatal("a full disk took an event")
+	}
+	// The store tries more than once to go on.
+	for began := time.Now(); time.Since(began) < 3*reopenEvery; {
+		tl, err := s.Tail(t.Context(), store.TailRequest{Topic: "t"})
+		must(t, err)
+		dst := make([]store.Message, 3)
+		n, err := tl.Next(t.Context(), dst)
+		must(t, err)
+		if n != 2 || dst[0].ID != "a" || dst[1].ID != "b" {
+			t.Fatalf("%d events, first %q", n, dst[0].ID)
+		}
+		must(t, tl.Close(t.Context()))
+	}
+	full.Store(false)
+	for s.isBroken() {
+	}
+	publishTo(t, s, "t", "d")
 	must(t, s.Close(t.Context()))
 }

@@ -27,8 +27,8 @@
 //
 // After a failed write or sync nothing is acknowledged any more: the outcome of
 // what was in flight is ambiguous and everything after it is refused. Reads go
-// on. The store then closes and opens its database again and again until that
-// succeeds (space was freed), and continues with what is durable.
+// on. Once the disk can be written (space was freed) the store closes its database
+// and opens it again, and continues with what is durable.
 package embedded
 
 import (
@@ -74,7 +74,7 @@ const (
 	// maxBatch bounds one commit, in bytes.
 	maxBatch = 8 << 20
 	// maxRead bounds what one call reads, in bytes, beyond its first event.
-	maxRead = 4 << 20
+	maxRead = 1 << 20
 	// defaultWindow is the window of a group.
 	defaultWindow = 4096
 	// commitInterval is how often settled messages are made durable.
@@ -83,6 +83,9 @@ const (
 	maxDelay = 365 * 24 * time.Hour
 	// reopenEvery is the time between tries to open a failed database again.
 	reopenEvery = time.Second
+	// probeBytes is what must fit on a disk that was full before its database is
+	// opened again.
+	probeBytes = 8 << 20
 	// retainEvery is the time between looks at retention.
 	retainEvery = 30 * time.Second
 )
@@ -164,7 +167,8 @@ type Store struct {
 	failed  chan struct{} // wakes the tender after a failure; capacity 1 likewise
 	stop    chan struct{}
 	running sync.WaitGroup
-	dying   atomic.Bool // Pebble has called Fatalf
+	dying   atomic.Bool  // Pebble has called Fatalf
+	logged  atomic.Int64 // the second in which an error of Pebble's was logged last
 }
 
 // topic is one log. Its fields are guarded by Store.mu.
@@ -204,6 +208,11 @@ type logger struct{ s *Store }
 func (logger) Infof(string, ...any) {}
 
 func (l logger) Errorf(format string, args ...any) {
+	// On a disk that is full Pebble tries again, and says so, without a pause.
+	now := time.Now().Unix()
+	if l.s.logged.Swap(now) == now {
+		return
+	}
 	l.s.cfg.Log.Error("embedded store", "store", l.s.cfg.Name, "message", fmt.Sprintf(format, args...))
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // tend does what takes time: it moves delayed records when they are due, removes
@@ -54,9 +55,32 @@ func (s *Store) isBroken() bool {
 	return s.broken != nil
 }
 
-// reopen closes the failed database and opens it again. What was acknowledged is
-// durable, so nothing is lost by it.
+// writable tries whether the disk can be written again.
+func (s *Store) writable() error {
+	name := s.fs.PathJoin(s.cfg.Dir, "probe")
+	f, err := s.fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	zeros := make([]byte, 1<<20)
+	for range probeBytes / len(zeros) {
+		if _, err = f.Write(zeros); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close(), s.fs.Remove(name))
+}
+
+// reopen closes the failed database and opens it again, once the disk can be
+// written; until then it is read as it is. What was acknowledged is durable, so
+// nothing is lost by it.
 func (s *Store) reopen() {
+	if s.writable() != nil {
+		return
+	}
 	s.dbMu.Lock()
 	old := s.db
 	s.db = nil

@@ -19,6 +19,8 @@ const (
 	heartbeat = 15 * time.Second
 	// writeTimeout bounds one write: a client that does not read is cut off.
 	writeTimeout = 20 * time.Second
+	// maxWrite bounds what is written at once, in bytes, but for one event.
+	maxWrite = 256 << 10
 )
 
 // tail takes GET /v1/{namespace}/topics/{topic or pattern}/events: server-sent
@@ -103,6 +105,15 @@ func (s *Server) pump(ctx context.Context, t delivery.Tail, out *stream, places 
 			buf = cloudevents.AppendJSON(buf, dst[i].Event)
 			buf = append(buf, "\n\n"...)
 			dst[i] = delivery.Delivery{}
+			if len(buf) > maxWrite {
+				if out.write(buf) != nil {
+					return
+				}
+				buf = buf[:0]
+			}
+		}
+		if len(buf) == 0 {
+			continue
 		}
 		if out.write(buf) != nil {
 			return
