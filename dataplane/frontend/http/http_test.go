@@ -84,7 +84,7 @@ func serve(t *testing.T) *world {
 	go func() { ended <- m.Run(ctx) }()
 	sctx, stop := context.WithCancel(context.Background())
 	go func() {
-		ended <- New(Config{Mesh: m, MaxBody: 4 << 10, DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
+		ended <- New(Config{Mesh: m, MaxBody: 4 << 10, MaxBodies: 5 << 10, DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
 	}()
 	w.base = "http://" + l.Addr().String()
 	t.Cleanup(func() {
@@ -502,4 +502,30 @@ func FuzzPlaces(f *testing.F) {
 			t.Errorf("%+v, %+v, %v", p, again, err)
 		}
 	})
+}
+
+// TestBodiesAreBounded: requests whose bodies do not end hold a bounded number of
+// bytes together; what comes meanwhile is told to come back.
+func TestBodiesAreBounded(t *testing.T) {
+	w := serve(t)
+	c, err := net.Dial("tcp", strings.TrimPrefix(w.base, "http://"))
+	w.must(err)
+	defer c.Close()
+	_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4096\r\n\r\n%s", orders, strings.Repeat("x", 4000))
+	w.must(err)
+	status := func() int {
+		resp, text := w.ask(http.MethodPost, orders, strings.Repeat("x", 3000), structured)
+		if resp.StatusCode == http.StatusTooManyRequests && (resp.Header.Get("Retry-After") == "" || !strings.Contains(text, "proxy-full")) {
+			t.Errorf("%v %s", resp.Header, text)
+		}
+		return resp.StatusCode
+	}
+	for tries := 0; status() != http.StatusTooManyRequests; tries++ {
+		if tries == 1000 {
+			t.Fatal("bodies are read without a bound")
+		}
+	}
+	w.must(c.Close())
+	for status() != http.StatusBadRequest { // it was read, and is no event
+	}
 }

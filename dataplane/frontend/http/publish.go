@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
@@ -22,14 +23,11 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 		problem(w, err)
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.cfg.MaxBody))
+	in := &body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}
+	defer in.release()
+	body, err := io.ReadAll(in)
 	if err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
-			problem(w, fault.New(fault.TooLarge, "http", "body-too-large", "the body has more than %d bytes", large.Limit))
-			return
-		}
-		problem(w, fault.New(fault.Invalid, "http", "bad-body", "the body could not be read"))
+		problem(w, unread(err))
 		return
 	}
 	events, wrong, batch, err := decode(r.Header, body)
@@ -58,6 +56,39 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 		return
 	}
 	writeJSON(w, http.StatusOK, result{Position: res[0].Position.String()})
+}
+
+// body reads a request's body while those of all requests together are within
+// what the server may hold.
+type body struct {
+	s    *Server
+	r    io.Reader
+	read int64
+}
+
+var errFull = &fault.Error{Class: fault.Throttled, Op: "http", Reason: "proxy-full", RetryAfter: time.Second, Msg: "the proxy reads as many requests as it may hold; nothing was published"}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	b.read += int64(n)
+	if all := b.s.bodies.Add(int64(n)); all > b.s.cfg.MaxBodies && all != b.read {
+		return n, errFull
+	}
+	return n, err
+}
+
+func (b *body) release() { b.s.bodies.Add(-b.read) }
+
+// unread is why a body was not read.
+func unread(err error) error {
+	var large *http.MaxBytesError
+	switch {
+	case errors.Is(err, errFull):
+		return errFull
+	case errors.As(err, &large):
+		return fault.New(fault.TooLarge, "http", "body-too-large", "the body has more than %d bytes", large.Limit)
+	}
+	return fault.New(fault.Invalid, "http", "bad-body", "the body could not be read")
 }
 
 // unknownFormat is the reason where an event format is not understood: 415.

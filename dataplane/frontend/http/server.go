@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,6 +28,9 @@ type Config struct {
 	TLS *tls.Config
 	// MaxBody bounds a request's body, in bytes; 8 MiB.
 	MaxBody int64
+	// MaxBodies bounds the bodies of all requests in progress together, as far
+	// as they were read; 512 MiB.
+	MaxBodies int64
 	// DrainTime bounds the graceful stop; 10 s.
 	DrainTime time.Duration
 	Metrics   prometheus.Registerer
@@ -39,12 +43,16 @@ type Server struct {
 	base     context.Context // ends when the server drains
 	stop     context.CancelFunc
 	requests *prometheus.CounterVec
+	bodies   atomic.Int64 // bytes of bodies that were read, of requests in progress
 }
 
 // New makes a Server.
 func New(cfg Config) *Server {
 	if cfg.MaxBody == 0 {
 		cfg.MaxBody = 8 << 20
+	}
+	if cfg.MaxBodies == 0 {
+		cfg.MaxBodies = 512 << 20
 	}
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 10 * time.Second
