@@ -268,7 +268,10 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 	}
 	cmd, err := c.fromNames(ctx, reqRoute, map[string]string{"topic": topic, "acceptStandardJsonOnly": "true"})
 	if err != nil {
-		if old != nil && fault.ClassOf(err) != fault.NotFound && !fresh {
+		switch {
+		case fault.ClassOf(err) == fault.NotFound:
+			return nil, c.missing(ctx, old, err)
+		case old != nil && !fresh:
 			return old, nil // brokers may be there while name servers are not
 		}
 		return nil, err
@@ -339,7 +342,36 @@ func decodeRoute(b []byte) (*route, error) {
 	return r, nil
 }
 
-// forget drops a remembered route.
+// missing judges that name servers know no route of a topic. They forget a
+// broker, and with it its topics, when its connection ends: only while every
+// broker that had the topic is there is the topic gone.
+func (c *cluster) missing(ctx context.Context, old *route, gone error) error {
+	there, err := c.masters(ctx)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		for name := range old.brokers {
+			if there[name] == "" {
+				return unavailable(fmt.Errorf("broker %s, which has the topic, is away", name))
+			}
+		}
+	}
+	return gone
+}
+
+// doubt has a route looked up again when it is used next.
+func (c *cluster) doubt(topic string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old := c.routes[topic]; old != nil {
+		again := *old
+		again.at = time.Time{}
+		c.routes[topic] = &again
+	}
+}
+
+// forget drops the route of a topic that was deleted.
 func (c *cluster) forget(topic string) {
 	c.mu.Lock()
 	delete(c.routes, topic)

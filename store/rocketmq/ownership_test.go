@@ -209,6 +209,8 @@ func TestMemberKilled(t *testing.T) {
 	}
 }
 
+func second[T any](_ T, err error) error { return err }
+
 // TestBrokerKilled: the broker is killed (-9) and started again while events flow.
 // What was acknowledged is delivered, and the group's place is durable again
 // though nothing more is settled.
@@ -241,6 +243,16 @@ func TestBrokerKilled(t *testing.T) {
 
 	if err := r.Broker.Kill(); err != nil {
 		t.Fatal(err)
+	}
+	// The name server forgets the topic with its one broker: it is away, not gone.
+	for err = nil; err == nil && ctx.Err() == nil; {
+		_, err = s.c.masters(ctx)
+	}
+	for what, err := range map[string]error{"a lookup": second(s.c.route(ctx, topic, true)), "a publish": s.Publish(ctx, topic, []store.Outgoing{{Event: &event.Event{ID: "away", Source: "/s", Type: "t"}}}, make([]store.Result, 1)),
+		"a member": sub.(*subscription).rebalance(ctx), "another member": second(s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: "g"}))} {
+		if fault.ClassOf(err) != fault.Unavailable {
+			t.Errorf("%s, without the broker: %v", what, err)
+		}
 	}
 	if err := r.Broker.Start(ctx); err != nil {
 		t.Fatal(err)

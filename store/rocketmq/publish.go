@@ -197,7 +197,7 @@ func (s *Store) send(key senderKey, sn *sender, addr string) {
 		if err != nil {
 			// The broker may be elsewhere now; under load there is no later call
 			// that would look.
-			s.c.forget(key.topic)
+			s.c.doubt(key.topic)
 			if r, err := s.c.route(s.life, key.topic, false); err == nil && r.brokers[key.queue.broker] != "" {
 				addr = r.brokers[key.queue.broker]
 			}
