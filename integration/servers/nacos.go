@@ -92,7 +92,7 @@ func StartNacos(ctx context.Context, o NacosOptions) (_ *Nacos, err error) {
 	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	n := &Nacos{Addr: addr, User: NacosUser, Password: NacosPassword, dir: dir, Process: &Process{
 		Name: "Nacos", Log: filepath.Join(dir, "nacos.log"),
-		Args: []string{"java", "-Dnacos.standalone=true", "-Dnacos.home=" + dir, "-Duser.home=" + dir,
+		Args: []string{"java", "-Dnacos.standalone=true", "-Dnacos.home=" + dir, "-Duser.home=" + dir, "-Djava.io.tmpdir=" + dir,
 			"-Dnacos.remote.grpc.listen.ip=127.0.0.1", "-Dderby.stream.error.file=" + filepath.Join(dir, "derby.log"), "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC",
 			"--add-opens=java.base/java.lang=ALL-UNNAMED", "--add-opens=java.base/java.util=ALL-UNNAMED",
 			"-cp", cp, "Launcher", "--spring.config.additional-location=file:" + filepath.Dir(properties) + "/"},

@@ -105,7 +105,7 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 		return nil, err
 	}
 	jvm := func(main, file, direct, heap string) []string {
-		return []string{"java", "-Drocketmq.home.dir=" + dir, "-Duser.home=" + dir,
+		return []string{"java", "-Drocketmq.home.dir=" + dir, "-Duser.home=" + dir, "-Djava.io.tmpdir=" + dir,
 			"--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
 			"--add-opens=java.base/sun.nio.ch=ALL-UNNAMED", "--add-opens=java.base/java.nio=ALL-UNNAMED",
 			"-Xms128m", "-Xmx" + heap, "-XX:MaxDirectMemorySize=" + direct, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4",
