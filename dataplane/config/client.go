@@ -89,7 +89,9 @@ type Client struct {
 	cfg   Config
 	scope []string
 	disk  disk
-	mem   *memory
+	// loaded is closed when disk was read.
+	loaded chan struct{}
+	mem    *memory
 	// confirmed: a control plane has answered since the start.
 	confirmed bool
 	// resync: streams start from nothing until one has brought the whole.
@@ -118,7 +120,7 @@ func New(cfg Config) *Client {
 			*d.field = d.value
 		}
 	}
-	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, mem: &memory{resources: map[string]*kept{}}, metrics: clientMetrics{
+	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: &memory{resources: map[string]*kept{}}, metrics: clientMetrics{
 		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
@@ -161,10 +163,14 @@ func scopeOf(namespaces []string) []string {
 // minRetry is the wait after the first failure.
 const minRetry = 100 * time.Millisecond
 
+// Loaded is closed when what is on disk is in force, or there is nothing.
+func (c *Client) Loaded() <-chan struct{} { return c.loaded }
+
 // Run puts the configuration from disk in force, if there is one, and then
 // follows the control planes until ctx ends.
 func (c *Client) Run(ctx context.Context) error {
 	c.loadDisk(ctx)
+	close(c.loaded)
 	retry := minRetry
 	at := 0
 	if n := len(c.cfg.Addresses); n > 1 {

@@ -437,6 +437,9 @@ func TestWithoutControlPlane(t *testing.T) {
 	g.stop()
 	began := time.Now()
 	g = startProxy(ctx, t, dir, cp.Addrs().Discovery)
+	if code, body := g.post("orders", "early", binary("2a")); code != http.StatusOK {
+		t.Errorf("who comes first is answered with %d %s", code, body)
+	}
 	if err := g.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -447,7 +450,7 @@ func TestWithoutControlPlane(t *testing.T) {
 	if m, err = g.join(ctx, "billing"); err != nil {
 		t.Fatal(err)
 	}
-	m.mustTake("2=two")
+	m.mustTake("2=two", "2a=early")
 	if code, body := g.post("orders", "three", binary("3")); code != http.StatusOK {
 		t.Errorf("after the restart: %d %s", code, body)
 	}
