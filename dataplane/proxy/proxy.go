@@ -239,11 +239,19 @@ func (p *Proxy) Run(ctx context.Context) error {
 	for _, e := range p.engine.push {
 		r.start(&r.push, e.name, e.run)
 	}
-	for _, f := range p.engine.frontends {
-		r.start(&r.frontends, f.name, func(ctx context.Context) error { return f.serve(ctx, p.listeners[f.name]) })
-	}
 	r.start(&r.config, "configuration", p.client.Run)
 	r.start(&r.config, "stores", p.runAgain)
+	for _, f := range p.engine.frontends {
+		r.start(&r.frontends, f.name, func(ctx context.Context) error {
+			// Who connects meanwhile waits for the configuration from disk
+			// instead of hearing that there is none.
+			select {
+			case <-p.client.Loaded():
+			case <-ctx.Done():
+			}
+			return f.serve(ctx, p.listeners[f.name])
+		})
+	}
 	var err error
 	select {
 	case <-ctx.Done():
