@@ -197,3 +197,15 @@ func BenchmarkDecodeProto(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkDecodeJSONBatch(b *testing.B) {
+	one := `{"specversion":"1.0","id":"1","source":"/bench","type":"bench","subject":"a/b","datacontenttype":"text/plain","data":"` + strings.Repeat("x", 1024) + `"}`
+	batch := []byte("[" + one + strings.Repeat(","+one, 15) + "]")
+	b.SetBytes(int64(len(batch)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if events, wrong, err := DecodeJSONBatch(batch); err != nil || wrong != nil || len(events) != 16 {
+			b.Fatal(len(events), wrong, err)
+		}
+	}
+}

@@ -13,81 +13,85 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/weft-mesh/weft/pkg/event"
 )
 
 // MaxBatch bounds the events of a batch.
 const MaxBatch = 1000
 
-// DecodeJSON decodes one event in the JSON format. The event is not validated.
+// DecodeJSON decodes one event in the JSON format. Data of the event may be part
+// of b, which must not be changed afterwards. The event is not validated.
 func DecodeJSON(b []byte) (event.Event, error) {
-	if !utf8.Valid(b) {
-		return event.Event{}, errors.New("the JSON is not valid UTF-8")
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.UseNumber()
-	e, err := decodeObject(dec)
+	r := newReader(b)
+	e, err := r.event()
 	if err != nil {
 		return e, err
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+	if !r.atEnd() {
 		return e, errors.New("there is something behind the event's JSON object")
 	}
 	return e, nil
 }
 
-// DecodeJSONBatch decodes a batch. An event that is wrong has an error at its
-// place in wrong, which is nil where every event was read; err is for a batch
-// that cannot be told apart into events.
+// DecodeJSONBatch decodes a batch, as DecodeJSON does an event. An event that is
+// wrong has an error at its place in wrong, which is nil where every event was
+// read; err is for a batch that cannot be told apart into events.
 func DecodeJSONBatch(b []byte) (events []event.Event, wrong []error, err error) {
-	if !utf8.Valid(b) {
-		return nil, nil, errors.New("the JSON is not valid UTF-8")
+	r := newReader(b)
+	if err := r.batchBegin(); err != nil {
+		return nil, nil, err
 	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.UseNumber()
-	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
-		return nil, nil, errors.New("a batch is a JSON array of events")
-	}
-	for dec.More() {
+	for r.dec.PeekKind() != jsontext.KindEndArray {
 		if len(events) == MaxBatch {
 			return nil, nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
 		}
-		e, err := decodeObject(dec)
+		e, err := r.event()
 		if err != nil {
 			return decodeEach(b)
 		}
 		events = append(events, e)
 	}
-	return events, nil, batchEnd(dec, len(events))
+	return events, nil, r.batchEnd(len(events))
 }
 
 // decodeEach decodes a batch with something wrong in it, value by value, so that
 // what is wrong is known of each event.
 func decodeEach(b []byte) (events []event.Event, wrong []error, err error) {
-	dec := json.NewDecoder(bytes.NewReader(b))
-	if _, err := dec.Token(); err != nil {
+	r := newReader(b, jsontext.AllowDuplicateNames(true)) // that is for each to say
+	if err := r.batchBegin(); err != nil {
 		return nil, nil, err
 	}
-	for dec.More() {
+	for r.dec.PeekKind() != jsontext.KindEndArray {
 		if len(events) == MaxBatch {
 			return nil, nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
 		}
-		var raw json.RawMessage
-		if err := dec.Decode(&raw); err != nil {
+		raw, err := r.value()
+		if err != nil {
 			return nil, nil, fmt.Errorf("event %d: %w", len(events), err)
 		}
 		e, err := DecodeJSON(raw)
 		events, wrong = append(events, e), append(wrong, err)
 	}
-	return events, wrong, batchEnd(dec, len(events))
+	return events, wrong, r.batchEnd(len(events))
+}
+
+// batchBegin reads the beginning of a batch.
+func (r *reader) batchBegin() error {
+	if r.dec.PeekKind() != jsontext.KindBeginArray {
+		return errors.New("a batch is a JSON array of events")
+	}
+	_, err := r.dec.ReadToken()
+	return err
 }
 
 // batchEnd reads the end of a batch of n events.
-func batchEnd(dec *json.Decoder, n int) error {
-	if _, err := dec.Token(); err != nil {
-		return fmt.Errorf("the batch does not end: %w", err)
+func (r *reader) batchEnd(n int) error {
+	if _, err := r.dec.ReadToken(); err != nil {
+		return fmt.Errorf("the batch does not end: %w", syntax(err))
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+	if !r.atEnd() {
 		return errors.New("there is something behind the batch")
 	}
 	if n == 0 {
@@ -96,30 +100,85 @@ func batchEnd(dec *json.Decoder, n int) error {
 	return nil
 }
 
-func decodeObject(dec *json.Decoder) (event.Event, error) {
+// reader reads JSON (RFC 8259, with unique names and valid UTF-8: RFC 7493) and
+// gives parts of its input instead of copies.
+type reader struct {
+	dec *jsontext.Decoder
+	b   []byte
+}
+
+func newReader(b []byte, o ...jsontext.Options) *reader {
+	return &reader{jsontext.NewDecoder(bytes.NewBuffer(b), o...), b}
+}
+
+// value is the next value as it stands in the input.
+func (r *reader) value() ([]byte, error) {
+	v, err := r.dec.ReadValue()
+	if err != nil {
+		return nil, syntax(err)
+	}
+	end := int(r.dec.InputOffset())
+	return r.b[end-len(v) : end : end], nil
+}
+
+func (r *reader) atEnd() bool {
+	_, err := r.dec.ReadToken()
+	return errors.Is(err, io.EOF)
+}
+
+// syntax is what is wrong with the JSON and where.
+func syntax(err error) error {
+	s, ok := errors.AsType[*jsontext.SyntacticError](err)
+	switch {
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	case !ok:
+		return err
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		return fmt.Errorf("member %q is there twice", clip(s.JSONPointer.LastToken()))
+	}
+	return fmt.Errorf("%w, at byte %d", s.Err, s.ByteOffset)
+}
+
+// text is the string that raw is; raw is valid JSON.
+func text(raw []byte) (string, error) {
+	if raw[0] != '"' {
+		return "", errors.New("is not a string")
+	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return string(raw[1 : len(raw)-1]), nil
+	}
+	b, err := jsontext.AppendUnquote(nil, raw)
+	return string(b), err
+}
+
+// event reads one event.
+func (r *reader) event() (event.Event, error) {
 	var e event.Event
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		if err != nil {
+	if kind := r.dec.PeekKind(); kind != jsontext.KindBeginObject {
+		if _, err := r.value(); err != nil {
 			return e, fmt.Errorf("not a JSON object: %w", err)
 		}
 		return e, errors.New("an event is a JSON object")
 	}
-	var data, data64 json.RawMessage
-	seen := map[string]bool{}
-	for dec.More() {
-		t, err := dec.Token()
+	if _, err := r.dec.ReadToken(); err != nil {
+		return e, syntax(err)
+	}
+	var data, data64 []byte
+	version := false
+	for n := 0; r.dec.PeekKind() != jsontext.KindEndObject; n++ {
+		if n > event.MaxAttributes+16 {
+			return e, fmt.Errorf("the event has more than %d attributes", event.MaxAttributes)
+		}
+		raw, err := r.value()
 		if err != nil {
 			return e, err
 		}
-		name, _ := t.(string)
-		if seen[name] {
-			return e, fmt.Errorf("member %q is there twice", clip(name))
+		name, err := text(raw)
+		if err != nil {
+			return e, err
 		}
-		if seen[name] = true; len(seen) > event.MaxAttributes+16 {
-			return e, fmt.Errorf("the event has more than %d attributes", event.MaxAttributes)
-		}
-		var raw json.RawMessage
-		if err := dec.Decode(&raw); err != nil {
+		if raw, err = r.value(); err != nil {
 			return e, fmt.Errorf("member %q: %w", clip(name), err)
 		}
 		switch name {
@@ -135,7 +194,7 @@ func decodeObject(dec *json.Decoder) (event.Event, error) {
 			return e, fmt.Errorf("attribute %q: %w", clip(name), err)
 		}
 		if name == event.AttrSpecVersion {
-			if value != event.SpecVersion {
+			if version = true; value != event.SpecVersion {
 				return e, fmt.Errorf("specversion is %q; this is for version 1.0", clip(value))
 			}
 			continue
@@ -147,10 +206,10 @@ func decodeObject(dec *json.Decoder) (event.Event, error) {
 			return e, err
 		}
 	}
-	if _, err := dec.Token(); err != nil {
-		return e, err
+	if _, err := r.dec.ReadToken(); err != nil {
+		return e, syntax(err)
 	}
-	if !seen[event.AttrSpecVersion] {
+	if !version {
 		return e, errors.New("specversion is missing")
 	}
 	event.SortAttrs(e.Ext)
@@ -158,12 +217,10 @@ func decodeObject(dec *json.Decoder) (event.Event, error) {
 }
 
 // attribute is the string form of an attribute's JSON value.
-func attribute(raw json.RawMessage) (string, error) {
+func attribute(raw []byte) (string, error) {
 	switch raw[0] {
 	case '"':
-		var s string
-		err := json.Unmarshal(raw, &s)
-		return s, err
+		return text(raw)
 	case 't', 'f':
 		return string(raw), nil
 	case 'n':
@@ -178,7 +235,7 @@ func attribute(raw json.RawMessage) (string, error) {
 	return strconv.FormatInt(n, 10), nil
 }
 
-func decodeData(e *event.Event, data, data64 json.RawMessage) error {
+func decodeData(e *event.Event, data, data64 []byte) error {
 	if string(data64) == "null" {
 		data64 = nil
 	}
@@ -186,8 +243,8 @@ func decodeData(e *event.Event, data, data64 json.RawMessage) error {
 	case data64 != nil && data != nil:
 		return errors.New("data and data_base64 are both there")
 	case data64 != nil:
-		var s string
-		if err := json.Unmarshal(data64, &s); err != nil {
+		s, err := text(data64)
+		if err != nil {
 			return errors.New("data_base64 is not a string")
 		}
 		b, err := base64.StdEncoding.DecodeString(s)
@@ -200,12 +257,14 @@ func decodeData(e *event.Event, data, data64 json.RawMessage) error {
 		// In the JSON format data without a content type are JSON.
 		e.DataContentType = first(e.DataContentType, "application/json")
 		e.Data = data
+	case data[0] == '"' && bytes.IndexByte(data, '\\') < 0:
+		e.Data = data[1 : len(data)-1]
 	case data[0] == '"':
-		var s string
-		if err := json.Unmarshal(data, &s); err != nil {
+		b, err := jsontext.AppendUnquote(nil, data)
+		if err != nil {
 			return fmt.Errorf("data: %w", err)
 		}
-		e.Data = []byte(s)
+		e.Data = b
 	default:
 		e.Data = data
 	}
