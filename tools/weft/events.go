@@ -132,6 +132,9 @@ until Ctrl-C.`,
 			if (len(args) == 1) == (len(tails) > 0) {
 				return errors.New("name a Subscription, or topics with --tail")
 			}
+			if len(args) == 1 && cmd.Flags().Changed("from") {
+				return errors.New("--from goes with --tail: where a Subscription begins is its own start")
+			}
 			c, err := proxy.dial()
 			if err != nil {
 				return err
@@ -169,8 +172,10 @@ until Ctrl-C.`,
 				}
 				err = c.Tail(ctx, namespace, tails, o, show)
 			}
-			if errors.Is(err, context.Canceled) {
-				return nil
+			mu.Lock()
+			defer mu.Unlock()
+			if errors.Is(err, context.Canceled) || most > 0 && seen == most {
+				return nil // what came beyond --max was given back
 			}
 			return err
 		}}

@@ -256,6 +256,14 @@ func applyDemo(ctx context.Context, addr string) error {
 	return err
 }
 
+// program is what this command was called as, to be called so again.
+func program() string {
+	if name := os.Args[0]; filepath.Base(name) == "weft" {
+		return name
+	}
+	return "weft"
+}
+
 func greet(cmd *cobra.Command, cp server.Addrs, px proxy.Addrs, data string, isNew bool) {
 	w := cmd.OutOrStdout()
 	fmt.Fprintf(w, `The mesh is up. Data: %s
@@ -272,10 +280,10 @@ Try, in another terminal:
   curl http://%s/v1/demo/topics/hello -H 'ce-specversion: 1.0' -H 'ce-id: 1' \
        -H 'ce-source: /me' -H 'ce-type: greeting' -H 'content-type: application/json' -d '{"hello": "world"}'
 
-  weft status
+  %s status
 
 Ctrl-C stops it.
-`, data, px.HTTP, px.GRPC, cp.Admin, px.Ops, cp.Ops, px.HTTP, px.HTTP)
+`, data, px.HTTP, px.GRPC, cp.Admin, px.Ops, cp.Ops, px.HTTP, px.HTTP, program())
 	if isNew {
 		fmt.Fprintln(w, "The folder was new: it has a demo topic, demo/hello, that \"local\" may use.")
 	}

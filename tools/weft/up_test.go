@@ -286,6 +286,14 @@ func TestQuickStart(t *testing.T) {
 		t.Errorf("orders.eu has %s", out)
 	}
 
+	// A tail with --max ends well though more is there.
+	if out := m.must("subscribe", "--tail", "orders", "--from", "beginning", "--max", "2"); strings.Count(out, "\n") != 2 {
+		t.Errorf("two events are %q", out)
+	}
+	if _, err := m.weft("subscribe", "billing", "--from", "beginning"); err == nil || !strings.Contains(err.Error(), "--tail") {
+		t.Errorf("--from of a Subscription: %v", err)
+	}
+
 	// A refusal names the rule; a change of the rules takes effect on what is
 	// open.
 	if msg := m.post("orders.audit", "text/plain", "x", 403, binary("1", "t")...); !strings.Contains(msg, "no AccessPolicy of namespace demo allows local") {
