@@ -414,6 +414,14 @@ func (st *stream) send(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregate
 		return nil
 	}
 	st.flight = &flight{at: snap, sent: time.Now(), parts: map[string][]sentResource{}}
+	for _, e := range d.put {
+		if v, ok := st.rejected[e.Name]; ok && v != e.Version() {
+			delete(st.rejected, e.Name) // a newer version may be good
+			st.mu.Lock()
+			delete(st.held, e.Name)
+			st.mu.Unlock()
+		}
+	}
 	chunk := &discoveryv3.DeltaDiscoveryResponse{}
 	size := 0
 	flush := func() error {
@@ -473,14 +481,6 @@ func (st *stream) send(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregate
 	st.server.metrics.sent.WithLabelValues("removed").Add(float64(len(d.removed)))
 	if err := flush(); err != nil {
 		return err
-	}
-	for _, e := range d.put {
-		if v, ok := st.rejected[e.Name]; ok && v != e.Version() {
-			delete(st.rejected, e.Name) // a newer version may be good
-			st.mu.Lock()
-			delete(st.held, e.Name)
-			st.mu.Unlock()
-		}
 	}
 	st.full, st.initial = false, nil
 	clear(st.fresh)
