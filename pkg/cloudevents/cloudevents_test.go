@@ -15,6 +15,7 @@ import (
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fuzztest"
 )
 
 func full() event.Event {
@@ -117,12 +118,12 @@ func TestProtoTypes(t *testing.T) {
 func FuzzJSON(f *testing.F) {
 	e := full()
 	f.Add(AppendJSON(nil, &e))
-	seeds(f, "*-structured.json")
+	fuzztest.Seeds(f, "*-structured.json")
 	f.Add([]byte(`{"specversion":"1.0","id":"1","source":"s","type":"t","data":"x","datacontenttype":"text/plain"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var e event.Event
 		var err error
-		if n := allocated(func() { e, err = DecodeJSON(b) }); n > 64*uint64(len(b))+slack {
+		if n := fuzztest.Allocated(func() { e, err = DecodeJSON(b) }); n > 64*uint64(len(b))+slack {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if err != nil || e.Validate() != nil {
@@ -143,11 +144,11 @@ func FuzzJSON(f *testing.F) {
 func FuzzProto(f *testing.F) {
 	e := full()
 	f.Add(AppendProto(nil, &e))
-	seeds(f, "*.pb")
+	fuzztest.Seeds(f, "*.pb")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var e event.Event
 		var err error
-		if n := allocated(func() { e, err = DecodeProto(b) }); n > 64*uint64(len(b))+slack {
+		if n := fuzztest.Allocated(func() { e, err = DecodeProto(b) }); n > 64*uint64(len(b))+slack {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if err != nil || e.Validate() != nil {

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"math"
 	"net/http"
-	"os"
-	"path/filepath"
 	"reflect"
 	"runtime"
 	"strings"
@@ -21,6 +19,7 @@ import (
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fuzztest"
 )
 
 // TestDataComesBack: data is what came in, whatever its content type says of it.
@@ -187,14 +186,14 @@ func FuzzJSONBatch(f *testing.F) {
 	e := full()
 	f.Add([]byte("[]"))
 	f.Add([]byte(`[{},5,null]`))
-	seeds(f, "*-batch.json")
+	fuzztest.Seeds(f, "*-batch.json")
 	f.Add(append(append([]byte("["), AppendJSON(nil, &e)...), ']'))
 	f.Add([]byte(`[{"specversion":"1.0","id":"1","source":"/curl","type":"t","data":{"a":1}},{"specversion":"1.0","id":"2","source":"/curl","type":"t","data_base64":"AAE="}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var list []event.Event
 		var wrong []error
 		var err error
-		if n := allocated(func() { list, wrong, err = DecodeJSONBatch(b) }); n > 512*uint64(len(b))+slack {
+		if n := fuzztest.Allocated(func() { list, wrong, err = DecodeJSONBatch(b) }); n > 512*uint64(len(b))+slack {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if err != nil {
@@ -225,31 +224,6 @@ func FuzzJSONBatch(f *testing.F) {
 
 // slack is what may be allocated beside.
 const slack = 256 << 10
-
-// allocated is how many bytes do allocates.
-func allocated(do func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
-
-// seeds adds captures from real clients; testdata/captures/README.md says which.
-func seeds(f *testing.F, pattern string) {
-	f.Helper()
-	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
-	if err != nil || len(files) == 0 {
-		f.Fatalf("captures %s: %v, %v", pattern, files, err)
-	}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-}
 
 // FuzzEncode: whatever is valid comes back from each format, and the SDK reads
 // the JSON as the same event.

@@ -3,47 +3,21 @@ package nacos
 import (
 	"errors"
 	"net/http"
-	"os"
-	"path/filepath"
-	"runtime"
 	"testing"
+
+	"github.com/weft-mesh/weft/pkg/fuzztest"
 )
-
-// seeds adds captures from real servers; testdata/captures/README.md says which.
-func seeds(f *testing.F, pattern string) {
-	f.Helper()
-	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
-	if err != nil || len(files) == 0 {
-		f.Fatalf("captures %s: %v, %v", pattern, files, err)
-	}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-}
-
-// allocated is how many bytes do allocates.
-func allocated(do func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
 
 // FuzzAnswer: whatever Nacos answers is an error or gives instances that can be
 // used, and costs memory in proportion to what came.
 func FuzzAnswer(f *testing.F) {
-	seeds(f, "*.json")
+	fuzztest.Seeds(f, "*.json")
 	f.Add([]byte(`{"code":0,"data":[null,{"weight":-1},{"weight":1e300,"metadata":{"weft-id":"a","weft-port-grpc":"99999"}}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var list []entry
 		var s service
 		var err error
-		n := allocated(func() {
+		n := fuzztest.Allocated(func() {
 			err = decodeAnswer("/list", http.StatusOK, b, &list)
 			_ = decodeAnswer("/service", http.StatusOK, b, &s)
 		})

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math"
 	"math/rand/v2"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/fuzztest"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -258,7 +258,7 @@ func FuzzRecord(f *testing.F) {
 		var e event.Event
 		var stored time.Time
 		var err error
-		if n := allocated(func() { e, stored, err = decodeRecord(b) }); n > 64*uint64(len(b))+256<<10 {
+		if n := fuzztest.Allocated(func() { e, stored, err = decodeRecord(b) }); n > 64*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if err != nil {
@@ -269,15 +269,6 @@ func FuzzRecord(f *testing.F) {
 			t.Errorf("%+v %v, then %+v %v %v", e, stored, again, at, err)
 		}
 	})
-}
-
-// allocated is how many bytes do allocates.
-func allocated(do func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
 }
 
 // FuzzGroup: a group's state is refused, or means what is written for it again:
@@ -291,7 +282,7 @@ func FuzzGroup(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var g *group
 		var err error
-		if n := allocated(func() { g, err = decodeGroup(s, &topic{}, "g", b) }); n > 512*uint64(len(b))+256<<10 {
+		if n := fuzztest.Allocated(func() { g, err = decodeGroup(s, &topic{}, "g", b) }); n > 512*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if err != nil {

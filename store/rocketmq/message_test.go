@@ -7,13 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fuzztest"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -138,12 +138,12 @@ func FuzzMessages(f *testing.F) {
 	f.Add(stored(flagCompressed, 7, []byte("x"), "a\x01b\x02"))
 	f.Add(stored(flagBornHostV6|flagStoreHostV6, 7, nil, ""))
 	f.Add([]byte{0, 0, 0, 71})
-	seeds(f, "pull-*")
+	fuzztest.Seeds(f, "pull-*")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var ms []message
 		var err error
 		// A compressed body inflates to at most a thousand times its length.
-		if n := allocated(func() { ms, err = decodeMessages(b) }); n > 4096*uint64(len(b))+1<<20 {
+		if n := fuzztest.Allocated(func() { ms, err = decodeMessages(b) }); n > 4096*uint64(len(b))+1<<20 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if err != nil {
@@ -183,40 +183,15 @@ func TestRoute(t *testing.T) {
 	}
 }
 
-// seeds adds captures from real servers; testdata/captures/README.md says which.
-func seeds(f *testing.F, pattern string) {
-	f.Helper()
-	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
-	if err != nil || len(files) == 0 {
-		f.Fatalf("captures %s: %v, %v", pattern, files, err)
-	}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-}
-
-// allocated is how many bytes do allocates.
-func allocated(do func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
-
 // FuzzAnswer: what is JSON is read as it is, numbers as keys change nothing
 // else, and a route has no more queues than it may.
 func FuzzAnswer(f *testing.F) {
-	seeds(f, "answer-*")
+	fuzztest.Seeds(f, "answer-*")
 	f.Add([]byte(`{0:{1:"a,2:b"}, "x\\":[{3:4}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var plain, got any
 		var err error
-		if n := allocated(func() { err = decodeJSON(b, &got) }); n > 512*uint64(len(b))+256<<10 {
+		if n := fuzztest.Allocated(func() { err = decodeJSON(b, &got) }); n > 512*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if json.Unmarshal(b, &plain) == nil {

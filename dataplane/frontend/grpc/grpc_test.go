@@ -10,9 +10,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +40,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/fuzztest"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/embedded"
@@ -767,12 +765,12 @@ func FuzzPublishRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
-	seeds(f, "publish*")
+	fuzztest.Seeds(f, "publish*")
 	f.Add(protowire.AppendVarint(protowire.AppendTag(nil, 3, protowire.BytesType), 1<<31))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var mine publishRequest
 		var err error
-		if n := allocated(func() { err = mine.unmarshal(b) }); n > 512*uint64(len(b))+256<<10 {
+		if n := fuzztest.Allocated(func() { err = mine.unmarshal(b) }); n > 512*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if mine.wrong != nil && (len(mine.wrong) > len(mine.events) || mine.wrong[len(mine.wrong)-1] == nil) {
@@ -797,11 +795,11 @@ func FuzzPublishRequest(f *testing.F) {
 // FuzzSubscribeRequest: what a receiver says is refused, or is within the bounds
 // of what may be asked for.
 func FuzzSubscribeRequest(f *testing.F) {
-	seeds(f, "subscribe-*")
+	fuzztest.Seeds(f, "subscribe-*")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		req := &eventsv1.SubscribeRequest{}
 		var err error
-		n := allocated(func() { err = codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, req) })
+		n := fuzztest.Allocated(func() { err = codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, req) })
 		if n > 256*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
@@ -823,31 +821,6 @@ func FuzzSubscribeRequest(f *testing.F) {
 			}
 		}
 	})
-}
-
-// seeds adds captures from real clients; testdata/captures/README.md says which.
-func seeds(f *testing.F, pattern string) {
-	f.Helper()
-	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
-	if err != nil || len(files) == 0 {
-		f.Fatalf("captures %s: %v, %v", pattern, files, err)
-	}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-}
-
-// allocated is how many bytes do allocates.
-func allocated(do func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
 }
 
 // TestDeliveries: generated code reads what the hand-written encoder wrote.

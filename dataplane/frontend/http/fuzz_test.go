@@ -8,9 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -19,6 +16,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/fuzztest"
 	"github.com/weft-mesh/weft/pkg/names"
 )
 
@@ -54,36 +52,11 @@ func (r *recorder) Tail(_ context.Context, _ *policy.Principal, req delivery.Tai
 	return nil, fault.New(fault.NotFound, "test", "nothing", "there is nothing here")
 }
 
-// seeds adds captures from real clients; testdata/captures/README.md says which.
-func seeds(f *testing.F, pattern string) {
-	f.Helper()
-	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
-	if err != nil || len(files) == 0 {
-		f.Fatalf("captures %s: %v, %v", pattern, files, err)
-	}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-}
-
-// allocated is how many bytes do allocates.
-func allocated(do func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
-
 // FuzzRequest: whatever comes over HTTP is refused, or asks the mesh for exactly
 // the topic that stands in its path, as somebody who was asked for credentials,
 // and costs memory in proportion to what came.
 func FuzzRequest(f *testing.F) {
-	seeds(f, "*.http")
+	fuzztest.Seeds(f, "*.http")
 	for _, path := range []string{"/v1/demo/topics/%6frders", "/v1/demo/topics/../orders", "/v1/demo%2Ftopics/orders", "/v1/demo/topics/%3E/events", "//v1/demo/topics/orders", "/v1/demo/topics/a%00b"} {
 		f.Add([]byte("POST " + path + " HTTP/1.1\r\nHost: x\r\nAuthorization: bearer  weft_a_b \r\nce-specversion: 1.0\r\n\r\n"))
 		f.Add([]byte("GET " + path + " HTTP/1.1\r\nHost: x\r\nLast-Event-ID: AQAAAA\r\n\r\n"))
@@ -97,7 +70,7 @@ func FuzzRequest(f *testing.F) {
 		mesh := &recorder{}
 		s := New(Config{Mesh: mesh, MaxBody: 1 << 20, Log: slog.New(slog.DiscardHandler)})
 		rec := httptest.NewRecorder()
-		n := allocated(func() { s.ServeHTTP(rec, req) })
+		n := fuzztest.Allocated(func() { s.ServeHTTP(rec, req) })
 		_, _ = io.Copy(io.Discard, req.Body)
 		if most := 512*uint64(len(b)) + 256<<10; n > most {
 			t.Errorf("%d bytes for %d", n, len(b))

@@ -3,11 +3,10 @@ package remoting
 import (
 	"bytes"
 	"encoding/binary"
-	"os"
-	"path/filepath"
 	"reflect"
-	"runtime"
 	"testing"
+
+	"github.com/weft-mesh/weft/pkg/fuzztest"
 )
 
 func frame(header string, body string) []byte {
@@ -34,42 +33,17 @@ func TestLooseFields(t *testing.T) {
 	}
 }
 
-// seeds adds captures from real servers; testdata/captures/README.md says which.
-func seeds(f *testing.F, pattern string) {
-	f.Helper()
-	files, err := filepath.Glob(filepath.Join("testdata", "captures", pattern))
-	if err != nil || len(files) == 0 {
-		f.Fatalf("captures %s: %v, %v", pattern, files, err)
-	}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-}
-
-// allocated is how many bytes do allocates.
-func allocated(do func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
-
 // FuzzDecode: a frame is refused, or comes back from what is sent for it, and
 // costs memory in proportion to its length.
 func FuzzDecode(f *testing.F) {
-	seeds(f, "[a-z]*")
+	fuzztest.Seeds(f, "[a-z]*")
 	f.Add(frame(`{"code":0,"extFields":{"a":1,"b":null,"c":1e400}}`, ""))
 	f.Add([]byte{0, 0xff, 0xff, 0xff})
 	f.Add([]byte{1, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var c *Command
 		var err error
-		if n := allocated(func() { c, err = Decode(b) }); n > 256*uint64(len(b))+256<<10 {
+		if n := fuzztest.Allocated(func() { c, err = Decode(b) }); n > 256*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if err != nil {
@@ -97,7 +71,7 @@ func FuzzStream(f *testing.F) {
 	f.Add([]byte{1, 0xff, 0xff, 0xff, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c := &Conn{pending: map[int32]chan *Command{}}
-		n := allocated(func() { err = c.readAll(bytes.NewReader(b)) })
+		n := fuzztest.Allocated(func() { err = c.readAll(bytes.NewReader(b)) })
 		if err == nil || n > 256*uint64(len(b))+4<<20 {
 			t.Errorf("%d bytes for %d, %v", n, len(b), err)
 		}
