@@ -39,6 +39,8 @@ const (
 	ApplyResult_OUTCOME_UPDATED ApplyResult_Outcome = 2
 	// It was there with this content.
 	ApplyResult_OUTCOME_UNCHANGED ApplyResult_Outcome = 3
+	// It is gone.
+	ApplyResult_OUTCOME_DELETED ApplyResult_Outcome = 4
 )
 
 // Enum value maps for ApplyResult_Outcome.
@@ -48,12 +50,14 @@ var (
 		1: "OUTCOME_CREATED",
 		2: "OUTCOME_UPDATED",
 		3: "OUTCOME_UNCHANGED",
+		4: "OUTCOME_DELETED",
 	}
 	ApplyResult_Outcome_value = map[string]int32{
 		"OUTCOME_UNSPECIFIED": 0,
 		"OUTCOME_CREATED":     1,
 		"OUTCOME_UPDATED":     2,
 		"OUTCOME_UNCHANGED":   3,
+		"OUTCOME_DELETED":     4,
 	}
 )
 
@@ -138,7 +142,60 @@ func (x Condition_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Condition_State.Descriptor instead.
 func (Condition_State) EnumDescriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{16, 0}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{19, 0}
+}
+
+// What to do.
+type CommandProxiesRequest_Command int32
+
+const (
+	// Not allowed.
+	CommandProxiesRequest_COMMAND_UNSPECIFIED CommandProxiesRequest_Command = 0
+	// Sync everything from nothing.
+	CommandProxiesRequest_COMMAND_RESYNC CommandProxiesRequest_Command = 1
+	// Stop gracefully.
+	CommandProxiesRequest_COMMAND_DRAIN CommandProxiesRequest_Command = 2
+)
+
+// Enum value maps for CommandProxiesRequest_Command.
+var (
+	CommandProxiesRequest_Command_name = map[int32]string{
+		0: "COMMAND_UNSPECIFIED",
+		1: "COMMAND_RESYNC",
+		2: "COMMAND_DRAIN",
+	}
+	CommandProxiesRequest_Command_value = map[string]int32{
+		"COMMAND_UNSPECIFIED": 0,
+		"COMMAND_RESYNC":      1,
+		"COMMAND_DRAIN":       2,
+	}
+)
+
+func (x CommandProxiesRequest_Command) Enum() *CommandProxiesRequest_Command {
+	p := new(CommandProxiesRequest_Command)
+	*p = x
+	return p
+}
+
+func (x CommandProxiesRequest_Command) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CommandProxiesRequest_Command) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_admin_v1alpha1_admin_proto_enumTypes[2].Descriptor()
+}
+
+func (CommandProxiesRequest_Command) Type() protoreflect.EnumType {
+	return &file_weft_admin_v1alpha1_admin_proto_enumTypes[2]
+}
+
+func (x CommandProxiesRequest_Command) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CommandProxiesRequest_Command.Descriptor instead.
+func (CommandProxiesRequest_Command) EnumDescriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{33, 0}
 }
 
 // ApplyRequest is one change.
@@ -147,9 +204,13 @@ type ApplyRequest struct {
 	// At most 100 resources, 1 MiB and 120 writes (a new Topic takes two).
 	Resources []*v1alpha1.Resource `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Check and answer, write nothing.
-	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Deleted in the same transaction.
+	Delete []*DeleteTarget `protobuf:"bytes,3,rep,name=delete,proto3" json:"delete,omitempty"`
+	// The change may remove more than the control plane's share of what exists.
+	AllowMassRemoval bool `protobuf:"varint,4,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ApplyRequest) Reset() {
@@ -196,13 +257,27 @@ func (x *ApplyRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *ApplyRequest) GetDelete() []*DeleteTarget {
+	if x != nil {
+		return x.Delete
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetAllowMassRemoval() bool {
+	if x != nil {
+		return x.AllowMassRemoval
+	}
+	return false
+}
+
 // ApplyResponse is what an Apply did or, with dry_run, would do.
 type ApplyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The etcd revision of the change; with dry_run or without any change the
 	// one that was compared with.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// One for each resource, in the request's order.
+	// One for each resource, in the request's order, then one for each deleted.
 	Results       []*ApplyResult `protobuf:"bytes,2,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -262,7 +337,9 @@ type ApplyResult struct {
 	// Its version now.
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	// Its uid.
-	Uid           string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Uid string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	// What was there before, without a version; unset for what is new.
+	Before        *v1alpha1.Resource `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -323,6 +400,13 @@ func (x *ApplyResult) GetUid() string {
 		return x.Uid
 	}
 	return ""
+}
+
+func (x *ApplyResult) GetBefore() *v1alpha1.Resource {
+	if x != nil {
+		return x.Before
+	}
+	return nil
 }
 
 // GetRequest names a resource.
@@ -578,9 +662,11 @@ type DeleteRequest struct {
 	// At most 100.
 	Targets []*DeleteTarget `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
 	// Check and answer, write nothing.
-	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// The change may remove more than the control plane's share of what exists.
+	AllowMassRemoval bool `protobuf:"varint,3,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
@@ -623,6 +709,13 @@ func (x *DeleteRequest) GetTargets() []*DeleteTarget {
 func (x *DeleteRequest) GetDryRun() bool {
 	if x != nil {
 		return x.DryRun
+	}
+	return false
+}
+
+func (x *DeleteRequest) GetAllowMassRemoval() bool {
+	if x != nil {
+		return x.AllowMassRemoval
 	}
 	return false
 }
@@ -871,7 +964,21 @@ func (x *WatchResponse) GetInitialEnd() bool {
 type GetStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The namespace of resources to show; every one when empty.
-	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Only the proxies of the answering replica; else those of all replicas.
+	Local bool `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"`
+	// Most proxies to list, at most 10,000; 1,000 when 0. Those that have not the newest
+	// configuration, or refuse some of it, come first; all are counted.
+	MaxProxies uint32 `protobuf:"varint,3,opt,name=max_proxies,json=maxProxies,proto3" json:"max_proxies,omitempty"`
+	// Only this proxy.
+	NodeId string `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// The revision that proxies are counted against; the newest when 0.
+	AtRevision int64 `protobuf:"varint,5,opt,name=at_revision,json=atRevision,proto3" json:"at_revision,omitempty"`
+	// Leave resources out.
+	WithoutResources bool `protobuf:"varint,6,opt,name=without_resources,json=withoutResources,proto3" json:"without_resources,omitempty"`
+	// Most resources to list, at most 10,000; 1,000 when 0. Those that are not
+	// ready come first; all are counted.
+	MaxResources  uint32 `protobuf:"varint,7,opt,name=max_resources,json=maxResources,proto3" json:"max_resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -913,6 +1020,48 @@ func (x *GetStatusRequest) GetNamespace() string {
 	return ""
 }
 
+func (x *GetStatusRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+func (x *GetStatusRequest) GetMaxProxies() uint32 {
+	if x != nil {
+		return x.MaxProxies
+	}
+	return 0
+}
+
+func (x *GetStatusRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *GetStatusRequest) GetAtRevision() int64 {
+	if x != nil {
+		return x.AtRevision
+	}
+	return 0
+}
+
+func (x *GetStatusRequest) GetWithoutResources() bool {
+	if x != nil {
+		return x.WithoutResources
+	}
+	return false
+}
+
+func (x *GetStatusRequest) GetMaxResources() uint32 {
+	if x != nil {
+		return x.MaxResources
+	}
+	return 0
+}
+
 // GetStatusResponse is the state of the mesh as the answering replica sees it.
 type GetStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -920,14 +1069,24 @@ type GetStatusResponse struct {
 	Lineage string `protobuf:"bytes,1,opt,name=lineage,proto3" json:"lineage,omitempty"`
 	// The newest revision that the replica has read.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Proxies with an open discovery stream at this replica, by node id.
+	// Proxies: those that lack something first, then by node id.
 	Proxies []*ProxyStatus `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
-	// Resources with conditions.
+	// Resources with conditions: those that are not ready first, then by name.
 	Resources []*ResourceStatus `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Version of the replica.
-	Version       string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Version string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	// Proxies in numbers, listed or not.
+	Fleet *FleetSummary `protobuf:"bytes,6,opt,name=fleet,proto3" json:"fleet,omitempty"`
+	// Control-plane replicas, by id.
+	Replicas []*ReplicaStatus `protobuf:"bytes,7,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// What an operator must look at.
+	Alarms []*Alarm `protobuf:"bytes,8,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	// How many resources there are in the selection, and how many are not ready.
+	ResourcesTotal uint32 `protobuf:"varint,9,opt,name=resources_total,json=resourcesTotal,proto3" json:"resources_total,omitempty"`
+	// Of them, how many are not ready.
+	ResourcesNotReady uint32 `protobuf:"varint,10,opt,name=resources_not_ready,json=resourcesNotReady,proto3" json:"resources_not_ready,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -995,6 +1154,305 @@ func (x *GetStatusResponse) GetVersion() string {
 	return ""
 }
 
+func (x *GetStatusResponse) GetFleet() *FleetSummary {
+	if x != nil {
+		return x.Fleet
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetReplicas() []*ReplicaStatus {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetAlarms() []*Alarm {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetResourcesTotal() uint32 {
+	if x != nil {
+		return x.ResourcesTotal
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetResourcesNotReady() uint32 {
+	if x != nil {
+		return x.ResourcesNotReady
+	}
+	return 0
+}
+
+// FleetSummary counts proxies.
+type FleetSummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Known ones: connected, or seen within the time after which one is forgotten.
+	Known uint32 `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	// With a stream at some replica.
+	Connected uint32 `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	// Connected, with all of the revision that was asked for.
+	Current uint32 `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
+	// Connected, without it yet.
+	Behind uint32 `protobuf:"varint,4,opt,name=behind,proto3" json:"behind,omitempty"`
+	// Connected, and refusing something.
+	Refusing uint32 `protobuf:"varint,5,opt,name=refusing,proto3" json:"refusing,omitempty"`
+	// Connected, and not sent something that they cannot enforce.
+	Withheld uint32 `protobuf:"varint,6,opt,name=withheld,proto3" json:"withheld,omitempty"`
+	// Not connected.
+	Disconnected  uint32 `protobuf:"varint,7,opt,name=disconnected,proto3" json:"disconnected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FleetSummary) Reset() {
+	*x = FleetSummary{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FleetSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FleetSummary) ProtoMessage() {}
+
+func (x *FleetSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FleetSummary.ProtoReflect.Descriptor instead.
+func (*FleetSummary) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *FleetSummary) GetKnown() uint32 {
+	if x != nil {
+		return x.Known
+	}
+	return 0
+}
+
+func (x *FleetSummary) GetConnected() uint32 {
+	if x != nil {
+		return x.Connected
+	}
+	return 0
+}
+
+func (x *FleetSummary) GetCurrent() uint32 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *FleetSummary) GetBehind() uint32 {
+	if x != nil {
+		return x.Behind
+	}
+	return 0
+}
+
+func (x *FleetSummary) GetRefusing() uint32 {
+	if x != nil {
+		return x.Refusing
+	}
+	return 0
+}
+
+func (x *FleetSummary) GetWithheld() uint32 {
+	if x != nil {
+		return x.Withheld
+	}
+	return 0
+}
+
+func (x *FleetSummary) GetDisconnected() uint32 {
+	if x != nil {
+		return x.Disconnected
+	}
+	return 0
+}
+
+// ReplicaStatus is one replica of the control plane.
+type ReplicaStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Drawn at its start.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Address of its admin API, for other replicas.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// Its version.
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// The newest revision that it has read.
+	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Discovery streams at it.
+	Streams uint32 `protobuf:"varint,5,opt,name=streams,proto3" json:"streams,omitempty"`
+	// Offices that it holds ("provision", "registry").
+	Offices []string `protobuf:"bytes,6,rep,name=offices,proto3" json:"offices,omitempty"`
+	// Why it could not be asked; empty where it answered.
+	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaStatus) Reset() {
+	*x = ReplicaStatus{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaStatus) ProtoMessage() {}
+
+func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
+func (*ReplicaStatus) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReplicaStatus) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetStreams() uint32 {
+	if x != nil {
+		return x.Streams
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetOffices() []string {
+	if x != nil {
+		return x.Offices
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// Alarm is something that an operator must look at.
+type Alarm struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What, one word ("RestoreSuspected", "Quarantined", "RegistryUnreachable").
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What, and what to do.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// Since when.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alarm) Reset() {
+	*x = Alarm{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alarm) ProtoMessage() {}
+
+func (x *Alarm) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
+func (*Alarm) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Alarm) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Alarm) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Alarm) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // ProxyStatus is one proxy.
 type ProxyStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1011,14 +1469,24 @@ type ProxyStatus struct {
 	// The revision that was acknowledged last, with rejections or without.
 	AckedRevision int64 `protobuf:"varint,6,opt,name=acked_revision,json=ackedRevision,proto3" json:"acked_revision,omitempty"`
 	// What it refused and still refuses.
-	Rejections    []*v1alpha11.Rejection `protobuf:"bytes,7,rep,name=rejections,proto3" json:"rejections,omitempty"`
+	Rejections []*v1alpha11.Rejection `protobuf:"bytes,7,rep,name=rejections,proto3" json:"rejections,omitempty"`
+	// Whether it has a stream now.
+	Connected bool `protobuf:"varint,8,opt,name=connected,proto3" json:"connected,omitempty"`
+	// When it was last known to be connected.
+	LastSeen *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	// The replica that it is, or was last, connected to.
+	Replica string `protobuf:"bytes,10,opt,name=replica,proto3" json:"replica,omitempty"`
+	// What it said last; unset for a node that does not report.
+	Report *v1alpha11.ReportStatusRequest `protobuf:"bytes,11,opt,name=report,proto3" json:"report,omitempty"`
+	// What it is not sent, and why.
+	Withheld      []*v1alpha1.Withheld `protobuf:"bytes,12,rep,name=withheld,proto3" json:"withheld,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProxyStatus) Reset() {
 	*x = ProxyStatus{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[14]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1498,7 @@ func (x *ProxyStatus) String() string {
 func (*ProxyStatus) ProtoMessage() {}
 
 func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[14]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1511,7 @@ func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatus.ProtoReflect.Descriptor instead.
 func (*ProxyStatus) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{14}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProxyStatus) GetNodeId() string {
@@ -1095,6 +1563,41 @@ func (x *ProxyStatus) GetRejections() []*v1alpha11.Rejection {
 	return nil
 }
 
+func (x *ProxyStatus) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *ProxyStatus) GetLastSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeen
+	}
+	return nil
+}
+
+func (x *ProxyStatus) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ProxyStatus) GetReport() *v1alpha11.ReportStatusRequest {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *ProxyStatus) GetWithheld() []*v1alpha1.Withheld {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
 // ResourceStatus is what is known of one resource beside its content.
 type ResourceStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1108,7 +1611,7 @@ type ResourceStatus struct {
 
 func (x *ResourceStatus) Reset() {
 	*x = ResourceStatus{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[15]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1623,7 @@ func (x *ResourceStatus) String() string {
 func (*ResourceStatus) ProtoMessage() {}
 
 func (x *ResourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[15]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1636,7 @@ func (x *ResourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceStatus.ProtoReflect.Descriptor instead.
 func (*ResourceStatus) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{15}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResourceStatus) GetName() string {
@@ -1171,7 +1674,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[16]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1686,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[16]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1699,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{16}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Condition) GetType() string {
@@ -1234,28 +1737,1370 @@ func (x *Condition) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListHistoryRequest selects audit records.
+type ListHistoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only records about this kind; every kind when empty.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Only about this namespace; every one when empty.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Only about this resource, by its canonical name.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Only from this time on.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// Most records of a page, at most 1,000; 100 when 0.
+	PageSize uint32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last answer; the newest page when empty.
+	PageToken string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only changes, no refusals.
+	ChangesOnly   bool `protobuf:"varint,7,opt,name=changes_only,json=changesOnly,proto3" json:"changes_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListHistoryRequest) Reset() {
+	*x = ListHistoryRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHistoryRequest) ProtoMessage() {}
+
+func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHistoryRequest.ProtoReflect.Descriptor instead.
+func (*ListHistoryRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListHistoryRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ListHistoryRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListHistoryRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ListHistoryRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListHistoryRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListHistoryRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListHistoryRequest) GetChangesOnly() bool {
+	if x != nil {
+		return x.ChangesOnly
+	}
+	return false
+}
+
+// ListHistoryResponse is a page of audit records.
+type ListHistoryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The records, newest first.
+	Records []*AuditRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	// For the next page; empty on the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListHistoryResponse) Reset() {
+	*x = ListHistoryResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHistoryResponse) ProtoMessage() {}
+
+func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHistoryResponse.ProtoReflect.Descriptor instead.
+func (*ListHistoryResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListHistoryResponse) GetRecords() []*AuditRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *ListHistoryResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// AuditRecord is one change that was made, or one that was refused.
+type AuditRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision of the change; for a refusal that of the record.
+	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// When.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Who.
+	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	// From which address.
+	Peer string `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	// The call ("Apply", "Delete", "Rollback").
+	Method string `protobuf:"bytes,5,opt,name=method,proto3" json:"method,omitempty"`
+	// Why it was refused; empty for a change that was made.
+	Refused string `protobuf:"bytes,6,opt,name=refused,proto3" json:"refused,omitempty"`
+	// What changed, or was to change: canonical names.
+	Changes []*AuditChange `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
+	// How many refusals of the same kind, from the same caller, were not written
+	// down one by one.
+	Repeats       uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRecord) Reset() {
+	*x = AuditRecord{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRecord) ProtoMessage() {}
+
+func (x *AuditRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
+func (*AuditRecord) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AuditRecord) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *AuditRecord) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditRecord) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetChanges() []*AuditChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *AuditRecord) GetRepeats() uint32 {
+	if x != nil {
+		return x.Repeats
+	}
+	return 0
+}
+
+// AuditChange is what became of one resource.
+type AuditChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The canonical name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What became of it.
+	Outcome       ApplyResult_Outcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=weft.admin.v1alpha1.ApplyResult_Outcome" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditChange) Reset() {
+	*x = AuditChange{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditChange) ProtoMessage() {}
+
+func (x *AuditChange) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditChange.ProtoReflect.Descriptor instead.
+func (*AuditChange) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AuditChange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AuditChange) GetOutcome() ApplyResult_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return ApplyResult_OUTCOME_UNSPECIFIED
+}
+
+// DiffRequest selects two revisions.
+type DiffRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The older one. Audit records of everything since must still be kept.
+	FromRevision int64 `protobuf:"varint,1,opt,name=from_revision,json=fromRevision,proto3" json:"from_revision,omitempty"`
+	// The newer one; the current one when 0.
+	ToRevision int64 `protobuf:"varint,2,opt,name=to_revision,json=toRevision,proto3" json:"to_revision,omitempty"`
+	// The kind; every kind when empty.
+	Kind string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The namespace; every one when empty.
+	Namespace string `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// One resource, by its canonical name.
+	Name          string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffRequest) Reset() {
+	*x = DiffRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffRequest) ProtoMessage() {}
+
+func (x *DiffRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
+func (*DiffRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DiffRequest) GetFromRevision() int64 {
+	if x != nil {
+		return x.FromRevision
+	}
+	return 0
+}
+
+func (x *DiffRequest) GetToRevision() int64 {
+	if x != nil {
+		return x.ToRevision
+	}
+	return 0
+}
+
+func (x *DiffRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// DiffResponse has what differs, by canonical name. Resources that the control plane
+// writes are left out.
+type DiffResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What differs.
+	Changes []*ResourceDiff `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	// The newer revision.
+	ToRevision    int64 `protobuf:"varint,2,opt,name=to_revision,json=toRevision,proto3" json:"to_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffResponse) Reset() {
+	*x = DiffResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffResponse) ProtoMessage() {}
+
+func (x *DiffResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
+func (*DiffResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DiffResponse) GetChanges() []*ResourceDiff {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *DiffResponse) GetToRevision() int64 {
+	if x != nil {
+		return x.ToRevision
+	}
+	return 0
+}
+
+// ResourceDiff is one resource at two revisions.
+type ResourceDiff struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The canonical name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// At the older revision; unset where it was not there.
+	Before *v1alpha1.Resource `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	// At the newer revision; unset where it is gone.
+	After         *v1alpha1.Resource `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResourceDiff) Reset() {
+	*x = ResourceDiff{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResourceDiff) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResourceDiff) ProtoMessage() {}
+
+func (x *ResourceDiff) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResourceDiff.ProtoReflect.Descriptor instead.
+func (*ResourceDiff) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ResourceDiff) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResourceDiff) GetBefore() *v1alpha1.Resource {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *ResourceDiff) GetAfter() *v1alpha1.Resource {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+// RollbackRequest says what to make as it was.
+type RollbackRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision whose content comes back.
+	ToRevision int64 `protobuf:"varint,1,opt,name=to_revision,json=toRevision,proto3" json:"to_revision,omitempty"`
+	// The kind; every kind when empty.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The namespace; every one when empty.
+	Namespace string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// One resource, by its canonical name.
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// Check and answer, write nothing.
+	DryRun bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// The change may remove more than the control plane's share of what exists.
+	AllowMassRemoval bool `protobuf:"varint,6,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RollbackRequest) GetToRevision() int64 {
+	if x != nil {
+		return x.ToRevision
+	}
+	return 0
+}
+
+func (x *RollbackRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetAllowMassRemoval() bool {
+	if x != nil {
+		return x.AllowMassRemoval
+	}
+	return false
+}
+
+// RollbackResponse is what a Rollback did or, with dry_run, would do.
+type RollbackResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision of the change; the current one where nothing differed.
+	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What changed.
+	Changes       []*ResourceDiff `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackResponse) Reset() {
+	*x = RollbackResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackResponse) ProtoMessage() {}
+
+func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
+func (*RollbackResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RollbackResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RollbackResponse) GetChanges() []*ResourceDiff {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// ExportSnapshotRequest selects what is exported.
+type ExportSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespaces; all when empty.
+	Namespaces    []string `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportSnapshotRequest) Reset() {
+	*x = ExportSnapshotRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportSnapshotRequest) ProtoMessage() {}
+
+func (x *ExportSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*ExportSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ExportSnapshotRequest) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+// ExportSnapshotResponse is a part of a snapshot file.
+type ExportSnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next bytes of the file.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportSnapshotResponse) Reset() {
+	*x = ExportSnapshotResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportSnapshotResponse) ProtoMessage() {}
+
+func (x *ExportSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*ExportSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ExportSnapshotResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+// DeclareRestoreRequest begins a new lineage.
+type DeclareRestoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why, for the audit record.
+	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclareRestoreRequest) Reset() {
+	*x = DeclareRestoreRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclareRestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclareRestoreRequest) ProtoMessage() {}
+
+func (x *DeclareRestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclareRestoreRequest.ProtoReflect.Descriptor instead.
+func (*DeclareRestoreRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DeclareRestoreRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// DeclareRestoreResponse says that it has begun.
+type DeclareRestoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new lineage.
+	Lineage string `protobuf:"bytes,1,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	// The revision at which it begins.
+	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclareRestoreResponse) Reset() {
+	*x = DeclareRestoreResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclareRestoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclareRestoreResponse) ProtoMessage() {}
+
+func (x *DeclareRestoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclareRestoreResponse.ProtoReflect.Descriptor instead.
+func (*DeclareRestoreResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DeclareRestoreResponse) GetLineage() string {
+	if x != nil {
+		return x.Lineage
+	}
+	return ""
+}
+
+func (x *DeclareRestoreResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// CommandProxiesRequest is a command for connected proxies.
+type CommandProxiesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node ids; a drain must name them, a resync of every proxy has none.
+	NodeIds []string `protobuf:"bytes,1,rep,name=node_ids,json=nodeIds,proto3" json:"node_ids,omitempty"`
+	// The command.
+	Command CommandProxiesRequest_Command `protobuf:"varint,2,opt,name=command,proto3,enum=weft.admin.v1alpha1.CommandProxiesRequest_Command" json:"command,omitempty"`
+	// Only proxies of the answering replica.
+	Local         bool `protobuf:"varint,3,opt,name=local,proto3" json:"local,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommandProxiesRequest) Reset() {
+	*x = CommandProxiesRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommandProxiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommandProxiesRequest) ProtoMessage() {}
+
+func (x *CommandProxiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommandProxiesRequest.ProtoReflect.Descriptor instead.
+func (*CommandProxiesRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *CommandProxiesRequest) GetNodeIds() []string {
+	if x != nil {
+		return x.NodeIds
+	}
+	return nil
+}
+
+func (x *CommandProxiesRequest) GetCommand() CommandProxiesRequest_Command {
+	if x != nil {
+		return x.Command
+	}
+	return CommandProxiesRequest_COMMAND_UNSPECIFIED
+}
+
+func (x *CommandProxiesRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+// CommandProxiesResponse names who was told.
+type CommandProxiesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node ids of proxies that were told; they answer by what they report.
+	NodeIds       []string `protobuf:"bytes,1,rep,name=node_ids,json=nodeIds,proto3" json:"node_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommandProxiesResponse) Reset() {
+	*x = CommandProxiesResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommandProxiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommandProxiesResponse) ProtoMessage() {}
+
+func (x *CommandProxiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommandProxiesResponse.ProtoReflect.Descriptor instead.
+func (*CommandProxiesResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *CommandProxiesResponse) GetNodeIds() []string {
+	if x != nil {
+		return x.NodeIds
+	}
+	return nil
+}
+
+// CreateJoinTokenRequest says what a token is good for.
+type CreateJoinTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The one node id that may use it.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// The namespaces that it opens; all when empty.
+	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// When it ends; never when unset.
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateJoinTokenRequest) Reset() {
+	*x = CreateJoinTokenRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateJoinTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateJoinTokenRequest) ProtoMessage() {}
+
+func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *CreateJoinTokenRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *CreateJoinTokenRequest) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *CreateJoinTokenRequest) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+// CreateJoinTokenResponse has the token, this once.
+type CreateJoinTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "weftjoin_<id>_<secret>". Only its hash is kept.
+	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Its public part.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateJoinTokenResponse) Reset() {
+	*x = CreateJoinTokenResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateJoinTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateJoinTokenResponse) ProtoMessage() {}
+
+func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *CreateJoinTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *CreateJoinTokenResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// ListJoinTokensRequest asks for all join tokens.
+type ListJoinTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListJoinTokensRequest) Reset() {
+	*x = ListJoinTokensRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListJoinTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListJoinTokensRequest) ProtoMessage() {}
+
+func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListJoinTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListJoinTokensRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+// ListJoinTokensResponse has them, by id.
+type ListJoinTokensResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tokens.
+	Tokens        []*JoinToken `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListJoinTokensResponse) Reset() {
+	*x = ListJoinTokensResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListJoinTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListJoinTokensResponse) ProtoMessage() {}
+
+func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListJoinTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListJoinTokensResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListJoinTokensResponse) GetTokens() []*JoinToken {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// JoinToken is a join token without its secret.
+type JoinToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its public part.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The one node id that may use it.
+	NodeId string `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// The namespaces that it opens; all when empty.
+	Namespaces []string `protobuf:"bytes,3,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// When it was made.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// When it ends; never when unset.
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinToken) Reset() {
+	*x = JoinToken{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinToken) ProtoMessage() {}
+
+func (x *JoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
+func (*JoinToken) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *JoinToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *JoinToken) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *JoinToken) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *JoinToken) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *JoinToken) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+// RevokeJoinTokensRequest names tokens.
+type RevokeJoinTokensRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Their public parts.
+	Ids           []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeJoinTokensRequest) Reset() {
+	*x = RevokeJoinTokensRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeJoinTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeJoinTokensRequest) ProtoMessage() {}
+
+func (x *RevokeJoinTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeJoinTokensRequest.ProtoReflect.Descriptor instead.
+func (*RevokeJoinTokensRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RevokeJoinTokensRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// RevokeJoinTokensResponse says that they are gone.
+type RevokeJoinTokensResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeJoinTokensResponse) Reset() {
+	*x = RevokeJoinTokensResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeJoinTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeJoinTokensResponse) ProtoMessage() {}
+
+func (x *RevokeJoinTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeJoinTokensResponse.ProtoReflect.Descriptor instead.
+func (*RevokeJoinTokensResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+}
+
 var File_weft_admin_v1alpha1_admin_proto protoreflect.FileDescriptor
 
 const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"q\n" +
+	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\xe4\x01\n" +
 	"\fApplyRequest\x12H\n" +
 	"\tresources\x18\x01 \x03(\v2\x1e.weft.config.v1alpha1.ResourceB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\tresources\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"g\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12C\n" +
+	"\x06delete\x18\x03 \x03(\v2!.weft.admin.v1alpha1.DeleteTargetB\b\xbaH\x05\x92\x01\x02\x10dR\x06delete\x12,\n" +
+	"\x12allow_mass_removal\x18\x04 \x01(\bR\x10allowMassRemoval\"g\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12:\n" +
-	"\aresults\x18\x02 \x03(\v2 .weft.admin.v1alpha1.ApplyResultR\aresults\"\xf6\x01\n" +
+	"\aresults\x18\x02 \x03(\v2 .weft.admin.v1alpha1.ApplyResultR\aresults\"\xc3\x02\n" +
 	"\vApplyResult\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2(.weft.admin.v1alpha1.ApplyResult.OutcomeR\aoutcome\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x10\n" +
-	"\x03uid\x18\x04 \x01(\tR\x03uid\"c\n" +
+	"\x03uid\x18\x04 \x01(\tR\x03uid\x126\n" +
+	"\x06before\x18\x05 \x01(\v2\x1e.weft.config.v1alpha1.ResourceR\x06before\"x\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_CREATED\x10\x01\x12\x13\n" +
 	"\x0fOUTCOME_UPDATED\x10\x02\x12\x15\n" +
-	"\x11OUTCOME_UNCHANGED\x10\x03\",\n" +
+	"\x11OUTCOME_UNCHANGED\x10\x03\x12\x13\n" +
+	"\x0fOUTCOME_DELETED\x10\x04\",\n" +
 	"\n" +
 	"GetRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
@@ -1275,11 +3120,12 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\fListResponse\x12<\n" +
 	"\tresources\x18\x01 \x03(\v2\x1e.weft.config.v1alpha1.ResourceR\tresources\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"q\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\x9f\x01\n" +
 	"\rDeleteRequest\x12G\n" +
 	"\atargets\x18\x01 \x03(\v2!.weft.admin.v1alpha1.DeleteTargetB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\atargets\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"Q\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12,\n" +
+	"\x12allow_mass_removal\x18\x03 \x01(\bR\x10allowMassRemoval\"Q\n" +
 	"\fDeleteTarget\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xa0\x01R\x04name\x12!\n" +
@@ -1295,15 +3141,49 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\adeleted\x18\x03 \x03(\tR\adeleted\x12\x18\n" +
 	"\ainitial\x18\x04 \x01(\bR\ainitial\x12\x1f\n" +
 	"\vinitial_end\x18\x05 \x01(\bR\n" +
-	"initialEnd\"9\n" +
+	"initialEnd\"\x9a\x02\n" +
 	"\x10GetStatusRequest\x12%\n" +
-	"\tnamespace\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\"\xe2\x01\n" +
+	"\tnamespace\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\bR\x05local\x12)\n" +
+	"\vmax_proxies\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\n" +
+	"maxProxies\x12!\n" +
+	"\anode_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06nodeId\x12\x1f\n" +
+	"\vat_revision\x18\x05 \x01(\x03R\n" +
+	"atRevision\x12+\n" +
+	"\x11without_resources\x18\x06 \x01(\bR\x10withoutResources\x12-\n" +
+	"\rmax_resources\x18\a \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\fmaxResources\"\xe8\x03\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12:\n" +
 	"\aproxies\x18\x03 \x03(\v2 .weft.admin.v1alpha1.ProxyStatusR\aproxies\x12A\n" +
 	"\tresources\x18\x04 \x03(\v2#.weft.admin.v1alpha1.ResourceStatusR\tresources\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\tR\aversion\"\xc0\x02\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x127\n" +
+	"\x05fleet\x18\x06 \x01(\v2!.weft.admin.v1alpha1.FleetSummaryR\x05fleet\x12>\n" +
+	"\breplicas\x18\a \x03(\v2\".weft.admin.v1alpha1.ReplicaStatusR\breplicas\x122\n" +
+	"\x06alarms\x18\b \x03(\v2\x1a.weft.admin.v1alpha1.AlarmR\x06alarms\x12'\n" +
+	"\x0fresources_total\x18\t \x01(\rR\x0eresourcesTotal\x12.\n" +
+	"\x13resources_not_ready\x18\n" +
+	" \x01(\rR\x11resourcesNotReady\"\xd0\x01\n" +
+	"\fFleetSummary\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\rR\x05known\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\rR\tconnected\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\rR\acurrent\x12\x16\n" +
+	"\x06behind\x18\x04 \x01(\rR\x06behind\x12\x1a\n" +
+	"\brefusing\x18\x05 \x01(\rR\brefusing\x12\x1a\n" +
+	"\bwithheld\x18\x06 \x01(\rR\bwithheld\x12\"\n" +
+	"\fdisconnected\x18\a \x01(\rR\fdisconnected\"\xb9\x01\n" +
+	"\rReplicaStatus\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x18\n" +
+	"\astreams\x18\x05 \x01(\rR\astreams\x12\x18\n" +
+	"\aoffices\x18\x06 \x03(\tR\aoffices\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"k\n" +
+	"\x05Alarm\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xb3\x04\n" +
 	"\vProxyStatus\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x125\n" +
 	"\x04info\x18\x02 \x01(\v2!.weft.discovery.v1alpha1.NodeInfoR\x04info\x12\x12\n" +
@@ -1313,7 +3193,13 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x0eacked_revision\x18\x06 \x01(\x03R\rackedRevision\x12B\n" +
 	"\n" +
 	"rejections\x18\a \x03(\v2\".weft.discovery.v1alpha1.RejectionR\n" +
-	"rejections\"d\n" +
+	"rejections\x12\x1c\n" +
+	"\tconnected\x18\b \x01(\bR\tconnected\x127\n" +
+	"\tlast_seen\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x18\n" +
+	"\areplica\x18\n" +
+	" \x01(\tR\areplica\x12D\n" +
+	"\x06report\x18\v \x01(\v2,.weft.discovery.v1alpha1.ReportStatusRequestR\x06report\x12:\n" +
+	"\bwithheld\x18\f \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"d\n" +
 	"\x0eResourceStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12>\n" +
 	"\n" +
@@ -1330,14 +3216,123 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
 	"STATE_TRUE\x10\x01\x12\x0f\n" +
 	"\vSTATE_FALSE\x10\x02\x12\x11\n" +
-	"\rSTATE_UNKNOWN\x10\x032\xf6\x03\n" +
+	"\rSTATE_UNKNOWN\x10\x03\"\x9b\x02\n" +
+	"\x12ListHistoryRequest\x12\x1b\n" +
+	"\x04kind\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18(R\x04kind\x12%\n" +
+	"\tnamespace\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\x12\x1c\n" +
+	"\x04name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xa0\x01R\x04name\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12%\n" +
+	"\tpage_size\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\x12!\n" +
+	"\fchanges_only\x18\a \x01(\bR\vchangesOnly\"y\n" +
+	"\x13ListHistoryResponse\x12:\n" +
+	"\arecords\x18\x01 \x03(\v2 .weft.admin.v1alpha1.AuditRecordR\arecords\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x02\n" +
+	"\vAuditRecord\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04peer\x18\x04 \x01(\tR\x04peer\x12\x16\n" +
+	"\x06method\x18\x05 \x01(\tR\x06method\x12\x18\n" +
+	"\arefused\x18\x06 \x01(\tR\arefused\x12:\n" +
+	"\achanges\x18\a \x03(\v2 .weft.admin.v1alpha1.AuditChangeR\achanges\x12\x18\n" +
+	"\arepeats\x18\b \x01(\rR\arepeats\"e\n" +
+	"\vAuditChange\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
+	"\aoutcome\x18\x02 \x01(\x0e2(.weft.admin.v1alpha1.ApplyResult.OutcomeR\aoutcome\"\xc7\x01\n" +
+	"\vDiffRequest\x12,\n" +
+	"\rfrom_revision\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\ffromRevision\x12(\n" +
+	"\vto_revision\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\n" +
+	"toRevision\x12\x1b\n" +
+	"\x04kind\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18(R\x04kind\x12%\n" +
+	"\tnamespace\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\x12\x1c\n" +
+	"\x04name\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\xa0\x01R\x04name\"l\n" +
+	"\fDiffResponse\x12;\n" +
+	"\achanges\x18\x01 \x03(\v2!.weft.admin.v1alpha1.ResourceDiffR\achanges\x12\x1f\n" +
+	"\vto_revision\x18\x02 \x01(\x03R\n" +
+	"toRevision\"\x90\x01\n" +
+	"\fResourceDiff\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
+	"\x06before\x18\x02 \x01(\v2\x1e.weft.config.v1alpha1.ResourceR\x06before\x124\n" +
+	"\x05after\x18\x03 \x01(\v2\x1e.weft.config.v1alpha1.ResourceR\x05after\"\xe4\x01\n" +
+	"\x0fRollbackRequest\x12(\n" +
+	"\vto_revision\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\n" +
+	"toRevision\x12\x1b\n" +
+	"\x04kind\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18(R\x04kind\x12%\n" +
+	"\tnamespace\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\x12\x1c\n" +
+	"\x04name\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xa0\x01R\x04name\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12,\n" +
+	"\x12allow_mass_removal\x18\x06 \x01(\bR\x10allowMassRemoval\"k\n" +
+	"\x10RollbackResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12;\n" +
+	"\achanges\x18\x02 \x03(\v2!.weft.admin.v1alpha1.ResourceDiffR\achanges\"D\n" +
+	"\x15ExportSnapshotRequest\x12+\n" +
+	"\n" +
+	"namespaces\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\x10\xe8\a\x18\x01R\n" +
+	"namespaces\",\n" +
+	"\x16ExportSnapshotResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"9\n" +
+	"\x15DeclareRestoreRequest\x12 \n" +
+	"\x06reason\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\"N\n" +
+	"\x16DeclareRestoreResponse\x12\x18\n" +
+	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\x81\x02\n" +
+	"\x15CommandProxiesRequest\x12-\n" +
+	"\bnode_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01\x18\x80\x01R\anodeIds\x12X\n" +
+	"\acommand\x18\x02 \x01(\x0e22.weft.admin.v1alpha1.CommandProxiesRequest.CommandB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\acommand\x12\x14\n" +
+	"\x05local\x18\x03 \x01(\bR\x05local\"I\n" +
+	"\aCommand\x12\x17\n" +
+	"\x13COMMAND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eCOMMAND_RESYNC\x10\x01\x12\x11\n" +
+	"\rCOMMAND_DRAIN\x10\x02\"3\n" +
+	"\x16CommandProxiesResponse\x12\x19\n" +
+	"\bnode_ids\x18\x01 \x03(\tR\anodeIds\"\xa5\x01\n" +
+	"\x16CreateJoinTokenRequest\x12#\n" +
+	"\anode_id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06nodeId\x12+\n" +
+	"\n" +
+	"namespaces\x18\x02 \x03(\tB\v\xbaH\b\x92\x01\x05\x10\xe8\a\x18\x01R\n" +
+	"namespaces\x129\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"?\n" +
+	"\x17CreateJoinTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\x17\n" +
+	"\x15ListJoinTokensRequest\"P\n" +
+	"\x16ListJoinTokensResponse\x126\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x1e.weft.admin.v1alpha1.JoinTokenR\x06tokens\"\xca\x01\n" +
+	"\tJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x03 \x03(\tR\n" +
+	"namespaces\x129\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"7\n" +
+	"\x17RevokeJoinTokensRequest\x12\x1c\n" +
+	"\x03ids\x18\x01 \x03(\tB\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x03ids\"\x1a\n" +
+	"\x18RevokeJoinTokensResponse2\x8b\v\n" +
 	"\fAdminService\x12N\n" +
 	"\x05Apply\x12!.weft.admin.v1alpha1.ApplyRequest\x1a\".weft.admin.v1alpha1.ApplyResponse\x12H\n" +
 	"\x03Get\x12\x1f.weft.admin.v1alpha1.GetRequest\x1a .weft.admin.v1alpha1.GetResponse\x12K\n" +
 	"\x04List\x12 .weft.admin.v1alpha1.ListRequest\x1a!.weft.admin.v1alpha1.ListResponse\x12Q\n" +
 	"\x06Delete\x12\".weft.admin.v1alpha1.DeleteRequest\x1a#.weft.admin.v1alpha1.DeleteResponse\x12P\n" +
 	"\x05Watch\x12!.weft.admin.v1alpha1.WatchRequest\x1a\".weft.admin.v1alpha1.WatchResponse0\x01\x12Z\n" +
-	"\tGetStatus\x12%.weft.admin.v1alpha1.GetStatusRequest\x1a&.weft.admin.v1alpha1.GetStatusResponseBGZEgithub.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1;adminv1alpha1b\x06proto3"
+	"\tGetStatus\x12%.weft.admin.v1alpha1.GetStatusRequest\x1a&.weft.admin.v1alpha1.GetStatusResponse\x12`\n" +
+	"\vListHistory\x12'.weft.admin.v1alpha1.ListHistoryRequest\x1a(.weft.admin.v1alpha1.ListHistoryResponse\x12K\n" +
+	"\x04Diff\x12 .weft.admin.v1alpha1.DiffRequest\x1a!.weft.admin.v1alpha1.DiffResponse\x12W\n" +
+	"\bRollback\x12$.weft.admin.v1alpha1.RollbackRequest\x1a%.weft.admin.v1alpha1.RollbackResponse\x12k\n" +
+	"\x0eExportSnapshot\x12*.weft.admin.v1alpha1.ExportSnapshotRequest\x1a+.weft.admin.v1alpha1.ExportSnapshotResponse0\x01\x12i\n" +
+	"\x0eDeclareRestore\x12*.weft.admin.v1alpha1.DeclareRestoreRequest\x1a+.weft.admin.v1alpha1.DeclareRestoreResponse\x12i\n" +
+	"\x0eCommandProxies\x12*.weft.admin.v1alpha1.CommandProxiesRequest\x1a+.weft.admin.v1alpha1.CommandProxiesResponse\x12l\n" +
+	"\x0fCreateJoinToken\x12+.weft.admin.v1alpha1.CreateJoinTokenRequest\x1a,.weft.admin.v1alpha1.CreateJoinTokenResponse\x12i\n" +
+	"\x0eListJoinTokens\x12*.weft.admin.v1alpha1.ListJoinTokensRequest\x1a+.weft.admin.v1alpha1.ListJoinTokensResponse\x12o\n" +
+	"\x10RevokeJoinTokens\x12,.weft.admin.v1alpha1.RevokeJoinTokensRequest\x1a-.weft.admin.v1alpha1.RevokeJoinTokensResponseBGZEgithub.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1;adminv1alpha1b\x06proto3"
 
 var (
 	file_weft_admin_v1alpha1_admin_proto_rawDescOnce sync.Once
@@ -1351,67 +3346,136 @@ func file_weft_admin_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_weft_admin_v1alpha1_admin_proto_rawDescData
 }
 
-var file_weft_admin_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_weft_admin_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_weft_admin_v1alpha1_admin_proto_goTypes = []any{
-	(ApplyResult_Outcome)(0),      // 0: weft.admin.v1alpha1.ApplyResult.Outcome
-	(Condition_State)(0),          // 1: weft.admin.v1alpha1.Condition.State
-	(*ApplyRequest)(nil),          // 2: weft.admin.v1alpha1.ApplyRequest
-	(*ApplyResponse)(nil),         // 3: weft.admin.v1alpha1.ApplyResponse
-	(*ApplyResult)(nil),           // 4: weft.admin.v1alpha1.ApplyResult
-	(*GetRequest)(nil),            // 5: weft.admin.v1alpha1.GetRequest
-	(*GetResponse)(nil),           // 6: weft.admin.v1alpha1.GetResponse
-	(*ListRequest)(nil),           // 7: weft.admin.v1alpha1.ListRequest
-	(*ListResponse)(nil),          // 8: weft.admin.v1alpha1.ListResponse
-	(*DeleteRequest)(nil),         // 9: weft.admin.v1alpha1.DeleteRequest
-	(*DeleteTarget)(nil),          // 10: weft.admin.v1alpha1.DeleteTarget
-	(*DeleteResponse)(nil),        // 11: weft.admin.v1alpha1.DeleteResponse
-	(*WatchRequest)(nil),          // 12: weft.admin.v1alpha1.WatchRequest
-	(*WatchResponse)(nil),         // 13: weft.admin.v1alpha1.WatchResponse
-	(*GetStatusRequest)(nil),      // 14: weft.admin.v1alpha1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 15: weft.admin.v1alpha1.GetStatusResponse
-	(*ProxyStatus)(nil),           // 16: weft.admin.v1alpha1.ProxyStatus
-	(*ResourceStatus)(nil),        // 17: weft.admin.v1alpha1.ResourceStatus
-	(*Condition)(nil),             // 18: weft.admin.v1alpha1.Condition
-	(*v1alpha1.Resource)(nil),     // 19: weft.config.v1alpha1.Resource
-	(*v1alpha11.NodeInfo)(nil),    // 20: weft.discovery.v1alpha1.NodeInfo
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*v1alpha11.Rejection)(nil),   // 22: weft.discovery.v1alpha1.Rejection
+	(ApplyResult_Outcome)(0),              // 0: weft.admin.v1alpha1.ApplyResult.Outcome
+	(Condition_State)(0),                  // 1: weft.admin.v1alpha1.Condition.State
+	(CommandProxiesRequest_Command)(0),    // 2: weft.admin.v1alpha1.CommandProxiesRequest.Command
+	(*ApplyRequest)(nil),                  // 3: weft.admin.v1alpha1.ApplyRequest
+	(*ApplyResponse)(nil),                 // 4: weft.admin.v1alpha1.ApplyResponse
+	(*ApplyResult)(nil),                   // 5: weft.admin.v1alpha1.ApplyResult
+	(*GetRequest)(nil),                    // 6: weft.admin.v1alpha1.GetRequest
+	(*GetResponse)(nil),                   // 7: weft.admin.v1alpha1.GetResponse
+	(*ListRequest)(nil),                   // 8: weft.admin.v1alpha1.ListRequest
+	(*ListResponse)(nil),                  // 9: weft.admin.v1alpha1.ListResponse
+	(*DeleteRequest)(nil),                 // 10: weft.admin.v1alpha1.DeleteRequest
+	(*DeleteTarget)(nil),                  // 11: weft.admin.v1alpha1.DeleteTarget
+	(*DeleteResponse)(nil),                // 12: weft.admin.v1alpha1.DeleteResponse
+	(*WatchRequest)(nil),                  // 13: weft.admin.v1alpha1.WatchRequest
+	(*WatchResponse)(nil),                 // 14: weft.admin.v1alpha1.WatchResponse
+	(*GetStatusRequest)(nil),              // 15: weft.admin.v1alpha1.GetStatusRequest
+	(*GetStatusResponse)(nil),             // 16: weft.admin.v1alpha1.GetStatusResponse
+	(*FleetSummary)(nil),                  // 17: weft.admin.v1alpha1.FleetSummary
+	(*ReplicaStatus)(nil),                 // 18: weft.admin.v1alpha1.ReplicaStatus
+	(*Alarm)(nil),                         // 19: weft.admin.v1alpha1.Alarm
+	(*ProxyStatus)(nil),                   // 20: weft.admin.v1alpha1.ProxyStatus
+	(*ResourceStatus)(nil),                // 21: weft.admin.v1alpha1.ResourceStatus
+	(*Condition)(nil),                     // 22: weft.admin.v1alpha1.Condition
+	(*ListHistoryRequest)(nil),            // 23: weft.admin.v1alpha1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),           // 24: weft.admin.v1alpha1.ListHistoryResponse
+	(*AuditRecord)(nil),                   // 25: weft.admin.v1alpha1.AuditRecord
+	(*AuditChange)(nil),                   // 26: weft.admin.v1alpha1.AuditChange
+	(*DiffRequest)(nil),                   // 27: weft.admin.v1alpha1.DiffRequest
+	(*DiffResponse)(nil),                  // 28: weft.admin.v1alpha1.DiffResponse
+	(*ResourceDiff)(nil),                  // 29: weft.admin.v1alpha1.ResourceDiff
+	(*RollbackRequest)(nil),               // 30: weft.admin.v1alpha1.RollbackRequest
+	(*RollbackResponse)(nil),              // 31: weft.admin.v1alpha1.RollbackResponse
+	(*ExportSnapshotRequest)(nil),         // 32: weft.admin.v1alpha1.ExportSnapshotRequest
+	(*ExportSnapshotResponse)(nil),        // 33: weft.admin.v1alpha1.ExportSnapshotResponse
+	(*DeclareRestoreRequest)(nil),         // 34: weft.admin.v1alpha1.DeclareRestoreRequest
+	(*DeclareRestoreResponse)(nil),        // 35: weft.admin.v1alpha1.DeclareRestoreResponse
+	(*CommandProxiesRequest)(nil),         // 36: weft.admin.v1alpha1.CommandProxiesRequest
+	(*CommandProxiesResponse)(nil),        // 37: weft.admin.v1alpha1.CommandProxiesResponse
+	(*CreateJoinTokenRequest)(nil),        // 38: weft.admin.v1alpha1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),       // 39: weft.admin.v1alpha1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),         // 40: weft.admin.v1alpha1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),        // 41: weft.admin.v1alpha1.ListJoinTokensResponse
+	(*JoinToken)(nil),                     // 42: weft.admin.v1alpha1.JoinToken
+	(*RevokeJoinTokensRequest)(nil),       // 43: weft.admin.v1alpha1.RevokeJoinTokensRequest
+	(*RevokeJoinTokensResponse)(nil),      // 44: weft.admin.v1alpha1.RevokeJoinTokensResponse
+	(*v1alpha1.Resource)(nil),             // 45: weft.config.v1alpha1.Resource
+	(*timestamppb.Timestamp)(nil),         // 46: google.protobuf.Timestamp
+	(*v1alpha11.NodeInfo)(nil),            // 47: weft.discovery.v1alpha1.NodeInfo
+	(*v1alpha11.Rejection)(nil),           // 48: weft.discovery.v1alpha1.Rejection
+	(*v1alpha11.ReportStatusRequest)(nil), // 49: weft.discovery.v1alpha1.ReportStatusRequest
+	(*v1alpha1.Withheld)(nil),             // 50: weft.config.v1alpha1.Withheld
 }
 var file_weft_admin_v1alpha1_admin_proto_depIdxs = []int32{
-	19, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
-	4,  // 1: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
-	0,  // 2: weft.admin.v1alpha1.ApplyResult.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	19, // 3: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
-	18, // 4: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
-	19, // 5: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
-	10, // 6: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
-	19, // 7: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
-	16, // 8: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
-	17, // 9: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
-	20, // 10: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
-	21, // 11: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
-	22, // 12: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	18, // 13: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
-	1,  // 14: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
-	21, // 15: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
-	2,  // 16: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
-	5,  // 17: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
-	7,  // 18: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
-	9,  // 19: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
-	12, // 20: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
-	14, // 21: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
-	3,  // 22: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
-	6,  // 23: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
-	8,  // 24: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
-	11, // 25: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
-	13, // 26: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
-	15, // 27: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	45, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
+	11, // 1: weft.admin.v1alpha1.ApplyRequest.delete:type_name -> weft.admin.v1alpha1.DeleteTarget
+	5,  // 2: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
+	0,  // 3: weft.admin.v1alpha1.ApplyResult.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
+	45, // 4: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
+	45, // 5: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
+	22, // 6: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
+	45, // 7: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
+	11, // 8: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
+	45, // 9: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
+	20, // 10: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
+	21, // 11: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
+	17, // 12: weft.admin.v1alpha1.GetStatusResponse.fleet:type_name -> weft.admin.v1alpha1.FleetSummary
+	18, // 13: weft.admin.v1alpha1.GetStatusResponse.replicas:type_name -> weft.admin.v1alpha1.ReplicaStatus
+	19, // 14: weft.admin.v1alpha1.GetStatusResponse.alarms:type_name -> weft.admin.v1alpha1.Alarm
+	46, // 15: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
+	47, // 16: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
+	46, // 17: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
+	48, // 18: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	46, // 19: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	49, // 20: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
+	50, // 21: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
+	22, // 22: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
+	1,  // 23: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
+	46, // 24: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
+	46, // 25: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
+	25, // 26: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
+	46, // 27: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	26, // 28: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
+	0,  // 29: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
+	29, // 30: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	45, // 31: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
+	45, // 32: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
+	29, // 33: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	2,  // 34: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
+	46, // 35: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 36: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
+	46, // 37: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	46, // 38: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	3,  // 39: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
+	6,  // 40: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
+	8,  // 41: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
+	10, // 42: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
+	13, // 43: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
+	15, // 44: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
+	23, // 45: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
+	27, // 46: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
+	30, // 47: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
+	32, // 48: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
+	34, // 49: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
+	36, // 50: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
+	38, // 51: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
+	40, // 52: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
+	43, // 53: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
+	4,  // 54: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
+	7,  // 55: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
+	9,  // 56: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
+	12, // 57: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
+	14, // 58: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
+	16, // 59: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
+	24, // 60: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
+	28, // 61: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
+	31, // 62: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
+	33, // 63: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
+	35, // 64: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
+	37, // 65: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
+	39, // 66: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
+	41, // 67: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
+	44, // 68: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
+	54, // [54:69] is the sub-list for method output_type
+	39, // [39:54] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_weft_admin_v1alpha1_admin_proto_init() }
@@ -1424,8 +3488,8 @@ func file_weft_admin_v1alpha1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_admin_v1alpha1_admin_proto_rawDesc), len(file_weft_admin_v1alpha1_admin_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   17,
+			NumEnums:      3,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,12 +21,21 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_Apply_FullMethodName     = "/weft.admin.v1alpha1.AdminService/Apply"
-	AdminService_Get_FullMethodName       = "/weft.admin.v1alpha1.AdminService/Get"
-	AdminService_List_FullMethodName      = "/weft.admin.v1alpha1.AdminService/List"
-	AdminService_Delete_FullMethodName    = "/weft.admin.v1alpha1.AdminService/Delete"
-	AdminService_Watch_FullMethodName     = "/weft.admin.v1alpha1.AdminService/Watch"
-	AdminService_GetStatus_FullMethodName = "/weft.admin.v1alpha1.AdminService/GetStatus"
+	AdminService_Apply_FullMethodName            = "/weft.admin.v1alpha1.AdminService/Apply"
+	AdminService_Get_FullMethodName              = "/weft.admin.v1alpha1.AdminService/Get"
+	AdminService_List_FullMethodName             = "/weft.admin.v1alpha1.AdminService/List"
+	AdminService_Delete_FullMethodName           = "/weft.admin.v1alpha1.AdminService/Delete"
+	AdminService_Watch_FullMethodName            = "/weft.admin.v1alpha1.AdminService/Watch"
+	AdminService_GetStatus_FullMethodName        = "/weft.admin.v1alpha1.AdminService/GetStatus"
+	AdminService_ListHistory_FullMethodName      = "/weft.admin.v1alpha1.AdminService/ListHistory"
+	AdminService_Diff_FullMethodName             = "/weft.admin.v1alpha1.AdminService/Diff"
+	AdminService_Rollback_FullMethodName         = "/weft.admin.v1alpha1.AdminService/Rollback"
+	AdminService_ExportSnapshot_FullMethodName   = "/weft.admin.v1alpha1.AdminService/ExportSnapshot"
+	AdminService_DeclareRestore_FullMethodName   = "/weft.admin.v1alpha1.AdminService/DeclareRestore"
+	AdminService_CommandProxies_FullMethodName   = "/weft.admin.v1alpha1.AdminService/CommandProxies"
+	AdminService_CreateJoinToken_FullMethodName  = "/weft.admin.v1alpha1.AdminService/CreateJoinToken"
+	AdminService_ListJoinTokens_FullMethodName   = "/weft.admin.v1alpha1.AdminService/ListJoinTokens"
+	AdminService_RevokeJoinTokens_FullMethodName = "/weft.admin.v1alpha1.AdminService/RevokeJoinTokens"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -54,6 +63,27 @@ type AdminServiceClient interface {
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Who has applied what, and what is not ready and why.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
+	// Changes and refusals of the past, newest first, from the audit records.
+	ListHistory(ctx context.Context, in *ListHistoryRequest, opts ...grpc.CallOption) (*ListHistoryResponse, error)
+	// What differs between two revisions.
+	Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (*DiffResponse, error)
+	// Makes the selection what it was at a revision, in one transaction and as a
+	// new revision. A resource that was deleted since comes back with another uid.
+	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*RollbackResponse, error)
+	// Everything that a proxy of some namespaces is sent, to start it without a
+	// control plane.
+	ExportSnapshot(ctx context.Context, in *ExportSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSnapshotResponse], error)
+	// Begins a new lineage: to be called when etcd was restored from a backup.
+	// Every proxy syncs from nothing and takes what it gets, be it older.
+	DeclareRestore(ctx context.Context, in *DeclareRestoreRequest, opts ...grpc.CallOption) (*DeclareRestoreResponse, error)
+	// Asks proxies to do something at once.
+	CommandProxies(ctx context.Context, in *CommandProxiesRequest, opts ...grpc.CallOption) (*CommandProxiesResponse, error)
+	// Makes a token with which one proxy may join.
+	CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error)
+	// The join tokens, without their secrets.
+	ListJoinTokens(ctx context.Context, in *ListJoinTokensRequest, opts ...grpc.CallOption) (*ListJoinTokensResponse, error)
+	// Ends join tokens; streams that were opened with them end too.
+	RevokeJoinTokens(ctx context.Context, in *RevokeJoinTokensRequest, opts ...grpc.CallOption) (*RevokeJoinTokensResponse, error)
 }
 
 type adminServiceClient struct {
@@ -133,6 +163,105 @@ func (c *adminServiceClient) GetStatus(ctx context.Context, in *GetStatusRequest
 	return out, nil
 }
 
+func (c *adminServiceClient) ListHistory(ctx context.Context, in *ListHistoryRequest, opts ...grpc.CallOption) (*ListHistoryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListHistoryResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListHistory_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Diff(ctx context.Context, in *DiffRequest, opts ...grpc.CallOption) (*DiffResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DiffResponse)
+	err := c.cc.Invoke(ctx, AdminService_Diff_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*RollbackResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollbackResponse)
+	err := c.cc.Invoke(ctx, AdminService_Rollback_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ExportSnapshot(ctx context.Context, in *ExportSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSnapshotResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_ExportSnapshot_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExportSnapshotRequest, ExportSnapshotResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_ExportSnapshotClient = grpc.ServerStreamingClient[ExportSnapshotResponse]
+
+func (c *adminServiceClient) DeclareRestore(ctx context.Context, in *DeclareRestoreRequest, opts ...grpc.CallOption) (*DeclareRestoreResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeclareRestoreResponse)
+	err := c.cc.Invoke(ctx, AdminService_DeclareRestore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) CommandProxies(ctx context.Context, in *CommandProxiesRequest, opts ...grpc.CallOption) (*CommandProxiesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CommandProxiesResponse)
+	err := c.cc.Invoke(ctx, AdminService_CommandProxies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateJoinTokenResponse)
+	err := c.cc.Invoke(ctx, AdminService_CreateJoinToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ListJoinTokens(ctx context.Context, in *ListJoinTokensRequest, opts ...grpc.CallOption) (*ListJoinTokensResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListJoinTokensResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListJoinTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) RevokeJoinTokens(ctx context.Context, in *RevokeJoinTokensRequest, opts ...grpc.CallOption) (*RevokeJoinTokensResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeJoinTokensResponse)
+	err := c.cc.Invoke(ctx, AdminService_RevokeJoinTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -158,6 +287,27 @@ type AdminServiceServer interface {
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Who has applied what, and what is not ready and why.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
+	// Changes and refusals of the past, newest first, from the audit records.
+	ListHistory(context.Context, *ListHistoryRequest) (*ListHistoryResponse, error)
+	// What differs between two revisions.
+	Diff(context.Context, *DiffRequest) (*DiffResponse, error)
+	// Makes the selection what it was at a revision, in one transaction and as a
+	// new revision. A resource that was deleted since comes back with another uid.
+	Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error)
+	// Everything that a proxy of some namespaces is sent, to start it without a
+	// control plane.
+	ExportSnapshot(*ExportSnapshotRequest, grpc.ServerStreamingServer[ExportSnapshotResponse]) error
+	// Begins a new lineage: to be called when etcd was restored from a backup.
+	// Every proxy syncs from nothing and takes what it gets, be it older.
+	DeclareRestore(context.Context, *DeclareRestoreRequest) (*DeclareRestoreResponse, error)
+	// Asks proxies to do something at once.
+	CommandProxies(context.Context, *CommandProxiesRequest) (*CommandProxiesResponse, error)
+	// Makes a token with which one proxy may join.
+	CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error)
+	// The join tokens, without their secrets.
+	ListJoinTokens(context.Context, *ListJoinTokensRequest) (*ListJoinTokensResponse, error)
+	// Ends join tokens; streams that were opened with them end too.
+	RevokeJoinTokens(context.Context, *RevokeJoinTokensRequest) (*RevokeJoinTokensResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -185,6 +335,33 @@ func (UnimplementedAdminServiceServer) Watch(*WatchRequest, grpc.ServerStreaming
 }
 func (UnimplementedAdminServiceServer) GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedAdminServiceServer) ListHistory(context.Context, *ListHistoryRequest) (*ListHistoryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListHistory not implemented")
+}
+func (UnimplementedAdminServiceServer) Diff(context.Context, *DiffRequest) (*DiffResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Diff not implemented")
+}
+func (UnimplementedAdminServiceServer) Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
+}
+func (UnimplementedAdminServiceServer) ExportSnapshot(*ExportSnapshotRequest, grpc.ServerStreamingServer[ExportSnapshotResponse]) error {
+	return status.Error(codes.Unimplemented, "method ExportSnapshot not implemented")
+}
+func (UnimplementedAdminServiceServer) DeclareRestore(context.Context, *DeclareRestoreRequest) (*DeclareRestoreResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeclareRestore not implemented")
+}
+func (UnimplementedAdminServiceServer) CommandProxies(context.Context, *CommandProxiesRequest) (*CommandProxiesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CommandProxies not implemented")
+}
+func (UnimplementedAdminServiceServer) CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateJoinToken not implemented")
+}
+func (UnimplementedAdminServiceServer) ListJoinTokens(context.Context, *ListJoinTokensRequest) (*ListJoinTokensResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListJoinTokens not implemented")
+}
+func (UnimplementedAdminServiceServer) RevokeJoinTokens(context.Context, *RevokeJoinTokensRequest) (*RevokeJoinTokensResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeJoinTokens not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -308,6 +485,161 @@ func _AdminService_GetStatus_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ListHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListHistoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListHistory(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListHistory_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListHistory(ctx, req.(*ListHistoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Diff_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DiffRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Diff(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Diff_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Diff(ctx, req.(*DiffRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Rollback_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Rollback(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Rollback_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Rollback(ctx, req.(*RollbackRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ExportSnapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExportSnapshotRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).ExportSnapshot(m, &grpc.GenericServerStream[ExportSnapshotRequest, ExportSnapshotResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_ExportSnapshotServer = grpc.ServerStreamingServer[ExportSnapshotResponse]
+
+func _AdminService_DeclareRestore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeclareRestoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).DeclareRestore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_DeclareRestore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).DeclareRestore(ctx, req.(*DeclareRestoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_CommandProxies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CommandProxiesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).CommandProxies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_CommandProxies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).CommandProxies(ctx, req.(*CommandProxiesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_CreateJoinToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateJoinTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).CreateJoinToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_CreateJoinToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).CreateJoinToken(ctx, req.(*CreateJoinTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ListJoinTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListJoinTokensRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListJoinTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListJoinTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListJoinTokens(ctx, req.(*ListJoinTokensRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_RevokeJoinTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeJoinTokensRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RevokeJoinTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RevokeJoinTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RevokeJoinTokens(ctx, req.(*RevokeJoinTokensRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -335,11 +667,48 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "GetStatus",
 			Handler:    _AdminService_GetStatus_Handler,
 		},
+		{
+			MethodName: "ListHistory",
+			Handler:    _AdminService_ListHistory_Handler,
+		},
+		{
+			MethodName: "Diff",
+			Handler:    _AdminService_Diff_Handler,
+		},
+		{
+			MethodName: "Rollback",
+			Handler:    _AdminService_Rollback_Handler,
+		},
+		{
+			MethodName: "DeclareRestore",
+			Handler:    _AdminService_DeclareRestore_Handler,
+		},
+		{
+			MethodName: "CommandProxies",
+			Handler:    _AdminService_CommandProxies_Handler,
+		},
+		{
+			MethodName: "CreateJoinToken",
+			Handler:    _AdminService_CreateJoinToken_Handler,
+		},
+		{
+			MethodName: "ListJoinTokens",
+			Handler:    _AdminService_ListJoinTokens_Handler,
+		},
+		{
+			MethodName: "RevokeJoinTokens",
+			Handler:    _AdminService_RevokeJoinTokens_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _AdminService_Watch_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ExportSnapshot",
+			Handler:       _AdminService_ExportSnapshot_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -33,7 +33,11 @@ type Manifest struct {
 	// One for each kind of which the scope has resources, sorted by kind.
 	Kinds []*KindDigest `protobuf:"bytes,3,rep,name=kinds,proto3" json:"kinds,omitempty"`
 	// The delta holds the whole scope: what the proxy has beside it is gone.
-	Complete      bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
+	Complete bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
+	// All resources of the scope that are not sent to this node: it cannot enforce
+	// them, or they are quarantined. What they govern is denied there. They count
+	// in no digest.
+	Withheld      []*Withheld `protobuf:"bytes,5,rep,name=withheld,proto3" json:"withheld,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -96,6 +100,77 @@ func (x *Manifest) GetComplete() bool {
 	return false
 }
 
+func (x *Manifest) GetWithheld() []*Withheld {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
+// Withheld is one resource that a node is not sent.
+type Withheld struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The canonical name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its version.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// What the node lacks ("kind quota"), or that it is quarantined and why.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Withheld) Reset() {
+	*x = Withheld{}
+	mi := &file_weft_config_v1alpha1_manifest_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Withheld) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Withheld) ProtoMessage() {}
+
+func (x *Withheld) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_manifest_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Withheld.ProtoReflect.Descriptor instead.
+func (*Withheld) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_manifest_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Withheld) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Withheld) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Withheld) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // KindDigest sums up the resources of one kind within a scope.
 type KindDigest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -112,7 +187,7 @@ type KindDigest struct {
 
 func (x *KindDigest) Reset() {
 	*x = KindDigest{}
-	mi := &file_weft_config_v1alpha1_manifest_proto_msgTypes[1]
+	mi := &file_weft_config_v1alpha1_manifest_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -124,7 +199,7 @@ func (x *KindDigest) String() string {
 func (*KindDigest) ProtoMessage() {}
 
 func (x *KindDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_manifest_proto_msgTypes[1]
+	mi := &file_weft_config_v1alpha1_manifest_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -137,7 +212,7 @@ func (x *KindDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KindDigest.ProtoReflect.Descriptor instead.
 func (*KindDigest) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_manifest_proto_rawDescGZIP(), []int{1}
+	return file_weft_config_v1alpha1_manifest_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *KindDigest) GetKind() string {
@@ -165,12 +240,17 @@ var File_weft_config_v1alpha1_manifest_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_manifest_proto_rawDesc = "" +
 	"\n" +
-	"#weft/config/v1alpha1/manifest.proto\x12\x14weft.config.v1alpha1\"\x94\x01\n" +
+	"#weft/config/v1alpha1/manifest.proto\x12\x14weft.config.v1alpha1\"\xd0\x01\n" +
 	"\bManifest\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x126\n" +
 	"\x05kinds\x18\x03 \x03(\v2 .weft.config.v1alpha1.KindDigestR\x05kinds\x12\x1a\n" +
-	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"N\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12:\n" +
+	"\bwithheld\x18\x05 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"P\n" +
+	"\bWithheld\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"N\n" +
 	"\n" +
 	"KindDigest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
@@ -189,18 +269,20 @@ func file_weft_config_v1alpha1_manifest_proto_rawDescGZIP() []byte {
 	return file_weft_config_v1alpha1_manifest_proto_rawDescData
 }
 
-var file_weft_config_v1alpha1_manifest_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_weft_config_v1alpha1_manifest_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_weft_config_v1alpha1_manifest_proto_goTypes = []any{
 	(*Manifest)(nil),   // 0: weft.config.v1alpha1.Manifest
-	(*KindDigest)(nil), // 1: weft.config.v1alpha1.KindDigest
+	(*Withheld)(nil),   // 1: weft.config.v1alpha1.Withheld
+	(*KindDigest)(nil), // 2: weft.config.v1alpha1.KindDigest
 }
 var file_weft_config_v1alpha1_manifest_proto_depIdxs = []int32{
-	1, // 0: weft.config.v1alpha1.Manifest.kinds:type_name -> weft.config.v1alpha1.KindDigest
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2, // 0: weft.config.v1alpha1.Manifest.kinds:type_name -> weft.config.v1alpha1.KindDigest
+	1, // 1: weft.config.v1alpha1.Manifest.withheld:type_name -> weft.config.v1alpha1.Withheld
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_manifest_proto_init() }
@@ -214,7 +296,7 @@ func file_weft_config_v1alpha1_manifest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_config_v1alpha1_manifest_proto_rawDesc), len(file_weft_config_v1alpha1_manifest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

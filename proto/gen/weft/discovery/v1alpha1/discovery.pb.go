@@ -19,8 +19,10 @@
 package discoveryv1alpha1
 
 import (
+	v1alpha1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -32,6 +34,580 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// Where a configuration came from.
+type AppliedConfig_Source int32
+
+const (
+	// There is none yet.
+	AppliedConfig_SOURCE_UNSPECIFIED AppliedConfig_Source = 0
+	// A control plane's stream.
+	AppliedConfig_SOURCE_LIVE AppliedConfig_Source = 1
+	// The last good one on the proxy's disk; no control plane has confirmed it.
+	AppliedConfig_SOURCE_DISK AppliedConfig_Source = 2
+	// A file that `weft snapshot` wrote; no control plane has confirmed it.
+	AppliedConfig_SOURCE_SNAPSHOT AppliedConfig_Source = 3
+)
+
+// Enum value maps for AppliedConfig_Source.
+var (
+	AppliedConfig_Source_name = map[int32]string{
+		0: "SOURCE_UNSPECIFIED",
+		1: "SOURCE_LIVE",
+		2: "SOURCE_DISK",
+		3: "SOURCE_SNAPSHOT",
+	}
+	AppliedConfig_Source_value = map[string]int32{
+		"SOURCE_UNSPECIFIED": 0,
+		"SOURCE_LIVE":        1,
+		"SOURCE_DISK":        2,
+		"SOURCE_SNAPSHOT":    3,
+	}
+)
+
+func (x AppliedConfig_Source) Enum() *AppliedConfig_Source {
+	p := new(AppliedConfig_Source)
+	*p = x
+	return p
+}
+
+func (x AppliedConfig_Source) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AppliedConfig_Source) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_discovery_v1alpha1_discovery_proto_enumTypes[0].Descriptor()
+}
+
+func (AppliedConfig_Source) Type() protoreflect.EnumType {
+	return &file_weft_discovery_v1alpha1_discovery_proto_enumTypes[0]
+}
+
+func (x AppliedConfig_Source) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AppliedConfig_Source.Descriptor instead.
+func (AppliedConfig_Source) EnumDescriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{1, 0}
+}
+
+// ReportStatusRequest is what a proxy is and does now.
+type ReportStatusRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The stable node id and what the node said of itself; in the first report of a stream.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Facts of the node; in the first report of a stream, and when they change.
+	Info *NodeInfo `protobuf:"bytes,2,opt,name=info,proto3" json:"info,omitempty"`
+	// The configuration in force.
+	Config *AppliedConfig `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
+	// What the proxy carries.
+	Load *Load `protobuf:"bytes,4,opt,name=load,proto3" json:"load,omitempty"`
+	// EventStores of its scope, where they are not simply reachable.
+	Stores []*StoreState `protobuf:"bytes,5,rep,name=stores,proto3" json:"stores,omitempty"`
+	// It finishes what it has and takes no more.
+	Draining      bool `protobuf:"varint,6,opt,name=draining,proto3" json:"draining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportStatusRequest) Reset() {
+	*x = ReportStatusRequest{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportStatusRequest) ProtoMessage() {}
+
+func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportStatusRequest.ProtoReflect.Descriptor instead.
+func (*ReportStatusRequest) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ReportStatusRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *ReportStatusRequest) GetInfo() *NodeInfo {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *ReportStatusRequest) GetConfig() *AppliedConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *ReportStatusRequest) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *ReportStatusRequest) GetStores() []*StoreState {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+func (x *ReportStatusRequest) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+// AppliedConfig is the configuration that a proxy has in force.
+type AppliedConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lineage of the revision.
+	Lineage string `protobuf:"bytes,1,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	// The revision in force.
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Where it came from.
+	Source AppliedConfig_Source `protobuf:"varint,3,opt,name=source,proto3,enum=weft.discovery.v1alpha1.AppliedConfig_Source" json:"source,omitempty"`
+	// When a control plane last confirmed it.
+	ConfirmedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=confirmed_at,json=confirmedAt,proto3" json:"confirmed_at,omitempty"`
+	// Digests of what is in force, by kind: of the accepted versions.
+	Digests []*v1alpha1.KindDigest `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
+	// What it refused and still refuses.
+	Rejections []*Rejection `protobuf:"bytes,6,rep,name=rejections,proto3" json:"rejections,omitempty"`
+	// Canonical names of what exists and is denied here, since no version of it
+	// could be enforced.
+	Withheld      []string `protobuf:"bytes,7,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppliedConfig) Reset() {
+	*x = AppliedConfig{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppliedConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppliedConfig) ProtoMessage() {}
+
+func (x *AppliedConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppliedConfig.ProtoReflect.Descriptor instead.
+func (*AppliedConfig) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AppliedConfig) GetLineage() string {
+	if x != nil {
+		return x.Lineage
+	}
+	return ""
+}
+
+func (x *AppliedConfig) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *AppliedConfig) GetSource() AppliedConfig_Source {
+	if x != nil {
+		return x.Source
+	}
+	return AppliedConfig_SOURCE_UNSPECIFIED
+}
+
+func (x *AppliedConfig) GetConfirmedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfirmedAt
+	}
+	return nil
+}
+
+func (x *AppliedConfig) GetDigests() []*v1alpha1.KindDigest {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *AppliedConfig) GetRejections() []*Rejection {
+	if x != nil {
+		return x.Rejections
+	}
+	return nil
+}
+
+func (x *AppliedConfig) GetWithheld() []string {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
+// Load is what a proxy carries. Counters are since its start.
+type Load struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Open connections of clients, over all listeners.
+	Connections uint32 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Open subscriptions and tails.
+	Streams uint32 `protobuf:"varint,2,opt,name=streams,proto3" json:"streams,omitempty"`
+	// Deliveries that are not settled.
+	InFlight uint32 `protobuf:"varint,3,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	// Events that were published through it.
+	Published uint64 `protobuf:"varint,4,opt,name=published,proto3" json:"published,omitempty"`
+	// Deliveries that it made.
+	Delivered uint64 `protobuf:"varint,5,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	// CPU time of the process, in microseconds.
+	CpuMicros uint64 `protobuf:"varint,6,opt,name=cpu_micros,json=cpuMicros,proto3" json:"cpu_micros,omitempty"`
+	// Resident memory, in bytes.
+	MemoryBytes   uint64 `protobuf:"varint,7,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Load) Reset() {
+	*x = Load{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Load) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Load) ProtoMessage() {}
+
+func (x *Load) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Load.ProtoReflect.Descriptor instead.
+func (*Load) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Load) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Load) GetStreams() uint32 {
+	if x != nil {
+		return x.Streams
+	}
+	return 0
+}
+
+func (x *Load) GetInFlight() uint32 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *Load) GetPublished() uint64 {
+	if x != nil {
+		return x.Published
+	}
+	return 0
+}
+
+func (x *Load) GetDelivered() uint64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *Load) GetCpuMicros() uint64 {
+	if x != nil {
+		return x.CpuMicros
+	}
+	return 0
+}
+
+func (x *Load) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+// StoreState is an EventStore as one proxy finds it.
+type StoreState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The canonical name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why it cannot be used, one word ("SecretMissing", "Unreachable").
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Why, for people. Never has a secret in it.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreState) Reset() {
+	*x = StoreState{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreState) ProtoMessage() {}
+
+func (x *StoreState) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreState.ProtoReflect.Descriptor instead.
+func (*StoreState) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StoreState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StoreState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StoreState) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// ReportStatusResponse is a command.
+type ReportStatusResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to do; the control plane does not wait for it.
+	//
+	// Types that are valid to be assigned to Command:
+	//
+	//	*ReportStatusResponse_Resync
+	//	*ReportStatusResponse_Drain
+	Command       isReportStatusResponse_Command `protobuf_oneof:"command"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportStatusResponse) Reset() {
+	*x = ReportStatusResponse{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportStatusResponse) ProtoMessage() {}
+
+func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportStatusResponse.ProtoReflect.Descriptor instead.
+func (*ReportStatusResponse) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ReportStatusResponse) GetCommand() isReportStatusResponse_Command {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *ReportStatusResponse) GetResync() *Resync {
+	if x != nil {
+		if x, ok := x.Command.(*ReportStatusResponse_Resync); ok {
+			return x.Resync
+		}
+	}
+	return nil
+}
+
+func (x *ReportStatusResponse) GetDrain() *Drain {
+	if x != nil {
+		if x, ok := x.Command.(*ReportStatusResponse_Drain); ok {
+			return x.Drain
+		}
+	}
+	return nil
+}
+
+type isReportStatusResponse_Command interface {
+	isReportStatusResponse_Command()
+}
+
+type ReportStatusResponse_Resync struct {
+	// Sync the whole scope from nothing.
+	Resync *Resync `protobuf:"bytes,1,opt,name=resync,proto3,oneof"`
+}
+
+type ReportStatusResponse_Drain struct {
+	// Finish what there is, take no more, and stop, as on SIGTERM.
+	Drain *Drain `protobuf:"bytes,2,opt,name=drain,proto3,oneof"`
+}
+
+func (*ReportStatusResponse_Resync) isReportStatusResponse_Command() {}
+
+func (*ReportStatusResponse_Drain) isReportStatusResponse_Command() {}
+
+// Resync asks a proxy to sync its whole scope from nothing.
+type Resync struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resync) Reset() {
+	*x = Resync{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resync) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resync) ProtoMessage() {}
+
+func (x *Resync) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resync.ProtoReflect.Descriptor instead.
+func (*Resync) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{5}
+}
+
+// Drain asks a proxy to stop gracefully.
+type Drain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{6}
+}
 
 // NodeInfo describes a proxy. It stands, as protobuf JSON, in the field "weft"
 // of Node.metadata of the first request of a stream. Node.id is the stable
@@ -62,7 +638,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[0]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -74,7 +650,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[0]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -87,7 +663,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{0}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeInfo) GetIncarnation() string {
@@ -165,14 +741,19 @@ type ResumeToken struct {
 	Scope []string `protobuf:"bytes,3,rep,name=scope,proto3" json:"scope,omitempty"`
 	// Resources of which the proxy has another version than the revision's
 	// (its last good one) or none, because it rejected it.
-	Rejected      []*Rejection `protobuf:"bytes,4,rep,name=rejected,proto3" json:"rejected,omitempty"`
+	Rejected []*Rejection `protobuf:"bytes,4,rep,name=rejected,proto3" json:"rejected,omitempty"`
+	// Digests of what the proxy was offered up to the revision, by kind, as a
+	// manifest has them. Where they differ from the control plane's at that
+	// revision, etcd was restored or written around the control plane: the proxy
+	// is sent its whole scope, and an alarm is raised. Not compared when empty.
+	Digests       []*v1alpha1.KindDigest `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResumeToken) Reset() {
 	*x = ResumeToken{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[1]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -184,7 +765,7 @@ func (x *ResumeToken) String() string {
 func (*ResumeToken) ProtoMessage() {}
 
 func (x *ResumeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[1]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -197,7 +778,7 @@ func (x *ResumeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeToken.ProtoReflect.Descriptor instead.
 func (*ResumeToken) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{1}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ResumeToken) GetLineage() string {
@@ -228,6 +809,13 @@ func (x *ResumeToken) GetRejected() []*Rejection {
 	return nil
 }
 
+func (x *ResumeToken) GetDigests() []*v1alpha1.KindDigest {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
 // Rejections stands in error_detail.details of a NACK and names what was
 // refused; everything else of the response was applied.
 type Rejections struct {
@@ -240,7 +828,7 @@ type Rejections struct {
 
 func (x *Rejections) Reset() {
 	*x = Rejections{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[2]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -252,7 +840,7 @@ func (x *Rejections) String() string {
 func (*Rejections) ProtoMessage() {}
 
 func (x *Rejections) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[2]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -265,7 +853,7 @@ func (x *Rejections) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejections.ProtoReflect.Descriptor instead.
 func (*Rejections) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{2}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Rejections) GetRejections() []*Rejection {
@@ -292,7 +880,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[3]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -304,7 +892,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[3]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -317,7 +905,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{3}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Rejection) GetName() string {
@@ -368,7 +956,7 @@ type LastGood struct {
 
 func (x *LastGood) Reset() {
 	*x = LastGood{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +968,7 @@ func (x *LastGood) String() string {
 func (*LastGood) ProtoMessage() {}
 
 func (x *LastGood) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +981,7 @@ func (x *LastGood) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastGood.ProtoReflect.Descriptor instead.
 func (*LastGood) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{4}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LastGood) GetLineage() string {
@@ -450,7 +1038,7 @@ type KeptResource struct {
 
 func (x *KeptResource) Reset() {
 	*x = KeptResource{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +1050,7 @@ func (x *KeptResource) String() string {
 func (*KeptResource) ProtoMessage() {}
 
 func (x *KeptResource) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +1063,7 @@ func (x *KeptResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptResource.ProtoReflect.Descriptor instead.
 func (*KeptResource) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{5}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KeptResource) GetName() string {
@@ -517,7 +1105,49 @@ var File_weft_discovery_v1alpha1_discovery_proto protoreflect.FileDescriptor
 
 const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\n" +
-	"'weft/discovery/v1alpha1/discovery.proto\x12\x17weft.discovery.v1alpha1\"\xf7\x02\n" +
+	"'weft/discovery/v1alpha1/discovery.proto\x12\x17weft.discovery.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\"\xb1\x02\n" +
+	"\x13ReportStatusRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x125\n" +
+	"\x04info\x18\x02 \x01(\v2!.weft.discovery.v1alpha1.NodeInfoR\x04info\x12>\n" +
+	"\x06config\x18\x03 \x01(\v2&.weft.discovery.v1alpha1.AppliedConfigR\x06config\x121\n" +
+	"\x04load\x18\x04 \x01(\v2\x1d.weft.discovery.v1alpha1.LoadR\x04load\x12;\n" +
+	"\x06stores\x18\x05 \x03(\v2#.weft.discovery.v1alpha1.StoreStateR\x06stores\x12\x1a\n" +
+	"\bdraining\x18\x06 \x01(\bR\bdraining\"\xc0\x03\n" +
+	"\rAppliedConfig\x12\x18\n" +
+	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12E\n" +
+	"\x06source\x18\x03 \x01(\x0e2-.weft.discovery.v1alpha1.AppliedConfig.SourceR\x06source\x12=\n" +
+	"\fconfirmed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vconfirmedAt\x12:\n" +
+	"\adigests\x18\x05 \x03(\v2 .weft.config.v1alpha1.KindDigestR\adigests\x12B\n" +
+	"\n" +
+	"rejections\x18\x06 \x03(\v2\".weft.discovery.v1alpha1.RejectionR\n" +
+	"rejections\x12\x1a\n" +
+	"\bwithheld\x18\a \x03(\tR\bwithheld\"W\n" +
+	"\x06Source\x12\x16\n" +
+	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vSOURCE_LIVE\x10\x01\x12\x0f\n" +
+	"\vSOURCE_DISK\x10\x02\x12\x13\n" +
+	"\x0fSOURCE_SNAPSHOT\x10\x03\"\xdd\x01\n" +
+	"\x04Load\x12 \n" +
+	"\vconnections\x18\x01 \x01(\rR\vconnections\x12\x18\n" +
+	"\astreams\x18\x02 \x01(\rR\astreams\x12\x1b\n" +
+	"\tin_flight\x18\x03 \x01(\rR\binFlight\x12\x1c\n" +
+	"\tpublished\x18\x04 \x01(\x04R\tpublished\x12\x1c\n" +
+	"\tdelivered\x18\x05 \x01(\x04R\tdelivered\x12\x1d\n" +
+	"\n" +
+	"cpu_micros\x18\x06 \x01(\x04R\tcpuMicros\x12!\n" +
+	"\fmemory_bytes\x18\a \x01(\x04R\vmemoryBytes\"R\n" +
+	"\n" +
+	"StoreState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x94\x01\n" +
+	"\x14ReportStatusResponse\x129\n" +
+	"\x06resync\x18\x01 \x01(\v2\x1f.weft.discovery.v1alpha1.ResyncH\x00R\x06resync\x126\n" +
+	"\x05drain\x18\x02 \x01(\v2\x1e.weft.discovery.v1alpha1.DrainH\x00R\x05drainB\t\n" +
+	"\acommand\"\b\n" +
+	"\x06Resync\"\a\n" +
+	"\x05Drain\"\xf7\x02\n" +
 	"\bNodeInfo\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1e\n" +
@@ -533,12 +1163,13 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"PortsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x99\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xd5\x01\n" +
 	"\vResumeToken\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05scope\x18\x03 \x03(\tR\x05scope\x12>\n" +
-	"\brejected\x18\x04 \x03(\v2\".weft.discovery.v1alpha1.RejectionR\brejected\"P\n" +
+	"\brejected\x18\x04 \x03(\v2\".weft.discovery.v1alpha1.RejectionR\brejected\x12:\n" +
+	"\adigests\x18\x05 \x03(\v2 .weft.config.v1alpha1.KindDigestR\adigests\"P\n" +
 	"\n" +
 	"Rejections\x12B\n" +
 	"\n" +
@@ -560,7 +1191,9 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\x0foffered_version\x18\x02 \x01(\tR\x0eofferedVersion\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1a\n" +
 	"\bresource\x18\x04 \x01(\fR\bresource\x12@\n" +
-	"\trejection\x18\x05 \x01(\v2\".weft.discovery.v1alpha1.RejectionR\trejectionBOZMgithub.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1;discoveryv1alpha1b\x06proto3"
+	"\trejection\x18\x05 \x01(\v2\".weft.discovery.v1alpha1.RejectionR\trejection2\x85\x01\n" +
+	"\x12ProxyStatusService\x12o\n" +
+	"\fReportStatus\x12,.weft.discovery.v1alpha1.ReportStatusRequest\x1a-.weft.discovery.v1alpha1.ReportStatusResponse(\x010\x01BOZMgithub.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1;discoveryv1alpha1b\x06proto3"
 
 var (
 	file_weft_discovery_v1alpha1_discovery_proto_rawDescOnce sync.Once
@@ -574,27 +1207,51 @@ func file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP() []byte {
 	return file_weft_discovery_v1alpha1_discovery_proto_rawDescData
 }
 
-var file_weft_discovery_v1alpha1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_weft_discovery_v1alpha1_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_weft_discovery_v1alpha1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_weft_discovery_v1alpha1_discovery_proto_goTypes = []any{
-	(*NodeInfo)(nil),     // 0: weft.discovery.v1alpha1.NodeInfo
-	(*ResumeToken)(nil),  // 1: weft.discovery.v1alpha1.ResumeToken
-	(*Rejections)(nil),   // 2: weft.discovery.v1alpha1.Rejections
-	(*Rejection)(nil),    // 3: weft.discovery.v1alpha1.Rejection
-	(*LastGood)(nil),     // 4: weft.discovery.v1alpha1.LastGood
-	(*KeptResource)(nil), // 5: weft.discovery.v1alpha1.KeptResource
-	nil,                  // 6: weft.discovery.v1alpha1.NodeInfo.PortsEntry
+	(AppliedConfig_Source)(0),     // 0: weft.discovery.v1alpha1.AppliedConfig.Source
+	(*ReportStatusRequest)(nil),   // 1: weft.discovery.v1alpha1.ReportStatusRequest
+	(*AppliedConfig)(nil),         // 2: weft.discovery.v1alpha1.AppliedConfig
+	(*Load)(nil),                  // 3: weft.discovery.v1alpha1.Load
+	(*StoreState)(nil),            // 4: weft.discovery.v1alpha1.StoreState
+	(*ReportStatusResponse)(nil),  // 5: weft.discovery.v1alpha1.ReportStatusResponse
+	(*Resync)(nil),                // 6: weft.discovery.v1alpha1.Resync
+	(*Drain)(nil),                 // 7: weft.discovery.v1alpha1.Drain
+	(*NodeInfo)(nil),              // 8: weft.discovery.v1alpha1.NodeInfo
+	(*ResumeToken)(nil),           // 9: weft.discovery.v1alpha1.ResumeToken
+	(*Rejections)(nil),            // 10: weft.discovery.v1alpha1.Rejections
+	(*Rejection)(nil),             // 11: weft.discovery.v1alpha1.Rejection
+	(*LastGood)(nil),              // 12: weft.discovery.v1alpha1.LastGood
+	(*KeptResource)(nil),          // 13: weft.discovery.v1alpha1.KeptResource
+	nil,                           // 14: weft.discovery.v1alpha1.NodeInfo.PortsEntry
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*v1alpha1.KindDigest)(nil),   // 16: weft.config.v1alpha1.KindDigest
 }
 var file_weft_discovery_v1alpha1_discovery_proto_depIdxs = []int32{
-	6, // 0: weft.discovery.v1alpha1.NodeInfo.ports:type_name -> weft.discovery.v1alpha1.NodeInfo.PortsEntry
-	3, // 1: weft.discovery.v1alpha1.ResumeToken.rejected:type_name -> weft.discovery.v1alpha1.Rejection
-	3, // 2: weft.discovery.v1alpha1.Rejections.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	5, // 3: weft.discovery.v1alpha1.LastGood.resources:type_name -> weft.discovery.v1alpha1.KeptResource
-	3, // 4: weft.discovery.v1alpha1.KeptResource.rejection:type_name -> weft.discovery.v1alpha1.Rejection
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	8,  // 0: weft.discovery.v1alpha1.ReportStatusRequest.info:type_name -> weft.discovery.v1alpha1.NodeInfo
+	2,  // 1: weft.discovery.v1alpha1.ReportStatusRequest.config:type_name -> weft.discovery.v1alpha1.AppliedConfig
+	3,  // 2: weft.discovery.v1alpha1.ReportStatusRequest.load:type_name -> weft.discovery.v1alpha1.Load
+	4,  // 3: weft.discovery.v1alpha1.ReportStatusRequest.stores:type_name -> weft.discovery.v1alpha1.StoreState
+	0,  // 4: weft.discovery.v1alpha1.AppliedConfig.source:type_name -> weft.discovery.v1alpha1.AppliedConfig.Source
+	15, // 5: weft.discovery.v1alpha1.AppliedConfig.confirmed_at:type_name -> google.protobuf.Timestamp
+	16, // 6: weft.discovery.v1alpha1.AppliedConfig.digests:type_name -> weft.config.v1alpha1.KindDigest
+	11, // 7: weft.discovery.v1alpha1.AppliedConfig.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	6,  // 8: weft.discovery.v1alpha1.ReportStatusResponse.resync:type_name -> weft.discovery.v1alpha1.Resync
+	7,  // 9: weft.discovery.v1alpha1.ReportStatusResponse.drain:type_name -> weft.discovery.v1alpha1.Drain
+	14, // 10: weft.discovery.v1alpha1.NodeInfo.ports:type_name -> weft.discovery.v1alpha1.NodeInfo.PortsEntry
+	11, // 11: weft.discovery.v1alpha1.ResumeToken.rejected:type_name -> weft.discovery.v1alpha1.Rejection
+	16, // 12: weft.discovery.v1alpha1.ResumeToken.digests:type_name -> weft.config.v1alpha1.KindDigest
+	11, // 13: weft.discovery.v1alpha1.Rejections.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	13, // 14: weft.discovery.v1alpha1.LastGood.resources:type_name -> weft.discovery.v1alpha1.KeptResource
+	11, // 15: weft.discovery.v1alpha1.KeptResource.rejection:type_name -> weft.discovery.v1alpha1.Rejection
+	1,  // 16: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:input_type -> weft.discovery.v1alpha1.ReportStatusRequest
+	5,  // 17: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:output_type -> weft.discovery.v1alpha1.ReportStatusResponse
+	17, // [17:18] is the sub-list for method output_type
+	16, // [16:17] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_weft_discovery_v1alpha1_discovery_proto_init() }
@@ -602,18 +1259,23 @@ func file_weft_discovery_v1alpha1_discovery_proto_init() {
 	if File_weft_discovery_v1alpha1_discovery_proto != nil {
 		return
 	}
+	file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4].OneofWrappers = []any{
+		(*ReportStatusResponse_Resync)(nil),
+		(*ReportStatusResponse_Drain)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_discovery_v1alpha1_discovery_proto_rawDesc), len(file_weft_discovery_v1alpha1_discovery_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   7,
+			NumEnums:      1,
+			NumMessages:   14,
 			NumExtensions: 0,
-			NumServices:   0,
+			NumServices:   1,
 		},
 		GoTypes:           file_weft_discovery_v1alpha1_discovery_proto_goTypes,
 		DependencyIndexes: file_weft_discovery_v1alpha1_discovery_proto_depIdxs,
+		EnumInfos:         file_weft_discovery_v1alpha1_discovery_proto_enumTypes,
 		MessageInfos:      file_weft_discovery_v1alpha1_discovery_proto_msgTypes,
 	}.Build()
 	File_weft_discovery_v1alpha1_discovery_proto = out.File
