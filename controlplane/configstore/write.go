@@ -33,6 +33,8 @@ type Change struct {
 	Put []*configv1.Resource
 	// Delete are canonical names.
 	Delete []string
+	// Only are further conditions: an office that must still be held.
+	Only []clientv3.Cmp
 	// Actor is who does it and Peer from where, for the audit record.
 	Actor, Peer string
 }
@@ -61,7 +63,7 @@ type auditEntry struct {
 }
 
 // ErrConflict is returned by Commit where the configuration changed since the
-// snapshot: look again and decide again.
+// snapshot, or a condition of Only did not hold: look again and decide again.
 var ErrConflict = errors.New("the configuration changed meanwhile")
 
 // Commit writes c if nothing changed since at. It returns the revision of the
@@ -110,8 +112,8 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		clientv3.OpPut(fmt.Sprintf("%s%s%016x-%s", s.prefix, dirAudit, audit.Time.UnixNano(), hex.EncodeToString(id)), string(record)))
 	began := time.Now()
 	resp, err := s.client.Txn(ctx).
-		If(clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
-			clientv3.Compare(clientv3.Value(s.prefix+dirMeta+"lineage"), "=", at.Lineage)).
+		If(append([]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
+			clientv3.Compare(clientv3.Value(s.prefix+dirMeta+"lineage"), "=", at.Lineage)}, c.Only...)...).
 		Then(ops...).Commit()
 	s.metrics.seconds.Observe(time.Since(began).Seconds())
 	switch {

@@ -10,7 +10,6 @@ package fleet
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -22,11 +21,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 	"golang.org/x/sync/errgroup"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/registry"
 )
 
@@ -82,7 +81,7 @@ func New(cfg Config) *Fleet {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&cfg.Every, 2 * time.Second}, {&cfg.Grace, 30 * time.Second}, {&cfg.Forget, 10 * time.Minute}, {&cfg.ElectionTTL, 10 * time.Second}} {
+	}{{&cfg.Every, 2 * time.Second}, {&cfg.Grace, 30 * time.Second}, {&cfg.Forget, 10 * time.Minute}} {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
@@ -109,12 +108,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
-		for ctx.Err() == nil {
-			if err := f.term(ctx); err != nil && ctx.Err() == nil {
-				f.cfg.Log.Warn("registering proxies stopped; standing for election again", "error", err)
-			}
-			wait(ctx, time.Second)
-		}
+		election.Run(ctx, election.Config{Client: f.cfg.Etcd, Key: f.cfg.StatusKey("elect/fleet"), TTL: f.cfg.ElectionTTL, Log: f.cfg.Log}, f.term)
 		return nil
 	})
 	return g.Wait()
@@ -162,31 +156,11 @@ func (f *Fleet) record(ctx context.Context) error {
 }
 
 // term is one time in office.
-func (f *Fleet) term(ctx context.Context) error {
-	session, err := concurrency.NewSession(f.cfg.Etcd, concurrency.WithTTL(int(f.cfg.ElectionTTL/time.Second)), concurrency.WithContext(ctx))
-	if err != nil {
-		return err
-	}
-	defer session.Close()
-	mutex := concurrency.NewMutex(session, f.cfg.StatusKey("elect/fleet"))
-	if err := mutex.Lock(ctx); err != nil {
-		return err
-	}
-	defer func() {
-		// Give the office up at once; without etcd the lease does it.
-		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = mutex.Unlock(uctx)
-	}()
+func (f *Fleet) term(ctx context.Context, term election.Term) error {
 	defer f.registeredProxies.Set(0)
 	elected := time.Now()
 	for ctx.Err() == nil {
-		select {
-		case <-session.Done():
-			return errors.New("the election's lease was lost")
-		default:
-		}
-		if err := f.pass(ctx, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
+		if err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
 			f.failures.Inc()
 			f.cfg.Log.Warn("the registry cannot be brought up to date; trying again", "error", err)
 		}
@@ -197,7 +171,7 @@ func (f *Fleet) term(ctx context.Context) error {
 
 // pass makes the registry say what is written down. In the grace nobody is
 // removed who is there.
-func (f *Fleet) pass(ctx context.Context, now time.Time, grace bool) error {
+func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, grace bool) error {
 	ctx, cancel := context.WithTimeout(ctx, registryTimeout)
 	defer cancel()
 	there, err := f.registered(ctx)
@@ -216,7 +190,7 @@ func (f *Fleet) pass(ctx context.Context, now time.Time, grace bool) error {
 	}
 	for id, r := range records {
 		if now.Sub(r.Seen) > f.cfg.Forget && !there[id].Healthy && !grace {
-			if _, err := f.cfg.Etcd.Delete(ctx, f.cfg.StatusKey(keys+url.PathEscape(id))); err != nil {
+			if err := term.Write(ctx, f.cfg.Etcd, clientv3.OpDelete(f.cfg.StatusKey(keys+url.PathEscape(id)))); err != nil {
 				return err
 			}
 			f.cfg.Log.Info("a proxy is gone for good", "node", id)

@@ -10,9 +10,12 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/registry"
 )
@@ -58,6 +61,17 @@ func status(id, host string) *adminv1.ProxyStatus {
 	return &adminv1.ProxyStatus{NodeId: id, Info: &discoveryv1.NodeInfo{AdvertiseHost: host, Ports: map[string]uint32{"grpc": 7411, "health": 7418}}}
 }
 
+// elected holds an office until ctx ends.
+func elected(ctx context.Context, client *clientv3.Client) election.Term {
+	terms := make(chan election.Term)
+	go election.Run(ctx, election.Config{Client: client, Key: "/weft/s/elect/test", Log: slog.New(slog.DiscardHandler)}, func(ctx context.Context, term election.Term) error {
+		terms <- term
+		<-ctx.Done()
+		return nil
+	})
+	return <-terms
+}
+
 // TestFleet: who advertises itself is registered and stays while it is alive or
 // was seen of late; a replica that knows nothing removes nobody.
 func TestFleet(t *testing.T) {
@@ -68,6 +82,7 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.Close)
+	term := elected(ctx, e.Client())
 	l := &list{}
 	connected := []*adminv1.ProxyStatus{status("a", "10.0.0.1"), status("b/x", "10.0.0.2"), status("hidden", "")}
 	fleet := func() *Fleet {
@@ -81,7 +96,7 @@ func TestFleet(t *testing.T) {
 		if err := f.record(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.pass(ctx, now.Add(after), grace); err != nil {
+		if err := f.pass(ctx, term, now.Add(after), grace); err != nil {
 			t.Fatal(err)
 		}
 		if got := l.ids(); got != want {
@@ -109,7 +124,7 @@ func TestFleet(t *testing.T) {
 	}
 	// A registry that is down is an error, and forgets nobody.
 	l.down, l.healthy = errors.New("down"), ""
-	if err := f.pass(ctx, now.Add(3*time.Hour), false); err == nil {
+	if err := f.pass(ctx, term, now.Add(3*time.Hour), false); err == nil {
 		t.Error("a registry that is down is no error")
 	}
 	l.down = nil

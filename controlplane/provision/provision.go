@@ -12,14 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -28,6 +26,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -96,33 +95,13 @@ func New(cfg Config) *Provisioner {
 
 // Run stands for election and, while elected, reconciles until ctx ends.
 func (p *Provisioner) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		if err := p.term(ctx); err != nil && ctx.Err() == nil {
-			p.cfg.Log.Warn("provisioning stopped; standing for election again", "error", err)
-		}
-		p.closeAll()
-		wait(ctx, time.Second/2+rand.N(time.Second), nil)
-	}
+	election.Run(ctx, election.Config{Client: p.cfg.Store.Client(), Key: p.cfg.Store.StatusKey("elect/provision"), TTL: p.cfg.ElectionTTL, Log: p.cfg.Log}, p.term)
 	return nil
 }
 
 // term is one time in office.
-func (p *Provisioner) term(ctx context.Context) error {
-	session, err := concurrency.NewSession(p.cfg.Store.Client(), concurrency.WithTTL(int(p.cfg.ElectionTTL/time.Second)), concurrency.WithContext(ctx))
-	if err != nil {
-		return err
-	}
-	defer session.Close()
-	mutex := concurrency.NewMutex(session, p.cfg.Store.StatusKey("elect/provision"))
-	if err := mutex.Lock(ctx); err != nil {
-		return err
-	}
-	defer func() {
-		// Give the office up at once; without etcd the lease does it.
-		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = mutex.Unlock(uctx)
-	}()
+func (p *Provisioner) term(ctx context.Context, term election.Term) error {
+	defer p.closeAll()
 	p.leader.Set(1)
 	defer p.leader.Set(0)
 	retry := time.Second
@@ -130,7 +109,7 @@ func (p *Provisioner) term(ctx context.Context) error {
 		snap, changed := p.cfg.Store.Snapshot()
 		again := p.cfg.Every
 		if snap != nil {
-			complete, err := p.pass(ctx, snap)
+			complete, err := p.pass(ctx, term, snap)
 			p.passes.WithLabelValues(outcome(complete, err)).Inc()
 			switch {
 			case errors.Is(err, configstore.ErrConflict):
@@ -146,11 +125,6 @@ func (p *Provisioner) term(ctx context.Context) error {
 		if again == 0 {
 			// Someone wrote meanwhile: look once this replica has seen it.
 			again = time.Second
-		}
-		select {
-		case <-session.Done():
-			return errors.New("the election's lease was lost")
-		default:
 		}
 		if wait(ctx, again, changed); ctx.Err() != nil {
 			return nil
@@ -182,14 +156,14 @@ func wait(ctx context.Context, d time.Duration, changed <-chan struct{}) {
 
 // pass looks at everything once. complete is false where something could not be
 // done and is worth trying again soon.
-func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (complete bool, err error) {
+func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *configstore.Snapshot) (complete bool, err error) {
 	complete = true
-	r := round{p: p, snap: snap, topics: map[string]topicState{}}
-	if err := p.forget(ctx, snap); err != nil {
+	r := round{p: p, term: term, snap: snap, topics: map[string]topicState{}}
+	if err := p.forget(ctx, term, snap); err != nil {
 		return false, err
 	}
 	for e := range snap.All(string(resource.EventStore) + "/") {
-		if !p.reach(ctx, e) {
+		if !p.reach(ctx, term, e) {
 			complete = false
 		}
 	}
@@ -203,7 +177,7 @@ func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (com
 	r.admitTopics(ctx)
 	for len(r.put) > 0 {
 		n := min(len(r.put), configstore.MaxWrites)
-		rev, err := p.cfg.Store.Commit(ctx, snap, configstore.Change{Put: r.put[:n], Actor: "weft provisioner", Peer: "control plane"})
+		rev, err := p.cfg.Store.Commit(ctx, snap, configstore.Change{Put: r.put[:n], Only: []clientv3.Cmp{term.Fence()}, Actor: "weft provisioner", Peer: "control plane"})
 		if err != nil {
 			return false, err
 		}
@@ -218,7 +192,7 @@ func (p *Provisioner) pass(ctx context.Context, snap *configstore.Snapshot) (com
 
 // forget closes the stores whose EventStores are gone, and removes what was written
 // of them.
-func (p *Provisioner) forget(ctx context.Context, snap *configstore.Snapshot) error {
+func (p *Provisioner) forget(ctx context.Context, term election.Term, snap *configstore.Snapshot) error {
 	if !p.remembered {
 		if err := p.remember(ctx); err != nil {
 			return err
@@ -237,7 +211,7 @@ func (p *Provisioner) forget(ctx context.Context, snap *configstore.Snapshot) er
 			continue
 		}
 		cctx, cancel := context.WithTimeout(ctx, callTimeout)
-		_, err := p.cfg.Store.Client().Delete(cctx, p.cfg.Store.StatusKey(conditions+name))
+		err := term.Write(cctx, p.cfg.Store.Client(), clientv3.OpDelete(p.cfg.Store.StatusKey(conditions+name)))
 		cancel()
 		if err != nil {
 			return err
@@ -265,7 +239,7 @@ func (p *Provisioner) remember(ctx context.Context) error {
 }
 
 // reach opens and probes a store and records what it saw.
-func (p *Provisioner) reach(ctx context.Context, e *configstore.Entry) bool {
+func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configstore.Entry) bool {
 	spec, uid := e.Resource.GetEventStore(), e.Resource.Metadata.Uid
 	if spec.GetEmbedded() != nil {
 		return true
@@ -291,7 +265,7 @@ func (p *Provisioner) reach(ctx context.Context, e *configstore.Entry) bool {
 	if o.err != nil {
 		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, "Unreachable", o.err.Error()
 	}
-	p.condition(ctx, e.Name, c)
+	p.condition(ctx, term, e.Name, c)
 	return o.err == nil
 }
 
@@ -327,7 +301,7 @@ func (p *Provisioner) closeAll() {
 
 // condition writes a condition under its own key, when it changed. Failing is
 // no harm: the next pass writes it.
-func (p *Provisioner) condition(ctx context.Context, name string, c *adminv1.Condition) {
+func (p *Provisioner) condition(ctx context.Context, term election.Term, name string, c *adminv1.Condition) {
 	same := c.State.String() + c.Reason + c.Message
 	if p.known[name] == same {
 		return
@@ -339,7 +313,7 @@ func (p *Provisioner) condition(ctx context.Context, name string, c *adminv1.Con
 	}
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := p.cfg.Store.Client().Put(cctx, p.cfg.Store.StatusKey(conditions+name), string(b)); err == nil {
+	if err := term.Write(cctx, p.cfg.Store.Client(), clientv3.OpPut(p.cfg.Store.StatusKey(conditions+name), string(b))); err == nil {
 		p.known[name] = same
 	}
 }
@@ -379,6 +353,7 @@ type topicState struct {
 // round is one pass.
 type round struct {
 	p       *Provisioner
+	term    election.Term
 	snap    *configstore.Snapshot
 	topics  map[string]topicState
 	put     []*configv1.Resource
@@ -472,12 +447,12 @@ func (r *round) admitTopics(ctx context.Context) {
 			// What was admitted stays so: a store that is down for a while, or
 			// gives less than it did, is a condition, not a reason to stop its
 			// topics.
-			r.p.condition(ctx, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_FALSE,
+			r.p.condition(ctx, r.term, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_FALSE,
 				Reason: "AsAdmittedNoLonger", Message: strings.Join(t.reasons, "; ")})
 			continue
 		}
 		if _, told := r.p.known[t.entry.Name]; told && adm.Admitted {
-			r.p.condition(ctx, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_TRUE, Reason: "AsAdmitted"})
+			r.p.condition(ctx, r.term, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_TRUE, Reason: "AsAdmitted"})
 		}
 		if !proto.Equal(old, adm) {
 			r.write(md, &configv1.Resource{Spec: &configv1.Resource_TopicAdmission{TopicAdmission: adm}})
