@@ -33,7 +33,7 @@ func (s *Store) TrimAudit(ctx context.Context, before time.Time) (removed int64,
 // RunAudit keeps to AuditRetention until ctx ends. Any number of replicas may.
 func (s *Store) RunAudit(ctx context.Context) error {
 	for {
-		removed, err := s.TrimAudit(ctx, time.Now().Add(-AuditRetention))
+		removed, err := s.TrimAudit(ctx, s.clock.Now().Add(-AuditRetention))
 		switch {
 		case ctx.Err() != nil:
 			return nil

@@ -19,6 +19,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -49,8 +50,10 @@ type Config struct {
 	// MaxRetry is the longest wait, or half as much again, before etcd is read
 	// again; 5 s when 0.
 	MaxRetry time.Duration
-	Metrics  prometheus.Registerer
-	Log      *slog.Logger
+	// Clock dates audit records and tells which are too old.
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Store follows the configuration in etcd. Its methods are safe for concurrent
@@ -59,6 +62,7 @@ type Store struct {
 	client *clientv3.Client
 	prefix string
 	most   time.Duration
+	clock  clock.Clock
 	log    *slog.Logger
 	// now is nil until everything was read.
 	now     *latest.Value[*Snapshot]
@@ -90,7 +94,7 @@ func New(cfg Config) *Store {
 	if cfg.MaxRetry == 0 {
 		cfg.MaxRetry = 5 * time.Second
 	}
-	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, log: cfg.Log, now: latest.New[*Snapshot](nil), metrics: newMetrics(cfg.Metrics)}
+	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, clock: cfg.Clock, log: cfg.Log, now: latest.New[*Snapshot](nil), metrics: newMetrics(cfg.Metrics)}
 }
 
 // Client is the etcd client that the Store uses.

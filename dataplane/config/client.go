@@ -97,8 +97,9 @@ type Client struct {
 	// resync: streams start from nothing until one has brought the whole.
 	resync bool
 	// contact is when a control plane last confirmed the configuration, or
-	// the client was made, in Unix nanoseconds; 0 while one is followed.
-	contact atomic.Int64
+	// the client was made; nil while one is followed. Not wall time: a clock
+	// that is set makes no configuration stale.
+	contact atomic.Pointer[time.Time]
 	metrics clientMetrics
 }
 
@@ -133,10 +134,11 @@ func New(cfg Config) *Client {
 		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision."}),
 		diskErrors:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
 	}}
-	c.contact.Store(time.Now().UnixNano())
+	made := time.Now()
+	c.contact.Store(&made)
 	c.metrics.age = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_config_age_seconds", Help: "For how long no control plane has confirmed the configuration; 0 while one is followed."}, func() float64 {
-		if at := c.contact.Load(); at != 0 {
-			return time.Since(time.Unix(0, at)).Seconds()
+		if at := c.contact.Load(); at != nil {
+			return time.Since(*at).Seconds()
 		}
 		return 0
 	})
@@ -182,7 +184,8 @@ func (c *Client) Run(ctx context.Context) error {
 		c.metrics.attempts.Inc()
 		err := c.follow(ctx, addr, func() { retry = minRetry })
 		c.metrics.connected.Set(0)
-		c.contact.CompareAndSwap(0, time.Now().UnixNano())
+		lost := time.Now()
+		c.contact.CompareAndSwap(nil, &lost)
 		if ctx.Err() != nil {
 			break
 		}
@@ -321,7 +324,7 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	}
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
-	c.contact.Store(0)
+	c.contact.Store(nil)
 	if c.cfg.Dir != "" && (c.mem.revision != before || len(refused) > 0) {
 		if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
 			c.metrics.diskErrors.Inc()
