@@ -2,6 +2,8 @@ package configstore
 
 import (
 	"context"
+	crand "crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -19,6 +21,15 @@ const trimEvery = time.Hour
 // the keys sort by time.
 func (s *Store) auditKey(t time.Time) string {
 	return fmt.Sprintf("%s%s%016x", s.prefix, dirAudit, t.UnixNano())
+}
+
+// newAuditKey is the key of a new record.
+func (s *Store) newAuditKey(t time.Time) (string, error) {
+	id := make([]byte, 4)
+	if _, err := crand.Read(id); err != nil {
+		return "", err
+	}
+	return s.auditKey(t) + "-" + hex.EncodeToString(id), nil
 }
 
 // TrimAudit removes the audit records from before a time.

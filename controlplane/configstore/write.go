@@ -4,11 +4,8 @@ import (
 	"bytes"
 	"compress/flate"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -54,6 +51,11 @@ type auditRecord struct {
 	Actor   string       `json:"actor"`
 	Peer    string       `json:"peer"`
 	Changes []auditEntry `json:"changes"`
+	// Of a restore that was declared.
+	Method        string `json:"method,omitempty"`
+	Reason        string `json:"reason,omitempty"`
+	Lineage       string `json:"lineage,omitempty"`
+	LineageBefore string `json:"lineage_before,omitempty"`
 }
 
 type auditEntry struct {
@@ -102,14 +104,14 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-large",
 			"the change is %d bytes, %d with its audit record; the most is %d and %d: split it", size, size+len(record), MaxWriteBytes, maxTxnBytes)
 	}
-	id := make([]byte, 4)
-	if _, err := rand.Read(id); err != nil {
+	auditKey, err := s.newAuditKey(audit.Time)
+	if err != nil {
 		return 0, err
 	}
 	generation := s.prefix + dirMeta + "generation"
 	ops = append(ops,
 		clientv3.OpPut(generation, ""),
-		clientv3.OpPut(fmt.Sprintf("%s%s%016x-%s", s.prefix, dirAudit, audit.Time.UnixNano(), hex.EncodeToString(id)), string(record)))
+		clientv3.OpPut(auditKey, string(record)))
 	began := time.Now()
 	resp, err := s.client.Txn(ctx).
 		If(append([]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -131,7 +132,7 @@ func New(cfg Config) *Client {
 		applied:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_config_applied_total", Help: "Configurations put in force, by where they came from."}, []string{"source"}),
 		attempts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_attempts_total", Help: "Discovery streams that this proxy has tried to open."}),
 		drift:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_drift_total", Help: "Deltas after which the digests did not agree; each is followed by a full sync."}),
-		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision."}),
+		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision or lineage."}),
 		diskErrors:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
 	}}
 	made := time.Now()
@@ -297,9 +298,24 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	}
 }
 
+// restores is how many restores a lineage counts, "<count>-<random>"; 0 where it
+// counts none.
+func restores(lineage string) uint64 {
+	count, _, _ := strings.Cut(lineage, "-")
+	n, err := strconv.ParseUint(count, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // take applies a delta that is complete and returns the error detail of the
 // answer: nil to acknowledge.
 func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*statuspb.Status, error) {
+	if restores(man.Lineage) < restores(c.mem.lineage) {
+		c.metrics.older.Inc()
+		return nil, fmt.Errorf("the control plane is of lineage %s, this proxy of %s, which is newer: it has not heard of a restore yet", man.Lineage, c.mem.lineage)
+	}
 	if man.Lineage == c.mem.lineage && man.Revision < c.mem.revision {
 		c.metrics.older.Inc()
 		return nil, fmt.Errorf("the control plane offers revision %d, this proxy has %d", man.Revision, c.mem.revision)
