@@ -16,6 +16,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -46,6 +47,9 @@ type Snapshot struct {
 	Generation int64
 
 	tree *iradix.Tree[*Entry]
+	// found has the entries by what validate.Keys tells of them: a key, a zero
+	// byte, the canonical name.
+	found *iradix.Tree[*Entry]
 	// changes, oldest first; all that happened after floor.
 	changes []change
 	floor   int64
@@ -98,6 +102,19 @@ func (s *Snapshot) From(prefix, start string) iter.Seq[*Entry] {
 		it.SeekLowerBound([]byte(max(start, prefix)))
 		for k, e, ok := it.Next(); ok; k, e, ok = it.Next() {
 			if len(k) < len(prefix) || string(k[:len(prefix)]) != prefix || !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// Find yields the resources that have key among their validate.Keys, by name.
+func (s *Snapshot) Find(key string) iter.Seq[*configv1.Resource] {
+	return func(yield func(*configv1.Resource) bool) {
+		it := s.found.Root().Iterator()
+		it.SeekPrefix(append([]byte(key), 0))
+		for _, e, ok := it.Next(); ok; _, e, ok = it.Next() {
+			if !yield(e.Resource) {
 				return
 			}
 		}
@@ -197,29 +214,36 @@ func cutByte(k []byte) (before, after string, ok bool) {
 
 // Empty is the snapshot of an etcd without resources.
 func Empty(lineage string, revision int64) *Snapshot {
-	return &Snapshot{Lineage: lineage, Revision: revision, floor: revision, tree: iradix.New[*Entry](), digests: iradix.New[Digest]()}
+	return &Snapshot{Lineage: lineage, Revision: revision, floor: revision, tree: iradix.New[*Entry](), found: iradix.New[*Entry](), digests: iradix.New[Digest]()}
 }
 
 // edit is a set of changes on the way to the next snapshot.
 type edit struct {
 	next    *Snapshot
 	tree    *iradix.Txn[*Entry]
+	found   *iradix.Txn[*Entry]
 	digests *iradix.Txn[Digest]
 }
 
 func (s *Snapshot) edit() *edit {
 	next := *s
-	return &edit{next: &next, tree: s.tree.Txn(), digests: s.digests.Txn()}
+	return &edit{next: &next, tree: s.tree.Txn(), found: s.found.Txn(), digests: s.digests.Txn()}
 }
 
 // put stores e, or removes name where e is nil, at revision.
 func (x *edit) put(name string, e *Entry, revision int64, logged bool) {
 	if old, ok := x.tree.Get([]byte(name)); ok {
 		x.digest(old, false)
+		for _, k := range validate.Keys(old.Resource) {
+			x.found.Delete(foundKey(k, name))
+		}
 	}
 	if e != nil {
 		x.tree.Insert([]byte(name), e)
 		x.digest(e, true)
+		for _, k := range validate.Keys(e.Resource) {
+			x.found.Insert(foundKey(k, name), e)
+		}
 	} else {
 		x.tree.Delete([]byte(name))
 	}
@@ -227,6 +251,8 @@ func (x *edit) put(name string, e *Entry, revision int64, logged bool) {
 		x.next.changes = append(x.next.changes, change{revision, name})
 	}
 }
+
+func foundKey(key, name string) []byte { return []byte(key + "\x00" + name) }
 
 func (x *edit) digest(e *Entry, add bool) {
 	k := digestKey(e.Namespace, e.Kind)
@@ -246,7 +272,7 @@ func (x *edit) digest(e *Entry, add bool) {
 // commit is the next snapshot, at revision. The log of changes shares memory
 // with older snapshots: one goroutine edits, and it only appends.
 func (x *edit) commit(revision int64) *Snapshot {
-	x.next.tree, x.next.digests = x.tree.Commit(), x.digests.Commit()
+	x.next.tree, x.next.found, x.next.digests = x.tree.Commit(), x.found.Commit(), x.digests.Commit()
 	x.next.Revision = revision
 	if over := len(x.next.changes) - maxChanges; over > maxChanges/4 {
 		x.next.floor = x.next.changes[over-1].revision
