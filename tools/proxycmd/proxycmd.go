@@ -78,7 +78,7 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 	f.StringVar(&cfg.AdvertiseHost, "advertise", Env("WEFT_ADVERTISE", ""), "host under which clients and registries reach this proxy; it is registered only with one (WEFT_ADVERTISE)")
 	f.StringVar(&cfg.Zone, "zone", Env("WEFT_ZONE", ""), "availability zone (WEFT_ZONE)")
 	f.Uint32Var(&cfg.Weight, "weight", 100, "share of load relative to other proxies, 1 to 10000")
-	f.StringSliceVar(&push, "push-allow", List(Env("WEFT_PUSH_ALLOW", "")), "networks that push may call beside public addresses, such as 10.0.0.0/8 (WEFT_PUSH_ALLOW)")
+	f.StringSliceVar(&push, "push-allow", List(Env("WEFT_PUSH_ALLOW", "")), "networks that push, and fetches of keys that an Identity names, may call beside public addresses, such as 10.0.0.0/8 (WEFT_PUSH_ALLOW)")
 	f.IntVar(&cfg.Window, "window", 0, "events of a partition between delivered and durably settled, which a crash may repeat; the store's default when 0")
 	f.DurationVar(&cfg.DrainGrace, "drain-grace", 0, "how long to go on taking connections after readiness has failed")
 	f.DurationVar(&cfg.DrainTime, "drain-time", 25*time.Second, "bound on stopping as a whole")
