@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -69,6 +70,10 @@ var ErrConflict = errors.New("the configuration changed meanwhile")
 // Commit writes c if nothing changed since at. It returns the revision of the
 // change. ErrConflict: nothing was written. Ambiguous: it may have been.
 func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, error) {
+	if message, _ := s.Suspected(); message != "" {
+		return 0, fault.New(fault.Unavailable, "configstore.commit", "restore-suspected", "%s", message)
+	}
+	c.Delete = append(slices.Clone(c.Delete), outdated(at, c)...)
 	audit := auditRecord{Time: time.Now().UTC(), Actor: c.Actor, Peer: c.Peer}
 	var ops []clientv3.Op
 	size := 0
@@ -108,7 +113,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 	}
 	generation := s.prefix + dirMeta + "generation"
 	ops = append(ops,
-		clientv3.OpPut(generation, ""),
+		clientv3.OpPut(generation, hex.EncodeToString(id)+" "+at.chain),
 		clientv3.OpPut(fmt.Sprintf("%s%s%016x-%s", s.prefix, dirAudit, audit.Time.UnixNano(), hex.EncodeToString(id)), string(record)))
 	began := time.Now()
 	resp, err := s.client.Txn(ctx).
