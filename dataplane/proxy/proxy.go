@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -144,8 +145,13 @@ func (p *Proxy) compose() error {
 func (p *Proxy) info() *discoveryv1.NodeInfo {
 	i := &discoveryv1.NodeInfo{Incarnation: p.incarnation, Version: version.String(), Namespaces: p.cfg.Namespaces, Manifest: true,
 		AdvertiseHost: p.cfg.AdvertiseHost, Zone: p.cfg.Zone, Weight: p.cfg.Weight, Ports: map[string]uint32{}}
-	for _, k := range resource.Kinds() {
-		i.Capabilities = append(i.Capabilities, string(k.Kind))
+	// What this version knows it enforces, but for stores whose driver is not here.
+	i.Capabilities = resource.AllFeatures()
+	drivers := (&configv1.EventStore{}).ProtoReflect().Descriptor().Oneofs().ByName("driver").Fields()
+	for n := range drivers.Len() {
+		if kind := string(drivers.Get(n).Name()); p.cfg.Drivers[kind] == nil {
+			i.Capabilities = slices.DeleteFunc(i.Capabilities, func(f string) bool { return f == "eventstore."+kind })
+		}
 	}
 	for _, name := range []string{listenHTTP, listenGRPC, listenHealth} {
 		if a, ok := p.listeners[name].Addr().(*net.TCPAddr); ok {
@@ -203,7 +209,7 @@ func (p *Proxy) applyLocked(ctx context.Context) {
 			tokens[name] = j
 		}
 	}
-	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
+	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
 	p.stores.Apply(ctx, snap)
 	p.snapshots.Store(snap)
 }
