@@ -24,6 +24,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -47,6 +48,8 @@ type Config struct {
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
+	// JoinTokens are those with which proxies join.
+	JoinTokens *jointoken.Tokens
 }
 
 // Service implements AdminService.

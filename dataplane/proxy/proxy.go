@@ -124,18 +124,15 @@ func (p *Proxy) compose() error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_build_info", Help: "Always 1; the label has the version.",
 			ConstLabels: prometheus.Labels{"version": version.String()}}, func() float64 { return 1 }))
 	var creds credentials.TransportCredentials
-	if !p.cfg.ControlPlaneTLS.Empty() {
-		c, err := tlsconf.Client(p.cfg.ControlPlaneTLS)
-		if err != nil {
-			return fmt.Errorf("control plane: %w", err)
-		}
-		creds = credentials.NewTLS(c)
+	var join credentials.PerRPCCredentials
+	if err := p.joining(&creds, &join); err != nil {
+		return err
 	}
 	p.stores = stores.New(stores.Config{Drivers: p.cfg.Drivers, Options: p.cfg.Options, ClientID: p.incarnation, Dir: filepath.Join(p.cfg.DataDir, "stores"),
 		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
 	p.issuers = issuers.New(issuers.Config{Dir: filepath.Join(p.cfg.DataDir, "issuers"), Allow: p.cfg.PushAllow, Clock: p.cfg.Clock,
 		Changed: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
-	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
+	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
 		Check: snapshot.Check, Apply: p.apply, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry)}
 	return p.wire()

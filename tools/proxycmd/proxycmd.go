@@ -62,6 +62,7 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 	f.StringVar(&cfg.ControlPlaneTLS.CA, "control-plane-ca", Env("WEFT_CONTROL_PLANE_CA", ""), "file with the authority of the control plane's certificate; without TLS files only loopback is connected to (WEFT_CONTROL_PLANE_CA)")
 	f.StringVar(&cfg.ControlPlaneTLS.Cert, "control-plane-cert", Env("WEFT_CONTROL_PLANE_CERT", ""), "file with this proxy's certificate for the control plane (WEFT_CONTROL_PLANE_CERT)")
 	f.StringVar(&cfg.ControlPlaneTLS.Key, "control-plane-key", Env("WEFT_CONTROL_PLANE_KEY", ""), "file with its key (WEFT_CONTROL_PLANE_KEY)")
+	f.StringVar(&cfg.JoinTokenFile, "join-token-file", Env("WEFT_JOIN_TOKEN_FILE", ""), "file with a join token, shown to the control plane while there is no certificate that is good (WEFT_JOIN_TOKEN_FILE)")
 	Seldom(f, &cfg.ControlPlaneTimes.AnswerTimeout, "control-plane-answer-timeout", 15*time.Second, "how long a control plane may take to connect and to answer")
 	Seldom(f, &cfg.ControlPlaneTimes.Keepalive, "control-plane-keepalive", 15*time.Second, "silence after which the control plane is asked whether it lives")
 	Seldom(f, &cfg.ControlPlaneTimes.MaxRetry, "control-plane-max-retry", 10*time.Second, "longest wait between attempts to reach a control plane")
