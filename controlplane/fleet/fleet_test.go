@@ -122,6 +122,13 @@ func TestFleet(t *testing.T) {
 	if l.there[0].Host != "10.0.0.9" {
 		t.Errorf("it is said to be at %s", l.there[0].Host)
 	}
+	// Its data folder was lost: it is back at its address under another id, and
+	// the old one, whose address answers, is not there twice.
+	connected = []*adminv1.ProxyStatus{status("0", "10.0.0.9")}
+	l.healthy = "a"
+	pass(f, 0, true, "0")
+	pass(f, 0, false, "0")
+	l.healthy = ""
 	// A registry that is down is an error, and forgets nobody.
 	l.down, l.healthy = errors.New("down"), ""
 	if err := f.pass(ctx, term, now.Add(3*time.Hour), false); err == nil {
@@ -129,7 +136,7 @@ func TestFleet(t *testing.T) {
 	}
 	l.down = nil
 	records, err := f.records(ctx)
-	if err != nil || len(records) != 1 {
+	if err != nil || len(records) != 2 {
 		t.Errorf("%v %v", records, err)
 	}
 }
