@@ -361,6 +361,7 @@ func TestNacosPage(t *testing.T) {
 	word := regexp.MustCompile(`\bshop\b`)
 	s.swap = append(s.swap, func(in string) string { return word.ReplaceAllString(in, ns) })
 	s.replace("weft-test-password", servers.NacosPassword)
+	s.replace("health-7418", "health-"+strings.TrimPrefix(s.page("127.0.0.1:7418"), "127.0.0.1:"))
 	s.must(os.WriteFile(filepath.Join(s.dir, "bin", "servers.env"), fmt.Appendf(nil, "export %s=%s\nexport %s=%s\n",
 		servers.EnvNacos, nacos, servers.EnvEtcd, etcd), 0o600))
 	s.walk(blocks(t, "docs/nacos.md", ""),

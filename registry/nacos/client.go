@@ -144,8 +144,14 @@ func decodeAnswer(path string, status int, b []byte, out any) error {
 		if json.Unmarshal(answer.Data, &more) == nil && more != "" {
 			text += ": " + more
 		}
+		if err != nil && path != loginPath { // nobody repeats a password here
+			text = strings.TrimSpace(string(b[:min(len(b), maxText+1)]))
+		}
 		if err != nil && status == http.StatusOK {
 			text = "which is not JSON; is the URL that of Nacos's API?"
+		}
+		if status == http.StatusNotFound && answer.Code == 0 {
+			text = "it has no " + path + "; is it Nacos 3, and the context path in the URL right?"
 		}
 		if len(text) > maxText {
 			text = strings.ToValidUTF8(text[:maxText], "") + "…"
@@ -184,8 +190,8 @@ func (c *client) login(ctx context.Context, refused string) (string, error) {
 		AccessToken string `json:"accessToken"`
 		TokenTTL    int64  `json:"tokenTtl"` // in seconds
 	}
-	err = c.once(ctx, http.MethodPost, "/v3/auth/user/login", url.Values{"username": {user}, "password": {password}}, "", &got)
-	if e, ok := errors.AsType[*apiError](err); ok {
+	err = c.once(ctx, http.MethodPost, loginPath, url.Values{"username": {user}, "password": {password}}, "", &got)
+	if e, ok := errors.AsType[*apiError](err); ok && e.status != http.StatusNotFound {
 		// A wrong password is 403 on one version, 500 on another.
 		return "", fmt.Errorf("%w: the log-in of user %q: %w; is the password right? It is read again at each try", registry.ErrRefused, user, e)
 	}
@@ -198,6 +204,8 @@ func (c *client) login(ctx context.Context, refused string) (string, error) {
 	c.token, c.expires = got.AccessToken, time.Now().Add(time.Duration(min(got.TokenTTL, maxTTL))*time.Second/2)
 	return c.token, nil
 }
+
+const loginPath = "/v3/auth/user/login"
 
 // maxTTL bounds how long a token is used, in seconds.
 const maxTTL = 24 * 60 * 60

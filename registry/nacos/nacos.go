@@ -237,7 +237,7 @@ func (r *Registry) read(ctx context.Context, name string) (*service, map[place]*
 		g.Go(func() error {
 			var list []entry
 			err := r.client.call(ctx, http.MethodGet, "/v3/admin/ns/instance/list", r.params(name, "clusterName", cluster), &list)
-			if e, ok := errors.AsType[*apiError](err); ok && e.status == http.StatusNotFound {
+			if e, ok := errors.AsType[*apiError](err); ok && e.status == http.StatusNotFound && e.code != 0 {
 				return nil // a checker without instances
 			}
 			if err != nil {

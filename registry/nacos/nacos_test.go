@@ -3,6 +3,7 @@ package nacos
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
@@ -38,6 +39,21 @@ func TestWrongPassword(t *testing.T) {
 			t.Errorf("a watch gives %v, %v", set, err)
 		}
 		break
+	}
+}
+
+// TestWrongURL: neither another path nor another server passes for a password
+// that is wrong.
+func TestWrongURL(t *testing.T) {
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }))
+	t.Cleanup(page.Close)
+	for base, want := range map[string]string{"http://" + servers.SharedNacos(t) + "/elsewhere": "context path", page.URL: "not JSON"} {
+		for _, credentials := range []func() (string, string, error){nil, administrator} {
+			err := openWith(t, Config{URL: base, Credentials: credentials}).Reconcile(t.Context(), "x", nil)
+			if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, registry.ErrRefused) && want == "context path" {
+				t.Errorf("%s: %v", base, err)
+			}
+		}
 	}
 }
 

@@ -205,6 +205,29 @@ func TestMany(t *testing.T) {
 	}
 }
 
+// TestMetadata: what fits into Nacos's bound is registered, what does not is an
+// error that says so and holds up nobody.
+func TestMetadata(t *testing.T) {
+	service := servers.Namespace(t)
+	n := openWith(t, Config{URL: "http://" + servers.SharedNacos(t) + "/nacos", Credentials: administrator})
+	one, full, over := registrytest.NewProxy(t, "one", 17001).Instance, registrytest.NewProxy(t, "full", 17003).Instance, registrytest.NewProxy(t, "over", 17005).Instance
+	full.Namespaces = nil
+	e := entryOf(full)
+	full.Namespaces = []string{strings.Repeat("n", maxMetadata-e.size())}
+	over.Namespaces = []string{full.Namespaces[0] + "n"}
+	err := n.Reconcile(t.Context(), service, []registry.Instance{over, one, full})
+	if err == nil || !strings.Contains(err.Error(), `instance "over" has 1025 bytes`) {
+		t.Errorf("1025 bytes of metadata: %v", err)
+	}
+	registrytest.Await(t, n, service, "the others", registrytest.Health("full true", "one true"))
+	// What only Nacos refuses is told in its words.
+	long := entryOf(one)
+	long.Metadata[keyZone] = strings.Repeat("z", maxMetadata)
+	if err := n.write(t.Context(), http.MethodPost, service, &long, nil); err == nil || !strings.Contains(err.Error(), "should not exceed") {
+		t.Errorf("Nacos refuses: %v", err)
+	}
+}
+
 // asItWas reports whether Nacos has e, and its checker.
 func asItWas(t *testing.T, n *Registry, service string, e *entry) bool {
 	t.Helper()
