@@ -124,6 +124,13 @@ func TestFleet(t *testing.T) {
 	if l.there[0].Host != "10.0.0.9" {
 		t.Errorf("it is said to be at %s", l.there[0].Host)
 	}
+	// Its data folder was lost: it is back at its address under another id, and
+	// the old one, whose address answers, is not there twice.
+	connected = []*adminv1.ProxyStatus{status("0", "10.0.0.9")}
+	l.healthy = "a"
+	pass(f, 0, true, "0")
+	pass(f, 0, false, "0")
+	l.healthy = ""
 	// Its clock, or the writer's, jumps: nobody is forgotten for that, and
 	// whoever is silent for long enough is, whatever its record says.
 	for _, jump = range []time.Duration{-24 * time.Hour, -time.Hour, time.Hour, 24 * time.Hour} {
