@@ -238,17 +238,7 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 	return nil
 }
 
-// silent is for how long this replica, in office, has not heard of a proxy.
-func (f *Fleet) silent(id string, revision int64, now time.Time) time.Duration {
-	h := f.heard[id]
-	if h.revision != revision {
-		h = heard{revision, now}
-		f.heard[id] = h
-	}
-	return now.Sub(h.at)
-}
-
-// latestAt gives for each address who was seen there last: a proxy whose data
+// latestAt gives for each address who was written down there last: a proxy whose data
 // folder was lost comes back there under another id, and the old one would pass
 // for alive as long as the new one is.
 func latestAt(records map[string]record) map[string]string {
@@ -260,6 +250,16 @@ func latestAt(records map[string]record) map[string]string {
 		}
 	}
 	return out
+}
+
+// silent is for how long this replica, in office, has not heard of a proxy.
+func (f *Fleet) silent(id string, revision int64, now time.Time) time.Duration {
+	h := f.heard[id]
+	if h.revision != revision {
+		h = heard{revision, now}
+		f.heard[id] = h
+	}
+	return now.Sub(h.at)
 }
 
 // registered is what the registry says now.

@@ -141,9 +141,9 @@ func TestEmptyIsDoubted(t *testing.T) {
 		f.see(t, proxies("a", "b", "c", "e"), "a b c e")
 		// Most die: believed when it lasts, without another look.
 		f.see(t, proxies("e", "f"), "e f a b c")
-		time.Sleep(doubt - time.Second)
+		<-time.After(doubt - time.Second) // of the bubble
 		f.see(t, proxies("e", "f", "g"), "e f g a b c")
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		if use, said := f.now(); use != "e f g" || said != "" {
 			t.Errorf("after the doubt it uses %q and says %q", use, said)
 		}
