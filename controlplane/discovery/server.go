@@ -221,6 +221,8 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 	if err != nil {
 		return err
 	}
+	s.metrics.streams.Inc()
+	s.changed()
 	defer s.close(st)
 	go func() {
 		for req := first; ; {
@@ -468,8 +470,6 @@ func (s *Server) admit(st *stream) (ended <-chan error, err error) {
 	end := make(chan error, 1)
 	s.streams[st] = end
 	s.nodes[st.nodeID] = st
-	s.metrics.streams.Inc()
-	s.changed()
 	return end, nil
 }
 
