@@ -81,7 +81,7 @@ func (s *Store) Quarantine(ctx context.Context, name, version, reason string, no
 			return err
 		}
 		_, err = s.Commit(ctx, snap, Change{Actor: "quarantine", Put: []*configv1.Resource{{Name: QuarantineName(e.Namespace, name),
-			Metadata: &configv1.Metadata{Namespace: e.Namespace, Name: own, CreatedAt: timestamppb.Now()}, Spec: &configv1.Resource_Quarantine{Quarantine: q}}}})
+			Metadata: &configv1.Metadata{Namespace: e.Namespace, Name: own, CreatedAt: timestamppb.New(s.clock.Now())}, Spec: &configv1.Resource_Quarantine{Quarantine: q}}}})
 		if !errors.Is(err, ErrConflict) {
 			return err
 		}

@@ -3,8 +3,6 @@ package configstore
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,6 +20,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -55,10 +54,12 @@ type Config struct {
 	// again; 5 s when 0.
 	MaxRetry time.Duration
 	// ProbeEvery is how often etcd is asked for its head: a watch does not tell
-	// that etcd went back. 5 s when 0.
+	// that etcd went back. MaxRetry when 0.
 	ProbeEvery time.Duration
-	Metrics    prometheus.Registerer
-	Log        *slog.Logger
+	// Clock dates audit records and tells which are too old.
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Store follows the configuration in etcd. Its methods are safe for concurrent
@@ -68,9 +69,12 @@ type Store struct {
 	prefix string
 	most   time.Duration
 	probe  time.Duration
+	clock  clock.Clock
 	log    *slog.Logger
 	// now is nil until everything was read.
 	now *latest.Value[*Snapshot]
+	// reread has a token where everything is to be read again at once.
+	reread chan struct{}
 	// suspected is set while etcd shows another history than before.
 	suspected atomic.Pointer[suspicion]
 	metrics   metrics
@@ -178,9 +182,10 @@ func New(cfg Config) *Store {
 		cfg.MaxRetry = 5 * time.Second
 	}
 	if cfg.ProbeEvery == 0 {
-		cfg.ProbeEvery = 5 * time.Second
+		cfg.ProbeEvery = cfg.MaxRetry
 	}
-	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, probe: cfg.ProbeEvery, log: cfg.Log, now: latest.New[*Snapshot](nil), metrics: newMetrics(cfg.Metrics)}
+	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, probe: cfg.ProbeEvery, clock: cfg.Clock, log: cfg.Log,
+		now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics)}
 }
 
 // Client is the etcd client that the Store uses.
@@ -234,6 +239,8 @@ func (s *Store) Run(ctx context.Context) error {
 		timer := time.NewTimer(retry/2 + mrand.N(retry))
 		select {
 		case <-timer.C:
+		case <-s.reread:
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
@@ -260,7 +267,7 @@ func (s *Store) follow(ctx context.Context, broke error, good func()) error {
 		what = other.what
 	}
 	if what != "" && suspected == nil {
-		suspected = &suspicion{snap.Lineage, what, time.Now()}
+		suspected = &suspicion{snap.Lineage, what, s.clock.Now()}
 		s.suspect(suspected)
 	}
 	if suspected != nil {
@@ -281,6 +288,9 @@ func (s *Store) follow(ctx context.Context, broke error, good func()) error {
 	defer cancel(nil)
 	looking.Go(func() { s.lookBack(wctx, cancel) })
 	for resp := range watch {
+		if err := context.Cause(wctx); err != nil {
+			return err
+		}
 		if err := resp.Err(); err != nil {
 			if errors.Is(err, rpctypes.ErrCompacted) {
 				return errors.New("the watch fell behind etcd's compaction; reading everything again")
@@ -301,13 +311,17 @@ func (s *Store) follow(ctx context.Context, broke error, good func()) error {
 
 // lookBack cancels the watch where what etcd has now cannot follow what this
 // replica has read: a watch would wait in silence until etcd, which went back,
-// comes to that revision again.
+// comes to that revision again. So it does where the watch hangs.
 func (s *Store) lookBack(ctx context.Context, cancel context.CancelCauseFunc) {
 	probe := time.NewTicker(s.probe)
 	defer probe.Stop()
+	missed := int64(0)
 	for {
 		select {
 		case <-probe.C:
+		case <-s.reread:
+			cancel(errors.New("a restore was declared; reading everything again"))
+			return
 		case <-ctx.Done():
 			return
 		}
@@ -320,6 +334,11 @@ func (s *Store) lookBack(ctx context.Context, cancel context.CancelCauseFunc) {
 			cancel(fmt.Errorf("etcd is at %s/%d, and not what it was at %s/%d; reading everything again", h.lineage, h.revision, now.Lineage, now.Revision))
 			return
 		}
+		if missed > s.now.Get().Generation {
+			cancel(fmt.Errorf("the watch has not told of revision %d; reading everything again", missed))
+			return
+		}
+		missed = h.changed
 	}
 }
 
@@ -374,11 +393,10 @@ func (s *Store) read(ctx context.Context) (*Snapshot, error) {
 // lineage reads the lineage, or makes the first one.
 func (s *Store) lineage(ctx context.Context) (string, error) {
 	key := s.prefix + dirMeta + "lineage"
-	b := make([]byte, 8)
-	if _, err := rand.Read(b); err != nil {
+	mine, err := newLineage()
+	if err != nil {
 		return "", err
 	}
-	mine := "1-" + hex.EncodeToString(b)
 	resp, err := s.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
 		Then(clientv3.OpPut(key, mine)).Else(clientv3.OpGet(key)).Commit()
 	if err != nil {

@@ -31,13 +31,13 @@ type alarm struct {
 	since            time.Time
 }
 
-func (a *alarms) raise(lineage, reason, message string) {
+func (a *alarms) raise(now time.Time, lineage, reason, message string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.raised == nil {
 		a.raised = map[string]alarm{}
 	}
-	since := time.Now()
+	since := now
 	if old, ok := a.raised[reason]; ok && old.lineage == lineage {
 		since = old.since
 	}

@@ -44,6 +44,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -83,8 +84,10 @@ type Config struct {
 	// refused one version of a resource that is in force.
 	Quarantine      func(ctx context.Context, name, version, reason string, nodes []string) error
 	QuarantineAfter int
-	Log             *slog.Logger
-	Metrics         prometheus.Registerer
+	// Clock dates streams, for people.
+	Clock   clock.Clock
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
 	// Changed is called, if set, when a stream begins or ends or its node
 	// says something new.
 	Changed func()
@@ -369,7 +372,7 @@ func (s *Server) fullSync(ctx context.Context) (release func(), err error) {
 
 // open makes the stream's state from what its first request says of the node.
 func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string]bool) (*stream, error) {
-	st := &stream{server: s, fresh: map[string]bool{}, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: time.Now()}
+	st := &stream{server: s, fresh: map[string]bool{}, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: s.cfg.Clock.Now()}
 	st.scope.allowed = allowed
 	if p, ok := peer.FromContext(ctx); ok {
 		st.peer = p.Addr.String()
@@ -512,7 +515,7 @@ func (s *Server) awaitRevision(ctx context.Context, nodeID string, token *discov
 		return head{lineage, revision}, err
 	})
 	if h, ok := asked.(head); err == nil && ok && h.lineage == token.Lineage && h.revision < token.Revision {
-		s.alarms.raise(snap.Lineage, restoreSuspected, fmt.Sprintf("node %s has revision %d, and etcd only %d: etcd was restored from a backup. "+
+		s.alarms.raise(s.cfg.Clock.Now(), snap.Lineage, restoreSuspected, fmt.Sprintf("node %s has revision %d, and etcd only %d: etcd was restored from a backup. "+
 			"The proxy keeps its configuration; \"weft admin restore\" declares that what etcd has is in force", nodeID, token.Revision, h.revision))
 		s.cfg.Log.Error("a proxy has a newer revision than etcd", "node", nodeID, "revision", token.Revision, "etcd", h.revision)
 		return status.Errorf(codes.Unavailable, "etcd is at revision %d, the proxy has %d: etcd was restored from a backup", h.revision, token.Revision)
