@@ -8,6 +8,7 @@ import (
 	"errors"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -119,6 +120,9 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		Then(ops...).Commit()
 	s.metrics.seconds.Observe(time.Since(began).Seconds())
 	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd-full", Err: err,
+			Msg: "etcd has used up its space and takes no writes; nothing was changed: compact and defragment it, then disarm its alarm"}
 	case err != nil && ctx.Err() == nil:
 		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd", Err: err,
 			Msg: "etcd did not answer; the change may have been made: read and repeat"}
