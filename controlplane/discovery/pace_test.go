@@ -69,7 +69,7 @@ func TestPace(t *testing.T) {
 		if last.Load() != 1+seconds*1000 {
 			t.Errorf("the last that is told is %d", last.Load())
 		}
-		if snap, err := p.WaitFor(ctx, last); err != nil || snap.Revision != last.Load() {
+		if snap, err := p.WaitFor(ctx, last.Load()); err != nil || snap.Revision != last.Load() {
 			t.Error(snap, err)
 		}
 		cancel()
