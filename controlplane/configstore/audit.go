@@ -24,12 +24,13 @@ func (s *Store) auditKey(t time.Time) string {
 }
 
 // newAuditKey is the key of a new record.
-func (s *Store) newAuditKey(t time.Time) (string, error) {
-	id := make([]byte, 4)
-	if _, err := crand.Read(id); err != nil {
-		return "", err
+func (s *Store) newAuditKey(t time.Time) (key, id string, err error) {
+	b := make([]byte, 4)
+	if _, err := crand.Read(b); err != nil {
+		return "", "", err
 	}
-	return s.auditKey(t) + "-" + hex.EncodeToString(id), nil
+	id = hex.EncodeToString(b)
+	return s.auditKey(t) + "-" + id, id, nil
 }
 
 // TrimAudit removes the audit records from before a time.

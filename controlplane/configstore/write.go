@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -72,6 +73,10 @@ var ErrConflict = errors.New("the configuration changed meanwhile")
 // Commit writes c if nothing changed since at. It returns the revision of the
 // change. ErrConflict: nothing was written. Ambiguous: it may have been.
 func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, error) {
+	if message, _ := s.Suspected(); message != "" {
+		return 0, fault.New(fault.Unavailable, "configstore.commit", "restore-suspected", "%s", message)
+	}
+	c.Delete = append(slices.Clone(c.Delete), outdated(at, c)...)
 	audit := auditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer}
 	var ops []clientv3.Op
 	size := 0
@@ -105,13 +110,13 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-large",
 			"the change is %d bytes, %d with its audit record; the most is %d and %d: split it", size, size+len(record), MaxWriteBytes, maxTxnBytes)
 	}
-	auditKey, err := s.newAuditKey(audit.Time)
+	auditKey, id, err := s.newAuditKey(audit.Time)
 	if err != nil {
 		return 0, err
 	}
 	generation := s.prefix + dirMeta + "generation"
 	ops = append(ops,
-		clientv3.OpPut(generation, ""),
+		clientv3.OpPut(generation, id+" "+at.chain),
 		clientv3.OpPut(auditKey, string(record)))
 	began := time.Now()
 	resp, err := s.client.Txn(ctx).
