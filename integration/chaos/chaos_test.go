@@ -57,7 +57,12 @@ const (
 // envSeed repeats a run.
 const envSeed = "WEFT_CHAOS_SEED"
 
-func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+func TestMain(m *testing.M) {
+	if name := os.Getenv(envCandidate); name != "" {
+		os.Exit(candidate(name))
+	}
+	os.Exit(servers.Main(m))
+}
 
 // world is what a run is about.
 type world struct {
