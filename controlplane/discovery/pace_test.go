@@ -49,7 +49,7 @@ func TestPace(t *testing.T) {
 			}
 		}()
 		change := func(revision int64) { src.now.Store(configstore.Empty("1-x", revision)) }
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		change(1)
 		synctest.Wait()
 		if told.Load() != 1 || last.Load() != 1 {
@@ -57,14 +57,14 @@ func TestPace(t *testing.T) {
 		}
 		const seconds = 60
 		for i := range int64(seconds * 1000) {
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 			change(2 + i)
 		}
 		synctest.Wait()
 		if n := told.Load(); n > 1+seconds*20 || n < seconds*19 {
 			t.Errorf("told %d times in %d s", n, seconds)
 		}
-		time.Sleep(PaceEvery)
+		<-time.After(PaceEvery)
 		synctest.Wait()
 		if last.Load() != 1+seconds*1000 {
 			t.Errorf("the last that is told is %d", last.Load())

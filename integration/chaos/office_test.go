@@ -32,22 +32,22 @@ const (
 func candidate(name string) int {
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{os.Getenv(envAt)}, DialTimeout: 5 * time.Second})
 	if err != nil {
-		fmt.Println(err)
+		fmt.Fprintln(os.Stdout, err)
 		return 1
 	}
 	key := os.Getenv(envOffice)
 	election.Run(context.Background(), election.Config{Client: client, Key: key, TTL: time.Second, Log: slog.Default()}, func(_ context.Context, term election.Term) error {
-		fmt.Println("elected")
+		fmt.Fprintln(os.Stdout, "elected")
 		for {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			err := term.Write(ctx, client, clientv3.OpPut(key+"-holder", name))
 			cancel()
 			if errors.Is(err, election.ErrOver) {
-				fmt.Println("refused")
+				fmt.Fprintln(os.Stdout, "refused")
 				return err
 			}
 			if err != nil {
-				fmt.Println(err)
+				fmt.Fprintln(os.Stdout, err)
 			}
 		}
 	})

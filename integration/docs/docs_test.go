@@ -353,6 +353,23 @@ func TestSeparate(t *testing.T) {
 		}})
 }
 
+// TestNacosPage is docs/nacos.md, with the shared Nacos and etcd.
+func TestNacosPage(t *testing.T) {
+	nacos, etcd := servers.SharedNacos(t), servers.SharedEtcd(t)
+	s := newShell(t)
+	ns := servers.Namespace(t)
+	word := regexp.MustCompile(`\bshop\b`)
+	s.swap = append(s.swap, func(in string) string { return word.ReplaceAllString(in, ns) })
+	s.replace("weft-test-password", servers.NacosPassword)
+	s.replace("health-7418", "health-"+strings.TrimPrefix(s.page("127.0.0.1:7418"), "127.0.0.1:"))
+	s.must(os.WriteFile(filepath.Join(s.dir, "bin", "servers.env"), fmt.Appendf(nil, "export %s=%s\nexport %s=%s\n",
+		servers.EnvNacos, nacos, servers.EnvEtcd, etcd), 0o600))
+	s.walk(blocks(t, "docs/nacos.md", ""),
+		step{begins: "source bin/servers.env"},
+		step{begins: "TOKEN=", says: []string{`"healthy":true`, `"weight":200`, `"weft-zone":"eu-1a"`, `"weft-port-http":"\d+"`, `"weft-port-grpc":"\d+"`,
+			`"weft-namespaces":""`, `"weft-version":"[^"]+"`, `"weft-id":"[^"]+"`, `"clusterName":"health-\d+"`}})
+}
+
 // up runs what `make run` runs.
 func (s *shell) up() {
 	s.Helper()
