@@ -126,7 +126,7 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	t.Logf("%s=%d repeats the faults of this run", envSeed, seed)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	t.Cleanup(cancel)
 	w := &world{T: t, log: newLog(), ctx: ctx, rnd: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir()}
 	t.Cleanup(func() {
