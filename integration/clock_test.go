@@ -15,6 +15,7 @@ import (
 // wall time there. What becomes of it only within one function is seen without.
 var measures = map[string]string{
 	"pkg/clock/clock.go":                  "is where wall time is read",
+	"pkg/jwtauth/keys.go":                 "time since keys were looked at",
 	"pkg/tlsconf/tlsconf.go":              "time since files were looked at",
 	"controlplane/discovery/stream.go":    "time from a delta to its answer",
 	"controlplane/fleet/fleet.go":         "how long a proxy was not heard of",

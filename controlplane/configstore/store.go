@@ -191,6 +191,9 @@ func New(cfg Config) *Store {
 // Client is the etcd client that the Store uses.
 func (s *Store) Client() *clientv3.Client { return s.client }
 
+// JoinTokens is where the keys of join tokens begin.
+func (s *Store) JoinTokens() string { return s.prefix + "join-tokens/" }
+
 // StatusKey is the key for a status record.
 func (s *Store) StatusKey(name string) string { return s.prefix + dirStatus + name }
 

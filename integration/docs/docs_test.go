@@ -455,9 +455,11 @@ func TestSecurity(t *testing.T) {
 	s.walk(blocks(t, "docs/security.md", ""),
 		step{begins: "openssl"},
 		step{begins: "weft control-plane", after: s.answers("http://127.0.0.1:7429/readyz")},
+		step{begins: "weft admin join-token", says: []string{`join token \S+ of node edge-7`, `edge-7 +demo +20`}},
 		step{begins: "weft apply", says: []string{`identity/demo/services created`, `identity/demo/shop-\S+ created`}},
 		step{begins: "weft apply", says: []string{`1 of 1 proxies have all of it`, `"position":`, `order-2 is kept`, `(?m)^orders  order-1  .*\{"order": ?1\}$`, `(?m)^orders  order-2  .*\{"order": ?2\}$`}},
 		step{begins: "curl", says: []string{`"status":401`, `no AccessPolicy of namespace demo allows demo/billing to publish topic orders`, `(?s)weft: .*does it know the certificate`}},
+		step{begins: "b64()", says: []string{`identity/demo/staff created`, `"position":`, `"status":401`, `the token has expired`}},
 		step{begins: "weft delete identity", says: []string{`identity/demo/shop-\S+ deleted`, `weft: .*not valid`}},
 		step{begins: "kill"})
 	key, err := os.ReadFile(filepath.Join(s.dir, "shop.key"))
