@@ -50,7 +50,7 @@ func TestFind(t *testing.T) {
 			x.put(name, nil, i)
 			delete(there, name)
 		} else {
-			x.put(name, &Entry{Name: name, Kind: resource.Topic, Namespace: "demo", Resource: r, ModRevision: i}, i)
+			x.put(name, newEntry(name, resource.Topic, "demo", r, nil, i), i)
 			there[name] = r
 			for _, k := range validate.Keys(r) {
 				keys[k] = true
