@@ -26,6 +26,7 @@ var measures = map[string]string{
 	"dataplane/proxy/drain.go":            "how long a drain takes",
 	"dataplane/stores/keeper.go":          "how long a store is not used",
 	"registry/nacos/client.go":            "how long a log-in lasts",
+	"registry/nacos/resolver.go":          "how long a set is doubted",
 	"store/rocketmq/cluster.go":           "how old a route is",
 	"store/rocketmq/remoting/remoting.go": "a deadline of a connection",
 	"dataplane/frontend/http/tail.go":     "a deadline of a connection",

@@ -502,7 +502,8 @@ func (s *Store) apply(now *Snapshot, resp clientv3.WatchResponse) (*Snapshot, er
 			x.put(name, e, ev.Kv.ModRevision)
 		case key == dirMeta+"generation":
 			id, follows, _ := strings.Cut(string(ev.Kv.Value), " ")
-			if follows != now.chain && now.chain != "" && id != "" {
+			// One response may tell of several changes.
+			if follows != x.next.chain && x.next.chain != "" && id != "" {
 				return nil, &otherHistory{fmt.Sprintf("a change at revision %d does not follow the one that was made before it", ev.Kv.ModRevision)}
 			}
 			x.next.Generation, x.next.chain = ev.Kv.ModRevision, id

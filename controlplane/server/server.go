@@ -114,6 +114,7 @@ type Addrs struct{ Admin, Discovery, Ops string }
 type Server struct {
 	cfg       Config
 	store     *configstore.Store
+	paced     *discovery.Paced
 	discovery *discovery.Server
 	admin     *admin.Service
 	provision *provision.Provisioner
@@ -162,8 +163,9 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.paced = discovery.Pace(s.store, 0)
 	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.store, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
+	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
 	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, JoinTokens: s.joins,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
@@ -212,7 +214,7 @@ func (s *Server) Addrs() Addrs {
 
 // Ready waits until everything was read from etcd.
 func (s *Server) Ready(ctx context.Context) error {
-	_, err := s.store.WaitFor(ctx, 0)
+	_, err := s.paced.WaitFor(ctx, 0)
 	return err
 }
 
@@ -231,6 +233,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	// The configuration comes first: nothing is served before it was read.
 	g.Go(func() error { return s.store.Run(gctx) })
+	g.Go(func() error { return s.paced.Run(gctx) })
 	g.Go(func() error { return s.store.RunAudit(gctx) })
 	g.Go(func() error { return s.joins.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
@@ -278,7 +281,7 @@ func (s *Server) operations() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{Registry: s.metrics}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if snap, _ := s.store.Snapshot(); snap == nil {
+		if snap, _ := s.paced.Snapshot(); snap == nil {
 			http.Error(w, "the configuration was not read from etcd yet", http.StatusServiceUnavailable)
 			return
 		}

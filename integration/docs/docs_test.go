@@ -472,3 +472,29 @@ func TestSecurity(t *testing.T) {
 		}
 	}
 }
+
+// TestRestore is docs/restore.md, with an etcd of its own.
+func TestRestore(t *testing.T) {
+	servers.NeedServers(t)
+	s := newShell(t)
+	tools, err := servers.EtcdTools(s.ctx, nil)
+	s.must(err)
+	etcd, err := servers.EtcdBinary(s.ctx, nil)
+	s.must(err)
+	for name, path := range map[string]string{"etcd": etcd, "etcdctl": filepath.Join(tools, "etcdctl"), "etcdutl": filepath.Join(tools, "etcdutl")} {
+		s.must(os.Symlink(path, filepath.Join(s.dir, "bin", name)))
+	}
+	port, err := servers.FreePort(1)
+	s.must(err)
+	s.replace("127.0.0.1:2379", fmt.Sprintf("127.0.0.1:%d", port))
+	s.replace("127.0.0.1:2380", fmt.Sprintf("127.0.0.1:%d", port+1))
+	have := `1 of 1 proxies have all of it`
+	s.walk(blocks(t, "docs/restore.md", ""),
+		step{begins: "etcd --name a", says: []string{`eventstore/shop/main created`, have}},
+		step{begins: "etcdctl"},
+		step{begins: "weft get eventstore", says: []string{`eventstore/shop/main updated`, have}},
+		step{begins: "kill"},
+		step{begins: "etcdutl"},
+		step{begins: "etcd --name a"},
+		step{begins: "weft admin restore", says: []string{`lineage 2-\S+ begins at revision 10000\d+`, have, `state: before-the-backup`}})
+}
