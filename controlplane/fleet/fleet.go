@@ -50,14 +50,17 @@ type Config struct {
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
-	Metrics     prometheus.Registerer
-	Log         *slog.Logger
+	// Offices, if set, is told while this replica is elected.
+	Offices *election.Offices
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Fleet registers proxies.
 type Fleet struct {
 	cfg     Config
 	written map[string]record // by node id; the recorder's own
+	trouble trouble
 
 	registeredProxies prometheus.Gauge
 	failures          prometheus.Counter
@@ -108,7 +111,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
-		election.Run(ctx, election.Config{Client: f.cfg.Etcd, Key: f.cfg.StatusKey("elect/fleet"), TTL: f.cfg.ElectionTTL, Log: f.cfg.Log}, f.term)
+		election.Run(ctx, election.Config{Client: f.cfg.Etcd, Key: f.cfg.StatusKey("elect/fleet"), TTL: f.cfg.ElectionTTL, Offices: f.cfg.Offices, Log: f.cfg.Log}, f.term)
 		return nil
 	})
 	return g.Wait()
@@ -158,9 +161,12 @@ func (f *Fleet) record(ctx context.Context) error {
 // term is one time in office.
 func (f *Fleet) term(ctx context.Context, term election.Term) error {
 	defer f.registeredProxies.Set(0)
+	defer f.trouble.set(nil)
 	elected := time.Now()
 	for ctx.Err() == nil {
-		if err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
+		err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace)
+		f.trouble.set(err)
+		if err != nil && ctx.Err() == nil {
 			f.failures.Inc()
 			f.cfg.Log.Warn("the registry cannot be brought up to date; trying again", "error", err)
 		}

@@ -46,8 +46,10 @@ type Config struct {
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
-	Metrics     prometheus.Registerer
-	Log         *slog.Logger
+	// Offices, if set, is told while this replica is elected.
+	Offices *election.Offices
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Provisioner reconciles stores with the configuration.
@@ -95,7 +97,7 @@ func New(cfg Config) *Provisioner {
 
 // Run stands for election and, while elected, reconciles until ctx ends.
 func (p *Provisioner) Run(ctx context.Context) error {
-	election.Run(ctx, election.Config{Client: p.cfg.Store.Client(), Key: p.cfg.Store.StatusKey("elect/provision"), TTL: p.cfg.ElectionTTL, Log: p.cfg.Log}, p.term)
+	election.Run(ctx, election.Config{Client: p.cfg.Store.Client(), Key: p.cfg.Store.StatusKey("elect/provision"), TTL: p.cfg.ElectionTTL, Offices: p.cfg.Offices, Log: p.cfg.Log}, p.term)
 	return nil
 }
 
