@@ -143,13 +143,14 @@ func inShort(p *adminv1.ProxyStatus, st *adminv1.GetStatusResponse, now time.Tim
 
 // behind says why a connected proxy has not the revision.
 func behind(p *adminv1.ProxyStatus, st *adminv1.GetStatusResponse) string {
+	lineage := p.GetReport().GetConfig().GetLineage()
 	switch {
 	case p.AckedRevision == 0:
 		return "was sent, has not answered"
 	case p.AckedRevision < p.SentRevision:
 		return fmt.Sprintf("was sent %d, has not answered", p.SentRevision)
-	case p.AckedRevision >= st.Revision:
-		return "has another lineage"
+	case lineage != "" && lineage != st.Lineage:
+		return "has lineage " + lineage
 	}
 	return "is about to be sent the newest"
 }
