@@ -71,8 +71,8 @@ type Config struct {
 	// the connection to use for more; the stream waits for its return before
 	// the connection is closed. Its context ends with the stream.
 	Connected func(context.Context, grpc.ClientConnInterface)
-	Metrics prometheus.Registerer
-	Log     *slog.Logger
+	Metrics   prometheus.Registerer
+	Log       *slog.Logger
 }
 
 // Times of following a control plane. The zero value of each is its default.

@@ -193,7 +193,7 @@ func reasons(w io.Writer, st *adminv1.GetStatusResponse, everything bool) {
 	})
 	for _, why := range whys[:min(len(whys), some)] {
 		nodes := who[why]
-		fmt.Fprintf(w, "  %s %s\n", several(nodes), why)
+		fmt.Fprintf(w, "  %s: %s\n", several(nodes), why)
 	}
 	if n := len(whys) - some; n > 0 {
 		fmt.Fprintf(w, "  and %s more reasons (-o json has them)\n", number(n))
