@@ -27,6 +27,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/validate"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
@@ -44,8 +45,10 @@ type Config struct {
 	// Conditions tells what is known of stores; by canonical name.
 	Conditions func(ctx context.Context) (map[string][]*adminv1.Condition, error)
 	Version    string
-	Metrics    prometheus.Registerer
-	Log        *slog.Logger
+	// Clock dates what is created.
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Service implements AdminService.
@@ -157,7 +160,7 @@ type plan struct {
 
 func (s *Service) plan(snap *configstore.Snapshot, in []*configv1.Resource) (plan, error) {
 	p := plan{resp: &adminv1.ApplyResponse{}}
-	now := timestamppb.Now()
+	now := timestamppb.New(s.cfg.Clock.Now())
 	var put, stored []*configv1.Resource
 	var problems []validate.Problem
 	for _, r := range in {

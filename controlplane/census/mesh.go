@@ -20,6 +20,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/election"
+	"github.com/weft-mesh/weft/pkg/clock"
 )
 
 // Config of a Mesh.
@@ -45,7 +46,9 @@ type Config struct {
 	Every time.Duration
 	// Forget is for how long a proxy, or a replica, that is gone is shown, in
 	// whole seconds; 10 min when 0.
-	Forget  time.Duration
+	Forget time.Duration
+	// Clock dates what is written down and shown; nothing is decided by it.
+	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 }
@@ -114,7 +117,7 @@ func Advertised(advertise string, listening net.Addr) string {
 }
 
 // now is the time, for people.
-func now() *timestamppb.Timestamp { return timestamppb.New(time.Now()) }
+func (m *Mesh) now() *timestamppb.Timestamp { return timestamppb.New(m.cfg.Clock.Now()) }
 
 // ID is the replica's id: drawn at its start.
 func (m *Mesh) ID() string { return m.id }
@@ -127,7 +130,7 @@ func (m *Mesh) Replica(revision int64, streams int) *adminv1.ReplicaStatus {
 // Local are the proxies that are connected here, with what they report.
 func (m *Mesh) Local() []*adminv1.ProxyStatus {
 	out := m.cfg.Connected()
-	at := now()
+	at := m.now()
 	for _, p := range out {
 		p.Connected, p.Replica, p.LastSeen, p.Report = true, m.id, at, m.cfg.Report(p.NodeId)
 		slices.SortFunc(p.Rejections, func(a, b *discoveryv1.Rejection) int { return cmp.Compare(a.Name, b.Name) })
@@ -175,7 +178,7 @@ func (m *Mesh) Others(ctx context.Context, req *adminv1.GetStatusRequest) View {
 		if req.NodeId != "" && p.NodeId != req.NodeId {
 			continue
 		}
-		v.Proxies = append(v.Proxies, past(p, known.replicas, answered))
+		v.Proxies = append(v.Proxies, past(p, known.replicas, answered, m.now()))
 	}
 	slices.SortFunc(v.Replicas, func(a, b *adminv1.ReplicaStatus) int { return cmp.Compare(a.Id, b.Id) })
 	v.Alarms = append(v.Alarms, m.alarms()...)
@@ -184,12 +187,12 @@ func (m *Mesh) Others(ctx context.Context, req *adminv1.GetStatusRequest) View {
 
 // past is the record of a proxy as the view shows it: as one that is not
 // connected, for who is connected is told by its replica.
-func past(p *adminv1.ProxyStatus, replicas []replica, answered map[string]bool) *adminv1.ProxyStatus {
+func past(p *adminv1.ProxyStatus, replicas []replica, answered map[string]bool, now *timestamppb.Timestamp) *adminv1.ProxyStatus {
 	p = shallow(p)
 	switch {
 	case !p.Connected:
 	case answered[p.Replica]: // it went a moment ago
-		p.LastSeen = now()
+		p.LastSeen = now
 	default:
 		// Its replica is gone, or does not answer: it was there as long as the
 		// replica was.
@@ -246,6 +249,6 @@ func (m *Mesh) reached(err error) {
 	case err == nil:
 		m.lost = time.Time{}
 	case m.lost.IsZero():
-		m.lost = time.Now()
+		m.lost = m.cfg.Clock.Now()
 	}
 }

@@ -169,7 +169,7 @@ func (m *Mesh) session(ctx context.Context) error {
 
 // beat writes down that this replica lives.
 func (m *Mesh) beat(ctx context.Context, lease clientv3.LeaseID) error {
-	b, err := json.Marshal(replica{ID: m.id, Address: m.cfg.Address, Version: m.cfg.Version, Seen: time.Now()})
+	b, err := json.Marshal(replica{ID: m.id, Address: m.cfg.Address, Version: m.cfg.Version, Seen: m.cfg.Clock.Now()})
 	if err != nil {
 		return err
 	}
@@ -264,7 +264,7 @@ func (r *recorder) gone(ctx context.Context, there map[string]bool) error {
 		for _, node := range part {
 			w := r.written[node]
 			last := shallow(w.record)
-			last.Connected, last.LastSeen = false, now()
+			last.Connected, last.LastSeen = false, r.mesh.now()
 			b, err := proto.Marshal(last)
 			if err != nil {
 				return err
@@ -285,7 +285,7 @@ func (r *recorder) gone(ctx context.Context, there map[string]bool) error {
 // kept is what is written down of a proxy: who it is, and what it has.
 func (m *Mesh) kept(p *adminv1.ProxyStatus) *adminv1.ProxyStatus {
 	const text = 256
-	return &adminv1.ProxyStatus{NodeId: p.NodeId, Peer: p.Peer, ConnectedAt: p.ConnectedAt, AckedRevision: p.AckedRevision, Connected: true, LastSeen: now(), Replica: m.id,
+	return &adminv1.ProxyStatus{NodeId: p.NodeId, Peer: p.Peer, ConnectedAt: p.ConnectedAt, AckedRevision: p.AckedRevision, Connected: true, LastSeen: m.now(), Replica: m.id,
 		Info: &discoveryv1.NodeInfo{Version: clip(p.Info.GetVersion(), text), Zone: clip(p.Info.GetZone(), text), AdvertiseHost: clip(p.Info.GetAdvertiseHost(), text),
 			Incarnation: clip(p.Info.GetIncarnation(), text), Namespaces: p.Info.GetNamespaces()[:min(len(p.Info.GetNamespaces()), 20)]}}
 }

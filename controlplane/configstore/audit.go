@@ -2,6 +2,8 @@ package configstore
 
 import (
 	"context"
+	crand "crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -21,6 +23,16 @@ func (s *Store) auditKey(t time.Time) string {
 	return fmt.Sprintf("%s%s%016x", s.prefix, dirAudit, t.UnixNano())
 }
 
+// newAuditKey is the key of a new record.
+func (s *Store) newAuditKey(t time.Time) (key, id string, err error) {
+	b := make([]byte, 4)
+	if _, err := crand.Read(b); err != nil {
+		return "", "", err
+	}
+	id = hex.EncodeToString(b)
+	return s.auditKey(t) + "-" + id, id, nil
+}
+
 // TrimAudit removes the audit records from before a time.
 func (s *Store) TrimAudit(ctx context.Context, before time.Time) (removed int64, err error) {
 	resp, err := s.client.Delete(ctx, s.prefix+dirAudit, clientv3.WithRange(s.auditKey(before)))
@@ -33,7 +45,7 @@ func (s *Store) TrimAudit(ctx context.Context, before time.Time) (removed int64,
 // RunAudit keeps to AuditRetention until ctx ends. Any number of replicas may.
 func (s *Store) RunAudit(ctx context.Context) error {
 	for {
-		removed, err := s.TrimAudit(ctx, time.Now().Add(-AuditRetention))
+		removed, err := s.TrimAudit(ctx, s.clock.Now().Add(-AuditRetention))
 		switch {
 		case ctx.Err() != nil:
 			return nil

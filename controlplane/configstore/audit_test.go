@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 )
 
 // TestAuditRetention: audit records older than the retention go, younger ones and
-// everything else stay.
+// everything else stay, also those that a clock ahead or behind by a day wrote.
 func TestAuditRetention(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -24,7 +25,8 @@ func TestAuditRetention(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	s := New(Config{Client: e.Client(), Log: slog.New(slog.DiscardHandler)})
+	var jump atomic.Int64
+	s := New(Config{Client: e.Client(), Clock: func() time.Time { return time.Now().Add(time.Duration(jump.Load())) }, Log: slog.New(slog.DiscardHandler)})
 	followed := make(chan error, 1)
 	rctx, stop := context.WithCancel(ctx)
 	go func() { followed <- s.Run(rctx) }()
@@ -38,6 +40,13 @@ func TestAuditRetention(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, j := range []time.Duration{-24 * time.Hour, -time.Hour, time.Hour, 24 * time.Hour} {
+		jump.Store(int64(j))
+		if removed, err := s.TrimAudit(ctx, s.clock.Now().Add(-AuditRetention)); err != nil || removed != 0 {
+			t.Errorf("the clock jumped by %v: %d records are removed, %v", j, removed, err)
+		}
+	}
+	jump.Store(0)
 	now := time.Now()
 	old, young := s.auditKey(now.Add(-AuditRetention-time.Minute))+"-old", s.auditKey(now.Add(-AuditRetention+time.Hour))+"-young"
 	for _, key := range []string{old, young} {

@@ -4,13 +4,12 @@ import (
 	"bytes"
 	"compress/flate"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"slices"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -54,6 +53,11 @@ type auditRecord struct {
 	Actor   string       `json:"actor"`
 	Peer    string       `json:"peer"`
 	Changes []auditEntry `json:"changes"`
+	// Of a restore that was declared.
+	Method        string `json:"method,omitempty"`
+	Reason        string `json:"reason,omitempty"`
+	Lineage       string `json:"lineage,omitempty"`
+	LineageBefore string `json:"lineage_before,omitempty"`
 }
 
 type auditEntry struct {
@@ -69,7 +73,11 @@ var ErrConflict = errors.New("the configuration changed meanwhile")
 // Commit writes c if nothing changed since at. It returns the revision of the
 // change. ErrConflict: nothing was written. Ambiguous: it may have been.
 func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, error) {
-	audit := auditRecord{Time: time.Now().UTC(), Actor: c.Actor, Peer: c.Peer}
+	if message, _ := s.Suspected(); message != "" {
+		return 0, fault.New(fault.Unavailable, "configstore.commit", "restore-suspected", "%s", message)
+	}
+	c.Delete = append(slices.Clone(c.Delete), outdated(at, c)...)
+	audit := auditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer}
 	var ops []clientv3.Op
 	size := 0
 	for _, r := range c.Put {
@@ -102,14 +110,14 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-large",
 			"the change is %d bytes, %d with its audit record; the most is %d and %d: split it", size, size+len(record), MaxWriteBytes, maxTxnBytes)
 	}
-	id := make([]byte, 4)
-	if _, err := rand.Read(id); err != nil {
+	auditKey, id, err := s.newAuditKey(audit.Time)
+	if err != nil {
 		return 0, err
 	}
 	generation := s.prefix + dirMeta + "generation"
 	ops = append(ops,
-		clientv3.OpPut(generation, ""),
-		clientv3.OpPut(fmt.Sprintf("%s%s%016x-%s", s.prefix, dirAudit, audit.Time.UnixNano(), hex.EncodeToString(id)), string(record)))
+		clientv3.OpPut(generation, id+" "+at.chain),
+		clientv3.OpPut(auditKey, string(record)))
 	began := time.Now()
 	resp, err := s.client.Txn(ctx).
 		If(append([]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
@@ -117,6 +125,9 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		Then(ops...).Commit()
 	s.metrics.seconds.Observe(time.Since(began).Seconds())
 	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd-full", Err: err,
+			Msg: "etcd has used up its space and takes no writes; nothing was changed: compact and defragment it, then disarm its alarm"}
 	case err != nil && ctx.Err() == nil:
 		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd", Err: err,
 			Msg: "etcd did not answer; the change may have been made: read and repeat"}

@@ -15,15 +15,15 @@ type trouble struct {
 	alarm *adminv1.Alarm
 }
 
-// set notes how a pass ended; nil is well.
-func (t *trouble) set(err error) {
+// set notes how a pass ended, and when; nil is well.
+func (t *trouble) set(err error, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err == nil {
 		t.alarm = nil
 		return
 	}
-	since := timestamppb.New(time.Now())
+	since := timestamppb.New(at)
 	if t.alarm != nil {
 		since = t.alarm.Since
 	}

@@ -27,6 +27,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/election"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -48,6 +49,8 @@ type Config struct {
 	ElectionTTL time.Duration
 	// Offices, if set, is told while this replica is elected.
 	Offices *election.Offices
+	// Clock dates conditions.
+	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 }
@@ -308,7 +311,7 @@ func (p *Provisioner) condition(ctx context.Context, term election.Term, name st
 	if p.known[name] == same {
 		return
 	}
-	c.Since = timestamppb.Now()
+	c.Since = timestamppb.New(p.cfg.Clock.Now())
 	b, err := protojson.Marshal(c)
 	if err != nil {
 		return

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/fleet"
 	"github.com/weft-mesh/weft/controlplane/provision"
 	"github.com/weft-mesh/weft/controlplane/validate"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
@@ -72,14 +74,17 @@ type Config struct {
 	// DrainTime bounds the graceful stop; 5 s when 0.
 	DrainTime time.Duration
 	Times     Times
-	Log       *slog.Logger
+	// Clock is the wall time; the machine's when nil.
+	Clock clock.Clock
+	Log   *slog.Logger
 }
 
 // Times of a control plane's work in the background. The zero value of each is
 // the default of the field that it sets.
 type Times struct {
-	// EtcdMaxRetry is configstore.Config.MaxRetry.
-	EtcdMaxRetry time.Duration
+	// EtcdMaxRetry and EtcdProbe are configstore.Config's MaxRetry and
+	// ProbeEvery.
+	EtcdMaxRetry, EtcdProbe time.Duration
 	// ElectionTTL is that of provision.Config and fleet.Config: at least 1 s,
 	// in whole seconds.
 	ElectionTTL time.Duration
@@ -88,12 +93,14 @@ type Times struct {
 	// Register, RegisterGrace and Forget are fleet.Config's Every, Grace and
 	// Forget.
 	Register, RegisterGrace, Forget time.Duration
+	// StreamAge is discovery.Config.MaxAge.
+	StreamAge time.Duration
 	// ForgetStatus is census.Config.Forget: at least 1 s, in whole seconds.
 	ForgetStatus time.Duration
 }
 
 func (t Times) check() error {
-	for _, d := range []time.Duration{t.EtcdMaxRetry, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.ForgetStatus} {
+	for _, d := range []time.Duration{t.EtcdMaxRetry, t.EtcdProbe, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.StreamAge, t.ForgetStatus} {
 		if d < 0 {
 			return errors.New("no time of the control plane may be negative")
 		}
@@ -176,16 +183,16 @@ func New(cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, Metrics: s.metrics, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.store, Log: cfg.Log, Metrics: s.metrics})
+	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.discovery = discovery.New(discovery.Config{Source: s.store, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
 	offices := &election.Offices{}
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
-		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Metrics: s.metrics, Log: cfg.Log})
-	var alarms []admin.Alarms
+		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	alarms := []admin.Alarms{s.discovery}
 	if cfg.Registry != nil {
 		s.fleet = fleet.New(fleet.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
 			Registry: cfg.Registry, Service: cfg.Service, Every: cfg.Times.Register, Grace: cfg.Times.RegisterGrace, Forget: cfg.Times.Forget,
-			ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Metrics: s.metrics, Log: cfg.Log})
+			ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 		alarms = append(alarms, s.fleet)
 	}
 	s.register()
@@ -203,9 +210,9 @@ func New(cfg Config) (_ *Server, err error) {
 	s.reports = census.NewReports(census.ReportsConfig{Authorize: s.discovery.Authorize, Metrics: s.metrics, Log: cfg.Log})
 	s.census = census.New(census.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Address: census.Advertised(cfg.AdminAdvertise, s.listeners[0].Addr()),
 		Version: version.String(), TLS: peers, Connected: s.discovery.Proxies, Report: s.reports.Report, Offices: offices,
-		Forget: cfg.Times.ForgetStatus, Metrics: s.metrics, Log: cfg.Log})
+		Forget: cfg.Times.ForgetStatus, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Mesh: s.census, Commands: s.reports, Alarms: alarms,
-		Conditions: provision.Conditions(s.store), Version: version.String(), Metrics: s.metrics, Log: cfg.Log})
+		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	return s, nil
 }
 
@@ -242,10 +249,10 @@ func (s *Server) Ready(ctx context.Context) error {
 	return err
 }
 
-// grpcServer makes a server for what is kept open long: proxies and admins whose
-// credentials have changed meanwhile are judged again every hour.
-func grpcServer(creds credentials.TransportCredentials, streams uint32, opts ...grpc.ServerOption) *grpc.Server {
-	limits := listener.GRPCLimits{Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: time.Hour, Grace: time.Minute}
+// grpcServer makes a server for what is kept open long: whoever's credentials have
+// changed meanwhile is judged again at an age.
+func grpcServer(creds credentials.TransportCredentials, streams uint32, age time.Duration, opts ...grpc.ServerOption) *grpc.Server {
+	limits := listener.GRPCLimits{Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: age, Grace: time.Minute}
 	if creds != nil {
 		opts = append(opts, grpc.Creds(creds))
 	}
@@ -264,9 +271,9 @@ func (s *Server) Run(ctx context.Context) error {
 		g.Go(func() error { return s.fleet.Run(gctx) })
 	}
 
-	adminServer := grpcServer(s.adminTLS, 100, counting(s.metrics)...)
+	adminServer := grpcServer(s.adminTLS, 100, time.Hour, counting(s.metrics)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
-	discoServer := grpcServer(s.discoTLS, 16)
+	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, discovery.ServerOptions()...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
 	discoveryv1.RegisterProxyStatusServiceServer(discoServer, s.reports)
 	// A profile takes as long as it is asked for.
@@ -281,7 +288,8 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		<-gctx.Done()
-		// Proxies keep their streams until another replica takes them.
+		// Proxies go to other replicas, in good order.
+		s.discovery.Drain()
 		timer := time.AfterFunc(s.cfg.DrainTime, func() { adminServer.Stop(); discoServer.Stop() })
 		defer timer.Stop()
 		adminServer.GracefulStop()

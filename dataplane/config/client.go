@@ -5,9 +5,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -102,8 +104,9 @@ type Client struct {
 	// resync: streams start from nothing until one has brought the whole.
 	resync bool
 	// contact is when a control plane last confirmed the configuration, or
-	// the client was made, in Unix nanoseconds; 0 while one is followed.
-	contact atomic.Int64
+	// the client was made; nil while one is followed. Not wall time: a clock
+	// that is set makes no configuration stale.
+	contact atomic.Pointer[time.Time]
 	applied applied
 	metrics clientMetrics
 }
@@ -126,7 +129,7 @@ func New(cfg Config) *Client {
 			*d.field = d.value
 		}
 	}
-	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: &memory{resources: map[string]*kept{}}, applied: newApplied(), metrics: clientMetrics{
+	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), applied: newApplied(), metrics: clientMetrics{
 		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
@@ -136,13 +139,14 @@ func New(cfg Config) *Client {
 		applied:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_config_applied_total", Help: "Configurations put in force, by where they came from."}, []string{"source"}),
 		attempts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_attempts_total", Help: "Discovery streams that this proxy has tried to open."}),
 		drift:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_drift_total", Help: "Deltas after which the digests did not agree; each is followed by a full sync."}),
-		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision."}),
+		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision or lineage."}),
 		diskErrors:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
 	}}
-	c.contact.Store(time.Now().UnixNano())
+	made := time.Now()
+	c.contact.Store(&made)
 	c.metrics.age = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_config_age_seconds", Help: "For how long no control plane has confirmed the configuration; 0 while one is followed."}, func() float64 {
-		if at := c.contact.Load(); at != 0 {
-			return time.Since(time.Unix(0, at)).Seconds()
+		if at := c.contact.Load(); at != nil {
+			return time.Since(*at).Seconds()
 		}
 		return 0
 	})
@@ -187,11 +191,19 @@ func (c *Client) Run(ctx context.Context) error {
 		addr := c.cfg.Addresses[at%len(c.cfg.Addresses)]
 		at++
 		c.metrics.attempts.Inc()
-		err := c.follow(ctx, addr, func() { retry = minRetry })
+		told := false
+		err := c.follow(ctx, addr, func() { told, retry = true, minRetry })
 		c.metrics.connected.Set(0)
-		c.contact.CompareAndSwap(0, time.Now().UnixNano())
+		lost := time.Now()
+		c.contact.CompareAndSwap(nil, &lost)
 		if ctx.Err() != nil {
 			break
+		}
+		if told && errors.Is(err, io.EOF) {
+			// It ended the stream in good order: it stops, or wants to see
+			// the credential again. The stream goes on at whoever is there.
+			c.cfg.Log.Debug("the control plane ended the stream; connecting again", "address", addr)
+			continue
 		}
 		c.metrics.lost.Inc()
 		c.cfg.Log.Warn("the control plane cannot be followed; the last configuration stays in force", "address", addr, "error", err)
@@ -307,9 +319,24 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	}
 }
 
+// restores is how many restores a lineage counts, "<count>-<random>"; 0 where it
+// counts none.
+func restores(lineage string) uint64 {
+	count, _, _ := strings.Cut(lineage, "-")
+	n, err := strconv.ParseUint(count, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // take applies a delta that is complete and returns the error detail of the
 // answer: nil to acknowledge.
 func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*statuspb.Status, error) {
+	if restores(man.Lineage) < restores(c.mem.lineage) {
+		c.metrics.older.Inc()
+		return nil, fmt.Errorf("the control plane is of lineage %s, this proxy of %s, which is newer: it has not heard of a restore yet", man.Lineage, c.mem.lineage)
+	}
 	if man.Lineage == c.mem.lineage && man.Revision < c.mem.revision {
 		c.metrics.older.Inc()
 		return nil, fmt.Errorf("the control plane offers revision %d, this proxy has %d", man.Revision, c.mem.revision)
@@ -321,20 +348,20 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	if man.Complete {
 		c.resync = false
 	}
-	before := c.mem.revision
+	before, withheld := c.mem.revision, c.mem.withheld
 	refused := c.mem.apply(d, man, c.cfg.Check)
 	if what := c.mem.drift(man); what != "" {
 		c.metrics.drift.Inc()
 		c.resync = true
 		return nil, fmt.Errorf("the configuration has drifted: %s; syncing from nothing", what)
 	}
-	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete {
+	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete || !sameWithheld(withheld, man.Withheld) {
 		c.confirmed = true
 		c.apply(ctx, false)
 	}
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
-	c.contact.Store(0)
+	c.contact.Store(nil)
 	c.note(man)
 	if c.cfg.Dir != "" && (c.mem.revision != before || len(refused) > 0) {
 		if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
@@ -354,6 +381,10 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	}
 	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: fmt.Sprintf("%d resources were refused: %s: %s", len(refused), refused[0].Name, refused[0].Reason),
 		Details: []*anypb.Any{detail}}, nil
+}
+
+func sameWithheld(a, b []*configv1.Withheld) bool {
+	return slices.EqualFunc(a, b, func(x, y *configv1.Withheld) bool { return proto.Equal(x, y) })
 }
 
 // add takes one response; man is set where it completes the delta.
@@ -395,7 +426,7 @@ func (c *Client) token() string {
 	if c.mem.lineage == "" || c.resync {
 		return ""
 	}
-	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope)}
+	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope), Digests: c.mem.digests()}
 	for _, r := range c.mem.rejections() {
 		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: clip(r.Reason)})
 	}

@@ -159,7 +159,11 @@ func wire(r *configv1.Resource, version string) *discoveryv3.Resource {
 	return raw(r.Name, version, b)
 }
 
+// offered has the bytes that were made last of each version of a name.
+var offered sync.Map
+
 func raw(name, version string, b []byte) *discoveryv3.Resource {
+	offered.Store(name+"\x00"+version, b)
 	return &discoveryv3.Resource{Name: name, Version: version, Resource: &anypb.Any{TypeUrl: resource.TypeURL, Value: b}}
 }
 
@@ -172,8 +176,8 @@ func storeRes(name, label, uid string) *configv1.Resource {
 	return r
 }
 
-// closing is the manifest over what the scope holds: names and versions. It has
-// an arithmetic of its own.
+// closing is the manifest over what the scope holds: names and versions, with the
+// content that was made last for them. It has an arithmetic of its own.
 func closing(lineage string, revision int64, complete bool, holds map[string]string) *discoveryv3.Resource {
 	type sum struct {
 		n uint32
@@ -188,7 +192,9 @@ func closing(lineage string, revision int64, complete bool, holds map[string]str
 			s = &sum{d: new(big.Int)}
 			sums[kind] = s
 		}
-		h := sha256.Sum256([]byte(name + "\x00" + version))
+		content, _ := offered.Load(name + "\x00" + version)
+		b, _ := content.([]byte)
+		h := sha256.Sum256([]byte(name + "\x00" + version + "\x00" + string(b)))
 		s.n++
 		s.d.Add(s.d, new(big.Int).SetBytes(h[:16])).Mod(s.d, mod)
 	}
@@ -377,7 +383,8 @@ func TestDrift(t *testing.T) {
 }
 
 // TestLineage: a change of another lineage is not mixed in; a whole replaces
-// everything, also where its revision is lower.
+// everything, also where its revision is lower; a lineage of fewer restores is
+// refused.
 func TestLineage(t *testing.T) {
 	srv := startDelta(t, "127.0.0.1:0")
 	f := follow(t, "", srv.addr)
@@ -394,6 +401,11 @@ func TestLineage(t *testing.T) {
 	st.send([]*discoveryv3.Resource{wire(storeRes("b", "2", testUID), "6"), closing("2-y", 6, true, map[string]string{nameB: "6"})})
 	if s := f.states.Get(); s.Lineage != "2-y" || s.Revision != 6 || len(s.Set) != 1 || s.label(nameB) != "2" {
 		t.Errorf("the new lineage is not in force: %+v", s)
+	}
+	// A replica that has not heard of the restore.
+	st.refused([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "90"), closing("1-x", 90, true, map[string]string{nameA: "90"})})
+	if s := f.states.Get(); s.Lineage != "2-y" || s.Revision != 6 {
+		t.Errorf("it went back to before the restore: %+v", s)
 	}
 }
 

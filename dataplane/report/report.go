@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/clock"
 )
 
 // Config of a Reporter.
@@ -29,7 +31,9 @@ type Config struct {
 	Load func() *discoveryv1.Load
 	// Resync and Drain are the commands; they must not block.
 	Resync, Drain func()
-	Log           *slog.Logger
+	// Clock dates reports.
+	Clock clock.Clock
+	Log   *slog.Logger
 }
 
 // Times of reporting, each more or less by half, so that proxies do not report
@@ -113,7 +117,7 @@ func (r *Reporter) report(state *discoveryv1.ReportStatusRequest, first bool) *d
 	}
 	if c := out.Config; c.GetSource() == discoveryv1.AppliedConfig_SOURCE_LIVE {
 		// While it is followed, the control plane confirms it by its silence.
-		out.Config = &discoveryv1.AppliedConfig{Lineage: c.Lineage, Revision: c.Revision, Source: c.Source, ConfirmedAt: timestamppb.New(time.Now()),
+		out.Config = &discoveryv1.AppliedConfig{Lineage: c.Lineage, Revision: c.Revision, Source: c.Source, ConfirmedAt: timestamppb.New(r.cfg.Clock.Now()),
 			Digests: c.Digests, Rejections: c.Rejections, Withheld: c.Withheld}
 	}
 	return out

@@ -29,10 +29,9 @@ proxy lives while it is connected to any replica of the control plane, and for 1
 minutes after; --connected-only leaves out those that are not connected now.
 
 Where that does not come in time, the exit status is 1, and those that have not
-all of it are named, with the reason.`,
+all of it are named, with the reason. weft apply --wait waits for what it applied.`,
 		Example: `  weft wait
-  weft wait --revision 4711 --timeout 30s
-  weft apply -f topic.yaml --wait 1m`,
+  weft wait --revision 4711 --timeout 30s`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if w.revision < 0 || timeout <= 0 {
 				return errors.New("--revision must not be negative, and --timeout must be longer than nothing")
