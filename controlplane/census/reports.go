@@ -80,6 +80,9 @@ func NewReports(cfg ReportsConfig) *Reports {
 		open:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_status_streams", Help: "Proxies that report what they do."}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_status_reports_total", Help: "Reports of proxies."}),
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_status_commands_total", Help: "Commands that proxies connected here were given."}, []string{"command"})}
+	for _, name := range []string{"resync", "drain"} {
+		r.commands.WithLabelValues(name) // there from the start
+	}
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(r.open, r.received, r.commands)
 	}
