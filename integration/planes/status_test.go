@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -310,7 +311,9 @@ func TestReportCredential(t *testing.T) {
 		"another node's":            {bound, "node-1", codes.PermissionDenied},
 		"a node without its stream": {bound, "node-2", codes.FailedPrecondition},
 	} {
-		rpc, err := discoveryv1.NewProxyStatusServiceClient(dial(addrs[0].Discovery, tc.files)).ReportStatus(ctx)
+		rctx, cancel := context.WithTimeout(ctx, 20*time.Second) // one that is let in hears nothing
+		defer cancel()
+		rpc, err := discoveryv1.NewProxyStatusServiceClient(dial(addrs[0].Discovery, tc.files)).ReportStatus(rctx)
 		if err != nil {
 			t.Fatal(err)
 		}
