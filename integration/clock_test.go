@@ -15,6 +15,7 @@ import (
 // wall time there. What becomes of it only within one function is seen without.
 var measures = map[string]string{
 	"pkg/clock/clock.go":                  "is where wall time is read",
+	"pkg/jwtauth/keys.go":                 "time since keys were looked at",
 	"pkg/tlsconf/tlsconf.go":              "time since files were looked at",
 	"controlplane/census/records.go":      "how old a record is",
 	"dataplane/report/report.go":          "time since the last report",

@@ -3,6 +3,8 @@ package admin
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -231,6 +233,14 @@ func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot) (f
 	return func(e *configstore.Entry) []*adminv1.Condition {
 		md := e.Resource.Metadata
 		out := seen[e.Name]
+		if instead, why := snap.Served(e.Name); why != nil {
+			then := "there is no version before it, and what it governs is denied"
+			if instead != nil {
+				then = "proxies are sent version " + instead.Version()
+			}
+			out = append(slices.Clone(out), &adminv1.Condition{Type: "Quarantined", State: adminv1.Condition_STATE_TRUE, Reason: "Refused",
+				Message: fmt.Sprintf("%s refused version %s (%s); %s", strings.Join(why.Nodes, ", "), why.Version, why.Reason, then)})
+		}
 		switch e.Kind {
 		case resource.Topic:
 			a := snap.Resource(resource.Name(resource.TopicAdmission, md.Namespace, md.Name)).GetTopicAdmission()

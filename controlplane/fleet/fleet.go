@@ -155,7 +155,7 @@ const keys = "instance/"
 func (f *Fleet) record(ctx context.Context) error {
 	for _, p := range f.cfg.Proxies() {
 		i := p.GetInfo()
-		if i.GetAdvertiseHost() == "" || i.GetPorts()["grpc"] == 0 || i.GetPorts()["health"] == 0 {
+		if i.GetAdvertiseHost() == "" {
 			continue // it does not want to be found
 		}
 		now := time.Now()
@@ -210,10 +210,13 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 	if err != nil {
 		return err
 	}
+	latest := latestAt(records)
 	want := map[string]registry.Instance{}
 	if grace {
 		for id, i := range there {
-			want[id] = i
+			if at, ok := latest[i.Address()]; !ok || at == id {
+				want[id] = i
+			}
 		}
 	}
 	for id, r := range records {
@@ -225,7 +228,9 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 			f.cfg.Log.Info("a proxy is gone for good", "node", id)
 			continue
 		}
-		want[id] = r.Instance
+		if latest[r.Instance.Address()] == id {
+			want[id] = r.Instance
+		}
 	}
 	list := make([]registry.Instance, 0, len(want))
 	for _, i := range want {
@@ -237,6 +242,20 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 	}
 	f.registeredProxies.Set(float64(len(list)))
 	return nil
+}
+
+// latestAt gives for each address who was written down there last: a proxy whose data
+// folder was lost comes back there under another id, and the old one would pass
+// for alive as long as the new one is.
+func latestAt(records map[string]record) map[string]string {
+	out := map[string]string{}
+	for id, r := range records {
+		at := r.Instance.Address()
+		if other, ok := out[at]; !ok || r.revision > records[other].revision {
+			out[at] = id
+		}
+	}
+	return out
 }
 
 // silent is for how long this replica, in office, has not heard of a proxy.

@@ -18,7 +18,7 @@ func adminCommand() *cobra.Command {
 		Long:    "Has what is done to the control plane itself, and commands for proxies.",
 		Example: "  weft admin drain gateway-1\n  weft admin restore --reason \"disk of all members lost\"",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(adminRestoreCommand(), adminResyncCommand(), adminDrainCommand())
+	cmd.AddCommand(adminRestoreCommand(), joinTokenCommand(), adminResyncCommand(), adminDrainCommand())
 	return cmd
 }
 

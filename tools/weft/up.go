@@ -348,6 +348,8 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	f.StringVar(&cfg.DiscoveryTLS.CA, "discovery-ca", "", "file with the authority of the proxies' certificates")
 	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging (WEFT_CONTROL_PLANE_OPS)")
 	proxycmd.Seldom(f, &cfg.Times.EtcdMaxRetry, "etcd-max-retry", 5*time.Second, "longest wait before etcd is read again")
+	proxycmd.Seldom(f, &cfg.Times.EtcdProbe, "etcd-probe", 5*time.Second, "how often etcd is asked whether it went back")
+	proxycmd.Seldom(f, &cfg.Times.StreamAge, "stream-age", time.Hour, "how long a discovery stream lasts, or a fifth more or less")
 	proxycmd.Seldom(f, &cfg.Times.ElectionTTL, "election-ttl", 10*time.Second, "how long an elected replica may be out of etcd's sight, in whole seconds")
 	proxycmd.Seldom(f, &cfg.Times.Provision, "provision-every", 30*time.Second, "time between two looks at the stores while nothing changes")
 	proxycmd.Seldom(f, &cfg.Times.Register, "register-every", 2*time.Second, "time between two looks at the registry")

@@ -1664,7 +1664,8 @@ type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What: "Ready" (topics, subscriptions), "Reachable" (event stores),
 	// "Provisioned" (topics whose store no longer gave, or gives again, what they
-	// were admitted for).
+	// were admitted for), "Quarantined" (anything, of which several proxies refused
+	// the version that it has).
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// Whether.
 	State Condition_State `protobuf:"varint,2,opt,name=state,proto3,enum=weft.admin.v1alpha1.Condition_State" json:"state,omitempty"`
