@@ -23,6 +23,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/validate"
@@ -31,16 +32,16 @@ import (
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
-// Fleet tells which proxies there are.
-type Fleet interface {
-	Proxies() []*adminv1.ProxyStatus
-}
-
 // Config is what the API stands on.
 type Config struct {
 	Store     *configstore.Store
 	Validator *validate.Validator
-	Fleet     Fleet
+	// Mesh knows the proxies and the other replicas; Commands reach the proxies
+	// that are connected here.
+	Mesh     *census.Mesh
+	Commands *census.Reports
+	// Alarms are asked for what a status shows.
+	Alarms []Alarms
 	// Conditions tells what is known of stores; by canonical name.
 	Conditions func(ctx context.Context) (map[string][]*adminv1.Condition, error)
 	Version    string

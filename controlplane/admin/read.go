@@ -222,29 +222,6 @@ func (w *watchParts) end() error {
 	return w.stream.Send(w.part)
 }
 
-// GetStatus tells who has applied what and what is not ready.
-func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) (*adminv1.GetStatusResponse, error) {
-	snap, err := s.cfg.Store.Current()
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	conditions, err := s.conditions(ctx, snap)
-	if err != nil {
-		return nil, err
-	}
-	resp := &adminv1.GetStatusResponse{Lineage: snap.Lineage, Revision: snap.Revision, Version: s.cfg.Version, Proxies: s.cfg.Fleet.Proxies()}
-	for _, kind := range []resource.Kind{resource.EventStore, resource.Topic, resource.Subscription} {
-		prefix, _, err := selection(string(kind), req.Namespace)
-		if err != nil {
-			return nil, err
-		}
-		for e := range snap.All(prefix) {
-			resp.Resources = append(resp.Resources, &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e)})
-		}
-	}
-	return resp, nil
-}
-
 // conditions gives a function that tells an entry's conditions. Those of topics
 // and subscriptions follow from their admissions, those of stores from what the
 // provisioner saw.

@@ -25,10 +25,13 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/admin"
+	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/discovery"
+	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/controlplane/fleet"
 	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/provision"
@@ -59,6 +62,10 @@ type Config struct {
 	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
 	// where it names some, those namespaces; others are good for all.
 	AdminTLS, DiscoveryTLS tlsconf.Files
+	// AdminAdvertise is the address of the admin API as other replicas reach it,
+	// "host:port"; when empty AdminAddr, with this machine's name where that is
+	// every address. Replicas show each other AdminTLS's certificate.
+	AdminAdvertise string
 	// Drivers and Options for provisioning; see provision.Config.
 	Drivers map[string]store.Driver
 	Options func(*configv1.EventStore) (kind string, options any, err error)
@@ -90,16 +97,18 @@ type Times struct {
 	Register, RegisterGrace, Forget time.Duration
 	// StreamAge is discovery.Config.MaxAge.
 	StreamAge time.Duration
+	// ForgetStatus is census.Config.Forget: at least 1 s, in whole seconds.
+	ForgetStatus time.Duration
 }
 
 func (t Times) check() error {
-	for _, d := range []time.Duration{t.EtcdMaxRetry, t.EtcdProbe, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.StreamAge} {
+	for _, d := range []time.Duration{t.EtcdMaxRetry, t.EtcdProbe, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.StreamAge, t.ForgetStatus} {
 		if d < 0 {
 			return errors.New("no time of the control plane may be negative")
 		}
 	}
-	if t.ElectionTTL%time.Second != 0 {
-		return errors.New("the election's TTL is in whole seconds")
+	if t.ElectionTTL%time.Second != 0 || t.ForgetStatus%time.Second != 0 {
+		return errors.New("the election's TTL, and the time after which a status is forgotten, are in whole seconds")
 	}
 	return nil
 }
@@ -118,6 +127,9 @@ type Server struct {
 	discovery *discovery.Server
 	admin     *admin.Service
 	provision *provision.Provisioner
+	fleet     *fleet.Fleet // nil without a registry
+	reports   *census.Reports
+	census    *census.Mesh
 	joins     *jointoken.Tokens
 	metrics   *prometheus.Registry
 	listeners [3]*listener.Listener
@@ -158,6 +170,19 @@ func New(cfg Config) (_ *Server, err error) {
 	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, tlsconf.Server); err != nil {
 		return nil, err
 	}
+	if cfg.AdminAdvertise != "" {
+		if _, _, err := net.SplitHostPort(cfg.AdminAdvertise); err != nil {
+			return nil, fmt.Errorf("the advertised address of the admin API: %w", err)
+		}
+	}
+	var peers credentials.TransportCredentials
+	if !cfg.AdminTLS.Empty() {
+		c, err := tlsconf.Client(cfg.AdminTLS)
+		if err != nil {
+			return nil, fmt.Errorf("admin: %w", err)
+		}
+		peers = credentials.NewTLS(c)
+	}
 	validator, err := validate.New()
 	if err != nil {
 		return nil, err
@@ -166,10 +191,16 @@ func New(cfg Config) (_ *Server, err error) {
 	s.paced = discovery.Pace(s.store, 0)
 	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, JoinTokens: s.joins,
-		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	offices := &election.Offices{}
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
-		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	alarms := []admin.Alarms{s.discovery}
+	if cfg.Registry != nil {
+		s.fleet = fleet.New(fleet.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
+			Registry: cfg.Registry, Service: cfg.Service, Every: cfg.Times.Register, Grace: cfg.Times.RegisterGrace, Forget: cfg.Times.Forget,
+			ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+		alarms = append(alarms, s.fleet)
+	}
 	s.register()
 	for i, l := range []struct {
 		addr string
@@ -182,6 +213,12 @@ func New(cfg Config) (_ *Server, err error) {
 			return nil, fmt.Errorf("control plane: %w", err)
 		}
 	}
+	s.reports = census.NewReports(census.ReportsConfig{Authorize: s.discovery.Authorize, Metrics: s.metrics, Log: cfg.Log})
+	s.census = census.New(census.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Address: census.Advertised(cfg.AdminAdvertise, s.listeners[0].Addr()),
+		Version: version.String(), TLS: peers, Connected: s.discovery.Proxies, Report: s.reports.Report, Offices: offices,
+		Forget: cfg.Times.ForgetStatus, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins,
+		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	return s, nil
 }
 
@@ -237,17 +274,16 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.store.RunAudit(gctx) })
 	g.Go(func() error { return s.joins.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
-	if s.cfg.Registry != nil {
-		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
-			Registry: s.cfg.Registry, Service: s.cfg.Service, Every: s.cfg.Times.Register, Grace: s.cfg.Times.RegisterGrace, Forget: s.cfg.Times.Forget,
-			ElectionTTL: s.cfg.Times.ElectionTTL, Clock: s.cfg.Clock, Metrics: s.metrics, Log: s.cfg.Log})
-		g.Go(func() error { return registered.Run(gctx) })
+	g.Go(func() error { return s.census.Run(gctx) })
+	if s.fleet != nil {
+		g.Go(func() error { return s.fleet.Run(gctx) })
 	}
 
 	adminServer := grpcServer(s.adminTLS, 100, time.Hour, counting(s.metrics)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
 	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
+	discoveryv1.RegisterProxyStatusServiceServer(discoServer, s.reports)
 	// A profile takes as long as it is asked for.
 	ops := listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute})
 	g.Go(func() error { return adminServer.Serve(s.listeners[0]) })

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -75,6 +76,7 @@ func applyCommand() *cobra.Command {
 		files     []string
 		namespace string
 		dryRun    bool
+		wait      time.Duration
 		output    string
 	)
 	cmd := &cobra.Command{Use: "apply -f FILE|FOLDER|- …", Short: "Create or update resources in one transaction: all or none", Args: cobra.NoArgs,
@@ -112,25 +114,39 @@ was read (weft get -o yaml) is refused where another one changed it meanwhile.`,
 			if err != nil {
 				return err
 			}
+			report := cmd.OutOrStdout()
 			if output != "text" {
-				return writeMessage(cmd.OutOrStdout(), resp, output)
-			}
-			for _, r := range resp.Results {
-				what := map[adminv1.ApplyResult_Outcome]string{adminv1.ApplyResult_OUTCOME_CREATED: "created", adminv1.ApplyResult_OUTCOME_UPDATED: "updated", adminv1.ApplyResult_OUTCOME_UNCHANGED: "unchanged"}[r.Outcome]
-				if dryRun && what != "unchanged" {
-					what = "would be " + what
+				if err := writeMessage(report, resp, output); err != nil {
+					return err
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", r.Name, what)
+				report = cmd.ErrOrStderr()
+			} else {
+				printApplied(report, resp, dryRun)
 			}
-			return nil
+			if wait == 0 || dryRun {
+				return nil
+			}
+			return waiting{revision: resp.Revision}.run(cmd.Context(), c, wait, report, progressOf(cmd.ErrOrStderr()))
 		}}
 	admin.add(cmd)
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "file, folder (.yaml, .yml, .json) or - for standard input; may be repeated")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace of resources that name none")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and show what would happen, change nothing")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until every proxy has it, as weft wait does, at most so long")
 	_ = cmd.MarkFlagRequired("filename")
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// printApplied says what became of each resource.
+func printApplied(w io.Writer, resp *adminv1.ApplyResponse, dryRun bool) {
+	for _, r := range resp.Results {
+		what := map[adminv1.ApplyResult_Outcome]string{adminv1.ApplyResult_OUTCOME_CREATED: "created", adminv1.ApplyResult_OUTCOME_UPDATED: "updated", adminv1.ApplyResult_OUTCOME_UNCHANGED: "unchanged"}[r.Outcome]
+		if dryRun && what != "unchanged" {
+			what = "would be " + what
+		}
+		fmt.Fprintf(w, "%s %s\n", r.Name, what)
+	}
 }
 
 // onCurrent makes a change one of the versions that are there now, so that it

@@ -24,6 +24,7 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/pkg/client"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
@@ -53,7 +54,7 @@ to and from the middleware that stores them.
 
   weft up                 the whole mesh in one process, to try it
   weft apply -f FILE      change the configuration
-  weft status             who has it, and what is not ready and why
+  weft status             who has it, who has not, and what is not ready and why
   weft publish, subscribe send and see events
 
 Every command has examples: weft COMMAND --help. The exit status is 0, or 1 after
@@ -63,7 +64,7 @@ commands, kinds and names.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
 	})
-	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), getCommand(), deleteCommand(), statusCommand(), adminCommand(),
+	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), getCommand(), deleteCommand(), statusCommand(), waitCommand(), adminCommand(),
 		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		if args := c.Args; args != nil {
@@ -145,7 +146,7 @@ func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
 		}
 		creds = credentials.NewTLS(c)
 	}
-	conn, err := grpc.NewClient(f.server, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+	conn, err := grpc.NewClient(f.server, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(census.MaxAnswer)))
 	if err != nil {
 		return nil, nil, fmt.Errorf("--server: %w", err)
 	}
