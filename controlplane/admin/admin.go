@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"strings"
 	"time"
@@ -25,6 +24,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -48,6 +48,8 @@ type Config struct {
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
+	// JoinTokens are those with which proxies join.
+	JoinTokens *jointoken.Tokens
 }
 
 // Service implements AdminService.
@@ -63,23 +65,6 @@ func New(cfg Config) *Service { return &Service{cfg: cfg, metrics: newMetrics(cf
 // maxTries bounds how often a write is decided anew because another one came
 // first.
 const maxTries = 8
-
-// view is a snapshot as validation sees it.
-type view struct{ *configstore.Snapshot }
-
-func (v view) All(kind resource.Kind, namespace string) iter.Seq[*configv1.Resource] {
-	prefix := string(kind) + "/"
-	if namespace != "" {
-		prefix += namespace + "/"
-	}
-	return func(yield func(*configv1.Resource) bool) {
-		for e := range v.Snapshot.All(prefix) {
-			if !yield(e.Resource) {
-				return
-			}
-		}
-	}
-}
 
 // Apply creates or updates resources in one transaction.
 func (s *Service) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv1.ApplyResponse, error) {
@@ -197,7 +182,7 @@ func (s *Service) plan(snap *configstore.Snapshot, in []*configv1.Resource) (pla
 			stored = append(stored, next)
 		}
 	}
-	problems = append(problems, validate.Together(view{snap}, put, nil)...)
+	problems = append(problems, validate.Together(snap, put, nil)...)
 	if len(problems) > 0 {
 		return p, s.metrics.refused(problems)
 	}
@@ -253,7 +238,7 @@ func (s *Service) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admi
 			}
 			c.Delete = append(c.Delete, t.Name)
 		}
-		if problems := validate.Together(view{snap}, nil, c.Delete); len(problems) > 0 {
+		if problems := validate.Together(snap, nil, c.Delete); len(problems) > 0 {
 			if len(problems) == 1 && problems[0].Rule == "not-found" {
 				return nil, status.Errorf(codes.NotFound, "%s does not exist", problems[0].Resource)
 			}

@@ -15,6 +15,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -61,6 +62,9 @@ type Snapshot struct {
 	chain string
 
 	tree *iradix.Tree[*Entry]
+	// found has the entries by what validate.Keys tells of them: a key, a zero
+	// byte, the canonical name.
+	found *iradix.Tree[*Entry]
 	// changes, oldest first; all that happened after floor.
 	changes []logEntry
 	floor   int64
@@ -119,6 +123,19 @@ func (s *Snapshot) From(prefix, start string) iter.Seq[*Entry] {
 		it.SeekLowerBound([]byte(max(start, prefix)))
 		for k, e, ok := it.Next(); ok; k, e, ok = it.Next() {
 			if len(k) < len(prefix) || string(k[:len(prefix)]) != prefix || !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// Find yields the resources that have key among their validate.Keys, by name.
+func (s *Snapshot) Find(key string) iter.Seq[*configv1.Resource] {
+	return func(yield func(*configv1.Resource) bool) {
+		it := s.found.Root().Iterator()
+		it.SeekPrefix(append([]byte(key), 0))
+		for _, e, ok := it.Next(); ok; _, e, ok = it.Next() {
+			if !yield(e.Resource) {
 				return
 			}
 		}
@@ -239,13 +256,14 @@ func cutByte(k []byte) (before, after string, ok bool) {
 
 // Empty is the snapshot of an etcd without resources.
 func Empty(lineage string, revision int64) *Snapshot {
-	return &Snapshot{Lineage: lineage, Revision: revision, floor: revision, tree: iradix.New[*Entry](), digests: iradix.New[resource.Digest]()}
+	return &Snapshot{Lineage: lineage, Revision: revision, floor: revision, tree: iradix.New[*Entry](), found: iradix.New[*Entry](), digests: iradix.New[resource.Digest]()}
 }
 
 // edit is a set of changes on the way to the next snapshot.
 type edit struct {
 	next    *Snapshot
 	tree    *iradix.Txn[*Entry]
+	found   *iradix.Txn[*Entry]
 	digests *iradix.Txn[resource.Digest]
 	// logged: what changes goes to the log.
 	logged bool
@@ -253,12 +271,22 @@ type edit struct {
 
 func (s *Snapshot) edit() *edit {
 	next := *s
-	return &edit{next: &next, tree: s.tree.Txn(), digests: s.digests.Txn(), logged: true}
+	return &edit{next: &next, tree: s.tree.Txn(), found: s.found.Txn(), digests: s.digests.Txn(), logged: true}
 }
 
 // put stores e, or removes name where e is nil, at revision.
 func (x *edit) put(name string, e *Entry, revision int64) {
 	old, _ := x.tree.Get([]byte(name))
+	if old != nil {
+		for _, k := range validate.Keys(old.Resource) {
+			x.found.Delete(foundKey(k, name))
+		}
+	}
+	if e != nil {
+		for _, k := range validate.Keys(e.Resource) {
+			x.found.Insert(foundKey(k, name), e)
+		}
+	}
 	x.change(name, revision, func() {
 		if e != nil {
 			x.tree.Insert([]byte(name), e)
@@ -334,6 +362,8 @@ func (x *edit) judge(name string) {
 	x.next.quarantined[name] = Quarantined{lastGood(e, found), found}
 }
 
+func foundKey(key, name string) []byte { return []byte(key + "\x00" + name) }
+
 func (x *edit) digest(e *Entry, change func(resource.Digest) resource.Digest) {
 	k := digestKey(e.Namespace, e.Kind)
 	d, _ := x.digests.Get(k)
@@ -347,7 +377,7 @@ func (x *edit) digest(e *Entry, change func(resource.Digest) resource.Digest) {
 // commit is the next snapshot, at revision. The log of changes shares memory
 // with older snapshots: one goroutine edits, and it only appends.
 func (x *edit) commit(revision int64) *Snapshot {
-	x.next.tree, x.next.digests = x.tree.Commit(), x.digests.Commit()
+	x.next.tree, x.next.found, x.next.digests = x.tree.Commit(), x.found.Commit(), x.digests.Commit()
 	x.next.Revision = revision
 	if over := len(x.next.changes) - maxChanges; over > maxChanges/4 {
 		x.next.floor = x.next.changes[over-1].revision

@@ -191,6 +191,9 @@ func New(cfg Config) *Store {
 // Client is the etcd client that the Store uses.
 func (s *Store) Client() *clientv3.Client { return s.client }
 
+// JoinTokens is where the keys of join tokens begin.
+func (s *Store) JoinTokens() string { return s.prefix + "join-tokens/" }
+
 // StatusKey is the key for a status record.
 func (s *Store) StatusKey(name string) string { return s.prefix + dirStatus + name }
 
@@ -499,7 +502,8 @@ func (s *Store) apply(now *Snapshot, resp clientv3.WatchResponse) (*Snapshot, er
 			x.put(name, e, ev.Kv.ModRevision)
 		case key == dirMeta+"generation":
 			id, follows, _ := strings.Cut(string(ev.Kv.Value), " ")
-			if follows != now.chain && now.chain != "" && id != "" {
+			// One response may tell of several changes.
+			if follows != x.next.chain && x.next.chain != "" && id != "" {
 				return nil, &otherHistory{fmt.Sprintf("a change at revision %d does not follow the one that was made before it", ev.Kv.ModRevision)}
 			}
 			x.next.Generation, x.next.chain = ev.Kv.ModRevision, id

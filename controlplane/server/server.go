@@ -5,6 +5,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,6 +30,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/discovery"
 	"github.com/weft-mesh/weft/controlplane/fleet"
+	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/provision"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
@@ -112,9 +114,11 @@ type Addrs struct{ Admin, Discovery, Ops string }
 type Server struct {
 	cfg       Config
 	store     *configstore.Store
+	paced     *discovery.Paced
 	discovery *discovery.Server
 	admin     *admin.Service
 	provision *provision.Provisioner
+	joins     *jointoken.Tokens
 	metrics   *prometheus.Registry
 	listeners [3]*listener.Listener
 	adminTLS  credentials.TransportCredentials
@@ -145,13 +149,13 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS); err != nil {
+	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, tlsconf.Server); err != nil {
 		return nil, err
 	}
-	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS); err != nil {
+	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, tlsconf.ServerOptional /* others have a join token */); err != nil {
 		return nil, err
 	}
-	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}); err != nil {
+	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, tlsconf.Server); err != nil {
 		return nil, err
 	}
 	validator, err := validate.New()
@@ -159,8 +163,10 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.store, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery,
+	s.paced = discovery.Pace(s.store, 0)
+	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
+	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, JoinTokens: s.joins,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
 		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
@@ -180,12 +186,12 @@ func New(cfg Config) (_ *Server, err error) {
 }
 
 // transport is the listener's security: TLS from files, or none on loopback.
-func transport(name, addr string, f tlsconf.Files) (credentials.TransportCredentials, error) {
+func transport(name, addr string, f tlsconf.Files, make func(tlsconf.Files, ...string) (*tls.Config, error)) (credentials.TransportCredentials, error) {
 	if !f.Empty() {
 		if f.CA == "" {
 			return nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
 		}
-		c, err := tlsconf.Server(f, "h2")
+		c, err := make(f, "h2")
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -208,7 +214,7 @@ func (s *Server) Addrs() Addrs {
 
 // Ready waits until everything was read from etcd.
 func (s *Server) Ready(ctx context.Context) error {
-	_, err := s.store.WaitFor(ctx, 0)
+	_, err := s.paced.WaitFor(ctx, 0)
 	return err
 }
 
@@ -227,7 +233,9 @@ func (s *Server) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	// The configuration comes first: nothing is served before it was read.
 	g.Go(func() error { return s.store.Run(gctx) })
+	g.Go(func() error { return s.paced.Run(gctx) })
 	g.Go(func() error { return s.store.RunAudit(gctx) })
+	g.Go(func() error { return s.joins.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
 	if s.cfg.Registry != nil {
 		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
@@ -238,7 +246,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	adminServer := grpcServer(s.adminTLS, 100, time.Hour, counting(s.metrics)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
-	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, discovery.ServerOptions()...)
+	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
 	// A profile takes as long as it is asked for.
 	ops := listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute})
@@ -273,7 +281,7 @@ func (s *Server) operations() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{Registry: s.metrics}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if snap, _ := s.store.Snapshot(); snap == nil {
+		if snap, _ := s.paced.Snapshot(); snap == nil {
 			http.Error(w, "the configuration was not read from etcd yet", http.StatusServiceUnavailable)
 			return
 		}

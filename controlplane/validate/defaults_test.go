@@ -1,34 +1,10 @@
 package validate
 
 import (
-	"iter"
-	"slices"
 	"testing"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
-
-	"github.com/weft-mesh/weft/pkg/resource"
 )
-
-// one is a configuration of some resources.
-type one []*configv1.Resource
-
-func (o one) Resource(name string) *configv1.Resource {
-	if i := slices.IndexFunc(o, func(r *configv1.Resource) bool { return resource.NameOf(r) == name }); i >= 0 {
-		return o[i]
-	}
-	return nil
-}
-
-func (o one) All(kind resource.Kind, ns string) iter.Seq[*configv1.Resource] {
-	return func(yield func(*configv1.Resource) bool) {
-		for _, r := range o {
-			if resource.KindOf(r) == kind && (ns == "" || r.Metadata.Namespace == ns) && !yield(r) {
-				return
-			}
-		}
-	}
-}
 
 func inDemo(name string, r *configv1.Resource) *configv1.Resource {
 	r.Metadata = &configv1.Metadata{Namespace: "demo", Name: name}
@@ -58,7 +34,7 @@ func TestDefaultsAreValues(t *testing.T) {
 		"end, spelled":           {subscription(0), subscription(configv1.Start_START_END), ""},
 		"beginning of the end":   {subscription(0), subscription(configv1.Start_START_BEGINNING), "spec.start"},
 	} {
-		problems := Together(one{tc.was, store, topic(0)}, []*configv1.Resource{tc.is}, nil)
+		problems := Together(configOf(topic(0), store, tc.was), []*configv1.Resource{tc.is}, nil)
 		if tc.refused == "" && len(problems) > 0 || tc.refused != "" && (len(problems) != 1 || problems[0].Field != tc.refused) {
 			t.Errorf("%s: %v", name, problems)
 		}

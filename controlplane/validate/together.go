@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -20,9 +19,17 @@ import (
 // canonical names that are deleted. Problems are of put and gone; what was
 // wrong before and is not touched is not reported.
 func Together(before View, put []*configv1.Resource, gone []string) []Problem {
-	o := overlay{before: before, put: map[string]*configv1.Resource{}, gone: map[string]bool{}}
+	o := overlay{before: before, put: map[string]*configv1.Resource{}, gone: map[string]bool{}, keys: map[string][]*configv1.Resource{}}
 	for _, r := range put {
 		o.put[resource.NameOf(r)] = r
+	}
+	for _, r := range put {
+		if o.put[resource.NameOf(r)] != r {
+			continue // there twice
+		}
+		for _, k := range Keys(r) {
+			o.keys[k] = append(o.keys[k], r)
+		}
 	}
 	for _, n := range gone {
 		o.gone[n] = true
@@ -60,6 +67,8 @@ type overlay struct {
 	before View
 	put    map[string]*configv1.Resource
 	gone   map[string]bool
+	// keys has what is put, by Keys.
+	keys map[string][]*configv1.Resource
 }
 
 func (o overlay) get(kind resource.Kind, ns, name string) *configv1.Resource {
@@ -73,16 +82,17 @@ func (o overlay) get(kind resource.Kind, ns, name string) *configv1.Resource {
 	return o.before.Resource(full)
 }
 
-func (o overlay) all(kind resource.Kind, ns string) iter.Seq[*configv1.Resource] {
+// find yields the resources that are there under a key of Keys.
+func (o overlay) find(key string) iter.Seq[*configv1.Resource] {
 	return func(yield func(*configv1.Resource) bool) {
-		for r := range o.before.All(kind, ns) {
+		for r := range o.before.Find(key) {
 			name := resource.NameOf(r)
 			if o.put[name] == nil && !o.gone[name] && !yield(r) {
 				return
 			}
 		}
-		for _, r := range o.put {
-			if resource.KindOf(r) == kind && (ns == "" || r.Metadata.Namespace == ns) && !yield(r) {
+		for _, r := range o.keys[key] {
+			if !yield(r) {
 				return
 			}
 		}
@@ -122,8 +132,8 @@ func (c *collector) immutable(old, r *configv1.Resource) {
 
 func (c *collector) together(o overlay, r *configv1.Resource) {
 	ns := r.Metadata.Namespace
-	for other := range o.all(resource.KindOf(r), ns) {
-		if n := other.Metadata.Name; n != r.Metadata.Name && strings.EqualFold(n, r.Metadata.Name) {
+	for other := range o.find(sameName(resource.KindOf(r), ns, r.Metadata.Name)) {
+		if other.Metadata.Name != r.Metadata.Name {
 			c.add("metadata.name", "case", fmt.Sprintf("differs from %s only in case", resource.NameOf(other)))
 		}
 	}
@@ -144,8 +154,8 @@ func (c *collector) together(o overlay, r *configv1.Resource) {
 				topic(fmt.Sprintf("spec.rules[%d].to[%d].topic", i, j), to.Topic)
 			}
 		}
-		for other := range o.all(resource.Route, ns) {
-			if other.Metadata.Name != r.Metadata.Name && other.GetRoute().Topic == s.Route.Topic {
+		for other := range o.find(usersOf(resource.Topic, ns, s.Route.Topic)) {
+			if route := other.GetRoute(); route != nil && other.Metadata.Name != r.Metadata.Name && route.Topic == s.Route.Topic {
 				c.add("spec.topic", "unique", fmt.Sprintf("%s routes this topic already; a topic has one Route", resource.NameOf(other)))
 			}
 		}
@@ -157,18 +167,21 @@ func (c *collector) together(o overlay, r *configv1.Resource) {
 		}
 		if d := s.Subscription.DeadLetterTopic; d != "" {
 			topic("spec.dead_letter_topic", d)
+			c.deadLetterRing(o, ns, s.Subscription)
 		}
 	case *configv1.Resource_Identity:
 		for i, k := range s.Identity.GetApiKeys().GetKeys() {
-			for other := range o.all(resource.Identity, "") {
-				if resource.NameOf(other) == c.name {
-					continue
+			for other := range o.find(apiKey(k.Id)) {
+				if resource.NameOf(other) != c.name {
+					// Not whose: that namespace may not be the caller's.
+					c.add(fmt.Sprintf("spec.api_keys.keys[%d].id", i), "unique", fmt.Sprintf("%q is taken; key ids are unique in the mesh", k.Id))
 				}
-				for _, k2 := range other.GetIdentity().GetApiKeys().GetKeys() {
-					if k.Id == k2.Id {
-						// Not whose: that namespace may not be the caller's.
-						c.add(fmt.Sprintf("spec.api_keys.keys[%d].id", i), "unique", fmt.Sprintf("%q is taken; key ids are unique in the mesh", k.Id))
-					}
+			}
+		}
+		for i, aud := range s.Identity.GetJwt().GetAudiences() {
+			for other := range o.find(audience(s.Identity.GetJwt().Issuer, aud)) {
+				if resource.NameOf(other) != c.name {
+					c.add(fmt.Sprintf("spec.jwt.audiences[%d]", i), "unique", fmt.Sprintf("%q of this issuer is taken; a token must not be good for two principals", aud))
 				}
 			}
 		}
@@ -200,9 +213,12 @@ func (c *collector) topicTogether(o overlay, r *configv1.Resource, t *configv1.T
 // eventStoreTogether: a store that now reaches where another one does must not
 // bring two topics together.
 func (c *collector) eventStoreTogether(o overlay, r *configv1.Resource) {
-	for t := range o.all(resource.Topic, r.Metadata.Namespace) {
-		if t.GetTopic().Store != r.Metadata.Name || o.put[resource.NameOf(t)] != nil {
-			continue // of another store, or judged by itself
+	if proto.Equal(o.before.Resource(c.name).GetEventStore(), r.GetEventStore()) {
+		return // reaches where it did
+	}
+	for t := range o.find(usersOf(resource.EventStore, r.Metadata.Namespace, r.Metadata.Name)) {
+		if o.put[resource.NameOf(t)] != nil {
+			continue // judged by itself
 		}
 		if taken := o.samePhysical(t, r); taken != "" {
 			c.add("spec", "unique", fmt.Sprintf("reaches where the physical topic %s of %s is another Topic's already", taken, resource.NameOf(t)))
@@ -214,8 +230,8 @@ func (c *collector) eventStoreTogether(o overlay, r *configv1.Resource) {
 // has it already; not whose: that namespace may not be the caller's.
 func (o overlay) samePhysical(r, store *configv1.Resource) string {
 	local := store.GetEventStore().GetEmbedded() != nil
-	for other := range o.all(resource.Topic, "") {
-		if resource.NameOf(other) == resource.NameOf(r) || PhysicalName(other) != PhysicalName(r) {
+	for other := range o.find(physical(PhysicalName(r))) {
+		if resource.NameOf(other) == resource.NameOf(r) {
 			continue
 		}
 		os := o.get(resource.EventStore, other.Metadata.Namespace, other.GetTopic().Store)
@@ -257,30 +273,58 @@ func (c *collector) unused(o overlay, r *configv1.Resource) {
 	used := func(by *configv1.Resource, field string) {
 		c.add("name", "in-use", fmt.Sprintf("is used by %s (%s); delete or change that first, or in the same call", resource.NameOf(by), field))
 	}
-	switch resource.KindOf(r) {
-	case resource.EventStore:
-		for t := range o.all(resource.Topic, ns) {
-			if t.GetTopic().Store == name {
-				used(t, "spec.store")
+	for user := range o.find(usersOf(resource.KindOf(r), ns, name)) {
+		switch s := user.Spec.(type) {
+		case *configv1.Resource_Topic:
+			used(user, "spec.store")
+		case *configv1.Resource_Subscription:
+			if slices.Contains(s.Subscription.Topics, name) {
+				used(user, "spec.topics")
 			}
-		}
-	case resource.Topic:
-		for s := range o.all(resource.Subscription, ns) {
-			if slices.Contains(s.GetSubscription().Topics, name) {
-				used(s, "spec.topics")
+			if s.Subscription.DeadLetterTopic == name {
+				used(user, "spec.dead_letter_topic")
 			}
-			if s.GetSubscription().DeadLetterTopic == name {
-				used(s, "spec.dead_letter_topic")
+		case *configv1.Resource_Route:
+			if s.Route.Topic == name {
+				used(user, "spec.topic")
 			}
-		}
-		for rt := range o.all(resource.Route, ns) {
-			if rt.GetRoute().Topic == name {
-				used(rt, "spec.topic")
-			}
-			for i, rule := range rt.GetRoute().Rules {
+			for i, rule := range s.Route.Rules {
 				if slices.ContainsFunc(rule.To, func(d *configv1.Destination) bool { return d.Topic == name }) {
-					used(rt, fmt.Sprintf("spec.rules[%d].to", i))
+					used(user, fmt.Sprintf("spec.rules[%d].to", i))
 				}
+			}
+		}
+	}
+}
+
+// readsTopic reports whether a subscription reads a topic.
+func readsTopic(s *configv1.Subscription, topic string) bool {
+	return slices.ContainsFunc(s.Topics, func(t string) bool { return names.Match(t, topic) })
+}
+
+// deadLetterRing follows the dead letters of s: where those who read them give
+// up too, and so on, they must not come back to s. (That s reads its own is seen
+// without the others.)
+func (c *collector) deadLetterRing(o overlay, ns string, s *configv1.Subscription) {
+	from := map[string]string{} // by topic: how dead letters of s come there
+	next := []string{s.DeadLetterTopic}
+	from[s.DeadLetterTopic] = s.DeadLetterTopic
+	for len(next) > 0 {
+		at := next[0]
+		next = next[1:]
+		for _, key := range []string{usersOf(resource.Topic, ns, at), patterns(ns)} {
+			for r := range o.find(key) {
+				by := r.GetSubscription()
+				to := by.GetDeadLetterTopic()
+				if to == "" || resource.NameOf(r) == c.name || from[to] != "" || !readsTopic(by, at) {
+					continue
+				}
+				from[to] = fmt.Sprintf("%s, %s (of %s)", from[at], to, resource.NameOf(r))
+				if readsTopic(s, to) {
+					c.add("spec.dead_letter_topic", "cycle", "leads back to what the subscription reads, so that an event which nobody can take goes round for ever: "+from[to])
+					return
+				}
+				next = append(next, to)
 			}
 		}
 	}

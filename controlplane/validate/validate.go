@@ -37,8 +37,8 @@ func (p Problem) String() string { return p.Resource + ": " + p.Field + ": " + p
 type View interface {
 	// Resource returns the resource with a canonical name; nil without one.
 	Resource(name string) *configv1.Resource
-	// All yields the resources of a kind and namespace ("" is every one).
-	All(kind resource.Kind, namespace string) iter.Seq[*configv1.Resource]
+	// Find yields the resources that have key among their Keys.
+	Find(key string) iter.Seq[*configv1.Resource]
 }
 
 // Validator judges. It is safe for concurrent use.

@@ -23,12 +23,21 @@ var update = flag.Bool("update", false, "write what is found into testdata")
 // config is a View.
 type config map[string]*configv1.Resource
 
+func configOf(rs ...*configv1.Resource) config {
+	c := config{}
+	for _, r := range rs {
+		c[resource.NameOf(r)] = r
+	}
+	return c
+}
+
 func (c config) Resource(name string) *configv1.Resource { return c[name] }
 
-func (c config) All(kind resource.Kind, namespace string) iter.Seq[*configv1.Resource] {
+// Find looks at everything, in order.
+func (c config) Find(key string) iter.Seq[*configv1.Resource] {
 	return func(yield func(*configv1.Resource) bool) {
 		for _, name := range slices.Sorted(maps.Keys(c)) {
-			if r := c[name]; resource.KindOf(r) == kind && (namespace == "" || r.Metadata.Namespace == namespace) && !yield(r) {
+			if r := c[name]; slices.Contains(Keys(r), key) && !yield(r) {
 				return
 			}
 		}
@@ -118,10 +127,7 @@ func TestGolden(t *testing.T) {
 	for _, file := range []string{"alone", "together"} {
 		path := filepath.Join("testdata", file+".txt")
 		cases := read(t, path)
-		before := config{}
-		for _, r := range decode(t, "before", cases[0].sections["before"]) {
-			before[resource.NameOf(r)] = r
-		}
+		before := configOf(decode(t, "before", cases[0].sections["before"])...)
 		for i, c := range cases {
 			put := decode(t, c.title, c.sections["put"])
 			var problems []Problem

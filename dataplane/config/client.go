@@ -55,6 +55,8 @@ type Config struct {
 	Addresses []string
 	// TLS to them; nil is plaintext, for loopback.
 	TLS credentials.TransportCredentials
+	// Join is shown with every call; nil shows nothing.
+	Join credentials.PerRPCCredentials
 	// NodeID is stable over restarts.
 	NodeID string
 	// Info is sent at the start of each stream. Its namespaces are what is
@@ -253,9 +255,13 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	if creds == nil {
 		creds = insecure.NewCredentials()
 	}
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds),
+	opts := []grpc.DialOption{grpc.WithTransportCredentials(creds),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: c.cfg.Keepalive, Timeout: c.cfg.Keepalive / 3, PermitWithoutStream: true}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse))}
+	if c.cfg.Join != nil {
+		opts = append(opts, grpc.WithPerRPCCredentials(c.cfg.Join))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+addr, opts...)
 	if err != nil {
 		return err
 	}

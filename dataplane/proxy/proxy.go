@@ -23,6 +23,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/config"
+	"github.com/weft-mesh/weft/dataplane/issuers"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
 	"github.com/weft-mesh/weft/pkg/latest"
@@ -52,6 +53,7 @@ type Proxy struct {
 
 	client    *config.Client
 	stores    *stores.Manager
+	issuers   *issuers.Manager
 	snapshots *latest.Value[*snapshot.Snapshot]
 	mesh      *mesh
 	engine    engine
@@ -122,16 +124,15 @@ func (p *Proxy) compose() error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_build_info", Help: "Always 1; the label has the version.",
 			ConstLabels: prometheus.Labels{"version": version.String()}}, func() float64 { return 1 }))
 	var creds credentials.TransportCredentials
-	if !p.cfg.ControlPlaneTLS.Empty() {
-		c, err := tlsconf.Client(p.cfg.ControlPlaneTLS)
-		if err != nil {
-			return fmt.Errorf("control plane: %w", err)
-		}
-		creds = credentials.NewTLS(c)
+	var join credentials.PerRPCCredentials
+	if err := p.joining(&creds, &join); err != nil {
+		return err
 	}
 	p.stores = stores.New(stores.Config{Drivers: p.cfg.Drivers, Options: p.cfg.Options, ClientID: p.incarnation, Dir: filepath.Join(p.cfg.DataDir, "stores"),
 		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
-	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
+	p.issuers = issuers.New(issuers.Config{Dir: filepath.Join(p.cfg.DataDir, "issuers"), Allow: p.cfg.PushAllow, Clock: p.cfg.Clock,
+		Changed: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
+	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
 		Check: snapshot.Check, Apply: p.apply, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry)}
 	return p.wire()
@@ -199,7 +200,13 @@ func (p *Proxy) apply(ctx context.Context, s config.State) {
 
 func (p *Proxy) applyLocked(ctx context.Context) {
 	s := p.state
-	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
+	tokens := map[string]*configv1.JwtIssuer{}
+	for name, v := range s.Set {
+		if j := v.Resource.GetIdentity().GetJwt(); j != nil {
+			tokens[name] = j
+		}
+	}
+	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
 	p.stores.Apply(ctx, snap)
 	p.snapshots.Store(snap)
 }
@@ -248,6 +255,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	r.start(&r.config, "configuration", p.client.Run)
 	r.start(&r.config, "stores", p.runAgain)
+	r.start(&r.config, "issuers", p.issuers.Run)
 	for _, f := range p.engine.frontends {
 		r.start(&r.frontends, f.name, func(ctx context.Context) error {
 			// Who connects meanwhile waits for the configuration from disk

@@ -4,13 +4,17 @@
 package tlsconf
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc/credentials"
 )
 
 // Files are the paths of PEM files.
@@ -95,6 +99,16 @@ func (r *reloader) current() (*tls.Certificate, *x509.CertPool) {
 // which is not verified here (the proxy's identities do that). protos are the
 // ALPN protocols.
 func Server(f Files, protos ...string) (*tls.Config, error) {
+	return server(f, tls.RequireAndVerifyClientCert, protos)
+}
+
+// ServerOptional is Server, but clients need not show a certificate, even with
+// f.CA. One that they show must be of it.
+func ServerOptional(f Files, protos ...string) (*tls.Config, error) {
+	return server(f, tls.VerifyClientCertIfGiven, protos)
+}
+
+func server(f Files, withCA tls.ClientAuthType, protos []string) (*tls.Config, error) {
 	if f.Cert == "" || f.Key == "" {
 		return nil, errors.New("a TLS listener needs a certificate and a key")
 	}
@@ -107,29 +121,67 @@ func Server(f Files, protos ...string) (*tls.Config, error) {
 			cert, pool := r.current()
 			c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, Certificates: []tls.Certificate{*cert}, ClientAuth: tls.RequestClientCert}
 			if pool != nil {
-				c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, pool
+				c.ClientAuth, c.ClientCAs = withCA, pool
 			}
 			return c, nil
 		}}, nil
 }
 
 // Client is the configuration of a client that trusts f.CA (the system's
-// authorities when empty) and shows the certificate of f, if any.
+// authorities when empty) and shows the certificate of f, if any. The authorities
+// are those that the file has now; ClientCredentials follows the file.
 func Client(f Files) (*tls.Config, error) {
-	if (f.Cert == "") != (f.Key == "") {
-		return nil, errors.New("a client certificate and its key go together")
-	}
-	r, err := newReloader(f)
+	r, err := newClient(f)
 	if err != nil {
 		return nil, err
 	}
+	return r.client(), nil
+}
+
+// ClientCredentials are Client for gRPC: what the files say when a connection is
+// made. change, unless nil, changes the configuration of each connection.
+func ClientCredentials(f Files, change func(*tls.Config)) (credentials.TransportCredentials, error) {
+	r, err := newClient(f)
+	if err != nil {
+		return nil, err
+	}
+	c := clientCredentials{credentials.NewTLS(r.client()), func() *tls.Config {
+		c := r.client()
+		if change != nil {
+			change(c)
+		}
+		return c
+	}, r}
+	return c, nil
+}
+
+type clientCredentials struct {
+	credentials.TransportCredentials // what does not depend on the files
+	config                           func() *tls.Config
+	files                            *reloader
+}
+
+func (c clientCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return credentials.NewTLS(c.config()).ClientHandshake(ctx, authority, conn)
+}
+
+func (c clientCredentials) Clone() credentials.TransportCredentials { return c }
+
+func newClient(f Files) (*reloader, error) {
+	if (f.Cert == "") != (f.Key == "") {
+		return nil, errors.New("a client certificate and its key go together")
+	}
+	return newReloader(f)
+}
+
+func (r *reloader) client() *tls.Config {
 	_, pool := r.current()
 	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
-	if f.Cert != "" {
+	if r.files.Cert != "" {
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			cert, _ := r.current()
 			return cert, nil
 		}
 	}
-	return c, nil
+	return c
 }

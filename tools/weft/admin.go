@@ -14,7 +14,7 @@ import (
 func adminCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "admin", Short: "Look after the control plane itself", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(adminRestoreCommand())
+	cmd.AddCommand(adminRestoreCommand(), joinTokenCommand())
 	return cmd
 }
 

@@ -1,0 +1,79 @@
+package validate
+
+import (
+	"strings"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// Keys are what a View finds r under, each once. They follow from r alone, so
+// that a configuration of any size is judged without reading all of it.
+func Keys(r *configv1.Resource) []string {
+	ns, name := r.GetMetadata().GetNamespace(), r.GetMetadata().GetName()
+	keys := []string{sameName(resource.KindOf(r), ns, name)}
+	add := func(key string) {
+		for _, k := range keys {
+			if k == key {
+				return
+			}
+		}
+		keys = append(keys, key)
+	}
+	topic := func(t string) { add(usersOf(resource.Topic, ns, t)) }
+	switch s := r.GetSpec().(type) {
+	case *configv1.Resource_Topic:
+		add(physical(PhysicalName(r)))
+		add(usersOf(resource.EventStore, ns, s.Topic.Store))
+	case *configv1.Resource_Route:
+		topic(s.Route.Topic)
+		for _, rule := range s.Route.Rules {
+			for _, to := range rule.To {
+				topic(to.Topic)
+			}
+		}
+	case *configv1.Resource_Subscription:
+		for _, t := range s.Subscription.Topics {
+			if names.IsPattern(t) {
+				add(patterns(ns))
+			} else {
+				topic(t)
+			}
+		}
+		if d := s.Subscription.DeadLetterTopic; d != "" {
+			topic(d)
+		}
+	case *configv1.Resource_Identity:
+		for _, k := range s.Identity.GetApiKeys().GetKeys() {
+			add(apiKey(k.Id))
+		}
+		for _, aud := range s.Identity.GetJwt().GetAudiences() {
+			add(audience(s.Identity.GetJwt().Issuer, aud))
+		}
+	}
+	return keys
+}
+
+// sameName: resources of a kind whose names differ at most in case.
+func sameName(kind resource.Kind, ns, name string) string {
+	return "name/" + string(kind) + "/" + ns + "/" + strings.ToLower(name)
+}
+
+// usersOf: resources that name another one.
+func usersOf(kind resource.Kind, ns, name string) string {
+	return "users/" + resource.Name(kind, ns, name)
+}
+
+// patterns: subscriptions that read topics by pattern.
+func patterns(ns string) string { return "patterns/" + ns }
+
+// physical: topics with a physical name.
+func physical(name string) string { return "physical/" + name }
+
+// apiKey: identities with an API key.
+func apiKey(id string) string { return "apikey/" + id }
+
+// audience: identities that accept an issuer's tokens for an audience.
+func audience(issuer, aud string) string { return "audience/" + issuer + "\x00" + aud }
