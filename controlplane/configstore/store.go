@@ -29,7 +29,7 @@ import (
 //	r/<kind>/<namespace>/<name>  a resource, marshalled
 //	m/lineage                    the lineage, text
 //	m/generation                 compared and written by every change
-//	a/<time>-<random>            an audit record, kept for AuditRetention
+//	a/<revision>/…               an audit record, kept for AuditRetention
 //	s/…                          status; never part of a snapshot
 const (
 	dirResources = "r/"

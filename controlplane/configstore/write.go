@@ -1,14 +1,8 @@
 package configstore
 
 import (
-	"bytes"
-	"compress/flate"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -35,8 +29,9 @@ type Change struct {
 	Delete []string
 	// Only are further conditions: an office that must still be held.
 	Only []clientv3.Cmp
-	// Actor is who does it and Peer from where, for the audit record.
-	Actor, Peer string
+	// Actor is who does it, Peer from where and Method by which call, for the
+	// audit record.
+	Actor, Peer, Method string
 }
 
 // Fits tells whether one transaction takes as many writes.
@@ -48,20 +43,6 @@ func (c Change) Fits() error {
 	return nil
 }
 
-// auditRecord is the JSON, deflated, of one audit key.
-type auditRecord struct {
-	Time    time.Time    `json:"time"`
-	Actor   string       `json:"actor"`
-	Peer    string       `json:"peer"`
-	Changes []auditEntry `json:"changes"`
-}
-
-type auditEntry struct {
-	Name string `json:"name"`
-	Old  []byte `json:"old,omitempty"`
-	New  []byte `json:"new,omitempty"`
-}
-
 // ErrConflict is returned by Commit where the configuration changed since the
 // snapshot, or a condition of Only did not hold: look again and decide again.
 var ErrConflict = errors.New("the configuration changed meanwhile")
@@ -69,7 +50,7 @@ var ErrConflict = errors.New("the configuration changed meanwhile")
 // Commit writes c if nothing changed since at. It returns the revision of the
 // change. ErrConflict: nothing was written. Ambiguous: it may have been.
 func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, error) {
-	audit := auditRecord{Time: time.Now().UTC(), Actor: c.Actor, Peer: c.Peer}
+	audit := AuditRecord{Time: time.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method}
 	var ops []clientv3.Op
 	size := 0
 	for _, r := range c.Put {
@@ -79,7 +60,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		}
 		size += len(b)
 		ops = append(ops, clientv3.OpPut(s.prefix+dirResources+r.Name, string(b)))
-		entry := auditEntry{Name: r.Name, New: b}
+		entry := AuditChange{Name: r.Name, New: b}
 		if e := at.Get(r.Name); e != nil {
 			entry.Old = e.Bytes
 		}
@@ -88,7 +69,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 	for _, name := range c.Delete {
 		ops = append(ops, clientv3.OpDelete(s.prefix+dirResources+name))
 		if e := at.Get(name); e != nil {
-			audit.Changes = append(audit.Changes, auditEntry{Name: name, Old: e.Bytes})
+			audit.Changes = append(audit.Changes, AuditChange{Name: name, Old: e.Bytes})
 		}
 	}
 	if err := c.Fits(); err != nil {
@@ -102,14 +83,10 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-large",
 			"the change is %d bytes, %d with its audit record; the most is %d and %d: split it", size, size+len(record), MaxWriteBytes, maxTxnBytes)
 	}
-	id := make([]byte, 4)
-	if _, err := rand.Read(id); err != nil {
-		return 0, err
-	}
 	generation := s.prefix + dirMeta + "generation"
 	ops = append(ops,
 		clientv3.OpPut(generation, ""),
-		clientv3.OpPut(fmt.Sprintf("%s%s%016x-%s", s.prefix, dirAudit, audit.Time.UnixNano(), hex.EncodeToString(id)), string(record)))
+		clientv3.OpPut(s.changeKey(at.Generation), string(record)))
 	began := time.Now()
 	resp, err := s.client.Txn(ctx).
 		If(append([]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
@@ -137,19 +114,4 @@ func marshalStored(r *configv1.Resource) ([]byte, error) {
 		defer func() { r.Metadata.Version = version }()
 	}
 	return resource.Marshal(r)
-}
-
-func deflate(record auditRecord) ([]byte, error) {
-	var b bytes.Buffer
-	w, err := flate.NewWriter(&b, flate.BestSpeed)
-	if err != nil {
-		return nil, err
-	}
-	if err := json.NewEncoder(w).Encode(record); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
 }
