@@ -61,9 +61,12 @@ func newWorld(t *testing.T, replicas int) *world {
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)
-		srv := grpc.NewServer()
-		adminv1.RegisterAdminServiceServer(srv, New(Config{Store: store, Validator: validator, Fleet: nobody{}, Log: slog.New(slog.DiscardHandler),
-			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }}))
+		access, err := NewAccess(AccessConfig{})
+		w.must(err)
+		service := New(Config{Store: store, Validator: validator, Fleet: nobody{}, Log: slog.New(slog.DiscardHandler),
+			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
+		srv := grpc.NewServer(service.ServerOptions(access)...)
+		adminv1.RegisterAdminServiceServer(srv, service)
 		go func() { ended <- srv.Serve(l) }()
 		conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 		w.must(err)

@@ -55,6 +55,13 @@ type Config struct {
 	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
 	// where it names some, those namespaces; others are good for all.
 	AdminTLS, DiscoveryTLS tlsconf.Files
+	// AdminAccess is the file that says who may administer what; see
+	// docs/administration.md. Without it whoever comes over loopback, or with a
+	// certificate of AdminTLS.CA, may everything. With it AdminTLS needs no CA:
+	// callers may have tokens.
+	AdminAccess string
+	// Guard bounds what one change may remove without saying that it means to.
+	Guard admin.Guard
 	// Drivers and Options for provisioning; see provision.Config.
 	Drivers map[string]store.Driver
 	Options func(*configv1.EventStore) (kind string, options any, err error)
@@ -107,6 +114,7 @@ type Server struct {
 	store     *configstore.Store
 	discovery *discovery.Server
 	admin     *admin.Service
+	access    *admin.Access
 	provision *provision.Provisioner
 	metrics   *prometheus.Registry
 	listeners [3]*listener.Listener
@@ -138,13 +146,13 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS); err != nil {
+	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, cfg.AdminAccess != ""); err != nil {
 		return nil, err
 	}
-	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS); err != nil {
+	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, false); err != nil {
 		return nil, err
 	}
-	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}); err != nil {
+	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, false); err != nil {
 		return nil, err
 	}
 	validator, err := validate.New()
@@ -153,7 +161,13 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, Metrics: s.metrics, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.store, Log: cfg.Log, Metrics: s.metrics})
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery,
+	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Metrics: s.metrics, Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	if err := cfg.Guard.Check(); err != nil {
+		return nil, err
+	}
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, Guard: cfg.Guard,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Metrics: s.metrics, Log: cfg.Log})
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
 		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Metrics: s.metrics, Log: cfg.Log})
@@ -173,8 +187,16 @@ func New(cfg Config) (_ *Server, err error) {
 }
 
 // transport is the listener's security: TLS from files, or none on loopback.
-func transport(name, addr string, f tlsconf.Files) (credentials.TransportCredentials, error) {
+// tokens: callers may have those instead of a certificate.
+func transport(name, addr string, f tlsconf.Files, tokens bool) (credentials.TransportCredentials, error) {
 	if !f.Empty() {
+		if tokens {
+			c, err := tlsconf.ServerOptional(f, "h2")
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			return credentials.NewTLS(c), nil
+		}
 		if f.CA == "" {
 			return nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
 		}
@@ -229,7 +251,8 @@ func (s *Server) Run(ctx context.Context) error {
 		g.Go(func() error { return registered.Run(gctx) })
 	}
 
-	adminServer := grpcServer(s.adminTLS, 100, counting(s.metrics)...)
+	g.Go(func() error { return s.access.Run(gctx) })
+	adminServer := grpcServer(s.adminTLS, 100, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
 	discoServer := grpcServer(s.discoTLS, 16)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)

@@ -95,6 +95,16 @@ func (r *reloader) current() (*tls.Certificate, *x509.CertPool) {
 // which is not verified here (the proxy's identities do that). protos are the
 // ALPN protocols.
 func Server(f Files, protos ...string) (*tls.Config, error) {
+	return server(f, tls.RequireAndVerifyClientCert, protos)
+}
+
+// ServerOptional is Server for clients that may, with f.CA, have a certificate of
+// it instead of other credentials: one that is shown is verified.
+func ServerOptional(f Files, protos ...string) (*tls.Config, error) {
+	return server(f, tls.VerifyClientCertIfGiven, protos)
+}
+
+func server(f Files, withCA tls.ClientAuthType, protos []string) (*tls.Config, error) {
 	if f.Cert == "" || f.Key == "" {
 		return nil, errors.New("a TLS listener needs a certificate and a key")
 	}
@@ -107,7 +117,7 @@ func Server(f Files, protos ...string) (*tls.Config, error) {
 			cert, pool := r.current()
 			c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, Certificates: []tls.Certificate{*cert}, ClientAuth: tls.RequestClientCert}
 			if pool != nil {
-				c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, pool
+				c.ClientAuth, c.ClientCAs = withCA, pool
 			}
 			return c, nil
 		}}, nil
