@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -157,7 +158,7 @@ func needs(req any) (all []need, ok bool) {
 		if r.Name != "" {
 			return []need{toWrite(r.Name)}, true
 		}
-		return []need{{role: Editor, namespace: r.Namespace}}, true
+		return []need{{role: Editor, namespace: cmp.Or(r.Namespace, mesh)}}, true
 	case *adminv1.GetRequest:
 		return read("", "", r.Name), true
 	case *adminv1.ListRequest:

@@ -36,9 +36,10 @@ func (nobody) Proxies() []*adminv1.ProxyStatus { return nil }
 // world is the API of some replicas above a real etcd.
 type world struct {
 	*testing.T
-	ctx    context.Context
-	api    []adminv1.AdminServiceClient
-	stores []*configstore.Store
+	ctx      context.Context
+	api      []adminv1.AdminServiceClient
+	stores   []*configstore.Store
+	services []*Service
 }
 
 func newWorld(t *testing.T, replicas int) *world {
@@ -77,7 +78,7 @@ func newWorld(t *testing.T, replicas int) *world {
 			<-ended
 			<-ended
 		})
-		w.api, w.stores = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store)
+		w.api, w.stores, w.services = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store), append(w.services, service)
 	}
 	return w
 }

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -30,9 +31,10 @@ import (
 // changes. Without one, whoever comes over loopback, or with a certificate of the
 // listener's authority, is admin of all; but never a proxy.
 type Access struct {
-	file string
-	log  *slog.Logger
-	now  *latest.Value[*policy]
+	file  string
+	every time.Duration
+	log   *slog.Logger
+	now   *latest.Value[*policy]
 
 	good    prometheus.Gauge
 	refused *prometheus.CounterVec
@@ -53,14 +55,16 @@ func everyone() *policy { return nil }
 // AccessConfig says where the rules are.
 type AccessConfig struct {
 	// File has the rules; empty for none.
-	File    string
+	File string
+	// Every is the time between two looks at the file; 2 s when 0.
+	Every   time.Duration
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 }
 
 // NewAccess reads the file. Run keeps to what it says later.
 func NewAccess(cfg AccessConfig) (*Access, error) {
-	a := &Access{file: cfg.File, log: cfg.Log, now: latest.New(everyone()),
+	a := &Access{file: cfg.File, every: cmp.Or(cfg.Every, accessEvery), log: cfg.Log, now: latest.New(everyone()),
 		good:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_admin_access_good", Help: "1 where the access file in force is what the file says now; 0 where that is wrong and the last good one stays."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_admin_denied_total", Help: "Calls of the admin API that were denied, by why: nobody known called (unauthenticated), or one who may not (denied)."}, []string{"why"}),
 	}
@@ -101,7 +105,7 @@ func (a *Access) read() (*policy, error) {
 	return p, nil
 }
 
-// accessEvery is how often the file is looked at.
+// accessEvery is AccessConfig.Every when that is 0.
 const accessEvery = 2 * time.Second
 
 // Run follows the file until ctx ends. What it says when it is wrong is not in
@@ -110,7 +114,7 @@ func (a *Access) Run(ctx context.Context) error {
 	if a.file == "" {
 		return nil
 	}
-	tick := time.NewTicker(accessEvery)
+	tick := time.NewTicker(a.every)
 	defer tick.Stop()
 	for said := ""; ; {
 		select {
