@@ -10,9 +10,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/url"
@@ -22,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/grpc"
@@ -35,6 +38,9 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/jwtauth"
+	"github.com/weft-mesh/weft/pkg/latest"
 )
 
 func hashOf(token string) string {
@@ -487,6 +493,68 @@ func TestAuthorization(t *testing.T) {
 	}
 }
 
+// TestJSONWebTokens: tokens of an issuer are its principals', under its prefix; who
+// names himself as others are named gets nowhere.
+func TestJSONWebTokens(t *testing.T) {
+	w := newWorld(t, 1)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	w.must(err)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "k"}}, nil)
+	w.must(err)
+	sign := func(claims map[string]any) string {
+		all := map[string]any{"iss": "https://sso", "aud": "weft", "exp": time.Now().Add(time.Hour).Unix()}
+		maps.Copy(all, claims)
+		b, err := json.Marshal(all)
+		w.must(err)
+		sig, err := signer.Sign(b)
+		w.must(err)
+		token, err := sig.CompactSerialize()
+		w.must(err)
+		return token
+	}
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Algorithm: "ES256", Use: "sig"}}})
+	w.must(err)
+	file := filepath.Join(t.TempDir(), "keys.json")
+	write(t, file, string(set))
+	open := func(prefix string) adminv1.AdminServiceClient {
+		a := w.access(roles() + fmt.Sprintf("  - {subjects: [local, 'cn:x', 'spiffe://x', '%[1]sann'], groups: ['%[1]sops'], role: viewer, namespaces: [a]}\njwt: [{issuer: 'https://sso', audiences: [weft], jwks_file: %[2]s, groups_claim: groups, prefix: '%[1]s'}]\n", prefix, file))
+		return w.dial(w.serve(a, nil), nil)
+	}
+	plain, prefixed := open(""), open("sso:")
+	for name, tc := range map[string]struct {
+		claims          map[string]any
+		plain, prefixed codes.Code
+	}{
+		"a subject":                {map[string]any{"sub": "ann"}, codes.OK, codes.OK},
+		"a group":                  {map[string]any{"sub": "x", "groups": []string{"y", "ops"}}, codes.OK, codes.OK},
+		"neither":                  {map[string]any{"sub": "x", "groups": "y"}, codes.PermissionDenied, codes.PermissionDenied},
+		"the file's own":           {map[string]any{"sub": "viewer-a"}, codes.OK, codes.PermissionDenied},
+		"local":                    {map[string]any{"sub": "local"}, codes.Unauthenticated, codes.PermissionDenied},
+		"a certificate's":          {map[string]any{"sub": "cn:x"}, codes.Unauthenticated, codes.PermissionDenied},
+		"a SPIFFE ID":              {map[string]any{"sub": "spiffe://x"}, codes.Unauthenticated, codes.PermissionDenied},
+		"a control plane":          {map[string]any{"sub": "spiffe://mesh/weft/controlplane"}, codes.Unauthenticated, codes.PermissionDenied},
+		"another issuer":           {map[string]any{"sub": "ann", "iss": "https://else"}, codes.Unauthenticated, codes.Unauthenticated},
+		"another audience":         {map[string]any{"sub": "ann", "aud": "other"}, codes.Unauthenticated, codes.Unauthenticated},
+		"one that has expired":     {map[string]any{"sub": "ann", "exp": time.Now().Add(-time.Second).Unix()}, codes.Unauthenticated, codes.Unauthenticated},
+		"the prefix is no other's": {map[string]any{"sub": "sso:ann"}, codes.PermissionDenied, codes.PermissionDenied},
+	} {
+		for i, c := range []adminv1.AdminServiceClient{plain, prefixed} {
+			want := tc.plain
+			if i == 1 {
+				want = tc.prefixed
+			}
+			token := sign(tc.claims)
+			if _, err := c.List(as(w.ctx, token), &adminv1.ListRequest{Namespace: "a"}); status.Code(err) != want || err != nil && strings.Contains(err.Error(), token) {
+				t.Errorf("%s (%d): %v, want %v", name, i, err, want)
+			}
+		}
+	}
+	// What is open ends with its token.
+	if (&session{access: &Access{now: latest.New(everyone())}, until: time.Now().Add(-time.Second)}).still() == nil {
+		t.Error("a stream outlives its token")
+	}
+}
+
 // authority makes certificates.
 type authority struct {
 	t    *testing.T
@@ -613,39 +681,47 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+func newVerifier(e issuerEntry) (*jwtauth.Verifier, error) { return jwtauth.New(e.config(nil)) }
+
 // TestAccessFile: what is wrong is said, with its line.
 func TestAccessFile(t *testing.T) {
 	hash := hashOf("x")
 	for name, tc := range map[string]struct{ text, says string }{
-		"nothing":                {"", "f: is empty"},
-		"no bindings":            {"tokens: []", "f: has no bindings"},
-		"an unknown field":       {"bindings:\n  - {subject: [x], role: viewer, namespaces: [a]}", "f: unmarshal errors:\n  line 2: field subject is no field here"},
-		"a field at the top":     {"rules: []\n", "line 1: field rules is no field here"},
-		"twice":                  {"tokens: []\ntokens: []\n", "line 2: mapping key \"tokens\" already defined at line 1"},
-		"two documents":          {"bindings: [{subjects: [x], role: viewer, namespaces: [a]}]\n---\n{}", "f: has more than one document"},
-		"no YAML":                {"bindings: [", "f: line 1: did not find expected node content"},
-		"a list":                 {"- a", "cannot unmarshal !!seq"},
-		"a role":                 {"bindings:\n  - {subjects: [x], role: viewer, namespaces: [a]}\n  - {subjects: [x], role: king, namespaces: [a]}", `f:3: bindings[1].role: "king" is not viewer, editor or admin`},
-		"the role none":          {"bindings: [{subjects: [x], role: none, namespaces: [a]}]", "f:1: bindings[0].role"},
-		"no subject":             {"bindings: [{role: viewer, namespaces: [a]}]", "has neither subjects nor groups"},
-		"no namespace":           {"bindings: [{subjects: [x], role: viewer}]", `bindings[0].namespaces: are missing; "*" is all of the mesh`},
-		"a pattern":              {`bindings: [{subjects: [x], role: viewer, namespaces: ["a*"]}]`, "bindings[0].namespaces: namespace"},
-		"a subject's pattern":    {`bindings: [{subjects: ["*"], role: viewer, namespaces: [a]}]`, "there are no patterns of subjects"},
-		"an empty subject":       {`bindings: [{subjects: [""], role: viewer, namespaces: [a]}]`, "must have 1 to 512"},
-		"a hash":                 {"tokens: [{subject: x, sha256: abc}]\nbindings: [{subjects: [x], role: viewer, namespaces: [a]}]", "f:1: tokens[0].sha256: must be the SHA-256"},
-		"the hash of nothing":    {"tokens: [{subject: x, sha256: " + hashOf("") + "}]", "is that of nothing"},
-		"a hash twice":           {"tokens:\n- {subject: x, sha256: " + hash + "}\n- {subject: y, sha256: " + hash + "}", "f:3: tokens[1].sha256: is there twice"},
-		"a token of local":       {"tokens: [{subject: local, sha256: " + hash + "}]", "is not a token's"},
-		"a token of a SPIFFE":    {`tokens: [{subject: "spiffe://a/b", sha256: ` + hash + "}]", "is not a token's"},
-		"a time that is none":    {"tokens: [{subject: x, sha256: " + hash + ", expires_at: soon}]", "parsing time"},
-		"more than there may be": {strings.Repeat("# x\n", 1<<19), "has more than"},
+		"nothing":                    {"", "f: is empty"},
+		"no bindings":                {"tokens: []", "f: has no bindings"},
+		"an unknown field":           {"bindings:\n  - {subject: [x], role: viewer, namespaces: [a]}", "f: unmarshal errors:\n  line 2: field subject is no field here"},
+		"a field at the top":         {"rules: []\n", "line 1: field rules is no field here"},
+		"twice":                      {"tokens: []\ntokens: []\n", "line 2: mapping key \"tokens\" already defined at line 1"},
+		"two documents":              {"bindings: [{subjects: [x], role: viewer, namespaces: [a]}]\n---\n{}", "f: has more than one document"},
+		"no YAML":                    {"bindings: [", "f: line 1: did not find expected node content"},
+		"a list":                     {"- a", "cannot unmarshal !!seq"},
+		"a role":                     {"bindings:\n  - {subjects: [x], role: viewer, namespaces: [a]}\n  - {subjects: [x], role: king, namespaces: [a]}", `f:3: bindings[1].role: "king" is not viewer, editor or admin`},
+		"the role none":              {"bindings: [{subjects: [x], role: none, namespaces: [a]}]", "f:1: bindings[0].role"},
+		"no subject":                 {"bindings: [{role: viewer, namespaces: [a]}]", "has neither subjects nor groups"},
+		"no namespace":               {"bindings: [{subjects: [x], role: viewer}]", `bindings[0].namespaces: are missing; "*" is all of the mesh`},
+		"a pattern":                  {`bindings: [{subjects: [x], role: viewer, namespaces: ["a*"]}]`, "bindings[0].namespaces: namespace"},
+		"a subject's pattern":        {`bindings: [{subjects: ["*"], role: viewer, namespaces: [a]}]`, "there are no patterns of subjects"},
+		"an empty subject":           {`bindings: [{subjects: [""], role: viewer, namespaces: [a]}]`, "must have 1 to 512"},
+		"a hash":                     {"tokens: [{subject: x, sha256: abc}]\nbindings: [{subjects: [x], role: viewer, namespaces: [a]}]", "f:1: tokens[0].sha256: must be the SHA-256"},
+		"the hash of nothing":        {"tokens: [{subject: x, sha256: " + hashOf("") + "}]", "is that of nothing"},
+		"a hash twice":               {"tokens:\n- {subject: x, sha256: " + hash + "}\n- {subject: y, sha256: " + hash + "}", "f:3: tokens[1].sha256: is there twice"},
+		"a token of local":           {"tokens: [{subject: local, sha256: " + hash + "}]", "is not a token's"},
+		"a token of a SPIFFE":        {`tokens: [{subject: "spiffe://a/b", sha256: ` + hash + "}]", "is not a token's"},
+		"a time that is none":        {"tokens: [{subject: x, sha256: " + hash + ", expires_at: soon}]", "parsing time"},
+		"an issuer without audience": {"jwt: [{issuer: i, jwks_url: 'https://i/keys'}]\nbindings: [{subjects: [x], role: viewer, namespaces: [a]}]", "f:1: jwt[0]: an issuer and at least one audience are needed"},
+		"an issuer without keys":     {"jwt: [{issuer: i, audiences: [a]}]", "jwt[0]: the keys come from exactly one"},
+		"keys in the clear":          {"jwt: [{issuer: i, audiences: [a], jwks_url: 'http://i.example/keys'}]", "jwt[0]: jwks url"},
+		"an issuer twice":            {"jwt:\n- {issuer: i, audiences: [a], jwks_url: 'https://i/keys'}\n- {issuer: i, audiences: [b], jwks_url: 'https://i/keys', prefix: b}", "f:3: jwt[1].issuer: is there twice"},
+		"two without prefix":         {"jwt:\n- {issuer: i, audiences: [a], jwks_url: 'https://i/keys'}\n- {issuer: j, audiences: [b], jwks_url: 'https://j/keys'}", "f:3: jwt[1].prefix"},
+		"a certificate's prefix":     {"jwt: [{issuer: i, audiences: [a], jwks_url: 'https://i/keys', prefix: 'cn:'}]", "jwt[0].prefix: must"},
+		"more than there may be":     {strings.Repeat("# x\n", 1<<19), "has more than"},
 	} {
-		p, err := parseAccess("f", []byte(tc.text))
+		p, err := parseAccess("f", []byte(tc.text), newVerifier)
 		if err == nil || p != nil || !strings.Contains(err.Error(), tc.says) || strings.Contains(err.Error(), "admin.") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := parseAccess("f", []byte(roles())); err != nil {
+	if _, err := parseAccess("f", []byte(roles()), newVerifier); err != nil {
 		t.Error(err)
 	}
 	if _, err := NewAccess(AccessConfig{File: filepath.Join(t.TempDir(), "none")}); !errors.Is(err, os.ErrNotExist) {
@@ -658,10 +734,11 @@ func TestAccessFile(t *testing.T) {
 func FuzzAccessFile(f *testing.F) {
 	f.Add([]byte(roles()))
 	f.Add([]byte("bindings: [{subjects: [x], role: admin, namespaces: ['*']}]"))
+	f.Add([]byte("jwt: [{issuer: i, audiences: [a], jwks_url: 'https://i/keys', prefix: 'i:'}]\nbindings: [{groups: ['i:x'], role: editor, namespaces: [a]}]"))
 	f.Add([]byte("a: &a [*a]"))
 	f.Add([]byte("bindings: &b [{subjects: [x], role: viewer, namespaces: [a]}]\ntokens: *b"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, err := parseAccess("f", b)
+		p, err := parseAccess("f", b, newVerifier)
 		if (p == nil) == (err == nil) {
 			t.Fatalf("%v, %v", p, err)
 		}

@@ -14,6 +14,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/names"
 )
 
@@ -39,6 +41,15 @@ type issuerEntry struct {
 	// issuer and the file, never name the same one.
 	Prefix string `yaml:"prefix"`
 }
+
+// config is what checks the issuer's tokens.
+func (e issuerEntry) config(now clock.Clock) jwtauth.Config {
+	return jwtauth.Config{Issuer: e.Issuer, Audiences: e.Audiences, JWKSURL: e.JWKSURL, JWKSFile: e.JWKSFile,
+		PrincipalClaim: e.PrincipalClaim, GroupsClaim: e.GroupsClaim, Clock: now}
+}
+
+// key tells entries apart that need verifiers of their own.
+func (e issuerEntry) key() string { return fmt.Sprintf("%q", e) }
 
 // tokenEntry is one static token.
 type tokenEntry struct {
@@ -71,8 +82,14 @@ const (
 	cnPrefix     = "cn:"
 )
 
-// parseAccess reads the file. The error joins all problems, each with its line.
-func parseAccess(name string, b []byte) (*policy, error) {
+// reservedSubject: how a certificate, or who comes without credentials, is named;
+// no token names one so.
+func reservedSubject(s string) bool {
+	return s == localSubject || strings.HasPrefix(s, spiffePrefix) || strings.HasPrefix(s, cnPrefix)
+}
+
+// parseAccess reads the file; verifiers makes, or has, that of an issuer. The error joins all problems, each with its line.
+func parseAccess(name string, b []byte, verifiers func(issuerEntry) (*jwtauth.Verifier, error)) (*policy, error) {
 	if len(b) > maxAccessBytes {
 		return nil, fmt.Errorf("%s: has more than %d bytes", name, maxAccessBytes)
 	}
@@ -94,7 +111,7 @@ func parseAccess(name string, b []byte) (*policy, error) {
 		return nil, yamlError(name, err)
 	}
 	c := accessChecker{name: name, root: &root}
-	p := c.policy(&f)
+	p := c.policy(&f, verifiers)
 	if len(c.problems) > 0 {
 		return nil, errors.Join(c.problems...)
 	}
@@ -138,8 +155,9 @@ func (c *accessChecker) add(list string, i int, field, format string, args ...an
 	c.problems = append(c.problems, errors.New(at+": "+fmt.Sprintf(format, args...)))
 }
 
-func (c *accessChecker) policy(f *accessFile) *policy {
+func (c *accessChecker) policy(f *accessFile, verifiers func(issuerEntry) (*jwtauth.Verifier, error)) *policy {
 	p := &policy{tokens: map[[sha256.Size]byte]tokenEntry{}, subjects: map[string]map[string]Role{}, groups: map[string]map[string]Role{}}
+	p.issuers = map[string]*issuer{}
 	prefixes := map[string]int{}
 	for i, e := range f.JWT {
 		if j, dup := prefixes[e.Prefix]; dup {
@@ -149,11 +167,20 @@ func (c *accessChecker) policy(f *accessFile) *policy {
 		if strings.HasPrefix(e.Prefix, spiffePrefix) || strings.HasPrefix(e.Prefix, cnPrefix) || len(e.Prefix) > 64 {
 			c.add("jwt", i, "prefix", "must have at most 64 characters and not begin like a certificate's subject (%s, %s)", spiffePrefix, cnPrefix)
 		}
-		p.issuers = append(p.issuers, e)
+		if p.issuers[e.Issuer] != nil {
+			c.add("jwt", i, "issuer", "is there twice")
+			continue
+		}
+		v, err := verifiers(e)
+		if err != nil {
+			c.add("jwt", i, "", "%s", strings.TrimPrefix(err.Error(), "jwt: "))
+			continue
+		}
+		p.issuers[e.Issuer] = &issuer{e.Prefix, e.key(), v}
 	}
 	for i, e := range f.Tokens {
 		c.subject("tokens", i, "subject", e.Subject)
-		if e.Subject == localSubject || strings.HasPrefix(e.Subject, spiffePrefix) || strings.HasPrefix(e.Subject, cnPrefix) {
+		if reservedSubject(e.Subject) {
 			c.add("tokens", i, "subject", "%q is not a token's: that is how a certificate, or who comes without credentials, is named", e.Subject)
 		}
 		for _, g := range e.Groups {

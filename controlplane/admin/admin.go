@@ -17,6 +17,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/validate"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 )
 
@@ -35,8 +36,10 @@ type Config struct {
 	// Conditions tells what is known of stores; by canonical name.
 	Conditions func(ctx context.Context) (map[string][]*adminv1.Condition, error)
 	Version    string
-	Metrics    prometheus.Registerer
-	Log        *slog.Logger
+	// Clock dates what is created.
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Service implements AdminService.

@@ -2,7 +2,9 @@ package admin
 
 import (
 	"context"
+	"fmt"
 	"path"
+	"strings"
 	"sync"
 	"time"
 
@@ -105,7 +107,7 @@ func (r *refusals) take(who string, now time.Time) (repeats uint32, ok bool) {
 // refusal, or an act that left no record with its change.
 func (s *Service) audit(ctx context.Context, method string, req any, err error) {
 	who := callerOf(ctx)
-	r := configstore.AuditRecord{Actor: who.Subject, Peer: who.Peer, Method: path.Base(method)}
+	r := configstore.AuditRecord{Actor: who.Subject, Peer: who.Peer, Method: path.Base(method), Detail: clip(act(req))}
 	for _, name := range namesOf(req) {
 		if len(r.Changes) == maxNames {
 			break
@@ -113,18 +115,17 @@ func (s *Service) audit(ctx context.Context, method string, req any, err error) 
 		r.Changes = append(r.Changes, configstore.AuditChange{Name: name})
 	}
 	if err != nil {
-		if !isRefusal(err, isAct(req) || isChange(req)) || isDryRun(req) {
+		if !isRefusal(err, writes(req)) || isDryRun(req) {
 			return
 		}
 		ok := false
-		if r.Repeats, ok = s.refusals.take(who.Subject+" "+who.host(), time.Now()); !ok {
+		if r.Repeats, ok = s.refusals.take(who.Subject+" "+who.host(), s.cfg.Clock.Now()); !ok {
 			s.metrics.unwritten.Inc()
 			return
 		}
 		st := status.Convert(err)
-		r.Refused = st.Code().String() + ": " + st.Message()
-		r.Refused = r.Refused[:min(len(r.Refused), maxReason)]
-	} else if !isAct(req) {
+		r.Refused = clip(st.Code().String() + ": " + st.Message())
+	} else if !writes(req) || recorded(req) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteTimeout)
@@ -133,6 +134,9 @@ func (s *Service) audit(ctx context.Context, method string, req any, err error) 
 		s.cfg.Log.Error("an audit record could not be written", "actor", r.Actor, "peer", r.Peer, "method", r.Method, "refused", r.Refused, "error", err)
 	}
 }
+
+// clip bounds what is written down.
+func clip(s string) string { return s[:min(len(s), maxReason)] }
 
 // isRefusal: the call was decided against; not that something failed. Who only
 // reads is refused where he may not, not where there is nothing.
@@ -146,20 +150,39 @@ func isRefusal(err error, writes bool) bool {
 	return false
 }
 
-// isChange: the call changes the configuration.
-func isChange(req any) bool {
+// act tells what a call does beside changing the configuration; "" for others.
+func act(req any) string {
+	switch r := req.(type) {
+	case *adminv1.DeclareRestoreRequest:
+		return r.Reason
+	case *adminv1.CommandProxiesRequest:
+		what := strings.ToLower(strings.TrimPrefix(r.Command.String(), "COMMAND_"))
+		if len(r.NodeIds) == 0 {
+			return what + " of all"
+		}
+		return what + " of " + strings.Join(r.NodeIds, ", ")
+	case *adminv1.CreateJoinTokenRequest:
+		return fmt.Sprintf("for node %s, namespaces %v", r.NodeId, r.Namespaces)
+	case *adminv1.RevokeJoinTokensRequest:
+		return strings.Join(r.Ids, ", ")
+	}
+	return ""
+}
+
+// writes: the call changes something, the configuration or else.
+func writes(req any) bool {
 	switch req.(type) {
-	case *adminv1.ApplyRequest, *adminv1.DeleteRequest, *adminv1.RollbackRequest:
+	case *adminv1.ApplyRequest, *adminv1.DeleteRequest, *adminv1.RollbackRequest,
+		*adminv1.DeclareRestoreRequest, *adminv1.CommandProxiesRequest, *adminv1.CreateJoinTokenRequest, *adminv1.RevokeJoinTokensRequest:
 		return true
 	}
 	return false
 }
 
-// isAct: the call changes something beside the configuration, whose changes have
-// their records.
-func isAct(req any) bool {
+// recorded: the change has its record already, of the same transaction.
+func recorded(req any) bool {
 	switch req.(type) {
-	case *adminv1.DeclareRestoreRequest, *adminv1.CommandProxiesRequest, *adminv1.CreateJoinTokenRequest, *adminv1.RevokeJoinTokensRequest:
+	case *adminv1.ApplyRequest, *adminv1.DeleteRequest, *adminv1.RollbackRequest, *adminv1.DeclareRestoreRequest:
 		return true
 	}
 	return false

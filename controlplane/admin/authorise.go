@@ -14,6 +14,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +25,8 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/latest"
 )
 
@@ -33,6 +36,7 @@ import (
 type Access struct {
 	file  string
 	every time.Duration
+	clock clock.Clock
 	log   *slog.Logger
 	now   *latest.Value[*policy]
 
@@ -43,10 +47,17 @@ type Access struct {
 // policy is what a file says.
 type policy struct {
 	text    []byte
-	issuers []issuerEntry
+	issuers map[string]*issuer
 	tokens  map[[sha256.Size]byte]tokenEntry
 	// Roles by subject or group, and namespace.
 	subjects, groups map[string]map[string]Role
+}
+
+// issuer is one issuer of JSON Web Tokens.
+type issuer struct {
+	prefix   string
+	key      string
+	verifier *jwtauth.Verifier
 }
 
 // everyone is the policy without a file.
@@ -57,14 +68,16 @@ type AccessConfig struct {
 	// File has the rules; empty for none.
 	File string
 	// Every is the time between two looks at the file; 2 s when 0.
-	Every   time.Duration
+	Every time.Duration
+	// Clock tells when tokens end.
+	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 }
 
 // NewAccess reads the file. Run keeps to what it says later.
 func NewAccess(cfg AccessConfig) (*Access, error) {
-	a := &Access{file: cfg.File, every: cmp.Or(cfg.Every, accessEvery), log: cfg.Log, now: latest.New(everyone()),
+	a := &Access{file: cfg.File, every: cmp.Or(cfg.Every, accessEvery), clock: cfg.Clock, log: cfg.Log, now: latest.New(everyone()),
 		good:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_admin_access_good", Help: "1 where the access file in force is what the file says now; 0 where that is wrong and the last good one stays."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_admin_denied_total", Help: "Calls of the admin API that were denied, by why: nobody known called (unauthenticated), or one who may not (denied)."}, []string{"why"}),
 	}
@@ -97,7 +110,17 @@ func (a *Access) read() (*policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("access file: %w", err)
 	}
-	p, err := parseAccess(a.file, b)
+	var had map[string]*issuer
+	if p := a.now.Get(); p != nil {
+		had = p.issuers
+	}
+	p, err := parseAccess(a.file, b, func(e issuerEntry) (*jwtauth.Verifier, error) {
+		// One that stays the same keeps its keys.
+		if i := had[e.Issuer]; i != nil && i.key == e.key() {
+			return i.verifier, nil
+		}
+		return jwtauth.New(e.config(a.clock))
+	})
 	if err != nil {
 		return nil, fmt.Errorf("access file: %w", err)
 	}
@@ -116,7 +139,10 @@ func (a *Access) Run(ctx context.Context) error {
 	}
 	tick := time.NewTicker(a.every)
 	defer tick.Stop()
+	keys := keyKeeper{ctx: ctx, running: map[*jwtauth.Verifier]context.CancelFunc{}}
+	defer keys.group.Wait()
 	for said := ""; ; {
+		keys.keep(a.now.Get().issuers)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -137,6 +163,31 @@ func (a *Access) Run(ctx context.Context) error {
 		default:
 			a.good.Set(1)
 			said = ""
+		}
+	}
+}
+
+// keyKeeper keeps the keys of the issuers in force fresh, until ctx ends.
+type keyKeeper struct {
+	ctx     context.Context
+	group   sync.WaitGroup
+	running map[*jwtauth.Verifier]context.CancelFunc
+}
+
+func (k *keyKeeper) keep(issuers map[string]*issuer) {
+	wanted := map[*jwtauth.Verifier]bool{}
+	for _, i := range issuers {
+		wanted[i.verifier] = true
+		if k.running[i.verifier] == nil {
+			ctx, stop := context.WithCancel(k.ctx)
+			k.running[i.verifier] = stop
+			k.group.Go(func() { _ = i.verifier.Run(ctx) })
+		}
+	}
+	for v, stop := range k.running {
+		if !wanted[v] {
+			stop()
+			delete(k.running, v)
 		}
 	}
 }
@@ -168,7 +219,7 @@ func (a *Access) identify(ctx context.Context, p *policy) (identity, error) {
 		if !strings.EqualFold(scheme, "Bearer") || token == "" {
 			return identity{}, errors.New(`authorization must be "Bearer TOKEN"`)
 		}
-		return p.byToken(ctx, token, time.Now())
+		return p.byToken(ctx, token, a.clock.Now())
 	}
 	from, ok := peer.FromContext(ctx)
 	if !ok {
@@ -184,17 +235,32 @@ func (a *Access) identify(ctx context.Context, p *policy) (identity, error) {
 	return identity{}, errNobody
 }
 
-// byToken finds a static token by its hash.
-func (p *policy) byToken(_ context.Context, token string, now time.Time) (identity, error) {
-	t, ok := p.tokens[sha256.Sum256([]byte(token))]
-	if !ok {
-		return identity{}, errors.New("the token is not known")
-	}
-	id := identity{subject: t.Subject, groups: t.Groups}
-	if t.ExpiresAt != nil {
-		if id.until = *t.ExpiresAt; !now.Before(id.until) {
-			return identity{}, fmt.Errorf("the token of %s has expired", t.Subject)
+// byToken finds a static token by its hash, or has the issuer of a JSON Web Token
+// judge it.
+func (p *policy) byToken(ctx context.Context, token string, now time.Time) (identity, error) {
+	if t, ok := p.tokens[sha256.Sum256([]byte(token))]; ok {
+		id := identity{subject: t.Subject, groups: t.Groups}
+		if t.ExpiresAt != nil {
+			if id.until = *t.ExpiresAt; !now.Before(id.until) {
+				return identity{}, fmt.Errorf("the token of %s has expired", t.Subject)
+			}
 		}
+		return id, nil
+	}
+	by := p.issuers[jwtauth.Issuer(token)]
+	if by == nil {
+		return identity{}, errors.New("the token is not known, nor is its issuer")
+	}
+	claims, err := by.verifier.Verify(ctx, token)
+	if err != nil {
+		return identity{}, err
+	}
+	id := identity{subject: by.prefix + claims.Principal, until: claims.Expires}
+	if reservedSubject(id.subject) {
+		return identity{}, errors.New("the token's principal has a name that no token may have")
+	}
+	for _, g := range claims.Groups {
+		id.groups = append(id.groups, by.prefix+g)
 	}
 	return id, nil
 }
@@ -275,7 +341,7 @@ func (s *session) still() error {
 	if s.access.now.Get() != s.policy {
 		return status.Error(codes.Aborted, "who may what has changed meanwhile; call again")
 	}
-	if !s.until.IsZero() && !time.Now().Before(s.until) {
+	if !s.until.IsZero() && !s.access.clock.Now().Before(s.until) {
 		return status.Error(codes.Unauthenticated, "the token has expired")
 	}
 	return nil

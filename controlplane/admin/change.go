@@ -130,7 +130,7 @@ type plan struct {
 
 func (s *Service) plan(snap *configstore.Snapshot, c change) (plan, error) {
 	p := plan{resp: &adminv1.ApplyResponse{}}
-	now := timestamppb.Now()
+	now := timestamppb.New(s.cfg.Clock.Now())
 	var put, stored []*configv1.Resource
 	var problems []validate.Problem
 	room := maxPageBytes

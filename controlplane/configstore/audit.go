@@ -47,6 +47,8 @@ type AuditRecord struct {
 	Actor  string    `json:"actor"`
 	Peer   string    `json:"peer"`
 	Method string    `json:"method,omitempty"`
+	// Detail is what was done beside changing resources.
+	Detail string `json:"detail,omitempty"`
 	// Refused is why nothing was done; empty for what was done.
 	Refused string `json:"refused,omitempty"`
 	// Repeats counts refusals of the same caller before this one that have no
@@ -87,23 +89,31 @@ func (s *Store) noteKey(parent int64, t time.Time) string {
 // Note writes the record of something that changed nothing of the configuration:
 // a refusal, or another act. It sets the record's time.
 func (s *Store) Note(ctx context.Context, r AuditRecord) error {
+	op, err := s.note(r)
+	if err != nil {
+		return err
+	}
+	if _, err := s.client.Do(ctx, op); err != nil {
+		return fault.Wrap(fault.Unavailable, "configstore.note", "etcd", err)
+	}
+	return nil
+}
+
+func (s *Store) note(r AuditRecord) (clientv3.Op, error) {
 	parent := int64(0)
 	if snap := s.now.Get(); snap != nil {
 		parent = snap.Generation
 	}
-	r.Time = time.Now().UTC()
+	r.Time = s.clock.Now().UTC()
 	b, err := deflate(r)
 	if err != nil {
-		return err
+		return clientv3.Op{}, fault.Wrap(fault.Internal, "configstore.note", "audit", err)
 	}
 	id := make([]byte, 4)
 	if _, err := rand.Read(id); err != nil {
-		return err
+		return clientv3.Op{}, fault.Wrap(fault.Internal, "configstore.note", "audit", err)
 	}
-	if _, err := s.client.Put(ctx, s.noteKey(parent, r.Time)+hex.EncodeToString(id), string(b)); err != nil {
-		return fault.Wrap(fault.Unavailable, "configstore.note", "etcd", err)
-	}
-	return nil
+	return clientv3.OpPut(s.noteKey(parent, r.Time)+hex.EncodeToString(id), string(b)), nil
 }
 
 // auditPage is how many records one read takes.
@@ -256,7 +266,7 @@ func (s *Store) RunAudit(ctx context.Context) error {
 		if _, err := s.WaitFor(ctx, 0); err != nil {
 			return nil // ctx has ended
 		}
-		removed, err := s.TrimAudit(ctx, time.Now().Add(-AuditRetention))
+		removed, err := s.TrimAudit(ctx, s.clock.Now().Add(-AuditRetention))
 		switch {
 		case ctx.Err() != nil:
 			return nil

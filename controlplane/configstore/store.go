@@ -2,8 +2,6 @@ package configstore
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +17,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -49,8 +48,10 @@ type Config struct {
 	// MaxRetry is the longest wait, or half as much again, before etcd is read
 	// again; 5 s when 0.
 	MaxRetry time.Duration
-	Metrics  prometheus.Registerer
-	Log      *slog.Logger
+	// Clock dates audit records and tells which are too old.
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Store follows the configuration in etcd. Its methods are safe for concurrent
@@ -59,9 +60,12 @@ type Store struct {
 	client *clientv3.Client
 	prefix string
 	most   time.Duration
+	clock  clock.Clock
 	log    *slog.Logger
 	// now is nil until everything was read.
-	now     *latest.Value[*Snapshot]
+	now *latest.Value[*Snapshot]
+	// reread has a token where everything is to be read again at once.
+	reread  chan struct{}
 	metrics metrics
 }
 
@@ -90,7 +94,7 @@ func New(cfg Config) *Store {
 	if cfg.MaxRetry == 0 {
 		cfg.MaxRetry = 5 * time.Second
 	}
-	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, log: cfg.Log, now: latest.New[*Snapshot](nil), metrics: newMetrics(cfg.Metrics)}
+	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, clock: cfg.Clock, log: cfg.Log, now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics)}
 }
 
 // Client is the etcd client that the Store uses.
@@ -143,6 +147,8 @@ func (s *Store) Run(ctx context.Context) error {
 		timer := time.NewTimer(retry/2 + mrand.N(retry))
 		select {
 		case <-timer.C:
+		case <-s.reread:
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
@@ -161,13 +167,17 @@ func (s *Store) follow(ctx context.Context, good func()) error {
 	snap = keepLog(s.now.Get(), snap)
 	s.now.Store(snap)
 	good()
-	wctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	wctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go s.watchOver(wctx, cancel)
 	// A progress notification moves the revision on while others write to the
 	// same etcd, so that a quiet mesh does not fall behind its compaction.
 	watch := s.client.Watch(clientv3.WithRequireLeader(wctx), s.prefix, clientv3.WithPrefix(),
 		clientv3.WithRev(snap.Revision+1), clientv3.WithProgressNotify())
 	for resp := range watch {
+		if err := context.Cause(wctx); err != nil {
+			return err
+		}
 		if err := resp.Err(); err != nil {
 			if errors.Is(err, rpctypes.ErrCompacted) {
 				return errors.New("the watch fell behind etcd's compaction; reading everything again")
@@ -182,6 +192,9 @@ func (s *Store) follow(ctx context.Context, good func()) error {
 			s.now.Store(next)
 			good()
 		}
+	}
+	if err := context.Cause(wctx); err != nil {
+		return err
 	}
 	return errors.New("the watch ended")
 }
@@ -235,11 +248,10 @@ func (s *Store) read(ctx context.Context) (*Snapshot, error) {
 // lineage reads the lineage, or makes the first one.
 func (s *Store) lineage(ctx context.Context) (string, error) {
 	key := s.prefix + dirMeta + "lineage"
-	b := make([]byte, 8)
-	if _, err := rand.Read(b); err != nil {
+	mine, err := newLineage()
+	if err != nil {
 		return "", err
 	}
-	mine := "1-" + hex.EncodeToString(b)
 	resp, err := s.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
 		Then(clientv3.OpPut(key, mine)).Else(clientv3.OpGet(key)).Commit()
 	if err != nil {

@@ -50,7 +50,7 @@ var ErrConflict = errors.New("the configuration changed meanwhile")
 // Commit writes c if nothing changed since at. It returns the revision of the
 // change. ErrConflict: nothing was written. Ambiguous: it may have been.
 func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, error) {
-	audit := AuditRecord{Time: time.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method}
+	audit := AuditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method}
 	var ops []clientv3.Op
 	size := 0
 	for _, r := range c.Put {

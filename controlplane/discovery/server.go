@@ -32,6 +32,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/clock"
 )
 
 // ResumeHeader is the stream metadata that has a resume token.
@@ -54,6 +55,8 @@ type Config struct {
 	// CatchUp bounds the wait for a revision that a proxy has and this
 	// replica has not; 2 s when 0.
 	CatchUp time.Duration
+	// Clock dates streams, for people.
+	Clock   clock.Clock
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
 	// Changed is called, if set, when a stream begins or ends or its node
@@ -165,7 +168,7 @@ func (s *Server) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 
 // open makes the stream's state from its first request.
 func (s *Server) open(ctx context.Context, first *discoveryv3.DeltaDiscoveryRequest, allowed map[string]bool) (*stream, error) {
-	st := &stream{server: s, fresh: map[string]bool{}, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: time.Now()}
+	st := &stream{server: s, fresh: map[string]bool{}, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: s.cfg.Clock.Now()}
 	st.scope.allowed = allowed
 	if p, ok := peer.FromContext(ctx); ok {
 		st.peer = p.Addr.String()

@@ -26,6 +26,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/election"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/registry"
 )
 
@@ -44,20 +45,23 @@ type Config struct {
 	// Grace is how long after its election a replica removes nobody: a replica
 	// that knows too little does no harm; 30 s when 0.
 	Grace time.Duration
-	// Forget is after how long a proxy that is neither connected nor alive is
-	// taken out; 10 min when 0.
+	// Forget is for how long a replica in office must not have heard of a proxy,
+	// and found it dead, before it takes it out; 10 min when 0.
 	Forget time.Duration
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
-	Metrics     prometheus.Registerer
-	Log         *slog.Logger
+	// Clock dates records; nothing is decided by it.
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Fleet registers proxies.
 type Fleet struct {
 	cfg     Config
-	written map[string]record // by node id; the recorder's own
+	written map[string]written // by node id; the recorder's own
+	heard   map[string]heard   // by node id; the elected loop's own
 
 	registeredProxies prometheus.Gauge
 	failures          prometheus.Counter
@@ -66,8 +70,24 @@ type Fleet struct {
 // record is what is kept of one proxy.
 type record struct {
 	Instance registry.Instance `json:"instance"`
-	// Seen is when it was last known to be connected.
+	// Seen is when it was last known to be connected, by the clock of the
+	// replica that wrote it: for people.
 	Seen time.Time `json:"seen"`
+	// revision is the record's in etcd: it moves while the proxy is connected.
+	revision int64
+}
+
+// written is what this replica wrote down, and when.
+type written struct {
+	record
+	at time.Time
+}
+
+// heard is when the elected replica has first seen a record at its revision.
+// Clocks of other replicas, and jumps of its own, do not matter.
+type heard struct {
+	revision int64
+	at       time.Time
 }
 
 // Times of calls.
@@ -86,7 +106,7 @@ func New(cfg Config) *Fleet {
 			*d.field = d.value
 		}
 	}
-	f := &Fleet{cfg: cfg, written: map[string]record{},
+	f := &Fleet{cfg: cfg, written: map[string]written{}, heard: map[string]heard{},
 		registeredProxies: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_registered_proxies", Help: "Proxies in the registry, at the replica that registers; 0 at the others."}),
 		failures:          prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_registry_failures_total", Help: "Times that the registry could not be brought up to date."})}
 	if cfg.Metrics != nil {
@@ -135,9 +155,10 @@ func (f *Fleet) record(ctx context.Context) error {
 		if i.GetAdvertiseHost() == "" || i.GetPorts()["grpc"] == 0 || i.GetPorts()["health"] == 0 {
 			continue // it does not want to be found
 		}
-		r := record{Seen: time.Now(), Instance: registry.Instance{ID: p.NodeId, Host: i.AdvertiseHost, Ports: i.Ports, Zone: i.Zone, Weight: i.Weight,
+		now := time.Now()
+		r := record{Seen: f.cfg.Clock.Now(), Instance: registry.Instance{ID: p.NodeId, Host: i.AdvertiseHost, Ports: i.Ports, Zone: i.Zone, Weight: i.Weight,
 			Version: i.Version, Namespaces: i.Namespaces}}
-		if old, ok := f.written[p.NodeId]; ok && r.Seen.Sub(old.Seen) < f.refresh() && reflect.DeepEqual(old.Instance, r.Instance) {
+		if old, ok := f.written[p.NodeId]; ok && now.Sub(old.at) < f.refresh() && reflect.DeepEqual(old.Instance, r.Instance) {
 			continue
 		}
 		b, err := json.Marshal(r)
@@ -150,7 +171,7 @@ func (f *Fleet) record(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		f.written[p.NodeId] = r
+		f.written[p.NodeId] = written{r, now}
 	}
 	return nil
 }
@@ -158,6 +179,7 @@ func (f *Fleet) record(ctx context.Context) error {
 // term is one time in office.
 func (f *Fleet) term(ctx context.Context, term election.Term) error {
 	defer f.registeredProxies.Set(0)
+	clear(f.heard)
 	elected := time.Now()
 	for ctx.Err() == nil {
 		if err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
@@ -189,10 +211,11 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 		}
 	}
 	for id, r := range records {
-		if now.Sub(r.Seen) > f.cfg.Forget && !there[id].Healthy && !grace {
+		if f.silent(id, r.revision, now) > f.cfg.Forget && !there[id].Healthy && !grace {
 			if err := term.Write(ctx, f.cfg.Etcd, clientv3.OpDelete(f.cfg.StatusKey(keys+url.PathEscape(id)))); err != nil {
 				return err
 			}
+			delete(f.heard, id)
 			f.cfg.Log.Info("a proxy is gone for good", "node", id)
 			continue
 		}
@@ -208,6 +231,16 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 	}
 	f.registeredProxies.Set(float64(len(list)))
 	return nil
+}
+
+// silent is for how long this replica, in office, has not heard of a proxy.
+func (f *Fleet) silent(id string, revision int64, now time.Time) time.Duration {
+	h := f.heard[id]
+	if h.revision != revision {
+		h = heard{revision, now}
+		f.heard[id] = h
+	}
+	return now.Sub(h.at)
 }
 
 // registered is what the registry says now.
@@ -239,6 +272,7 @@ func (f *Fleet) records(ctx context.Context) (map[string]record, error) {
 			f.cfg.Log.Error("a record of a proxy cannot be read", "key", string(kv.Key))
 			continue
 		}
+		r.revision = kv.ModRevision
 		out[r.Instance.ID] = r
 	}
 	return out, nil

@@ -85,9 +85,11 @@ func TestFleet(t *testing.T) {
 	term := elected(ctx, e.Client())
 	l := &list{}
 	connected := []*adminv1.ProxyStatus{status("a", "10.0.0.1"), status("b/x", "10.0.0.2"), status("hidden", "")}
+	var jump time.Duration
+	wall := func() time.Time { return time.Now().Add(jump) }
 	fleet := func() *Fleet {
 		return New(Config{Etcd: e.Client(), StatusKey: func(n string) string { return "/weft/s/" + n }, Proxies: func() []*adminv1.ProxyStatus { return connected },
-			Registry: l, Service: "weft", Forget: time.Minute, Log: slog.New(slog.DiscardHandler)})
+			Registry: l, Service: "weft", Forget: time.Minute, Clock: wall, Log: slog.New(slog.DiscardHandler)})
 	}
 	f := fleet()
 	now := time.Now()
@@ -122,9 +124,23 @@ func TestFleet(t *testing.T) {
 	if l.there[0].Host != "10.0.0.9" {
 		t.Errorf("it is said to be at %s", l.there[0].Host)
 	}
+	// Its clock, or the writer's, jumps: nobody is forgotten for that, and
+	// whoever is silent for long enough is, whatever its record says.
+	for _, jump = range []time.Duration{-24 * time.Hour, -time.Hour, time.Hour, 24 * time.Hour} {
+		connected, l.healthy = []*adminv1.ProxyStatus{status("a", "10.0.0.9"), status("c", "10.0.0.3")}, ""
+		f = fleet()
+		pass(f, 3*time.Hour, false, "a c")
+		connected = nil
+		pass(f, 3*time.Hour+59*time.Second, false, "a c")
+		pass(f, 3*time.Hour+61*time.Second, false, "")
+	}
+	jump = 0
+	connected = []*adminv1.ProxyStatus{status("a", "10.0.0.9")}
+	f = fleet()
+	pass(f, 4*time.Hour, false, "a")
 	// A registry that is down is an error, and forgets nobody.
 	l.down, l.healthy = errors.New("down"), ""
-	if err := f.pass(ctx, term, now.Add(3*time.Hour), false); err == nil {
+	if err := f.pass(ctx, term, now.Add(5*time.Hour), false); err == nil {
 		t.Error("a registry that is down is no error")
 	}
 	l.down = nil

@@ -27,6 +27,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/election"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -46,8 +47,10 @@ type Config struct {
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
-	Metrics     prometheus.Registerer
-	Log         *slog.Logger
+	// Clock dates conditions.
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Provisioner reconciles stores with the configuration.
@@ -306,7 +309,7 @@ func (p *Provisioner) condition(ctx context.Context, term election.Term, name st
 	if p.known[name] == same {
 		return
 	}
-	c.Since = timestamppb.Now()
+	c.Since = timestamppb.New(p.cfg.Clock.Now())
 	b, err := protojson.Marshal(c)
 	if err != nil {
 		return

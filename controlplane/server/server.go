@@ -30,6 +30,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/fleet"
 	"github.com/weft-mesh/weft/controlplane/provision"
 	"github.com/weft-mesh/weft/controlplane/validate"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
@@ -72,7 +73,9 @@ type Config struct {
 	// DrainTime bounds the graceful stop; 5 s when 0.
 	DrainTime time.Duration
 	Times     Times
-	Log       *slog.Logger
+	// Clock is the wall time; the machine's when nil.
+	Clock clock.Clock
+	Log   *slog.Logger
 }
 
 // Times of a control plane's work in the background. The zero value of each is
@@ -159,18 +162,18 @@ func New(cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, Metrics: s.metrics, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.store, Log: cfg.Log, Metrics: s.metrics})
-	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Metrics: s.metrics, Log: cfg.Log}); err != nil {
+	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.discovery = discovery.New(discovery.Config{Source: s.store, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
+	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
 	if err := cfg.Guard.Check(); err != nil {
 		return nil, err
 	}
 	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, Guard: cfg.Guard,
-		Conditions: provision.Conditions(s.store), Version: version.String(), Metrics: s.metrics, Log: cfg.Log})
+		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
-		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Metrics: s.metrics, Log: cfg.Log})
+		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.register()
 	for i, l := range []struct {
 		addr string
@@ -247,7 +250,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.Registry != nil {
 		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
 			Registry: s.cfg.Registry, Service: s.cfg.Service, Every: s.cfg.Times.Register, Grace: s.cfg.Times.RegisterGrace, Forget: s.cfg.Times.Forget,
-			ElectionTTL: s.cfg.Times.ElectionTTL, Metrics: s.metrics, Log: s.cfg.Log})
+			ElectionTTL: s.cfg.Times.ElectionTTL, Clock: s.cfg.Clock, Metrics: s.metrics, Log: s.cfg.Log})
 		g.Go(func() error { return registered.Run(gctx) })
 	}
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -97,8 +98,9 @@ type Client struct {
 	// resync: streams start from nothing until one has brought the whole.
 	resync bool
 	// contact is when a control plane last confirmed the configuration, or
-	// the client was made, in Unix nanoseconds; 0 while one is followed.
-	contact atomic.Int64
+	// the client was made; nil while one is followed. Not wall time: a clock
+	// that is set makes no configuration stale.
+	contact atomic.Pointer[time.Time]
 	metrics clientMetrics
 }
 
@@ -130,13 +132,14 @@ func New(cfg Config) *Client {
 		applied:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_config_applied_total", Help: "Configurations put in force, by where they came from."}, []string{"source"}),
 		attempts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_attempts_total", Help: "Discovery streams that this proxy has tried to open."}),
 		drift:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_drift_total", Help: "Deltas after which the digests did not agree; each is followed by a full sync."}),
-		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision."}),
+		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision or lineage."}),
 		diskErrors:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
 	}}
-	c.contact.Store(time.Now().UnixNano())
+	made := time.Now()
+	c.contact.Store(&made)
 	c.metrics.age = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_config_age_seconds", Help: "For how long no control plane has confirmed the configuration; 0 while one is followed."}, func() float64 {
-		if at := c.contact.Load(); at != 0 {
-			return time.Since(time.Unix(0, at)).Seconds()
+		if at := c.contact.Load(); at != nil {
+			return time.Since(*at).Seconds()
 		}
 		return 0
 	})
@@ -182,7 +185,8 @@ func (c *Client) Run(ctx context.Context) error {
 		c.metrics.attempts.Inc()
 		err := c.follow(ctx, addr, func() { retry = minRetry })
 		c.metrics.connected.Set(0)
-		c.contact.CompareAndSwap(0, time.Now().UnixNano())
+		lost := time.Now()
+		c.contact.CompareAndSwap(nil, &lost)
 		if ctx.Err() != nil {
 			break
 		}
@@ -294,9 +298,24 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	}
 }
 
+// restores is how many restores a lineage counts, "<count>-<random>"; 0 where it
+// counts none.
+func restores(lineage string) uint64 {
+	count, _, _ := strings.Cut(lineage, "-")
+	n, err := strconv.ParseUint(count, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // take applies a delta that is complete and returns the error detail of the
 // answer: nil to acknowledge.
 func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*statuspb.Status, error) {
+	if restores(man.Lineage) < restores(c.mem.lineage) {
+		c.metrics.older.Inc()
+		return nil, fmt.Errorf("the control plane is of lineage %s, this proxy of %s, which is newer: it has not heard of a restore yet", man.Lineage, c.mem.lineage)
+	}
 	if man.Lineage == c.mem.lineage && man.Revision < c.mem.revision {
 		c.metrics.older.Inc()
 		return nil, fmt.Errorf("the control plane offers revision %d, this proxy has %d", man.Revision, c.mem.revision)
@@ -321,7 +340,7 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	}
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
-	c.contact.Store(0)
+	c.contact.Store(nil)
 	if c.cfg.Dir != "" && (c.mem.revision != before || len(refused) > 0) {
 		if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
 			c.metrics.diskErrors.Inc()

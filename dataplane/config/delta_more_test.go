@@ -377,7 +377,8 @@ func TestDrift(t *testing.T) {
 }
 
 // TestLineage: a change of another lineage is not mixed in; a whole replaces
-// everything, also where its revision is lower.
+// everything, also where its revision is lower; a lineage of fewer restores is
+// refused.
 func TestLineage(t *testing.T) {
 	srv := startDelta(t, "127.0.0.1:0")
 	f := follow(t, "", srv.addr)
@@ -394,6 +395,11 @@ func TestLineage(t *testing.T) {
 	st.send([]*discoveryv3.Resource{wire(storeRes("b", "2", testUID), "6"), closing("2-y", 6, true, map[string]string{nameB: "6"})})
 	if s := f.states.Get(); s.Lineage != "2-y" || s.Revision != 6 || len(s.Set) != 1 || s.label(nameB) != "2" {
 		t.Errorf("the new lineage is not in force: %+v", s)
+	}
+	// A replica that has not heard of the restore.
+	st.refused([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "90"), closing("1-x", 90, true, map[string]string{nameA: "90"})})
+	if s := f.states.Get(); s.Lineage != "2-y" || s.Revision != 6 {
+		t.Errorf("it went back to before the restore: %+v", s)
 	}
 }
 

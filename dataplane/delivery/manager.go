@@ -17,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/pkg/clock"
 )
 
 // Config of a Manager.
@@ -27,6 +28,8 @@ type Config struct {
 	Store func(uid string) (store.Store, error)
 	// Write publishes into a topic, past policy and routes: dead letters.
 	Write func(ctx context.Context, t *snapshot.Topic, events []event.Event) error
+	// Clock tells when credentials end and parked events are due.
+	Clock clock.Clock
 	// Tracing makes spans; none when nil.
 	Tracing trace.TracerProvider
 	Metrics prometheus.Registerer
@@ -76,8 +79,8 @@ func (m *Manager) Run(ctx context.Context) error {
 			select {
 			case <-replaced:
 				changed = true
-			case now := <-expire.C:
-				m.expire(now)
+			case <-expire.C:
+				m.expire(m.cfg.Clock.Now())
 			case <-ctx.Done():
 				m.Drain()
 				m.running.Wait()
@@ -126,7 +129,7 @@ var errDraining = fault.New(fault.Unavailable, "delivery", "draining", "the prox
 // follow brings every runtime and tail up to the configuration. What joins
 // meanwhile has seen this one or a newer one, since both look under mu.
 func (m *Manager) follow() {
-	now := time.Now()
+	now := m.cfg.Clock.Now()
 	m.mu.Lock()
 	snap := m.cfg.Snapshots.Get()
 	rs := slices.Collect(maps.Values(m.runtimes))
@@ -186,7 +189,7 @@ func (m *Manager) join(who *policy.Principal, key snapshot.Key) (Member, error) 
 	if !r.add(mem) {
 		return nil, fault.New(fault.Throttled, op, "too-many-members", "the subscription has %d members on this proxy", MaxMembers)
 	}
-	r.follow(snap, time.Now())
+	r.follow(snap, m.cfg.Clock.Now())
 	return mem, nil
 }
 

@@ -31,7 +31,7 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration) {
 		delay = backoff(r.sub, it.msg.attempt)
 	}
 	if it.msg.since == "" {
-		it.msg.since = time.Now().UTC().Format(time.RFC3339)
+		it.msg.since = r.m.cfg.Clock.Now().UTC().Format(time.RFC3339)
 	}
 	r.metrics.retried.Inc()
 	if delay <= inMemory {
@@ -40,7 +40,7 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration) {
 		r.poke()
 		return
 	}
-	due := time.Now().Add(delay)
+	due := r.m.cfg.Clock.Now().Add(delay)
 	r.write(it, func(ctx context.Context, _ *snapshot.Subscription) error { return r.park(ctx, it, due, reason) })
 }
 

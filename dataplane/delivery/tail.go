@@ -78,7 +78,7 @@ func (m *Manager) Tail(ctx context.Context, who *policy.Principal, r TailRequest
 	}
 	m.tails[t] = struct{}{}
 	m.metrics.tails.Inc()
-	t.check(m.cfg.Snapshots.Get(), time.Now())
+	t.check(m.cfg.Snapshots.Get(), m.cfg.Clock.Now())
 	return t, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
@@ -33,6 +34,7 @@ type mesh struct {
 	in        publisher
 	out       deliverer
 	ready     func() error
+	clock     clock.Clock
 	metrics   meshMetrics
 }
 
@@ -71,7 +73,7 @@ func (m *mesh) current(who *policy.Principal) (*policy.Principal, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, ok := s.Identities.Current(who, time.Now())
+	p, ok := s.Identities.Current(who, m.clock.Now())
 	if !ok {
 		return nil, fault.New(fault.Unauthenticated, "authenticate", "credentials-revoked", "the credentials of this connection are not valid any more")
 	}
@@ -84,7 +86,7 @@ func (m *mesh) Authenticate(_ context.Context, c policy.Credentials) (*policy.Pr
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.Identities.Authenticate(c, time.Now())
+	p, err := s.Identities.Authenticate(c, m.clock.Now())
 	outcome := "ok"
 	if err != nil {
 		outcome = fault.From(err).Reason

@@ -131,7 +131,7 @@ func (p *Proxy) compose() error {
 		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
 	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
 		Check: snapshot.Check, Apply: p.apply, Metrics: p.registry, Log: p.cfg.Log})
-	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, metrics: newMeshMetrics(p.registry)}
+	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry)}
 	return p.wire()
 }
 

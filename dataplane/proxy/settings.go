@@ -16,6 +16,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/config"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/store"
@@ -71,6 +72,8 @@ type Config struct {
 	DrainGrace time.Duration
 	// DrainTime bounds stopping as a whole, the grace in it; 25 s when 0.
 	DrainTime time.Duration
+	// Clock is the wall time, by which credentials end; the machine's when nil.
+	Clock clock.Clock
 
 	// Window is store.Config.Window of every store.
 	Window int

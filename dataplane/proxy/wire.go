@@ -38,11 +38,11 @@ type frontendPart struct {
 // wire makes the engine.
 func (p *Proxy) wire() error {
 	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
-	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
+	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Clock: p.cfg.Clock, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh.in, p.mesh.out = in, out
-	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, TLS: p.tls[listenHTTP], DrainTime: p.cfg.DrainTime, Metrics: p.registry, Log: p.cfg.Log})
+	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, TLS: p.tls[listenHTTP], DrainTime: p.cfg.DrainTime, Clock: p.cfg.Clock, Metrics: p.registry, Log: p.cfg.Log})
 	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Metrics: p.registry, Log: p.cfg.Log})
-	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Allow: p.cfg.PushAllow, Finish: p.cfg.DrainTime / 4,
+	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Allow: p.cfg.PushAllow, Finish: p.cfg.DrainTime / 4, Clock: p.cfg.Clock,
 		Metrics: p.registry, Tracing: p.cfg.Tracing, Log: p.cfg.Log})
 	p.engine = engine{
 		parts:     []enginePart{{"delivery", out.Run}},

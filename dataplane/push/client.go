@@ -19,6 +19,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/tracing"
 	"github.com/weft-mesh/weft/pkg/version"
@@ -40,9 +41,10 @@ const (
 type client struct {
 	http      *http.Client
 	transport *http.Transport
+	clock     clock.Clock
 }
 
-func newClient(allow []netip.Prefix) *client {
+func newClient(allow []netip.Prefix, wall clock.Clock) *client {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, Control: guard(allow)}
 	tr := &http.Transport{
 		Proxy:                  nil, // the environment does not say where events go
@@ -55,7 +57,7 @@ func newClient(allow []netip.Prefix) *client {
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxAnswerHeaders,
 	}
-	return &client{transport: tr, http: &http.Client{Transport: tr,
+	return &client{transport: tr, clock: wall, http: &http.Client{Transport: tr,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 }
 
@@ -87,7 +89,7 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key
 	case resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable:
 		// One that says "at once", or a time that has passed, gets the schedule: it
 		// would be called again and again without a pause.
-		if delay, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok && delay > 0 {
+		if delay, ok := retryAfter(resp.Header.Get("Retry-After"), c.clock.Now()); ok && delay > 0 {
 			return answer{outcomeLater, "http " + strconv.Itoa(resp.StatusCode), delay}
 		}
 	}

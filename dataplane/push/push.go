@@ -24,6 +24,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/latest"
 )
 
@@ -36,7 +37,9 @@ type Config struct {
 	Allow []netip.Prefix
 	// Finish bounds how long requests in flight may take once Run's context
 	// has ended; 5 s when 0.
-	Finish  time.Duration
+	Finish time.Duration
+	// Clock compares with the date that a target asks to wait for.
+	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Tracing trace.TracerProvider
 	Log     *slog.Logger
@@ -131,7 +134,7 @@ type target struct {
 }
 
 func (p *Pusher) newTarget(s *snapshot.Subscription) *target {
-	t := &target{p: p, key: s.Key, client: newClient(p.cfg.Allow), log: p.cfg.Log.With("subscription", s.Key.String())}
+	t := &target{p: p, key: s.Key, client: newClient(p.cfg.Allow, p.cfg.Clock), log: p.cfg.Log.With("subscription", s.Key.String())}
 	t.push.Store(s.Push)
 	return t
 }

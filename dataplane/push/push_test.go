@@ -543,7 +543,7 @@ func TestRetryAtOnce(t *testing.T) {
 			w.Header().Set("Retry-After", value)
 			w.WriteHeader(http.StatusServiceUnavailable)
 		})
-		c := newClient(loopback)
+		c := newClient(loopback, nil)
 		a := c.post(t.Context(), &snapshot.Push{URL: h.URL, Timeout: 10 * time.Second}, snapshot.Key{Namespace: "demo", Name: "s"}, &delivery.Delivery{Attempt: 1, Event: ev("1")})
 		c.close()
 		if a.outcome == outcomeOK || a.delay != want {

@@ -49,6 +49,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 )
@@ -63,6 +64,8 @@ const formatVersion = "1"
 type Options struct {
 	// FS is the file system; the real one when nil.
 	FS vfs.FS
+	// Clock dates events, and tells which are due and which too old.
+	Clock clock.Clock
 }
 
 // Limits and times.
@@ -116,7 +119,7 @@ func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 		return nil, &fault.Error{Class: fault.Precondition, Op: "embedded.open", Reason: "store-in-use", Err: err,
 			Msg: fmt.Sprintf("the store in %s is in use by another process%s: a store has one owner; stop that one first", cfg.Dir, owner(cfg.Dir))}
 	}
-	s := &Store{cfg: cfg, fs: o.FS, lock: lock, topics: map[string]*topic{}, byID: map[uint32]*topic{},
+	s := &Store{cfg: cfg, fs: o.FS, clock: o.Clock, lock: lock, topics: map[string]*topic{}, byID: map[uint32]*topic{},
 		work: make(chan struct{}, 1), stop: make(chan struct{}), failed: make(chan struct{}, 1)}
 	if o.FS == vfs.Default {
 		_ = os.WriteFile(filepath.Join(cfg.Dir, "owner"), fmt.Appendf(nil, "%d", os.Getpid()), 0o600)
@@ -140,9 +143,10 @@ func owner(dir string) string {
 
 // Store is an open embedded store.
 type Store struct {
-	cfg  store.Config
-	fs   vfs.FS
-	lock *pebble.Lock
+	cfg   store.Config
+	fs    vfs.FS
+	clock clock.Clock
+	lock  *pebble.Lock
 
 	// dbMu is held for reading while db is used, and for writing while it is
 	// exchanged. It comes before mu.
@@ -209,7 +213,7 @@ func (logger) Infof(string, ...any) {}
 
 func (l logger) Errorf(format string, args ...any) {
 	// On a disk that is full Pebble tries again, and says so, without a pause.
-	now := time.Now().Unix()
+	now := l.s.clock.Now().Unix()
 	if l.s.logged.Swap(now) == now {
 		return
 	}

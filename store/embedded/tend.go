@@ -26,9 +26,9 @@ func (s *Store) tend() {
 			return
 		case <-s.failed:
 		case <-timer.C:
-			s.moveDue(time.Now())
+			s.moveDue(s.clock.Now())
 		case <-retain.C:
-			s.retain(time.Now())
+			s.retain(s.clock.Now())
 		}
 		if s.isBroken() {
 			s.reopen()
@@ -46,7 +46,7 @@ func (s *Store) untilDue() time.Duration {
 	case s.firstDue.IsZero():
 		return retainEvery
 	}
-	return max(time.Until(s.firstDue), 0)
+	return max(s.firstDue.Sub(s.clock.Now()), 0)
 }
 
 func (s *Store) isBroken() bool {

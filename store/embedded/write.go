@@ -35,7 +35,7 @@ func (s *Store) Publish(ctx context.Context, topic string, events []store.Outgoi
 
 // PublishDelayed writes events that become readable at due; see store.Delayer.
 func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store.Outgoing, due []time.Time, res []store.Result) error {
-	limit := time.Now().Add(maxDelay)
+	limit := s.clock.Now().Add(maxDelay)
 	for _, d := range due {
 		if d.After(limit) {
 			err := fault.New(fault.Invalid, "embedded.publish", "delay", "the delay is longer than %s", maxDelay)
@@ -55,7 +55,7 @@ func failAll(res []store.Result, err error) {
 func (s *Store) publish(ctx context.Context, topic string, events []store.Outgoing, due []time.Time, res []store.Result) error {
 	const op = "embedded.publish"
 	r := &request{due: due, done: make(chan struct{}), records: make([][]byte, len(events))}
-	now := time.Now()
+	now := s.clock.Now()
 	size := 0
 	for i := range events {
 		n := events[i].Size() + 256

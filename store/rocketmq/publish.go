@@ -240,7 +240,7 @@ const noDefault = "weft-makes-no-topic-by-sending"
 // request sends a batch; first is the offset of its first event.
 func (s *Store) request(ctx context.Context, key senderKey, addr string, batch []*outgoing) (first int64, err error) {
 	fields := map[string]string{"a": "weft", "b": key.topic, "c": noDefault, "d": "4", "e": strconv.Itoa(key.queue.id), "f": "0",
-		"g": strconv.FormatInt(time.Now().UnixMilli(), 10), "h": "0", "j": "0", "k": "false", "m": "false", "n": key.queue.broker}
+		"g": strconv.FormatInt(s.op.Clock.Now().UnixMilli(), 10), "h": "0", "j": "0", "k": "false", "m": "false", "n": key.queue.broker}
 	code, body := reqSend, batch[0].body
 	if len(batch) == 1 {
 		fields["i"] = batch[0].properties
@@ -323,7 +323,7 @@ func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store
 		return err
 	}
 	for _, d := range due {
-		if time.Until(d) > maxDelay {
+		if d.Sub(s.op.Clock.Now()) > maxDelay {
 			return fail(fault.New(fault.Invalid, op, "delay", "the delay is longer than %s", maxDelay))
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
@@ -37,6 +38,8 @@ type Options struct {
 	NameServers []string
 	// Cluster where topics are made; DefaultCluster when empty.
 	Cluster string
+	// Clock dates what is sent.
+	Clock clock.Clock
 }
 
 // Limits and times.

@@ -19,6 +19,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/listener"
+	"github.com/weft-mesh/weft/pkg/clock"
 )
 
 // Config of a Server. The zero value of a limit is its default.
@@ -33,7 +34,9 @@ type Config struct {
 	MaxBodies int64
 	// DrainTime bounds the graceful stop; 10 s.
 	DrainTime time.Duration
-	Metrics   prometheus.Registerer
+	// Clock tells where a tail that begins now begins.
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
 	Log       *slog.Logger
 }
 

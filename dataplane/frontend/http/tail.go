@@ -48,7 +48,7 @@ func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern
 		// Partitions of which it has seen nothing begin where the stream did.
 		req.After, req.From = places.tokens, places.from()
 	} else {
-		places.began(req.From, time.Now())
+		places.began(req.From, s.cfg.Clock.Now())
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()

@@ -1915,7 +1915,10 @@ type AuditRecord struct {
 	Changes []*AuditChange `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
 	// How many refusals of the same kind, from the same caller, were not written
 	// down one by one.
-	Repeats       uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	Repeats uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// What was done, or was to be done, beside changing resources: the reason of a
+	// restore, the node of a join token, a command.
+	Detail        string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2004,6 +2007,13 @@ func (x *AuditRecord) GetRepeats() uint32 {
 		return x.Repeats
 	}
 	return 0
+}
+
+func (x *AuditRecord) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
 }
 
 // AuditChange is what became of one resource.
@@ -3234,7 +3244,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\fchanges_only\x18\a \x01(\bR\vchangesOnly\"y\n" +
 	"\x13ListHistoryResponse\x12:\n" +
 	"\arecords\x18\x01 \x03(\v2 .weft.admin.v1alpha1.AuditRecordR\arecords\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa3\x02\n" +
 	"\vAuditRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3243,7 +3253,8 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06method\x18\x05 \x01(\tR\x06method\x12\x18\n" +
 	"\arefused\x18\x06 \x01(\tR\arefused\x12:\n" +
 	"\achanges\x18\a \x03(\v2 .weft.admin.v1alpha1.AuditChangeR\achanges\x12\x18\n" +
-	"\arepeats\x18\b \x01(\rR\arepeats\"e\n" +
+	"\arepeats\x18\b \x01(\rR\arepeats\x12\x16\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\"e\n" +
 	"\vAuditChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2(.weft.admin.v1alpha1.ApplyResult.OutcomeR\aoutcome\"\xc7\x01\n" +

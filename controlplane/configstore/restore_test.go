@@ -1,0 +1,108 @@
+package configstore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+)
+
+// TestNewLineage: the counter is above all that are known, and no two are one.
+func TestNewLineage(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range []struct {
+		others []string
+		want   string
+	}{{nil, "1-"}, {[]string{"1-aa", ""}, "2-"}, {[]string{"3-aa", "7-bb"}, "8-"}, {[]string{"x", "-1-x", "99999999999999999999-x"}, "1-"}} {
+		got, err := newLineage(c.others...)
+		if err != nil || !strings.HasPrefix(got, c.want) || seen[got] || len(got) != len(c.want)+16 {
+			t.Errorf("after %q comes %q, %v", c.others, got, err)
+		}
+		seen[got] = true
+	}
+}
+
+// TestDeclareRestore: every replica follows the new lineage with what etcd has,
+// what was decided on the old one is refused, and the audit record says why.
+func TestDeclareRestore(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.replica(w.etcd, io.Discard), w.replica(w.etcd, io.Discard)
+	rev := w.write(a, Change{Put: []*configv1.Resource{res("x", "1")}})
+	before, err := b.WaitFor(w.ctx, rev)
+	w.must(err)
+	lineage, begins, err := a.DeclareRestore(w.ctx, "me", "here", "a fire")
+	w.must(err)
+	if !strings.HasPrefix(lineage, "2-") || begins <= rev {
+		t.Errorf("lineage %s begins at %d", lineage, begins)
+	}
+	for _, s := range []*Store{a, b} {
+		for {
+			snap, changed := s.Snapshot()
+			if snap.Lineage == lineage {
+				if snap.Revision < begins || labels(snap)["eventstore/demo/x"] != "1" {
+					t.Errorf("the new lineage has %v at %d", labels(snap), snap.Revision)
+				}
+				break
+			}
+			select {
+			case <-changed:
+			case <-w.ctx.Done():
+				t.Fatal("a replica does not follow")
+			}
+		}
+	}
+	for r, err := range a.Audit(w.ctx, "") {
+		w.must(err)
+		if r.Method != "DeclareRestore" || r.Change || r.Actor != "me" || r.Peer != "here" || !strings.Contains(r.Detail, "a fire") || !strings.Contains(r.Detail, lineage) {
+			t.Errorf("the record is %+v", r)
+		}
+		break
+	}
+	if _, err := b.Commit(w.ctx, before, Change{Put: []*configv1.Resource{res("x", "2")}}); !errors.Is(err, ErrConflict) {
+		t.Errorf("a change decided before the restore: %v", err)
+	}
+}
+
+// TestWatchOver: an etcd that went back to where the watch waits in vain is
+// noticed, and so is a watch that hangs.
+func TestWatchOver(t *testing.T) {
+	w := newWorld(t)
+	s := New(Config{Client: w.etcd, MaxRetry: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	snap, err := s.read(w.ctx)
+	w.must(err)
+	for name, c := range map[string]struct {
+		now  Snapshot
+		want string
+	}{
+		"a later revision":   {Snapshot{Lineage: snap.Lineage, Revision: snap.Revision + 5}, "etcd is at revision"},
+		"a later generation": {Snapshot{Lineage: snap.Lineage, Revision: snap.Revision, Generation: 99}, "etcd is at revision"},
+		"another lineage":    {Snapshot{Lineage: "0-x", Revision: snap.Revision}, "of lineage"},
+	} {
+		s.now.Store(&c.now)
+		if got := w.watchedOver(s); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	// A change of which the watch never tells.
+	s.now.Store(snap)
+	if _, err := s.Commit(w.ctx, snap, Change{Put: []*configv1.Resource{res("x", "1")}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.watchedOver(s); !strings.Contains(got, "the watch has not told of revision") {
+		t.Errorf("a watch that hangs: %q", got)
+	}
+}
+
+// watchedOver is why watchOver ends a watch.
+func (w *world) watchedOver(s *Store) string {
+	w.Helper()
+	ctx, end := context.WithCancelCause(w.ctx)
+	defer end(nil)
+	s.watchOver(ctx, end)
+	return context.Cause(ctx).Error()
+}
