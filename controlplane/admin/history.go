@@ -241,8 +241,8 @@ func (s *Service) Diff(ctx context.Context, req *adminv1.DiffRequest) (*adminv1.
 	if to == 0 {
 		to = snap.Revision
 	}
-	if to > snap.Revision {
-		return nil, status.Errorf(codes.InvalidArgument, "revision %d is not there yet, the newest is %d", to, snap.Revision)
+	if newest := max(to, req.FromRevision); newest > snap.Revision {
+		return nil, status.Errorf(codes.InvalidArgument, "revision %d is not there yet, the newest is %d", newest, snap.Revision)
 	}
 	changes, err := s.diff(ctx, snap, sc, req.FromRevision, to)
 	if err != nil {
