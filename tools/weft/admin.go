@@ -13,7 +13,7 @@ import (
 // adminCommand has what is done to the control plane itself.
 func adminCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "admin", Short: "Look after the control plane itself", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+		Example: "  weft admin restore --reason \"disk lost, backup of 02:00\"", RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(adminRestoreCommand())
 	return cmd
 }
