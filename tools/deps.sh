@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure of what the tests need beside Go: a C compiler (race detector), a
-# JDK and Maven (RocketMQ, Nacos), promtool (the check of metrics). As root it
+# JDK and Maven (RocketMQ, Nacos), Python with venv (a client of the discovery
+# protocol), promtool (the check of metrics). As root it
 # installs what is missing with apt; otherwise it says what to install.
 set -euo pipefail
 
@@ -15,6 +16,7 @@ need maven mvn
 need git git
 need curl curl
 need openssl openssl
+need python3-venv "$(python3 -c "import ensurepip, venv" 2>/dev/null && echo true || echo missing-python3-venv)"
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then

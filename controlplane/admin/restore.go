@@ -31,10 +31,11 @@ func (s *Service) DeclareRestore(ctx context.Context, req *adminv1.DeclareRestor
 	ctx, cancel := context.WithTimeout(ctx, restoreWait)
 	defer cancel()
 	lineage, revision, err := s.cfg.Store.DeclareRestore(ctx, who.Subject, who.Peer, reason)
-	if fault.ClassOf(err) == fault.Conflict {
+	switch {
+	case err == nil:
+	case fault.ClassOf(err) == fault.Conflict:
 		return nil, status.Error(codes.Aborted, err.Error())
-	}
-	if err != nil {
+	default:
 		return nil, toStatus(err)
 	}
 	return &adminv1.DeclareRestoreResponse{Lineage: lineage, Revision: revision}, nil

@@ -12,6 +12,8 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -58,7 +61,12 @@ func (w *world) must(err error) {
 // replica is a Store that follows etcd.
 func (w *world) replica(client *clientv3.Client, log io.Writer) *Store {
 	w.Helper()
-	s := New(Config{Client: client, Log: slog.New(slog.NewTextHandler(log, nil))})
+	return w.run(Config{Client: client, ProbeEvery: 50 * time.Millisecond, MaxRetry: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
+}
+
+func (w *world) run(cfg Config) *Store {
+	w.Helper()
+	s := New(cfg)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -181,9 +189,9 @@ func TestModel(t *testing.T) {
 		if !maps.Equal(labels(p.snap), p.want) {
 			t.Fatalf("the snapshot of revision %d has changed", p.snap.Revision)
 		}
-		var sum Digest
+		var sum resource.Digest
 		for e := range p.snap.All("") {
-			sum = sum.Add(DigestOf(e.Name, e.Version()))
+			sum = sum.Add(resource.DigestOf(e.Name, e.Version(), e.Bytes))
 		}
 		for _, d := range p.snap.Digests("demo") {
 			if d != sum {
@@ -203,7 +211,7 @@ func TestLog(t *testing.T) {
 	first := snap
 	for i := range 2 * maxChanges {
 		x := snap.edit()
-		x.put("topic/demo/t", &Entry{Name: "topic/demo/t", Kind: resource.Topic, Namespace: "demo", ModRevision: int64(i + 2)}, int64(i+2), true)
+		x.put("topic/demo/t", newEntry("topic/demo/t", resource.Topic, "demo", &configv1.Resource{}, nil, int64(i+2)), int64(i+2))
 		snap = x.commit(int64(i + 2))
 	}
 	if n := len(snap.changes); n > maxChanges+maxChanges/4 || n < maxChanges {
@@ -414,8 +422,8 @@ func (x *wire) run(l net.Listener) {
 		if err != nil {
 			return
 		}
-		out, err := net.Dial("tcp", x.to)
 		x.mu.Lock()
+		out, err := net.Dial("tcp", x.to)
 		if err != nil || x.cut {
 			_ = in.Close()
 			if out != nil {
@@ -442,12 +450,9 @@ func (x *wire) set(cut bool) {
 	}
 }
 
-// TestCompacted: a watch that was cut off while etcd compacted what it missed
-// reads everything again. Nobody sees an empty configuration meanwhile, and the
-// log still leads from before to after.
-func TestCompacted(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	t.Cleanup(cancel)
+// startEtcd runs an etcd that listens and gives its address.
+func startEtcd(t *testing.T) string {
+	t.Helper()
 	cfg := embed.NewConfig()
 	cfg.Dir, cfg.LogLevel, cfg.LogOutputs = filepath.Join(t.TempDir(), "etcd"), "fatal", []string{filepath.Join(t.TempDir(), "log")}
 	cfg.ListenClientUrls, cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}, nil
@@ -460,26 +465,46 @@ func TestCompacted(t *testing.T) {
 	}
 	t.Cleanup(e.Close)
 	<-e.Server.ReadyNotify()
+	return e.Clients[0].Addr().String()
+}
+
+// startWay gives a way to an etcd that can be cut, and its address.
+func startWay(t *testing.T, to string) (*wire, string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	way := &wire{to: e.Clients[0].Addr().String()}
+	way := &wire{to: to}
 	go way.run(l)
 	t.Cleanup(func() { way.set(true) })
-	client := func(addr string) *clientv3.Client {
-		c, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + addr}, DialTimeout: 10 * time.Second})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = c.Close() })
-		return c
+	return way, l.Addr().String()
+}
+
+func clientOf(t *testing.T, addr string) *clientv3.Client {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + addr}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
 	}
-	direct := client(way.to)
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// TestCompacted: a watch that was cut off while etcd compacted what it missed
+// reads everything again. Nobody sees an empty configuration meanwhile, and the
+// log still leads from before to after.
+func TestCompacted(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	way, far0 := startWay(t, startEtcd(t))
+	direct := clientOf(t, way.to)
 	w := &world{t, ctx, direct}
 	var log buffer
-	near, far := w.replica(direct, io.Discard), w.replica(client(l.Addr().String()), &log)
+	near := w.replica(direct, io.Discard)
+	// It is the watch that is to notice, not a look at etcd's head.
+	far := w.run(Config{Client: clientOf(t, far0), ProbeEvery: time.Hour, MaxRetry: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	rev := w.write(near, Change{Put: []*configv1.Resource{res("stays", "1"), res("goes", "1")}})
 	before, err := far.WaitFor(ctx, rev)
 	w.must(err)
@@ -520,5 +545,144 @@ func TestCompacted(t *testing.T) {
 	changed, ok := after.Since(before.Revision)
 	if !ok || !slices.Equal(changed, []string{"eventstore/demo/comes", "eventstore/demo/goes"}) || !maps.Equal(labels(after), map[string]string{"eventstore/demo/stays": "1", "eventstore/demo/comes": "4"}) {
 		t.Errorf("%v %v, %v", changed, ok, labels(after))
+	}
+}
+
+// TestRestored: a replica whose etcd went back, or shows another past, keeps what it
+// has and takes no writes, until the lineage changes.
+func TestRestored(t *testing.T) {
+	for name, tc := range map[string]struct {
+		// later are the writes to the restored etcd, beside what the backup had.
+		later int
+		says  string
+	}{
+		"behind":         {0, "etcd is at revision"},
+		"beyond, unlike": {20, "is another one than was made|does not follow|at which it was not so"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			t.Cleanup(cancel)
+			old, backup := startEtcd(t), startEtcd(t)
+			way, addr := startWay(t, old)
+			w := &world{t, ctx, clientOf(t, old)}
+			s := w.replica(clientOf(t, addr), io.Discard)
+			for i := range 10 {
+				w.write(s, Change{Put: []*configv1.Resource{res("a", fmt.Sprint(i))}})
+				w.waitFor(s, "eventstore/demo/a")
+			}
+			rev := w.write(s, Change{Put: []*configv1.Resource{res("b", "1")}})
+			held, err := s.WaitFor(ctx, rev)
+			w.must(err)
+			// The backup has the same lineage and another content.
+			b := &world{t, ctx, clientOf(t, backup)}
+			_, err = b.etcd.Put(ctx, DefaultPrefix+"m/lineage", held.Lineage)
+			b.must(err)
+			other := b.replica(b.etcd, io.Discard)
+			b.write(other, Change{Put: []*configv1.Resource{res("a", "0")}})
+			b.waitFor(other, "eventstore/demo/a")
+			for i := range tc.later {
+				b.write(other, Change{Put: []*configv1.Resource{res("c", fmt.Sprint(i))}})
+				b.waitFor(other, "eventstore/demo/c")
+			}
+			way.set(true)
+			way.mu.Lock()
+			way.to = backup
+			way.mu.Unlock()
+			way.set(false)
+			for message := ""; message == ""; {
+				if message, _ = s.Suspected(); message != "" && !regexp.MustCompile(tc.says).MatchString(message) {
+					t.Errorf("%q is suspected", message)
+				}
+				w.must(ctx.Err())
+				runtime.Gosched()
+			}
+			if now := w.current(s); now != held {
+				t.Errorf("revision %d is shown instead of %d", now.Revision, held.Revision)
+			}
+			if _, err := s.Commit(ctx, held, Change{Put: []*configv1.Resource{res("d", "1")}}); fault.ClassOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "weft admin restore") {
+				t.Errorf("a write: %v", err)
+			}
+			// Somebody says that this is the history now.
+			_, err = b.etcd.Put(ctx, DefaultPrefix+"m/lineage", "2-restored")
+			b.must(err)
+			for w.current(s).Lineage != "2-restored" {
+				_, changed := s.Snapshot()
+				<-changed
+			}
+			if got := labels(w.current(s)); got["eventstore/demo/a"] != "0" || got["eventstore/demo/b"] != "" {
+				t.Errorf("after the declaration there is %v", got)
+			}
+			if message, _ := s.Suspected(); message != "" {
+				t.Errorf("it is still suspected: %s", message)
+			}
+		})
+	}
+}
+
+// TestQuarantine: of a version that is quarantined the one before it is served, or
+// nothing where there was none; digests and log follow; the next version ends it.
+func TestQuarantine(t *testing.T) {
+	w := newWorld(t)
+	s := w.replica(w.etcd, io.Discard)
+	const a, b = "eventstore/demo/a", "eventstore/demo/b"
+	w.write(s, Change{Put: []*configv1.Resource{res("a", "good")}})
+	good := w.waitFor(s, a)
+	rev := w.write(s, Change{Put: []*configv1.Resource{res("a", "bad"), res("b", "bad")}})
+	before, err := s.WaitFor(w.ctx, rev)
+	w.must(err)
+	for _, name := range []string{a, b} {
+		w.must(s.Quarantine(w.ctx, name, before.Get(name).Version(), "no", []string{"n1"}))
+		w.must(s.Quarantine(w.ctx, name, "1", "of another version", nil))
+		w.must(s.Quarantine(w.ctx, name, before.Get(name).Version(), "again", nil))
+	}
+	quarantined := func() *Snapshot {
+		for {
+			snap, changed := s.Snapshot()
+			if len(snap.quarantined) == 2 {
+				return snap
+			}
+			<-changed
+		}
+	}()
+	for _, snap := range []*Snapshot{quarantined, w.current(w.replica(w.etcd, io.Discard))} {
+		served, why := snap.Served(a)
+		if served == nil || served.Version() != good.Version() || !bytes.Equal(served.Bytes, good.Bytes) || why.GetReason() != "no" || snap.Get(a).Version() == good.Version() {
+			t.Errorf("%v is served, %v", served, why)
+		}
+		if served, why := snap.Served(b); served != nil || why == nil {
+			t.Errorf("%v is served, %v", served, why)
+		}
+		if e, _ := snap.Served(QuarantineName("demo", a)); e != nil || snap.Get(QuarantineName("demo", a)) == nil {
+			t.Errorf("the quarantine itself is served: %v", e)
+		}
+		for kind, d := range snap.Digests("demo") {
+			if kind != resource.EventStore || d != good.Mark.Digest {
+				t.Errorf("the digest of %s is %v", kind, d)
+			}
+		}
+	}
+	changes, ok := quarantined.Log(before.Revision)
+	found := 0
+	for _, c := range changes {
+		if c.Name == a || c.Name == b {
+			found++
+			if c.Before != before.Get(c.Name).Mark {
+				t.Errorf("before its quarantine %s was %v", c.Name, c.Before)
+			}
+		}
+	}
+	if !ok || found != 2 {
+		t.Errorf("the log has %v", changes)
+	}
+	w.write(s, Change{Put: []*configv1.Resource{res("a", "better")}, Delete: []string{b}})
+	for {
+		snap, changed := s.Snapshot()
+		if len(snap.quarantined) == 0 {
+			if served, why := snap.Served(a); served != snap.Get(a) || why != nil || snap.Get(QuarantineName("demo", a)) != nil || snap.Get(QuarantineName("demo", b)) != nil {
+				t.Errorf("after the next version %v is served, %v", served, why)
+			}
+			break
+		}
+		<-changed
 	}
 }

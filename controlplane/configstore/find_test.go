@@ -47,10 +47,10 @@ func TestFind(t *testing.T) {
 		name := resource.NameOf(r)
 		x := snap.edit()
 		if rnd.IntN(3) == 0 {
-			x.put(name, nil, i, true)
+			x.put(name, nil, i)
 			delete(there, name)
 		} else {
-			x.put(name, &Entry{Name: name, Kind: resource.Topic, Namespace: "demo", Resource: r, ModRevision: i}, i, true)
+			x.put(name, newEntry(name, resource.Topic, "demo", r, nil, i), i)
 			there[name] = r
 			for _, k := range validate.Keys(r) {
 				keys[k] = true

@@ -4,11 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -91,50 +89,4 @@ func (s *Store) DeclareRestore(ctx context.Context, actor, peer, reason string) 
 		break
 	}
 	return lineage, txn.Header.Revision, nil
-}
-
-// watchOver ends a watch that tells nothing any more: etcd was restored to before
-// where the watch is, so that it waits for what has been long ago, or the watch
-// hangs. It looks as often as etcd is tried again at least.
-func (s *Store) watchOver(ctx context.Context, end context.CancelCauseFunc) {
-	look := time.NewTicker(s.most)
-	defer look.Stop()
-	missed := int64(0)
-	for {
-		select {
-		case <-look.C:
-		case <-s.reread:
-			end(errors.New("a restore was declared; reading everything again"))
-			return
-		case <-ctx.Done():
-			return
-		}
-		snap := s.now.Get()
-		cctx, cancel := context.WithTimeout(ctx, s.most)
-		resp, err := s.client.Get(cctx, s.prefix+dirMeta, clientv3.WithPrefix())
-		cancel()
-		if err != nil {
-			continue // no watch would do better
-		}
-		var lineage string
-		var generation int64
-		for _, kv := range resp.Kvs {
-			switch strings.TrimPrefix(string(kv.Key), s.prefix+dirMeta) {
-			case "lineage":
-				lineage = string(kv.Value)
-			case "generation":
-				generation = kv.ModRevision
-			}
-		}
-		switch {
-		case resp.Header.Revision < snap.Revision || generation < snap.Generation || lineage != snap.Lineage:
-			end(fmt.Errorf("etcd is at revision %d of lineage %q, read was %d of %q; reading everything again",
-				resp.Header.Revision, lineage, snap.Revision, snap.Lineage))
-			return
-		case missed > s.now.Get().Generation:
-			end(fmt.Errorf("the watch has not told of revision %d; reading everything again", missed))
-			return
-		}
-		missed = generation
-	}
 }

@@ -5,10 +5,9 @@
 package configstore
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"iter"
-	"math/bits"
+	"maps"
+	"slices"
 	"sort"
 	"strconv"
 
@@ -32,6 +31,20 @@ type Entry struct {
 	Bytes []byte
 	// ModRevision is the version.
 	ModRevision int64
+	// Mark is what is remembered of it when it is replaced.
+	Mark *Mark
+}
+
+// Mark is what the log of changes remembers of an entry. It is immutable.
+type Mark struct {
+	Digest   resource.Digest
+	Requires resource.Features
+}
+
+func newEntry(name string, kind resource.Kind, namespace string, r *configv1.Resource, bytes []byte, modRevision int64) *Entry {
+	e := &Entry{Name: name, Kind: kind, Namespace: namespace, Resource: r, Bytes: bytes, ModRevision: modRevision}
+	e.Mark = &Mark{resource.DigestOf(name, e.Version(), bytes), resource.Requires(r)}
+	return e
 }
 
 // Version is the version as clients see it.
@@ -45,20 +58,28 @@ type Snapshot struct {
 	Revision int64
 	// Generation is the mod revision of the key that every write compares.
 	Generation int64
+	// chain is the id that the write of the generation drew.
+	chain string
 
 	tree *iradix.Tree[*Entry]
 	// found has the entries by what validate.Keys tells of them: a key, a zero
 	// byte, the canonical name.
 	found *iradix.Tree[*Entry]
 	// changes, oldest first; all that happened after floor.
-	changes []change
+	changes []logEntry
 	floor   int64
-	digests *iradix.Tree[Digest]
+	digests *iradix.Tree[resource.Digest]
+	// quarantined is in force now, by the resource's name. It is copied when it
+	// changes.
+	quarantined map[string]Quarantined
 }
 
-type change struct {
+// logEntry: something was written under a name, or is served under it, at a
+// revision.
+type logEntry struct {
 	revision int64
 	name     string
+	before   *Mark // of what was served; nil for nothing
 }
 
 // maxChanges bounds the log of changes. A reader that is further behind reads
@@ -121,9 +142,30 @@ func (s *Snapshot) Find(key string) iter.Seq[*configv1.Resource] {
 	}
 }
 
-// Since names what changed after revision, each name once, sorted; ok is false
+// Within yields the entries of a namespace, kind by kind in the order of
+// resource.Kinds, each sorted.
+func (s *Snapshot) Within(namespace string) iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		for _, k := range resource.Kinds() {
+			for e := range s.All(string(k.Kind) + "/" + namespace + "/") {
+				if !yield(e) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Changed is a name under which something was written, or is served.
+type Changed struct {
+	Name string
+	// Before is what was served then; nil for nothing.
+	Before *Mark
+}
+
+// Log tells what changed after revision, each name once, sorted; ok is false
 // where the log does not reach back so far.
-func (s *Snapshot) Since(revision int64) (names []string, ok bool) {
+func (s *Snapshot) Log(revision int64) (changes []Changed, ok bool) {
 	if revision < s.floor {
 		return nil, false
 	}
@@ -132,49 +174,49 @@ func (s *Snapshot) Since(revision int64) (names []string, ok bool) {
 	for _, c := range s.changes[i:] {
 		if _, dup := seen[c.name]; !dup {
 			seen[c.name] = struct{}{}
-			names = append(names, c.name)
+			changes = append(changes, Changed{c.name, c.before})
 		}
 	}
-	sort.Strings(names)
-	return names, true
+	sort.Slice(changes, func(i, j int) bool { return changes[i].Name < changes[j].Name })
+	return changes, true
 }
 
-// Digest sums up resources; see configv1.KindDigest.
-type Digest struct {
-	Count  uint32
-	hi, lo uint64
+// Since names what changed after revision, as Log does.
+func (s *Snapshot) Since(revision int64) (names []string, ok bool) {
+	changes, ok := s.Log(revision)
+	for _, c := range changes {
+		names = append(names, c.Name)
+	}
+	return names, ok
 }
 
-// DigestOf is the digest of one resource.
-func DigestOf(name, version string) Digest {
-	b := make([]byte, 0, len(name)+1+len(version))
-	b = append(append(append(b, name...), 0), version...)
-	sum := sha256.Sum256(b)
-	return Digest{1, binary.BigEndian.Uint64(sum[:8]), binary.BigEndian.Uint64(sum[8:16])}
+// Quarantined is what is served of a resource whose version is quarantined.
+type Quarantined struct {
+	// Instead is the version before it; nil where there is none.
+	Instead *Entry
+	// Why is the Quarantine.
+	Why *configv1.Quarantine
 }
 
-// Add is the digest of both.
-func (d Digest) Add(o Digest) Digest {
-	lo, carry := bits.Add64(d.lo, o.lo, 0)
-	hi, _ := bits.Add64(d.hi, o.hi, carry)
-	return Digest{d.Count + o.Count, hi, lo}
+// Served is what proxies are sent under a name: what is stored, or what stands in
+// for a quarantined version; nil, with the reason, where that is nothing.
+func (s *Snapshot) Served(name string) (*Entry, *configv1.Quarantine) {
+	if q, ok := s.quarantined[name]; ok {
+		return q.Instead, q.Why
+	}
+	e := s.Get(name)
+	if e != nil && e.Kind == resource.Quarantine {
+		return nil, nil // its effect is what is served
+	}
+	return e, nil
 }
 
-// Sub is the digest without o.
-func (d Digest) Sub(o Digest) Digest {
-	lo, borrow := bits.Sub64(d.lo, o.lo, 0)
-	hi, _ := bits.Sub64(d.hi, o.hi, borrow)
-	return Digest{d.Count - o.Count, hi, lo}
-}
+// Quarantined yields what is quarantined, by the resource's name, in no order.
+func (s *Snapshot) Quarantined() iter.Seq2[string, Quarantined] { return maps.All(s.quarantined) }
 
-// Bytes is the digest as it is sent.
-func (d Digest) Bytes() []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, d.hi), d.lo)
-}
-
-// Digests yields the digest of each kind of a namespace.
-func (s *Snapshot) Digests(namespace string) iter.Seq2[resource.Kind, Digest] {
-	return func(yield func(resource.Kind, Digest) bool) {
+// Digests yields the digest of each kind of a namespace, of what is served.
+func (s *Snapshot) Digests(namespace string) iter.Seq2[resource.Kind, resource.Digest] {
+	return func(yield func(resource.Kind, resource.Digest) bool) {
 		for _, k := range resource.Kinds() {
 			if d, ok := s.digests.Get(digestKey(namespace, k.Kind)); ok && d.Count > 0 && !yield(k.Kind, d) {
 				return
@@ -214,7 +256,7 @@ func cutByte(k []byte) (before, after string, ok bool) {
 
 // Empty is the snapshot of an etcd without resources.
 func Empty(lineage string, revision int64) *Snapshot {
-	return &Snapshot{Lineage: lineage, Revision: revision, floor: revision, tree: iradix.New[*Entry](), found: iradix.New[*Entry](), digests: iradix.New[Digest]()}
+	return &Snapshot{Lineage: lineage, Revision: revision, floor: revision, tree: iradix.New[*Entry](), found: iradix.New[*Entry](), digests: iradix.New[resource.Digest]()}
 }
 
 // edit is a set of changes on the way to the next snapshot.
@@ -222,47 +264,115 @@ type edit struct {
 	next    *Snapshot
 	tree    *iradix.Txn[*Entry]
 	found   *iradix.Txn[*Entry]
-	digests *iradix.Txn[Digest]
+	digests *iradix.Txn[resource.Digest]
+	// logged: what changes goes to the log.
+	logged bool
 }
 
 func (s *Snapshot) edit() *edit {
 	next := *s
-	return &edit{next: &next, tree: s.tree.Txn(), found: s.found.Txn(), digests: s.digests.Txn()}
+	return &edit{next: &next, tree: s.tree.Txn(), found: s.found.Txn(), digests: s.digests.Txn(), logged: true}
 }
 
 // put stores e, or removes name where e is nil, at revision.
-func (x *edit) put(name string, e *Entry, revision int64, logged bool) {
-	if old, ok := x.tree.Get([]byte(name)); ok {
-		x.digest(old, false)
+func (x *edit) put(name string, e *Entry, revision int64) {
+	old, _ := x.tree.Get([]byte(name))
+	x.find(old, e)
+	x.change(name, revision, func() {
+		if e != nil {
+			x.tree.Insert([]byte(name), e)
+		} else {
+			x.tree.Delete([]byte(name))
+		}
+	})
+	// A Quarantine changes what is served of another.
+	of := func(e *Entry) string {
+		if e == nil {
+			return ""
+		}
+		return e.Resource.GetQuarantine().GetResource()
+	}
+	for _, target := range slices.Compact([]string{of(old), of(e)}) {
+		if target != "" {
+			x.change(target, revision, func() {})
+		}
+	}
+}
+
+// find follows with what is found by keys: old goes, e comes.
+func (x *edit) find(old, e *Entry) {
+	if old != nil {
 		for _, k := range validate.Keys(old.Resource) {
-			x.found.Delete(foundKey(k, name))
+			x.found.Delete(foundKey(k, old.Name))
 		}
 	}
 	if e != nil {
-		x.tree.Insert([]byte(name), e)
-		x.digest(e, true)
 		for _, k := range validate.Keys(e.Resource) {
-			x.found.Insert(foundKey(k, name), e)
+			x.found.Insert(foundKey(k, e.Name), e)
 		}
-	} else {
-		x.tree.Delete([]byte(name))
-	}
-	if logged {
-		x.next.changes = append(x.next.changes, change{revision, name})
 	}
 }
 
 func foundKey(key, name string) []byte { return []byte(key + "\x00" + name) }
 
-func (x *edit) digest(e *Entry, add bool) {
+// change makes a change under one name: what is served, digests and log follow.
+func (x *edit) change(name string, revision int64, change func()) {
+	before := x.served(name)
+	change()
+	x.judge(name)
+	after := x.served(name)
+	entry := logEntry{revision: revision, name: name}
+	if before != nil {
+		entry.before = before.Mark
+		x.digest(before, func(d resource.Digest) resource.Digest { return d.Sub(before.Mark.Digest) })
+	}
+	if after != nil {
+		x.digest(after, func(d resource.Digest) resource.Digest { return d.Add(after.Mark.Digest) })
+	}
+	if x.logged {
+		x.next.changes = append(x.next.changes, entry)
+	}
+}
+
+func (x *edit) served(name string) *Entry {
+	if q, ok := x.next.quarantined[name]; ok {
+		return q.Instead
+	}
+	if e, ok := x.tree.Get([]byte(name)); ok && e.Kind != resource.Quarantine {
+		return e
+	}
+	return nil
+}
+
+// judge settles whether a name's version is quarantined.
+func (x *edit) judge(name string) {
+	e, _ := x.tree.Get([]byte(name))
+	var found *configv1.Quarantine
+	if e != nil {
+		if q, ok := x.tree.Get([]byte(QuarantineName(e.Namespace, name))); ok {
+			if why := q.Resource.GetQuarantine(); why.GetResource() == name && why.Version == e.Version() {
+				found = why
+			}
+		}
+	}
+	if _, was := x.next.quarantined[name]; !was && found == nil {
+		return
+	}
+	x.next.quarantined = maps.Clone(x.next.quarantined)
+	if found == nil {
+		delete(x.next.quarantined, name)
+		return
+	}
+	if x.next.quarantined == nil {
+		x.next.quarantined = map[string]Quarantined{}
+	}
+	x.next.quarantined[name] = Quarantined{lastGood(e, found), found}
+}
+
+func (x *edit) digest(e *Entry, change func(resource.Digest) resource.Digest) {
 	k := digestKey(e.Namespace, e.Kind)
 	d, _ := x.digests.Get(k)
-	if add {
-		d = d.Add(DigestOf(e.Name, e.Version()))
-	} else {
-		d = d.Sub(DigestOf(e.Name, e.Version()))
-	}
-	if d.Count == 0 {
+	if d = change(d); d.Count == 0 {
 		x.digests.Delete(k)
 		return
 	}
@@ -277,7 +387,7 @@ func (x *edit) commit(revision int64) *Snapshot {
 	if over := len(x.next.changes) - maxChanges; over > maxChanges/4 {
 		x.next.floor = x.next.changes[over-1].revision
 		keep := sort.Search(len(x.next.changes), func(i int) bool { return x.next.changes[i].revision > x.next.floor })
-		x.next.changes = append([]change(nil), x.next.changes[keep:]...)
+		x.next.changes = append([]logEntry(nil), x.next.changes[keep:]...)
 	}
 	return x.next
 }

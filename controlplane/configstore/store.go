@@ -1,12 +1,15 @@
 package configstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	mrand "math/rand/v2"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,7 +30,9 @@ import (
 //
 //	r/<kind>/<namespace>/<name>  a resource, marshalled
 //	m/lineage                    the lineage, text
-//	m/generation                 compared and written by every change
+//	m/generation                 compared and written by every change: an id
+//	                             and that of the change before, so that a
+//	                             history which is not this one is noticed
 //	a/<revision>/…               an audit record, kept for AuditRetention
 //	s/…                          status; never part of a snapshot
 const (
@@ -48,6 +53,9 @@ type Config struct {
 	// MaxRetry is the longest wait, or half as much again, before etcd is read
 	// again; 5 s when 0.
 	MaxRetry time.Duration
+	// ProbeEvery is how often etcd is asked for its head: a watch does not tell
+	// that etcd went back. MaxRetry when 0.
+	ProbeEvery time.Duration
 	// Clock dates audit records and tells which are too old.
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
@@ -60,28 +68,107 @@ type Store struct {
 	client *clientv3.Client
 	prefix string
 	most   time.Duration
+	probe  time.Duration
 	clock  clock.Clock
 	log    *slog.Logger
 	// now is nil until everything was read.
 	now *latest.Value[*Snapshot]
 	// reread has a token where everything is to be read again at once.
-	reread  chan struct{}
-	metrics metrics
+	reread chan struct{}
+	// suspected is set while etcd shows another history than before.
+	suspected atomic.Pointer[suspicion]
+	metrics   metrics
+}
+
+// suspicion is that etcd was restored and nobody has said so.
+type suspicion struct {
+	lineage, what string
+	since         time.Time
+}
+
+func (x *suspicion) message() string {
+	return x.what + `: it was restored from a backup, or written around the control plane. The last configuration stays in force and nothing can be changed; "weft admin restore" declares that what etcd has is in force`
+}
+
+func (s *Store) suspect(x *suspicion) {
+	s.suspected.Store(x)
+	if x == nil {
+		s.metrics.suspected.Set(0)
+		return
+	}
+	s.metrics.suspected.Set(1)
+	s.log.Error("etcd shows another history than before", "reason", x.message())
+}
+
+// Suspected tells why and since when this replica believes that etcd was restored
+// without "weft admin restore"; "" where it does not. It then keeps the last
+// snapshot in force, until the lineage changes.
+func (s *Store) Suspected() (message string, since time.Time) {
+	if x := s.suspected.Load(); x != nil {
+		return x.message(), x.since
+	}
+	return "", time.Time{}
+}
+
+// otherHistory is the error of a watch whose changes do not follow what was read.
+type otherHistory struct{ what string }
+
+func (e *otherHistory) Error() string { return e.what + "; reading everything again" }
+
+// Head asks etcd, and not only the member that this replica reads from, for its
+// revision now and the lineage that it is of.
+func (s *Store) Head(ctx context.Context) (lineage string, revision int64, err error) {
+	h, err := s.head(ctx)
+	return h.lineage, h.revision, err
+}
+
+// head is what etcd has now.
+type head struct {
+	lineage  string
+	revision int64
+	// changed and chain are of the last change.
+	changed int64
+	chain   string
+}
+
+// headTime bounds one question for the head.
+const headTime = 5 * time.Second
+
+func (s *Store) head(ctx context.Context) (head, error) {
+	ctx, cancel := context.WithTimeout(ctx, headTime)
+	defer cancel()
+	resp, err := s.client.Get(ctx, s.prefix+dirMeta, clientv3.WithPrefix())
+	if err != nil {
+		return head{}, err
+	}
+	h := head{revision: resp.Header.Revision}
+	for _, kv := range resp.Kvs {
+		switch strings.TrimPrefix(string(kv.Key), s.prefix+dirMeta) {
+		case "lineage":
+			h.lineage = string(kv.Value)
+		case "generation":
+			h.changed = kv.ModRevision
+			h.chain, _, _ = strings.Cut(string(kv.Value), " ")
+		}
+	}
+	return h, nil
 }
 
 type metrics struct {
-	lost    prometheus.Counter
-	seconds prometheus.Histogram
+	lost      prometheus.Counter
+	suspected prometheus.Gauge
+	seconds   prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
 	m := metrics{
-		lost: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_etcd_failures_total", Help: "Times that etcd could not be followed any more; each is followed by reading everything again."}),
+		suspected: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_restore_suspected", Help: "1 while etcd shows another history than before and nobody has declared a restore, else 0."}),
+		lost:      prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_etcd_failures_total", Help: "Times that etcd could not be followed any more; each is followed by reading everything again."}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_controlplane_etcd_commit_duration_seconds", Help: "Time that etcd takes for one change of the configuration.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.lost, m.seconds)
+		reg.MustRegister(m.lost, m.suspected, m.seconds)
 	}
 	return m
 }
@@ -94,7 +181,11 @@ func New(cfg Config) *Store {
 	if cfg.MaxRetry == 0 {
 		cfg.MaxRetry = 5 * time.Second
 	}
-	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, clock: cfg.Clock, log: cfg.Log, now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics)}
+	if cfg.ProbeEvery == 0 {
+		cfg.ProbeEvery = cfg.MaxRetry
+	}
+	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, probe: cfg.ProbeEvery, clock: cfg.Clock, log: cfg.Log,
+		now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics)}
 }
 
 // Client is the etcd client that the Store uses.
@@ -137,8 +228,9 @@ const minRetry = 50 * time.Millisecond
 // etcd: the last snapshot stays.
 func (s *Store) Run(ctx context.Context) error {
 	retry := minRetry
+	var err error
 	for {
-		err := s.follow(ctx, func() { retry = minRetry })
+		err = s.follow(ctx, err, func() { retry = minRetry })
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -158,22 +250,43 @@ func (s *Store) Run(ctx context.Context) error {
 }
 
 // follow reads everything once and then watches; it returns when the watch
-// breaks.
-func (s *Store) follow(ctx context.Context, good func()) error {
+// breaks. Broke is why it did the last time.
+func (s *Store) follow(ctx context.Context, broke error, good func()) error {
 	snap, err := s.read(ctx)
 	if err != nil {
 		return err
 	}
-	snap = keepLog(s.now.Get(), snap)
+	old := s.now.Get()
+	suspected := s.suspected.Load()
+	if suspected != nil && suspected.lineage != snap.Lineage {
+		s.suspect(nil)
+		suspected = nil
+	}
+	what := contradicts(old, snap)
+	if other := (*otherHistory)(nil); what == "" && errors.As(broke, &other) && old.Lineage == snap.Lineage {
+		what = other.what
+	}
+	if what != "" && suspected == nil {
+		suspected = &suspicion{snap.Lineage, what, s.clock.Now()}
+		s.suspect(suspected)
+	}
+	if suspected != nil {
+		// Until somebody says that this is the history now, the last snapshot
+		// is the truth: it is newer than what etcd has.
+		return errors.New(suspected.message())
+	}
+	snap = keepLog(old, snap)
 	s.now.Store(snap)
 	good()
 	wctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go s.watchOver(wctx, cancel)
 	// A progress notification moves the revision on while others write to the
 	// same etcd, so that a quiet mesh does not fall behind its compaction.
 	watch := s.client.Watch(clientv3.WithRequireLeader(wctx), s.prefix, clientv3.WithPrefix(),
 		clientv3.WithRev(snap.Revision+1), clientv3.WithProgressNotify())
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	defer cancel(nil)
+	looking.Go(func() { s.lookBack(wctx, cancel) })
 	for resp := range watch {
 		if err := context.Cause(wctx); err != nil {
 			return err
@@ -193,10 +306,40 @@ func (s *Store) follow(ctx context.Context, good func()) error {
 			good()
 		}
 	}
-	if err := context.Cause(wctx); err != nil {
-		return err
+	return cmp.Or(context.Cause(wctx), errors.New("the watch ended"))
+}
+
+// lookBack cancels the watch where what etcd has now cannot follow what this
+// replica has read: a watch would wait in silence until etcd, which went back,
+// comes to that revision again. So it does where the watch hangs.
+func (s *Store) lookBack(ctx context.Context, cancel context.CancelCauseFunc) {
+	probe := time.NewTicker(s.probe)
+	defer probe.Stop()
+	missed := int64(0)
+	for {
+		select {
+		case <-probe.C:
+		case <-s.reread:
+			cancel(errors.New("a restore was declared; reading everything again"))
+			return
+		case <-ctx.Done():
+			return
+		}
+		now := s.now.Get()
+		h, err := s.head(ctx)
+		if err != nil {
+			continue // the watch notices that etcd is away
+		}
+		if h.lineage != now.Lineage || h.revision < now.Revision || h.changed <= now.Revision && h.chain != now.chain {
+			cancel(fmt.Errorf("etcd is at %s/%d, and not what it was at %s/%d; reading everything again", h.lineage, h.revision, now.Lineage, now.Revision))
+			return
+		}
+		if missed > s.now.Get().Generation {
+			cancel(fmt.Errorf("the watch has not told of revision %d; reading everything again", missed))
+			return
+		}
+		missed = h.changed
 	}
-	return errors.New("the watch ended")
 }
 
 // readPage is how many keys one read takes.
@@ -224,10 +367,11 @@ func (s *Store) read(ctx context.Context) (*Snapshot, error) {
 		if x == nil {
 			rev = resp.Header.Revision
 			x = Empty(lineage, rev).edit()
+			x.logged = false
 		}
 		for _, kv := range resp.Kvs {
 			if e := s.entry(kv); e != nil {
-				x.put(e.Name, e, rev, false)
+				x.put(e.Name, e, rev)
 			}
 		}
 		if !resp.More {
@@ -241,6 +385,7 @@ func (s *Store) read(ctx context.Context) (*Snapshot, error) {
 	}
 	if len(gen.Kvs) > 0 {
 		x.next.Generation = gen.Kvs[0].ModRevision
+		x.next.chain, _, _ = strings.Cut(string(gen.Kvs[0].Value), " ")
 	}
 	return x.commit(rev), nil
 }
@@ -266,14 +411,24 @@ func (s *Store) lineage(ctx context.Context) (string, error) {
 // keepLog carries the log of changes over a new reading of everything, by
 // comparing the two, so that streams need not start again.
 func keepLog(old, now *Snapshot) *Snapshot {
-	if old == nil || old.Lineage != now.Lineage || old.Revision > now.Revision {
+	if old == nil || old.Lineage != now.Lineage {
 		return now
 	}
 	next := *now
 	next.floor, next.changes = old.floor, old.changes
-	log := func(name string) { next.changes = append(next.changes, change{now.Revision, name}) }
+	log := func(name string) {
+		entry := logEntry{revision: now.Revision, name: name}
+		before, _ := old.Served(name)
+		if before != nil {
+			entry.before = before.Mark
+		}
+		next.changes = append(next.changes, entry)
+	}
+	same := func(a, b *Entry) bool {
+		return a != nil && b != nil && a.Mark.Digest == b.Mark.Digest // of one version and one content
+	}
 	for e := range now.All("") {
-		if o := old.Get(e.Name); o == nil || o.ModRevision != e.ModRevision {
+		if !same(old.Get(e.Name), e) {
 			log(e.Name)
 		}
 	}
@@ -282,7 +437,41 @@ func keepLog(old, now *Snapshot) *Snapshot {
 			log(e.Name)
 		}
 	}
+	// What is served may differ where nothing was written under that name.
+	for _, list := range []*Snapshot{old, now} {
+		for name := range list.Quarantined() {
+			before, _ := old.Served(name)
+			after, _ := now.Served(name)
+			if same(old.Get(name), now.Get(name)) && !same(before, after) {
+				log(name)
+			}
+		}
+	}
 	return &next
+}
+
+// contradicts tells where a reading of etcd cannot be a later state of what was
+// read before; "" where it can. What etcd says was written up to then must be what
+// was there then: else etcd was restored from a backup, or written by hand.
+func contradicts(old, now *Snapshot) string {
+	if old == nil || old.Lineage != now.Lineage {
+		return ""
+	}
+	if now.Revision < old.Revision {
+		return fmt.Sprintf("etcd is at revision %d and was at %d", now.Revision, old.Revision)
+	}
+	if now.Generation <= old.Revision && now.chain != old.chain {
+		return fmt.Sprintf("etcd says that the last change up to revision %d is another one than was made", old.Revision)
+	}
+	for e := range now.All("") {
+		if e.ModRevision > old.Revision {
+			continue
+		}
+		if o := old.Get(e.Name); o == nil || o.Mark.Digest != e.Mark.Digest {
+			return fmt.Sprintf("etcd says that %s is of revision %d, at which it was not so", e.Name, e.ModRevision)
+		}
+	}
+	return ""
 }
 
 // apply makes the next snapshot; nil where nothing of it changed.
@@ -307,9 +496,13 @@ func (s *Store) apply(now *Snapshot, resp clientv3.WatchResponse) (*Snapshot, er
 				// replica, whether it saw it come or found it.
 				e = s.entry(ev.Kv)
 			}
-			x.put(name, e, ev.Kv.ModRevision, true)
+			x.put(name, e, ev.Kv.ModRevision)
 		case key == dirMeta+"generation":
-			x.next.Generation = ev.Kv.ModRevision
+			id, follows, _ := strings.Cut(string(ev.Kv.Value), " ")
+			if follows != now.chain && now.chain != "" && id != "" {
+				return nil, &otherHistory{fmt.Sprintf("a change at revision %d does not follow the one that was made before it", ev.Kv.ModRevision)}
+			}
+			x.next.Generation, x.next.chain = ev.Kv.ModRevision, id
 		case key == dirMeta+"lineage":
 			return nil, fmt.Errorf("the lineage changed to %q; reading everything again", ev.Kv.Value)
 		}
@@ -329,5 +522,5 @@ func (s *Store) entry(kv *mvccpb.KeyValue) *Entry {
 		s.log.Error("a key in etcd is no resource that this version knows; it is left out", "key", string(kv.Key), "error", err)
 		return nil
 	}
-	return &Entry{Name: name, Kind: kind, Namespace: ns, Resource: r, Bytes: kv.Value, ModRevision: kv.ModRevision}
+	return newEntry(name, kind, ns, r, kv.Value, kv.ModRevision)
 }

@@ -2,9 +2,13 @@ package configstore
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
+	"slices"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -50,6 +54,10 @@ var ErrConflict = errors.New("the configuration changed meanwhile")
 // Commit writes c if nothing changed since at. It returns the revision of the
 // change. ErrConflict: nothing was written. Ambiguous: it may have been.
 func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, error) {
+	if message, _ := s.Suspected(); message != "" {
+		return 0, fault.New(fault.Unavailable, "configstore.commit", "restore-suspected", "%s", message)
+	}
+	c.Delete = append(slices.Clone(c.Delete), outdated(at, c)...)
 	audit := AuditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method}
 	var ops []clientv3.Op
 	size := 0
@@ -83,9 +91,13 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-large",
 			"the change is %d bytes, %d with its audit record; the most is %d and %d: split it", size, size+len(record), MaxWriteBytes, maxTxnBytes)
 	}
+	id := make([]byte, 4)
+	if _, err := rand.Read(id); err != nil {
+		return 0, err
+	}
 	generation := s.prefix + dirMeta + "generation"
 	ops = append(ops,
-		clientv3.OpPut(generation, ""),
+		clientv3.OpPut(generation, hex.EncodeToString(id)+" "+at.chain),
 		clientv3.OpPut(s.changeKey(at.Generation), string(record)))
 	began := time.Now()
 	resp, err := s.client.Txn(ctx).
@@ -94,6 +106,9 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		Then(ops...).Commit()
 	s.metrics.seconds.Observe(time.Since(began).Seconds())
 	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd-full", Err: err,
+			Msg: "etcd has used up its space and takes no writes; nothing was changed: compact and defragment it, then disarm its alarm"}
 	case err != nil && ctx.Err() == nil:
 		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd", Err: err,
 			Msg: "etcd did not answer; the change may have been made: read and repeat"}

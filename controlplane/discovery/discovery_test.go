@@ -79,7 +79,7 @@ func serve(t *testing.T, cfg Config) (*Server, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, srv := New(cfg), grpc.NewServer(grpc.MaxHeaderListSize(64<<10))
+	s, srv := New(cfg), grpc.NewServer(append(ServerOptions(), grpc.MaxHeaderListSize(64<<10))...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(srv, s)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
@@ -266,8 +266,8 @@ func TestDeltas(t *testing.T) {
 	}
 	// What is not of its scope, it does not hear of: the next it hears is b's.
 	w.put("2", "other/x")
-	w.put("3", "demo/b")
 	all.wants("+other/x")
+	w.put("3", "demo/b")
 	all.wants("+demo/b")
 	demo.wants("+demo/b")
 	if demo.last.Complete {
@@ -484,22 +484,51 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// lagging is a replica that has read up to a snapshot and hears no more.
+type lagging struct {
+	*configstore.Store
+	at *configstore.Snapshot
+}
+
+func (l lagging) Snapshot() (*configstore.Snapshot, <-chan struct{}) { return l.at, nil }
+
+func (l lagging) WaitFor(ctx context.Context, _ int64) (*configstore.Snapshot, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
 // TestNeverThePast: a replica that is behind what a proxy has catches up or sends
-// it elsewhere.
+// it elsewhere; one whose etcd is behind it says so to people too.
 func TestNeverThePast(t *testing.T) {
 	w := newWorld(t)
 	w.put("1", "demo/a")
 	snap, err := w.store.Current()
 	w.must(err)
-	_, behind := serve(t, Config{Source: w.store, CatchUp: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
-	p := w.connect(behind, &discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: snap.Revision + 1, Scope: []string{"*"}})
-	p.ask("*")
-	if resp, err := p.rpc.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "try another") {
-		t.Errorf("%v, %v", resp, err)
+	quick := Config{CatchUp: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}
+	refused := func(cfg Config, revision int64, says string) *Server {
+		t.Helper()
+		s, addr := serve(t, cfg)
+		p := w.connect(addr, &discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: revision, Scope: []string{"*"}})
+		p.ask("*")
+		if resp, err := p.rpc.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, %v", resp, err)
+		}
+		return s
 	}
+	quick.Source = lagging{w.store, snap}
+	newer := w.put("2", "demo/a")
+	if s := refused(quick, newer, "try another"); len(s.Alarms()) != 0 {
+		t.Errorf("a replica that lags raises %v", s.Alarms())
+	}
+	quick.Source = w.store
+	if a := refused(quick, newer+1, "restored from a backup").Alarms(); len(a) != 1 || a[0].Reason != "RestoreSuspected" || !strings.Contains(a[0].Message, "node-1") {
+		t.Errorf("the alarms are %v", a)
+	}
+	snap, err = w.store.Current()
+	w.must(err)
 	// One that is there in time serves, and what it shows is not older.
 	_, patient := serve(t, Config{Source: w.store, CatchUp: time.Minute, Log: slog.New(slog.DiscardHandler)})
-	p = w.connect(patient, &discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: snap.Revision + 1, Scope: []string{"*"}})
+	p := w.connect(patient, &discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: snap.Revision + 1, Scope: []string{"*"}})
 	p.ask("*")
 	w.put("2", "demo/b")
 	w.put("3", "demo/b")
@@ -636,7 +665,7 @@ func TestLimits(t *testing.T) {
 		t.Errorf("%d streams are left", n)
 	}
 	// Whoever asks for the same again and again, and never answers, is kept once.
-	st := &stream{fresh: map[string]bool{}}
+	st := &stream{server: w.server, fresh: map[string]bool{}}
 	for range 100 {
 		w.must(st.subscribe(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: many[:100]}))
 	}
@@ -707,9 +736,9 @@ func FuzzFirst(f *testing.F) {
 		var err error
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		if st, err = s.open(ctx, req, nil); err == nil {
+		if st, err = s.open(ctx, req.GetNode(), nil); err == nil {
 			if err = st.subscribe(req); err == nil {
-				st.resume(req)
+				err = st.resume(req)
 			}
 		}
 		runtime.ReadMemStats(&after)
@@ -742,6 +771,10 @@ type fixed struct{}
 func (fixed) Snapshot() (*configstore.Snapshot, <-chan struct{}) {
 	return configstore.Empty("1-x", 7), nil
 }
+
+func (fixed) Head(context.Context) (string, int64, error) { return "1-x", 7, nil }
+
+func (fixed) Suspected() (string, time.Time) { return "", time.Time{} }
 
 func (fixed) WaitFor(ctx context.Context, _ int64) (*configstore.Snapshot, error) {
 	<-ctx.Done()

@@ -1,9 +1,6 @@
 package discovery
 
 import (
-	"cmp"
-	"errors"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,16 +8,15 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
-	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -36,20 +32,36 @@ const (
 	maxHeld = 1000
 	// maxReason bounds the text of one.
 	maxReason = 1024
+	// maxInitial bounds what a plain client says that it has.
+	maxInitial = 100000
 )
 
-// stream is the server's side of one proxy. Its fields belong to serve, but for
-// those below mu, which the fleet view reads.
+// stream is the server's side of one proxy. Whoever has turn works on it: the
+// goroutine that reads requests, or one that a new snapshot has started. The
+// fields below mu are also read by the fleet view.
 type stream struct {
 	server *Server
-	scope  scope
+	rpc    grpc.ServerStream
 	nodeID string
 	peer   string
 	// credential is what the other end has shown.
 	credential credential
+	connected  time.Time
+
+	turn sync.Mutex
+	// closed: nothing may be sent any more.
+	closed bool
+	scope  scope
+	// class is what the stream has in common with others; set with the
+	// subscription.
+	class    *class
+	can      resource.Features
+	declared bool
+	manifest bool
+	// sotw is set for State-of-the-World streams.
+	sotw *sotw
 
 	token *discoveryv1.ResumeToken
-
 	// cursor is what the proxy has acknowledged; nil before the first
 	// acknowledgement.
 	cursor *configstore.Snapshot
@@ -62,123 +74,344 @@ type stream struct {
 	// fresh are names that were subscribed to, or again, and must be sent
 	// whatever the cursor says.
 	fresh map[string]bool
-	// initial are the versions that a plain client says it has.
+	// initial are the versions that a plain client says it has, until it is
+	// answered.
 	initial map[string]string
 	// rejected is the version of each resource that this proxy refused.
 	rejected map[string]string
-	// flight is the delta that is not acknowledged yet; nil for none.
-	flight *flight
-	nonce  uint64
+	// flight is the bundle that is not acknowledged yet; nil for none.
+	flight     *bundle
+	flightSent time.Time
 
-	connected time.Time
-	info      *discoveryv1.NodeInfo
-
-	mu    sync.Mutex
-	sent  int64
-	acked int64
-	held  map[string]*discoveryv1.Rejection
+	mu       sync.Mutex
+	info     *discoveryv1.NodeInfo
+	sent     int64
+	acked    int64
+	held     map[string]*discoveryv1.Rejection
+	withheld []*configv1.Withheld
 }
 
-// flight is one delta on its way, in one or more responses.
-type flight struct {
-	at   *configstore.Snapshot
-	sent time.Time
-	// last is the nonce whose answer ends it.
-	last string
-	// parts has the resources of each response, for a NACK without details.
-	parts map[string][]sentResource
-}
-
-type sentResource struct{ name, version string }
-
-// scope is what a stream is about.
-type scope struct {
-	allowed map[string]bool // by credential; nil is all
-	serves  map[string]bool // by NodeInfo; nil is all
-	all     bool            // "*"
-	spaces  map[string]bool // "*/ns/*"
-	exact   map[string]bool
-}
-
-func (s *scope) has(name, namespace string) bool {
-	if s.allowed != nil && !s.allowed[namespace] {
-		return false
+// work sends what there is to send. The caller has turn and gives it away.
+func (st *stream) work() {
+	for {
+		snap, _ := st.server.cfg.Source.Snapshot()
+		err := st.advance(snap)
+		waits := err != nil || st.flight != nil || !st.asked || st.closed
+		st.turn.Unlock()
+		if err != nil {
+			st.server.end(st, err)
+		}
+		if waits {
+			return
+		}
+		// A snapshot that came meanwhile found the stream busy.
+		if newer, _ := st.server.cfg.Source.Snapshot(); newer == snap || !st.turn.TryLock() {
+			return
+		}
 	}
-	if s.exact[name] {
-		return true
-	}
-	return (s.all || s.spaces[namespace]) && (s.serves == nil || s.serves[namespace])
 }
 
-// wild reports whether the scope has whole namespaces.
-func (s *scope) wild() bool { return s.all || len(s.spaces) > 0 }
+// poke looks whether a new snapshot has something for the stream, and if so sends
+// it from a goroutine of its own: a proxy that does not read holds up nobody.
+func (st *stream) poke(snap *configstore.Snapshot) {
+	if !st.turn.TryLock() {
+		return // whoever has it will see the snapshot
+	}
+	if st.flight != nil || !st.asked || st.closed {
+		st.turn.Unlock()
+		return
+	}
+	if changes, ok := st.changes(snap); ok && st.cursor != nil && len(st.fresh) == 0 && !touched(&st.scope, changes) {
+		st.advanced(snap)
+		st.turn.Unlock()
+		return
+	}
+	go st.work()
+}
 
-// serve runs the stream: it takes requests, waits for changes, and sends deltas,
-// one at a time.
-func (st *stream) serve(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer,
-	first *discoveryv3.DeltaDiscoveryRequest, requests <-chan *discoveryv3.DeltaDiscoveryRequest, received <-chan error) error {
-	if err := st.request(rpc, first); err != nil {
+// advanced: snap has nothing for the proxy beyond what it has.
+func (st *stream) advanced(snap *configstore.Snapshot) {
+	if st.cursor.Lineage == snap.Lineage && snap.Revision < st.cursor.Revision {
+		return // never back
+	}
+	st.cursor = snap
+	st.mu.Lock()
+	st.acked, st.sent = snap.Revision, snap.Revision
+	st.mu.Unlock()
+}
+
+// changes is what changed since the proxy was told; not ok where it must be told
+// everything.
+func (st *stream) changes(snap *configstore.Snapshot) (changes []configstore.Changed, ok bool) {
+	since := st.since()
+	if st.full || st.cursor != nil && st.cursor.Lineage != snap.Lineage {
+		return nil, false
+	}
+	if since == 0 && !st.scope.wild() {
+		return nil, true // exact names alone, and the first time: they are fresh
+	}
+	return snap.Log(since)
+}
+
+// since is the revision that the proxy has; 0 for none.
+func (st *stream) since() int64 {
+	if st.cursor != nil {
+		return st.cursor.Revision
+	}
+	return st.resumed
+}
+
+// advance sends what the proxy lacks of snap, if anything, unless an answer is
+// awaited.
+func (st *stream) advance(snap *configstore.Snapshot) error {
+	if !st.asked || st.closed || st.flight != nil || st.cursor == snap && !st.full && len(st.fresh) == 0 {
+		return nil
+	}
+	if st.cursor != nil && st.cursor.Lineage == snap.Lineage && snap.Revision < st.cursor.Revision {
+		return nil // never back
+	}
+	changes, ok := st.changes(snap)
+	if ok && st.cursor != nil && len(st.fresh) == 0 && !touched(&st.scope, changes) {
+		st.advanced(snap)
+		return nil
+	}
+	if !ok {
+		release, err := st.server.fullSync(st.rpc.Context())
+		if err != nil {
+			return err
+		}
+		defer release()
+		// The whole scope means the whole: also what was refused before.
+		st.forget(func(string, string) bool { return true })
+	}
+	b, err := st.bundle(st.class.of(snap), changes, ok)
+	if err != nil {
 		return err
 	}
-	for {
-		snap, changed := st.server.cfg.Source.Snapshot()
-		if st.flight == nil {
-			if err := st.send(rpc, snap); err != nil {
-				return err
+	if b == nil {
+		st.advanced(snap)
+		return nil
+	}
+	return st.send(b)
+}
+
+// bundle is what leads the proxy to v: the class's, where it has no part in what
+// is this proxy's alone; nil for nothing. whole: changes is everything.
+func (st *stream) bundle(v *view, changes []configstore.Changed, known bool) (*bundle, error) {
+	switch {
+	case st.sotw != nil:
+		return st.sotw.bundle(st, v)
+	case len(st.scope.exact) > 0 || len(st.initial) > 0 || !known && !st.manifest && st.cursor != nil:
+		return st.own(v, changes, known)
+	}
+	from := int64(0)
+	if known {
+		from = st.since()
+	}
+	b, err := v.bundle(from, changes)
+	if err != nil || !known {
+		return b, err
+	}
+	for name, version := range st.rejected {
+		if b.find(name, version) {
+			return st.own(v, changes, known)
+		}
+	}
+	return b, nil
+}
+
+// own is a bundle for this proxy alone.
+func (st *stream) own(v *view, changes []configstore.Changed, known bool) (*bundle, error) {
+	d := v.since(&st.scope, changes)
+	if !known {
+		d = v.whole(&st.scope)
+		d.complete = d.complete && len(st.initial) == 0
+		for name := range st.scope.exact {
+			if _, ns, _, err := resource.Split(name); err == nil && st.scope.has(name, ns) && !st.scope.covers(ns) && v.get(name) != nil {
+				d.add(v, name)
 			}
 		}
-		if st.flight != nil {
-			changed = nil // nothing more before the answer
+	}
+	said := map[string]bool{}
+	for _, e := range d.put {
+		said[e.Name] = true
+	}
+	for _, name := range d.removed {
+		said[name] = true
+	}
+	say := func(name string) {
+		if _, ns, _, err := resource.Split(name); said[name] {
+			return
+		} else if err != nil || !st.scope.has(name, ns) {
+			d.removed = append(d.removed, name) // a name that it may not see is said not to exist
+		} else {
+			d.add(v, name)
 		}
-		select {
-		case req := <-requests:
-			if err := st.request(rpc, req); err != nil {
-				return err
+		said[name] = true
+	}
+	for name := range st.fresh {
+		say(name)
+	}
+	// What it has, or has been shown, and is not there any more, or not for it.
+	gone := func(name string) {
+		if _, ns, _, err := resource.Split(name); err != nil || !st.scope.has(name, ns) || v.get(name) == nil {
+			say(name)
+		}
+	}
+	if !known {
+		for name := range st.initial {
+			gone(name)
+		}
+	}
+	if !known && st.cursor != nil {
+		for e := range st.cursor.All("") {
+			if st.scope.has(e.Name, e.Namespace) {
+				gone(e.Name)
 			}
-		case err := <-received:
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
+		}
+	}
+	d.put = slices.DeleteFunc(d.put, func(e *configstore.Entry) bool {
+		have := st.initial[e.Name] == e.Version()
+		return have || st.rejected[e.Name] == e.Version() && !st.fresh[e.Name]
+	})
+	slices.SortFunc(d.put, func(a, b *configstore.Entry) int { return strings.Compare(a.Name, b.Name) })
+	slices.Sort(d.removed)
+	if d.empty() && st.cursor != nil {
+		return nil, nil
+	}
+	sums, withheld := v.sums, v.withheld
+	if st.manifest && len(st.scope.exact) > 0 {
+		sums, withheld = st.beside(v)
+	}
+	return v.encode(d, sums, withheld)
+}
+
+// beside is what the manifest says where names of this proxy's own are beside the
+// class's namespaces.
+func (st *stream) beside(v *view) (map[resource.Kind]resource.Digest, []*configv1.Withheld) {
+	sums, withheld := make(map[resource.Kind]resource.Digest, len(v.sums)), slices.Clone(v.withheld)
+	for kind, d := range v.sums {
+		sums[kind] = d
+	}
+	for name := range st.scope.exact {
+		kind, ns, _, err := resource.Split(name)
+		if err != nil || !st.scope.has(name, ns) || st.scope.covers(ns) {
+			continue
+		}
+		if e := v.get(name); e != nil {
+			sums[kind] = sums[kind].Add(e.Mark.Digest)
+		} else if w := v.withholds(name); w != nil {
+			withheld = append(withheld, w)
+		}
+	}
+	slices.SortFunc(withheld, func(a, b *configv1.Withheld) int { return strings.Compare(a.Name, b.Name) })
+	return sums, withheld
+}
+
+// send sends a bundle; it stands until its last response is answered.
+func (st *stream) send(b *bundle) error {
+	st.flight, st.flightSent = b, time.Now()
+	if len(st.rejected) > 0 {
+		// A newer version may be good, and what is gone is not refused.
+		put := map[string]string{}
+		for _, s := range b.put {
+			put[s.name] = s.version
+		}
+		for _, name := range b.removed {
+			put[name] = ""
+		}
+		for _, w := range b.withheld {
+			put[w.Name] = ""
+		}
+		st.forget(func(name, version string) bool { now, is := put[name]; return is && now != version })
+	}
+	st.full, st.initial = false, nil
+	clear(st.fresh)
+	st.mu.Lock()
+	st.sent, st.withheld = b.to.Revision, b.withheld
+	st.mu.Unlock()
+	m := &st.server.metrics
+	m.put.Add(float64(len(b.put)))
+	m.removed.Add(float64(len(b.removed)))
+	m.bytes.Add(float64(b.bytes))
+	if b.full {
+		m.fullSyncs.Inc()
+	}
+	for _, p := range b.parts {
+		if err := st.rpc.SendMsg(p.bytes); err != nil {
 			return err
-		case <-changed:
-		case <-rpc.Context().Done():
-			return nil
+		}
+	}
+	return nil
+}
+
+// forget drops the rejections that drop picks.
+func (st *stream) forget(drop func(name, version string) bool) {
+	for name, version := range st.rejected {
+		if drop(name, version) {
+			delete(st.rejected, name)
+			st.mu.Lock()
+			delete(st.held, name)
+			st.mu.Unlock()
 		}
 	}
 }
 
 // resume decides, at the start, whether the proxy continues from its token.
-func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) {
+func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) error {
 	st.full = st.scope.wild()
-	st.initial = first.InitialResourceVersions
-	if st.token == nil {
-		return
+	if n := len(first.InitialResourceVersions); n > maxInitial {
+		return status.Errorf(codes.ResourceExhausted, "initial_resource_versions has %d names, the most is %d: send a resume token, or nothing", n, maxInitial)
 	}
+	st.initial = first.InitialResourceVersions
+	t := st.token
+	if t == nil {
+		return nil
+	}
+	st.token = nil
 	snap, _ := st.server.cfg.Source.Snapshot()
 	asked := slices.Sorted(slices.Values(first.ResourceNamesSubscribe))
 	if len(asked) == 0 {
 		asked = []string{"*"}
 	}
-	if _, ok := snap.Since(st.token.Revision); !ok || st.token.Lineage != snap.Lineage || !slices.Equal(asked, st.token.Scope) {
-		return
+	if t.Lineage != snap.Lineage || t.Revision > snap.Revision || !slices.Equal(asked, t.Scope) {
+		return nil
 	}
-	st.full, st.resumed = false, st.token.Revision
+	from := t.Revision
+	v := st.class.of(snap)
+	switch changes, ok := snap.Log(from); {
+	case len(t.Digests) > 0 && len(st.scope.exact) > 0:
+		return nil // digests are of namespaces
+	case ok && len(t.Digests) > 0 && !sameDigests(digestsOf(v.at(changes)), t.Digests):
+		st.server.metrics.mismatches.Inc()
+		st.server.alarms.raise(st.server.cfg.Clock.Now(), snap.Lineage, restoreSuspected, "node "+st.nodeID+" has revision "+strconv.FormatInt(from, 10)+
+			" with another content than etcd had then: etcd was restored from a backup, or written around the control plane. The proxy was sent everything; \"weft admin restore\" declares that what etcd has is in force")
+		st.server.cfg.Log.Error("a proxy has another content than etcd at the same revision; it is sent everything", "node", st.nodeID, "revision", from)
+		return nil
+	case !ok && len(t.Digests) > 0 && sameDigests(digestsOf(v.sums), t.Digests):
+		from = snap.Revision // the log does not reach so far, but nothing has changed
+	case !ok:
+		return nil
+	}
+	st.full, st.resumed = false, from
+	st.server.metrics.resumes.Inc()
 	clear(st.fresh)
-	for _, r := range st.token.Rejected[:min(len(st.token.Rejected), maxHeld)] {
+	for _, r := range t.Rejected[:min(len(t.Rejected), maxHeld)] {
 		st.reject(r)
 	}
+	return nil
 }
 
-// request takes one request: subscriptions, and the answer to a response.
-func (st *stream) request(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, req *discoveryv3.DeltaDiscoveryRequest) error {
+// delta takes one request of a delta stream: subscriptions, and the answer to a
+// response.
+func (st *stream) delta(req *discoveryv3.DeltaDiscoveryRequest) error {
 	if req.TypeUrl != resource.TypeURL {
 		// Whoever asks for a type that is not ours hears that there is none. An
 		// answer to that is none to answer, or the two would never end.
 		if req.ResponseNonce != "" && len(req.ResourceNamesSubscribe) == 0 {
 			return nil
 		}
-		st.nonce++
-		return rpc.Send(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: req.TypeUrl, Nonce: strconv.FormatUint(st.nonce, 10),
+		return st.rpc.SendMsg(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: req.TypeUrl, Nonce: strconv.FormatUint(nonces.Add(1), 36),
 			RemovedResources: req.ResourceNamesSubscribe})
 	}
 	// Changes of the subscription count whatever nonce they come with.
@@ -187,17 +420,24 @@ func (st *stream) request(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggreg
 	}
 	if !st.asked {
 		st.asked = true
-		st.resume(req)
+		if err := st.resume(req); err != nil {
+			return err
+		}
 	}
-	if req.ResponseNonce == "" || st.flight == nil {
+	return st.answer(req.ResponseNonce, req.ErrorDetail)
+}
+
+// answer takes the answer to a response.
+func (st *stream) answer(nonce string, e *rpcstatus.Status) error {
+	if nonce == "" || st.flight == nil {
 		return nil
 	}
-	part, ours := st.flight.parts[req.ResponseNonce]
-	if !ours {
+	i := slices.IndexFunc(st.flight.parts, func(p part) bool { return p.nonce == nonce })
+	if i < 0 {
 		return nil // an answer to an older response
 	}
-	if e := req.ErrorDetail; e != nil {
-		st.server.metrics.acks.WithLabelValues("nack").Inc()
+	if e != nil {
+		st.server.metrics.nacks.Inc()
 		rejections := &discoveryv1.Rejections{}
 		for _, d := range e.Details {
 			if d.MessageIs(rejections) {
@@ -207,24 +447,27 @@ func (st *stream) request(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggreg
 			}
 		}
 		if len(rejections.Rejections) == 0 {
-			for _, r := range part {
-				rejections.Rejections = append(rejections.Rejections, &discoveryv1.Rejection{Name: r.name, Version: r.version, Reason: e.Message})
+			for _, s := range st.flight.put {
+				if s.part == i {
+					rejections.Rejections = append(rejections.Rejections, &discoveryv1.Rejection{Name: s.name, Version: s.version, Reason: e.Message})
+				}
 			}
 		}
 		for _, r := range rejections.Rejections[:min(len(rejections.Rejections), maxHeld)] {
 			st.reject(r)
 			st.server.metrics.rejected.Inc()
+			st.server.refusals.add(st, r)
 		}
 		st.server.cfg.Log.Warn("a proxy refused resources", "node", st.nodeID, "refused", len(rejections.Rejections), "reason", clip(e.Message))
 	} else {
-		st.server.metrics.acks.WithLabelValues("ack").Inc()
+		st.server.metrics.acks.Inc()
 	}
-	if req.ResponseNonce == st.flight.last {
-		st.cursor, st.resumed = st.flight.at, 0
+	if i == len(st.flight.parts)-1 {
+		st.cursor, st.resumed = st.flight.to, 0
 		st.mu.Lock()
-		st.acked = st.flight.at.Revision
+		st.acked = st.flight.to.Revision
 		st.mu.Unlock()
-		st.server.metrics.seconds.Observe(time.Since(st.flight.sent).Seconds())
+		st.server.metrics.seconds.Observe(time.Since(st.flightSent).Seconds())
 		st.flight = nil
 		st.server.changed()
 	}
@@ -252,280 +495,22 @@ func (st *stream) subscribe(req *discoveryv3.DeltaDiscoveryRequest) error {
 		add = []string{"*"} // the legacy wildcard: a first request without names
 	}
 	for _, n := range add {
-		switch ns, ok := namespaceWildcard(n); {
-		case n == "*":
-			st.full = st.full || !sc.all
-			sc.all = true
-		case ok:
-			if sc.spaces == nil {
-				sc.spaces = map[string]bool{}
+		if err := sc.add(n, func(wild bool) {
+			if wild {
+				st.full = true
+			} else {
+				st.fresh[n] = true
 			}
-			st.full = st.full || !sc.spaces[ns]
-			sc.spaces[ns] = true
-		default:
-			if _, _, _, err := resource.Split(n); err != nil {
-				return status.Errorf(codes.InvalidArgument, "resource_names_subscribe: %v", err)
-			}
-			if sc.exact == nil {
-				sc.exact = map[string]bool{}
-			}
-			sc.exact[n], st.fresh[n] = true, true
-		}
-		if len(sc.exact)+len(sc.spaces) > maxSubscribed {
-			return status.Errorf(codes.ResourceExhausted, "a stream may subscribe to %d names", maxSubscribed)
+		}); err != nil {
+			return err
 		}
 	}
 	for _, n := range req.ResourceNamesUnsubscribe {
-		if ns, ok := namespaceWildcard(n); ok {
-			delete(sc.spaces, ns)
-		}
-		if n == "*" {
-			sc.all = false
-		}
-		delete(sc.exact, n)
+		sc.remove(n)
 		delete(st.fresh, n)
 	}
+	if len(add)+len(req.ResourceNamesUnsubscribe) > 0 || st.class == nil {
+		st.server.classify(st)
+	}
 	return nil
-}
-
-// namespaceWildcard is the namespace of "*/ns/*".
-func namespaceWildcard(n string) (string, bool) {
-	rest, ok := strings.CutPrefix(n, "*/")
-	ns, ok2 := strings.CutSuffix(rest, "/*")
-	return ns, ok && ok2 && names.CheckNamespace(ns) == nil
-}
-
-// delta is what the proxy lacks.
-type delta struct {
-	put     []*configstore.Entry
-	removed []string
-	// complete: put is the whole scope.
-	complete bool
-}
-
-// delta is what leads from what the proxy has to snap.
-func (st *stream) delta(snap *configstore.Snapshot) delta {
-	changed, ok := st.changes(snap)
-	if !ok {
-		return st.whole(snap)
-	}
-	var d delta
-	for name := range st.fresh {
-		changed = append(changed, name)
-	}
-	slices.Sort(changed)
-	for _, name := range slices.Compact(changed) {
-		e := snap.Get(name)
-		_, ns, _, err := resource.Split(name)
-		switch {
-		case err != nil || !st.scope.has(name, ns):
-			// Not of this stream; a name that it may not see is said not to
-			// exist.
-			if st.fresh[name] {
-				d.removed = append(d.removed, name)
-			}
-		case e == nil:
-			d.removed = append(d.removed, name)
-		case !st.knows(e) || st.fresh[name] && st.initial[name] != e.Version():
-			d.put = append(d.put, e)
-		}
-	}
-	return d
-}
-
-// changes names what changed since the proxy was told; not ok where it must be
-// told everything.
-func (st *stream) changes(snap *configstore.Snapshot) (names []string, ok bool) {
-	since := st.resumed
-	if st.cursor != nil {
-		if st.cursor.Lineage != snap.Lineage {
-			return nil, false
-		}
-		since = st.cursor.Revision
-	}
-	if st.full {
-		return nil, false
-	}
-	if since == 0 && !st.scope.wild() {
-		return nil, true // exact names alone, and the first time: they are fresh
-	}
-	return snap.Since(since)
-}
-
-// whole is everything of the scope.
-func (st *stream) whole(snap *configstore.Snapshot) delta {
-	d := delta{complete: st.scope.wild() && len(st.initial) == 0}
-	st.server.metrics.fullSyncs.Inc()
-	// The whole scope means the whole: also what was refused before.
-	clear(st.rejected)
-	st.mu.Lock()
-	clear(st.held)
-	st.mu.Unlock()
-	for e := range snap.All("") {
-		if st.scope.has(e.Name, e.Namespace) && !st.knows(e) {
-			d.put = append(d.put, e)
-		}
-	}
-	// What the proxy has, or asks for, and is not there any more, or not for it.
-	missing := func(name string) {
-		if _, ns, _, err := resource.Split(name); err != nil || snap.Get(name) == nil || !st.scope.has(name, ns) {
-			d.removed = append(d.removed, name)
-		}
-	}
-	for name := range st.initial {
-		missing(name)
-	}
-	for name := range st.fresh {
-		missing(name)
-	}
-	if st.cursor != nil {
-		for e := range st.cursor.All("") {
-			if st.scope.has(e.Name, e.Namespace) {
-				missing(e.Name)
-			}
-		}
-	}
-	slices.Sort(d.removed)
-	d.removed = slices.Compact(d.removed)
-	return d
-}
-
-// knows reports whether the proxy has or has refused exactly this version.
-func (st *stream) knows(e *configstore.Entry) bool {
-	return st.rejected[e.Name] == e.Version() || st.initial[e.Name] == e.Version()
-}
-
-// send sends what the proxy lacks, if anything.
-func (st *stream) send(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, snap *configstore.Snapshot) error {
-	if !st.asked || st.cursor == snap && !st.full && len(st.fresh) == 0 {
-		return nil
-	}
-	if st.cursor != nil && st.cursor.Lineage == snap.Lineage && snap.Revision < st.cursor.Revision {
-		return nil // never back
-	}
-	d := st.delta(snap)
-	first := st.cursor == nil
-	if len(d.put)+len(d.removed) == 0 && !d.complete && !first {
-		// Nothing of it is for this proxy.
-		st.cursor = snap
-		st.mu.Lock()
-		st.acked, st.sent = snap.Revision, snap.Revision
-		st.mu.Unlock()
-		return nil
-	}
-	st.flight = &flight{at: snap, sent: time.Now(), parts: map[string][]sentResource{}}
-	for _, e := range d.put {
-		if v, ok := st.rejected[e.Name]; ok && v != e.Version() {
-			delete(st.rejected, e.Name) // a newer version may be good
-			st.mu.Lock()
-			delete(st.held, e.Name)
-			st.mu.Unlock()
-		}
-	}
-	chunk := &discoveryv3.DeltaDiscoveryResponse{}
-	size := 0
-	flush := func() error {
-		st.nonce++
-		chunk.Nonce = strconv.FormatUint(st.nonce, 10)
-		chunk.TypeUrl = resource.TypeURL
-		chunk.SystemVersionInfo = versionInfo(snap.Lineage, snap.Revision)
-		part := make([]sentResource, 0, len(chunk.Resources))
-		for _, r := range chunk.Resources {
-			if r.Name != resource.ManifestName {
-				part = append(part, sentResource{r.Name, r.Version})
-			}
-		}
-		st.flight.parts[chunk.Nonce], st.flight.last = part, chunk.Nonce
-		err := rpc.Send(chunk)
-		chunk, size = &discoveryv3.DeltaDiscoveryResponse{}, 0
-		return err
-	}
-	room := func(n int) error {
-		if size > 0 && size+n > maxChunk {
-			return flush()
-		}
-		return nil
-	}
-	for _, e := range d.put {
-		n := len(e.Bytes) + 2*len(e.Name) + 96
-		if err := room(n); err != nil {
-			return err
-		}
-		size += n
-		st.server.metrics.bytes.Add(float64(len(e.Bytes)))
-		chunk.Resources = append(chunk.Resources, &discoveryv3.Resource{Name: e.Name, Version: e.Version(),
-			Resource: &anypb.Any{TypeUrl: resource.TypeURL, Value: e.Bytes}})
-	}
-	for _, name := range d.removed {
-		if err := room(len(name) + 4); err != nil {
-			return err
-		}
-		size += len(name) + 4
-		chunk.RemovedResources = append(chunk.RemovedResources, name)
-		delete(st.rejected, name)
-		st.mu.Lock()
-		delete(st.held, name)
-		st.mu.Unlock()
-	}
-	if st.info.GetManifest() {
-		m, err := st.manifest(snap, d.complete)
-		if err != nil {
-			return err
-		}
-		if err := room(proto.Size(m)); err != nil {
-			return err
-		}
-		chunk.Resources = append(chunk.Resources, m)
-	}
-	st.server.metrics.sent.WithLabelValues("put").Add(float64(len(d.put)))
-	st.server.metrics.sent.WithLabelValues("removed").Add(float64(len(d.removed)))
-	if err := flush(); err != nil {
-		return err
-	}
-	st.full, st.initial = false, nil
-	clear(st.fresh)
-	st.mu.Lock()
-	st.sent = snap.Revision
-	st.mu.Unlock()
-	return nil
-}
-
-// manifest is the resource that closes a delta.
-func (st *stream) manifest(snap *configstore.Snapshot, complete bool) (*discoveryv3.Resource, error) {
-	m := &configv1.Manifest{Lineage: snap.Lineage, Revision: snap.Revision, Complete: complete}
-	sums := map[resource.Kind]configstore.Digest{}
-	if st.scope.wild() {
-		for ns := range snap.Namespaces() {
-			if st.scope.has("", ns) {
-				for kind, d := range snap.Digests(ns) {
-					sums[kind] = sums[kind].Add(d)
-				}
-			}
-		}
-	}
-	for name := range st.scope.exact {
-		kind, ns, _, err := resource.Split(name)
-		if err != nil || !st.scope.has(name, ns) || st.wildHas(ns) {
-			continue
-		}
-		if e := snap.Get(name); e != nil {
-			sums[kind] = sums[kind].Add(configstore.DigestOf(e.Name, e.Version()))
-		}
-	}
-	for kind, d := range sums {
-		m.Kinds = append(m.Kinds, &configv1.KindDigest{Kind: string(kind), Count: d.Count, Digest: d.Bytes()})
-	}
-	slices.SortFunc(m.Kinds, func(a, b *configv1.KindDigest) int { return cmp.Compare(a.Kind, b.Kind) })
-	b, err := proto.Marshal(&configv1.Resource{Name: resource.ManifestName, Spec: &configv1.Resource_Manifest{Manifest: m}})
-	if err != nil {
-		return nil, status.Error(codes.Internal, err.Error())
-	}
-	return &discoveryv3.Resource{Name: resource.ManifestName, Version: strconv.FormatInt(snap.Revision, 10),
-		Resource: &anypb.Any{TypeUrl: resource.TypeURL, Value: b}}, nil
-}
-
-// wildHas reports whether a wildcard of the scope covers the namespace already.
-func (st *stream) wildHas(ns string) bool {
-	s := scope{allowed: st.scope.allowed, serves: st.scope.serves, all: st.scope.all, spaces: st.scope.spaces}
-	return s.has("", ns)
 }

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,8 +82,9 @@ type Config struct {
 // Times of a control plane's work in the background. The zero value of each is
 // the default of the field that it sets.
 type Times struct {
-	// EtcdMaxRetry is configstore.Config.MaxRetry.
-	EtcdMaxRetry time.Duration
+	// EtcdMaxRetry and EtcdProbe are configstore.Config's MaxRetry and
+	// ProbeEvery.
+	EtcdMaxRetry, EtcdProbe time.Duration
 	// ElectionTTL is that of provision.Config and fleet.Config: at least 1 s,
 	// in whole seconds.
 	ElectionTTL time.Duration
@@ -91,10 +93,12 @@ type Times struct {
 	// Register, RegisterGrace and Forget are fleet.Config's Every, Grace and
 	// Forget.
 	Register, RegisterGrace, Forget time.Duration
+	// StreamAge is discovery.Config.MaxAge.
+	StreamAge time.Duration
 }
 
 func (t Times) check() error {
-	for _, d := range []time.Duration{t.EtcdMaxRetry, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget} {
+	for _, d := range []time.Duration{t.EtcdMaxRetry, t.EtcdProbe, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.StreamAge} {
 		if d < 0 {
 			return errors.New("no time of the control plane may be negative")
 		}
@@ -162,8 +166,8 @@ func New(cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.store, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
+	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.discovery = discovery.New(discovery.Config{Source: s.store, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
 	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
@@ -230,10 +234,10 @@ func (s *Server) Ready(ctx context.Context) error {
 	return err
 }
 
-// grpcServer makes a server for what is kept open long: proxies and admins whose
-// credentials have changed meanwhile are judged again every hour.
-func grpcServer(creds credentials.TransportCredentials, streams uint32, opts ...grpc.ServerOption) *grpc.Server {
-	limits := listener.GRPCLimits{Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: time.Hour, Grace: time.Minute}
+// grpcServer makes a server for what is kept open long: whoever's credentials have
+// changed meanwhile is judged again at an age.
+func grpcServer(creds credentials.TransportCredentials, streams uint32, age time.Duration, opts ...grpc.ServerOption) *grpc.Server {
+	limits := listener.GRPCLimits{Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: age, Grace: time.Minute}
 	if creds != nil {
 		opts = append(opts, grpc.Creds(creds))
 	}
@@ -255,9 +259,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	g.Go(func() error { return s.access.Run(gctx) })
-	adminServer := grpcServer(s.adminTLS, 100, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
+	adminServer := grpcServer(s.adminTLS, 100, time.Hour, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
-	discoServer := grpcServer(s.discoTLS, 16)
+	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, discovery.ServerOptions()...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
 	// A profile takes as long as it is asked for.
 	ops := listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute})
@@ -271,7 +275,8 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		<-gctx.Done()
-		// Proxies keep their streams until another replica takes them.
+		// Proxies go to other replicas, in good order.
+		s.discovery.Drain()
 		timer := time.AfterFunc(s.cfg.DrainTime, func() { adminServer.Stop(); discoServer.Stop() })
 		defer timer.Stop()
 		adminServer.GracefulStop()

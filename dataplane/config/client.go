@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -122,7 +123,7 @@ func New(cfg Config) *Client {
 			*d.field = d.value
 		}
 	}
-	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: &memory{resources: map[string]*kept{}}, metrics: clientMetrics{
+	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), metrics: clientMetrics{
 		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
@@ -183,12 +184,19 @@ func (c *Client) Run(ctx context.Context) error {
 		addr := c.cfg.Addresses[at%len(c.cfg.Addresses)]
 		at++
 		c.metrics.attempts.Inc()
-		err := c.follow(ctx, addr, func() { retry = minRetry })
+		told := false
+		err := c.follow(ctx, addr, func() { told, retry = true, minRetry })
 		c.metrics.connected.Set(0)
 		lost := time.Now()
 		c.contact.CompareAndSwap(nil, &lost)
 		if ctx.Err() != nil {
 			break
+		}
+		if told && errors.Is(err, io.EOF) {
+			// It ended the stream in good order: it stops, or wants to see
+			// the credential again. The stream goes on at whoever is there.
+			c.cfg.Log.Debug("the control plane ended the stream; connecting again", "address", addr)
+			continue
 		}
 		c.metrics.lost.Inc()
 		c.cfg.Log.Warn("the control plane cannot be followed; the last configuration stays in force", "address", addr, "error", err)
@@ -327,14 +335,14 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	if man.Complete {
 		c.resync = false
 	}
-	before := c.mem.revision
+	before, withheld := c.mem.revision, c.mem.withheld
 	refused := c.mem.apply(d, man, c.cfg.Check)
 	if what := c.mem.drift(man); what != "" {
 		c.metrics.drift.Inc()
 		c.resync = true
 		return nil, fmt.Errorf("the configuration has drifted: %s; syncing from nothing", what)
 	}
-	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete {
+	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete || !sameWithheld(withheld, man.Withheld) {
 		c.confirmed = true
 		c.apply(ctx, false)
 	}
@@ -359,6 +367,10 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	}
 	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: fmt.Sprintf("%d resources were refused: %s: %s", len(refused), refused[0].Name, refused[0].Reason),
 		Details: []*anypb.Any{detail}}, nil
+}
+
+func sameWithheld(a, b []*configv1.Withheld) bool {
+	return slices.EqualFunc(a, b, func(x, y *configv1.Withheld) bool { return proto.Equal(x, y) })
 }
 
 // add takes one response; man is set where it completes the delta.
@@ -400,7 +412,7 @@ func (c *Client) token() string {
 	if c.mem.lineage == "" || c.resync {
 		return ""
 	}
-	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope)}
+	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope), Digests: c.mem.digests()}
 	for _, r := range c.mem.rejections() {
 		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: clip(r.Reason)})
 	}

@@ -159,7 +159,11 @@ func wire(r *configv1.Resource, version string) *discoveryv3.Resource {
 	return raw(r.Name, version, b)
 }
 
+// offered has the bytes that were made last of each version of a name.
+var offered sync.Map
+
 func raw(name, version string, b []byte) *discoveryv3.Resource {
+	offered.Store(name+"\x00"+version, b)
 	return &discoveryv3.Resource{Name: name, Version: version, Resource: &anypb.Any{TypeUrl: resource.TypeURL, Value: b}}
 }
 
@@ -172,8 +176,8 @@ func storeRes(name, label, uid string) *configv1.Resource {
 	return r
 }
 
-// closing is the manifest over what the scope holds: names and versions. It has
-// an arithmetic of its own.
+// closing is the manifest over what the scope holds: names and versions, with the
+// content that was made last for them. It has an arithmetic of its own.
 func closing(lineage string, revision int64, complete bool, holds map[string]string) *discoveryv3.Resource {
 	type sum struct {
 		n uint32
@@ -188,7 +192,9 @@ func closing(lineage string, revision int64, complete bool, holds map[string]str
 			s = &sum{d: new(big.Int)}
 			sums[kind] = s
 		}
-		h := sha256.Sum256([]byte(name + "\x00" + version))
+		content, _ := offered.Load(name + "\x00" + version)
+		b, _ := content.([]byte)
+		h := sha256.Sum256([]byte(name + "\x00" + version + "\x00" + string(b)))
 		s.n++
 		s.d.Add(s.d, new(big.Int).SetBytes(h[:16])).Mod(s.d, mod)
 	}

@@ -18,6 +18,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // A generation on disk is magic, the SHA-256 of the rest, and a LastGood.
@@ -35,10 +36,10 @@ type disk struct{ dir string }
 // save writes m as the newest generation: aside, synced, renamed, the folder
 // synced. A crash leaves the generations before it.
 func (d disk) save(m *memory, scope []string, nodeID string) error {
-	lg := &discoveryv1.LastGood{Lineage: m.lineage, Revision: m.revision, Scope: scope, NodeId: nodeID}
+	lg := &discoveryv1.LastGood{Lineage: m.lineage, Revision: m.revision, Scope: scope, NodeId: nodeID, Withheld: m.withheld}
 	for name, k := range m.resources {
 		lg.Resources = append(lg.Resources, &discoveryv1.KeptResource{Name: name, OfferedVersion: k.offered,
-			Version: k.good.Version, Resource: k.bytes, Rejection: k.rejection})
+			Version: k.good.Version, Resource: k.bytes, Rejection: k.rejection, OfferedDigest: k.digest.Bytes()})
 	}
 	slices.SortFunc(lg.Resources, func(a, b *discoveryv1.KeptResource) int { return strings.Compare(a.Name, b.Name) })
 	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(lg)
@@ -177,10 +178,16 @@ func (d disk) read(name string, scope []string, nodeID string, check func(*confi
 	if lg.NodeId != nodeID || !slices.Equal(lg.Scope, scope) {
 		return nil, fmt.Errorf("is of node %s and scope %v, not of this one", lg.NodeId, lg.Scope)
 	}
-	m := &memory{lineage: lg.Lineage, revision: lg.Revision, resources: map[string]*kept{}}
+	m := newMemory()
+	m.lineage, m.revision, m.withheld = lg.Lineage, lg.Revision, lg.Withheld
 	for _, r := range lg.Resources {
-		k := &kept{offered: r.OfferedVersion, rejection: r.Rejection}
-		m.resources[r.Name] = k
+		digest, ok := resource.ParseDigest(r.OfferedDigest)
+		if !ok {
+			return nil, fmt.Errorf("has no digest of %s: it is of an older version", r.Name)
+		}
+		k := &kept{offered: r.OfferedVersion, digest: digest, rejection: r.Rejection}
+		m.remove(r.Name)
+		m.add(r.Name, k)
 		if r.Version == "" {
 			continue
 		}

@@ -20,8 +20,10 @@ func memoryAt(t testing.TB, revision int64) *memory {
 		t.Fatal(err)
 	}
 	v := fmt.Sprint(revision)
-	return &memory{lineage: "1-x", revision: revision, resources: map[string]*kept{
-		nameA: {offered: v, good: snapshot.Versioned{Resource: r, Version: v}, bytes: b}}}
+	m := newMemory()
+	m.lineage, m.revision = "1-x", revision
+	m.add(nameA, &kept{offered: v, digest: resource.DigestOf(nameA, v, b), good: snapshot.Versioned{Resource: r, Version: v}, bytes: b})
+	return m
 }
 
 var everything = []string{"*"}

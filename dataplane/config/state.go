@@ -3,11 +3,9 @@
 package config
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
+	"bytes"
 	"fmt"
 	"maps"
-	"math/bits"
 	"slices"
 	"strings"
 
@@ -17,6 +15,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // State is the configuration at one revision. It is handed over whole and not
@@ -27,15 +26,20 @@ type State struct {
 	// Set are the resources in force, by canonical name: the newest versions
 	// or, where those were refused, the last good ones.
 	Set map[string]snapshot.Versioned
-	// Withheld exist, but no version of them was acceptable.
+	// Withheld exist, but no version of them was acceptable here, or the control
+	// plane has not sent one.
 	Withheld []string
+	// Denied are namespaces in which something that says what is allowed is
+	// withheld, of a kind that this version does not know; by what that is.
+	Denied map[string]string
 	// FromDisk: no control plane has confirmed it since the process started.
 	FromDisk bool
 }
 
 // kept is what the client knows of one resource.
 type kept struct {
-	offered   string // the version that the control plane offered last
+	offered   string          // the version that the control plane offered last
+	digest    resource.Digest // of what was offered
 	good      snapshot.Versioned
 	bytes     []byte // of good
 	rejection *discoveryv1.Rejection
@@ -46,6 +50,38 @@ type memory struct {
 	lineage   string
 	revision  int64
 	resources map[string]*kept
+	// sums are the digests of what was offered, by kind; kinds that this version
+	// does not know count too.
+	sums map[string]resource.Digest
+	// withheld exists and is not sent to this node.
+	withheld []*configv1.Withheld
+}
+
+func newMemory() *memory {
+	return &memory{resources: map[string]*kept{}, sums: map[string]resource.Digest{}}
+}
+
+// count adds to the digests, or takes away, what was offered of a resource.
+func (m *memory) count(name string, change func(resource.Digest) resource.Digest) {
+	kind, _, _ := strings.Cut(name, "/")
+	if d := change(m.sums[kind]); d != (resource.Digest{}) {
+		m.sums[kind] = d
+	} else {
+		delete(m.sums, kind)
+	}
+}
+
+func (m *memory) remove(name string) {
+	if k := m.resources[name]; k != nil {
+		m.count(name, func(d resource.Digest) resource.Digest { return d.Sub(k.digest) })
+		delete(m.resources, name)
+	}
+}
+
+// add takes in what is known of a resource; there is none of that name.
+func (m *memory) add(name string, k *kept) {
+	m.resources[name] = k
+	m.count(name, func(d resource.Digest) resource.Digest { return d.Add(k.digest) })
 }
 
 // offer is a resource as it came.
@@ -74,15 +110,20 @@ func (m *memory) apply(d staged, man *configv1.Manifest, check func(*configv1.Re
 	}
 	for _, name := range d.removed {
 		if !seen[name] {
-			delete(m.resources, name)
+			m.remove(name)
 		}
 	}
 	if man.Complete {
 		for name := range m.resources {
 			if !seen[name] {
-				delete(m.resources, name)
+				m.remove(name)
 			}
 		}
+	}
+	// What cannot be enforced here has no last good version either.
+	m.withheld = man.Withheld
+	for _, w := range man.Withheld {
+		m.remove(w.Name)
 	}
 	m.lineage, m.revision = man.Lineage, man.Revision
 	return refused
@@ -92,9 +133,11 @@ func (m *memory) put(o offer, check func(*configv1.Resource) (string, error)) *d
 	k := m.resources[o.name]
 	if k == nil {
 		k = &kept{}
-		m.resources[o.name] = k
+		m.add(o.name, k)
 	}
-	k.offered, k.rejection = o.version, nil
+	offered := resource.DigestOf(o.name, o.version, o.bytes)
+	m.count(o.name, func(d resource.Digest) resource.Digest { return d.Sub(k.digest).Add(offered) })
+	k.offered, k.digest, k.rejection = o.version, offered, nil
 	r := &configv1.Resource{}
 	field := ""
 	err := proto.Unmarshal(o.bytes, r)
@@ -128,6 +171,17 @@ func (m *memory) state(fromDisk bool) State {
 			s.Withheld = append(s.Withheld, name)
 		}
 	}
+	for _, w := range m.withheld {
+		s.Withheld = append(s.Withheld, w.Name)
+		kind, rest, _ := strings.Cut(w.Name, "/")
+		if _, known := resource.Lookup(kind); !known && w.Governs {
+			if s.Denied == nil {
+				s.Denied = map[string]string{}
+			}
+			ns, _, _ := strings.Cut(rest, "/")
+			s.Denied[ns] = w.Name
+		}
+	}
 	slices.Sort(s.Withheld)
 	return s
 }
@@ -143,35 +197,29 @@ func (m *memory) rejections() []*discoveryv1.Rejection {
 	return out
 }
 
+// digests are of what was offered, as a manifest has them.
+func (m *memory) digests() []*configv1.KindDigest {
+	out := make([]*configv1.KindDigest, 0, len(m.sums))
+	for _, kind := range slices.Sorted(maps.Keys(m.sums)) {
+		out = append(out, &configv1.KindDigest{Kind: kind, Count: m.sums[kind].Count, Digest: m.sums[kind].Bytes()})
+	}
+	return out
+}
+
 // drift compares what was offered with the manifest's digests; "" where they
 // agree.
 func (m *memory) drift(man *configv1.Manifest) string {
-	type sum struct {
-		count  uint32
-		hi, lo uint64
-	}
-	sums := map[string]sum{}
-	for name, k := range m.resources {
-		// Kinds that this version does not know count too.
-		kind, _, _ := strings.Cut(name, "/")
-		h := sha256.Sum256([]byte(name + "\x00" + k.offered))
-		s := sums[kind]
-		var carry uint64
-		s.lo, carry = bits.Add64(s.lo, binary.BigEndian.Uint64(h[8:16]), 0)
-		s.hi, _ = bits.Add64(s.hi, binary.BigEndian.Uint64(h[:8]), carry)
-		s.count++
-		sums[kind] = s
-	}
+	theirs := map[string]bool{}
 	for _, d := range man.Kinds {
-		s := sums[d.Kind]
-		mine := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, s.hi), s.lo)
-		if s.count != d.Count || string(mine) != string(d.Digest) {
-			return fmt.Sprintf("of kind %s this proxy has %d, the control plane %d", d.Kind, s.count, d.Count)
+		theirs[d.Kind] = true
+		if mine := m.sums[d.Kind]; mine.Count != d.Count || !bytes.Equal(mine.Bytes(), d.Digest) {
+			return fmt.Sprintf("of kind %s this proxy has %d, the control plane %d", d.Kind, mine.Count, d.Count)
 		}
-		delete(sums, d.Kind)
 	}
-	for kind, s := range sums {
-		return fmt.Sprintf("of kind %s this proxy has %d, the control plane none", kind, s.count)
+	for kind, mine := range m.sums {
+		if !theirs[kind] {
+			return fmt.Sprintf("of kind %s this proxy has %d, the control plane none", kind, mine.Count)
+		}
 	}
 	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/credentials"
 
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/config"
@@ -139,8 +141,13 @@ func (p *Proxy) compose() error {
 func (p *Proxy) info() *discoveryv1.NodeInfo {
 	i := &discoveryv1.NodeInfo{Incarnation: p.incarnation, Version: version.String(), Namespaces: p.cfg.Namespaces, Manifest: true,
 		AdvertiseHost: p.cfg.AdvertiseHost, Zone: p.cfg.Zone, Weight: p.cfg.Weight, Ports: map[string]uint32{}}
-	for _, k := range resource.Kinds() {
-		i.Capabilities = append(i.Capabilities, string(k.Kind))
+	// What this version knows it enforces, but for stores whose driver is not here.
+	i.Capabilities = resource.AllFeatures()
+	drivers := (&configv1.EventStore{}).ProtoReflect().Descriptor().Oneofs().ByName("driver").Fields()
+	for n := range drivers.Len() {
+		if kind := string(drivers.Get(n).Name()); p.cfg.Drivers[kind] == nil {
+			i.Capabilities = slices.DeleteFunc(i.Capabilities, func(f string) bool { return f == "eventstore."+kind })
+		}
 	}
 	for _, name := range []string{listenHTTP, listenGRPC, listenHealth} {
 		if a, ok := p.listeners[name].Addr().(*net.TCPAddr); ok {
@@ -192,7 +199,7 @@ func (p *Proxy) apply(ctx context.Context, s config.State) {
 
 func (p *Proxy) applyLocked(ctx context.Context) {
 	s := p.state
-	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
+	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
 	p.stores.Apply(ctx, snap)
 	p.snapshots.Store(snap)
 }

@@ -44,6 +44,9 @@ type Input struct {
 	// Withheld are the canonical names of resources that exist but of which
 	// there is no version here that Check accepts.
 	Withheld []string
+	// Denied are namespaces that something of a kind which is not known here
+	// governs; by what that is.
+	Denied   map[string]string
 	Lineage  string
 	Revision int64
 	FromDisk bool
@@ -203,8 +206,9 @@ func (c *compiler) subscription(v Versioned) {
 
 func (c *compiler) access(policies, identities []Versioned) {
 	withheld := map[string]string{}
+	maps.Copy(withheld, c.in.Denied)
 	for _, name := range c.in.Withheld {
-		if kind, ns, _, err := resource.Split(name); err == nil && (kind == resource.AccessPolicy || kind == resource.Identity) {
+		if kind, ns, _, err := resource.Split(name); err == nil && resource.Governs(kind) {
 			withheld[ns] = name
 		}
 	}

@@ -14,122 +14,321 @@ import (
 	"sync"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/integration/servers"
 )
 
-// The fleet: proxies that are simulated, each a connection and a stream of its
-// own, and a mesh of so many resources.
+// The fleet: so many simulated proxies, each a connection with mutual TLS and a
+// stream of its own, and so many resources in fleetSpaces namespaces.
 const (
-	nodes     = 200
-	resources = 1000
-	typeURL   = "type.googleapis.com/weft.config.v1alpha1.Resource"
+	fleetNodes     = 1000
+	fleetResources = 10000
+	fleetSpaces    = 100
 )
 
-// fleet measures how one change reaches many proxies.
-func fleet(ctx context.Context, r *run) error {
-	m, err := r.startMesh(ctx, "fleet", filepath.Join(r.dir, "fleet"))
+func fleetSpace(i int) string { return fmt.Sprintf("ns-%d", i%fleetSpaces) }
+
+// configServer is what a fleet follows: the control plane, or a contender.
+type configServer struct {
+	name  string
+	disco string
+	pid   int
+	// change makes a new version of one resource, whose label v is version.
+	change func(ctx context.Context, space, name, version string) error
+	// inUse is the memory in use, in bytes; nil where that cannot be asked.
+	inUse func(ctx context.Context) (float64, error)
+	tls   *fleetTLS
+	stop  func() error
+}
+
+// startControl starts a control plane with so many resources.
+func (r *run) startControl(ctx context.Context, name string, resources int) (_ *configServer, err error) {
+	etcd, err := r.etcd(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer m.end()
+	m := &mesh{r: r}
+	if err := addresses(&m.admin, &m.disco, &m.controlOps); err != nil {
+		return nil, err
+	}
+	certs, err := newFleetTLS(filepath.Join(r.dir, name))
+	if err != nil {
+		return nil, err
+	}
+	m.control = &servers.Process{Name: "control plane", Log: filepath.Join(r.dir, name+"-control.log"), Ready: answers("http://" + m.controlOps + "/readyz"),
+		Args: []string{filepath.Join(r.dir, "weft"), "control-plane", "--etcd", etcd, "--etcd-prefix", "/" + r.ns + name + "/", "--admin", m.admin, "--discovery", m.disco, "--ops", m.controlOps,
+			"--discovery-cert", certs.serverCert, "--discovery-key", certs.serverKey, "--discovery-ca", certs.ca}}
+	if err := m.control.Start(ctx); err != nil {
+		return nil, err
+	}
+	s := &configServer{name: "weft", disco: m.disco, pid: m.control.PID(), inUse: m.inUse, tls: certs, stop: m.control.Stop}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.stop())
+		}
+	}()
 	conn, err := grpc.NewClient(m.admin, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
+		return nil, err
+	}
+	s.stop = func() error { return errors.Join(conn.Close(), m.control.Stop()) }
+	admin := adminv1.NewAdminServiceClient(conn)
+	s.change = func(ctx context.Context, space, name, version string) error {
+		_, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{store(space, name, version)}})
 		return err
 	}
-	defer conn.Close()
-	admin := adminv1.NewAdminServiceClient(conn)
 	for from := 0; from < resources; from += 100 {
 		var batch []*configv1.Resource
-		for i := range 100 {
-			batch = append(batch, store(r.ns, fmt.Sprintf("s%d", from+i), "0"))
+		for i := from; i < min(from+100, resources); i++ {
+			batch = append(batch, store(fleetSpace(i), fmt.Sprintf("s%d", i), "0"))
 		}
 		if _, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: batch}); err != nil {
-			return err
+			return s, err
 		}
 	}
-	pid := m.control.PID()
-	before, err := m.inUse(ctx)
+	return s, nil
+}
+
+// fleet measures how configuration reaches many proxies, beside go-control-plane's
+// LinearCache on the same work.
+func fleet(ctx context.Context, r *run) error {
+	ours, err := r.startControl(ctx, "fleet", fleetResources)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	acked := make(chan acknowledgement, nodes)
-	failed := make(chan error, nodes)
-	began, cpu := time.Now(), cpuOf(pid)
-	for i := range nodes {
-		wg.Go(func() {
-			if err := follow(ctx, m.disco, fmt.Sprintf("node-%d", i), acked); err != nil && ctx.Err() == nil {
-				failed <- err
+	defer r.end(ours)
+	if err := r.oneFleet(ctx, ours); err != nil {
+		return err
+	}
+	theirs, err := r.startLinear(ctx, fleetResources)
+	if err != nil {
+		return err
+	}
+	defer r.end(theirs)
+	weft, linear, err := r.meshWide(ctx, ours, theirs)
+	if err != nil {
+		return err
+	}
+	r.note("one change to %d proxies with %d resources: 99 %% after %s ms with %s ms of the control plane's CPU (aimed at 250 and 100); go-control-plane's LinearCache: %s ms and %s ms: %.0f and %.0f times as much",
+		fleetNodes, fleetResources, spread(weft.p99, "%.0f"), spread(weft.cpu, "%.0f"), spread(linear.p99, "%.0f"), spread(linear.cpu, "%.0f"), median(linear.p99)/median(weft.p99), median(linear.cpu)/max(1, median(weft.cpu)))
+	return nil
+}
+
+func (r *run) end(s *configServer) {
+	if err := s.stop(); err != nil {
+		r.printf("  stopping %s: %v\n", s.name, err)
+	}
+}
+
+// reach is what changes cost: milliseconds to the acknowledgement by half, by 99 %
+// and by all, and of the server's CPU.
+type reach struct{ half, p99, all, cpu []float64 }
+
+// meshWide measures changes that every proxy gets, in turns.
+func (r *run) meshWide(ctx context.Context, contenders ...*configServer) (a, b reach, err error) {
+	found := make([]reach, len(contenders))
+	fleets := make([]*simulated, len(contenders))
+	for i, s := range contenders {
+		fleets[i] = newSimulated(s)
+		defer fleets[i].stop()
+		if err := fleets[i].connect(ctx, fleetNodes, everywhere, s.name == "weft"); err != nil {
+			return a, b, fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	for round := range 5 * r.rounds {
+		for i := range contenders {
+			if err := fleets[i].changes(ctx, &found[i], 0, "s0", fmt.Sprint(round+1), 4); err != nil {
+				return a, b, fmt.Errorf("%s: %w", contenders[i].name, err)
 			}
-		})
-	}
-	const changed = "s7"
-	reached := func(version string, since time.Time) ([]time.Duration, error) {
-		var took []time.Duration
-		timeout := time.NewTimer(2 * time.Minute)
-		defer timeout.Stop()
-		for len(took) < nodes {
-			select {
-			case a := <-acked:
-				if a.label == version {
-					took = append(took, a.at.Sub(since))
-				}
-			case err := <-failed:
-				return nil, err
-			case <-timeout.C:
-				return nil, fmt.Errorf("%d of %d proxies have acknowledged", len(took), nodes)
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
 		}
-		slices.Sort(took)
-		return took, nil
 	}
-	took, err := reached("0", began)
+	for i, s := range contenders {
+		f := found[i]
+		r.printf("  %-14s one change to all of %d: 50 %% %s ms, 99 %% %s ms, all %s ms; %s ms of CPU\n", s.name, fleetNodes, spread(f.half, "%.0f"), spread(f.p99, "%.0f"), spread(f.all, "%.0f"), spread(f.cpu, "%.0f"))
+	}
+	return found[0], found[len(found)-1], nil
+}
+
+// oneFleet measures what only a control plane of ours does: syncs from nothing,
+// resumes, memory, changes in one namespace.
+func (r *run) oneFleet(ctx context.Context, s *configServer) error {
+	f := newSimulated(s)
+	defer f.stop()
+	// 100 at once, from nothing; the first one apart, so that the code is warm.
+	if err := f.connect(ctx, 1, everywhere, false); err != nil {
+		return err
+	}
+	f.stop()
+	began, cpu := time.Now(), cpuOf(s.pid)
+	if err := f.connect(ctx, 100, everywhere, false); err != nil {
+		return err
+	}
+	took, spent := time.Since(began), cpuOf(s.pid)-cpu
+	r.note("100 proxies synced from nothing, %d resources: %s and %s of the control plane's CPU (aimed at 2 s and 0.5 s)", fleetResources, took.Round(10*time.Millisecond), spent)
+	f.stop()
+	before, err := s.inUse(ctx)
 	if err != nil {
 		return err
 	}
-	r.printf("  %d proxies with %d resources: all synced after %s; control plane %s of CPU\n", nodes, resources, took[nodes-1].Round(time.Millisecond), cpuOf(pid)-cpu)
-	after, err := m.inUse(ctx)
+	began, cpu = time.Now(), cpuOf(s.pid)
+	if err := f.connect(ctx, fleetNodes, everywhere, true); err != nil {
+		return err
+	}
+	took, spent = time.Since(began), cpuOf(s.pid)-cpu
+	r.note("%d proxies resumed by token: %s and %s of CPU, %d TLS handshakes in it (aimed at 2 s and 1 s)", fleetNodes, took.Round(10*time.Millisecond), spent, fleetNodes)
+	after, err := s.inUse(ctx)
 	if err != nil {
 		return err
 	}
-	stream := (after - before) / nodes / 1024
-	r.printf("  control plane, heap and stacks in use: %.0f MiB before, %.0f MiB after, %.0f KiB a stream with its connection; resident %d MiB\n", before/(1<<20), after/(1<<20), stream, residentOf(pid)>>20)
-	var half, most, all, spent []float64
-	for i := range 10 * r.rounds {
-		version := fmt.Sprint(i + 1)
-		cpu := cpuOf(pid)
-		began := time.Now()
-		if _, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{store(r.ns, changed, version)}}); err != nil {
-			return err
-		}
-		took, err := reached(version, began)
-		if err != nil {
-			return err
-		}
-		ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-		half, most, all = append(half, ms(took[nodes/2-1])), append(most, ms(took[nodes*99/100-1])), append(all, ms(took[nodes-1]))
-		spent = append(spent, ms(cpuOf(pid)-cpu))
+	r.note("%.0f KiB of the control plane's memory (heap and stacks in use) a stream with its connection (aimed at 100 KB)", (after-before)/fleetNodes/1024)
+	f.stop()
+	// 10 proxies in each of 100 namespaces.
+	if err := f.connect(ctx, fleetNodes, fleetSpace, false); err != nil {
+		return err
 	}
-	r.printf("  one change, from the call to the acknowledgement: 50 %% %s ms, 99 %% %s ms, all %s ms; control plane %s ms of CPU\n",
-		spread(half, "%.0f"), spread(most, "%.0f"), spread(all, "%.0f"), spread(spent, "%.0f"))
-	r.note("one change to %d proxies: 50 %% %s ms, 99 %% %s ms, all %s ms; %.0f KiB of the control plane a stream", nodes, spread(half, "%.0f"), spread(most, "%.0f"), spread(all, "%.0f"), stream)
+	var one reach
+	for round := range 10 * r.rounds {
+		if err := f.changes(ctx, &one, round, "s"+strconv.Itoa(round%fleetSpaces), "x"+fmt.Sprint(round), 1); err != nil {
+			return err
+		}
+	}
+	r.note("a change in one of %d namespaces, to %d of %d proxies: 99 %% after %s ms, %s ms of CPU (aimed at 20 ms)", fleetSpaces, fleetNodes/fleetSpaces, fleetNodes, spread(one.all, "%.0f"), spread(one.cpu, "%.0f"))
 	return nil
 }
 
 func store(ns, name, label string) *configv1.Resource {
 	return &configv1.Resource{Metadata: &configv1.Metadata{Namespace: ns, Name: name, Labels: map[string]string{"v": label}},
 		Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}}
+}
+
+// simulated is a fleet that follows a server.
+type simulated struct {
+	server *configServer
+	acked  chan acknowledgement
+	failed chan error
+	cancel context.CancelFunc
+	wg     *sync.WaitGroup
+	scopes []string // of each node
+	token  string   // to resume everywhere
+}
+
+func newSimulated(s *configServer) *simulated {
+	return &simulated{server: s, cancel: func() {}, wg: &sync.WaitGroup{}}
+}
+
+func everywhere(int) string { return "" }
+
+// connect opens a stream for each node and waits until all have acknowledged what
+// there is. Scope is the namespace of a node, "" for all; with resume, all but the
+// first begin with the first one's token.
+func (f *simulated) connect(ctx context.Context, nodes int, scope func(int) string, resume bool) error {
+	ctx, f.cancel = context.WithCancel(ctx)
+	f.acked, f.failed = make(chan acknowledgement, 4*nodes), make(chan error, nodes)
+	f.scopes = make([]string, nodes)
+	synced := make(chan string, nodes)
+	began := 0
+	open := func(i int) {
+		f.scopes[i] = scope(i)
+		token := ""
+		if resume {
+			token = f.token
+		}
+		began++
+		f.wg.Go(func() {
+			if err := f.follow(ctx, fmt.Sprintf("node-%d", i), f.scopes[i], token, synced); err != nil && ctx.Err() == nil {
+				f.failed <- err
+			}
+		})
+	}
+	timeout := time.NewTimer(5 * time.Minute)
+	defer timeout.Stop()
+	await := func(n int) error {
+		for range n {
+			select {
+			case token := <-synced:
+				if f.token == "" {
+					f.token = token
+				}
+			case err := <-f.failed:
+				return err
+			case <-timeout.C:
+				return errors.New("the fleet does not sync")
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	}
+	first := 0
+	if resume && f.token == "" {
+		open(0)
+		if err := await(1); err != nil {
+			return err
+		}
+		first = 1
+	}
+	for i := first; i < nodes; i++ {
+		open(i)
+	}
+	return await(nodes - first)
+}
+
+// stop ends all streams.
+func (f *simulated) stop() {
+	f.cancel()
+	f.wg.Wait()
+}
+
+// acknowledgement is when a proxy acknowledged a version.
+type acknowledgement struct {
+	label string
+	at    time.Time
+}
+
+// changes makes a resource of a namespace new a few times, one after another, and
+// adds what one of them cost.
+func (f *simulated) changes(ctx context.Context, found *reach, space int, name, version string, times int) error {
+	nodes := 0
+	for _, s := range f.scopes {
+		if s == "" || s == fleetSpace(space) {
+			nodes++
+		}
+	}
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	cpu := cpuOf(f.server.pid)
+	for i := range times {
+		label := fmt.Sprintf("%s.%d", version, i)
+		began := time.Now()
+		if err := f.server.change(ctx, fleetSpace(space), name, label); err != nil {
+			return err
+		}
+		var took []time.Duration
+		timeout := time.NewTimer(2 * time.Minute)
+		defer timeout.Stop()
+		for len(took) < nodes {
+			select {
+			case a := <-f.acked:
+				if a.label == label {
+					took = append(took, a.at.Sub(began))
+				}
+			case err := <-f.failed:
+				return err
+			case <-timeout.C:
+				return fmt.Errorf("%d of %d proxies have acknowledged", len(took), nodes)
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		slices.Sort(took)
+		found.half, found.p99, found.all = append(found.half, ms(took[nodes/2])), append(found.p99, ms(took[max(0, nodes*99/100-1)])), append(found.all, ms(took[nodes-1]))
+	}
+	found.cpu = append(found.cpu, ms(cpuOf(f.server.pid)-cpu)/float64(times))
+	return nil
 }
 
 // inUse is the memory that the control plane uses, in bytes, after collections.
@@ -178,54 +377,4 @@ func get(ctx context.Context, url string) (string, error) {
 		err = errors.New(resp.Status)
 	}
 	return string(b), err
-}
-
-// acknowledgement is when a proxy acknowledged a version of the resource that is
-// changed.
-type acknowledgement struct {
-	label string
-	at    time.Time
-}
-
-// follow is one simulated proxy: a plain delta client that decodes what it gets
-// and acknowledges it.
-func follow(ctx context.Context, addr, node string, acked chan<- acknowledgement) error {
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	st, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
-	if err != nil {
-		return err
-	}
-	if err := st.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: node}, TypeUrl: typeURL, ResourceNamesSubscribe: []string{"*"}}); err != nil {
-		return err
-	}
-	for {
-		resp, err := st.Recv()
-		if err != nil {
-			return err
-		}
-		label := ""
-		for _, res := range resp.Resources {
-			var one configv1.Resource
-			if err := res.Resource.UnmarshalTo(&one); err != nil {
-				return err
-			}
-			if one.GetMetadata().GetName() == "s7" {
-				label = one.Metadata.Labels["v"]
-			}
-		}
-		if err := st.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeURL, ResponseNonce: resp.Nonce}); err != nil {
-			return err
-		}
-		if label != "" {
-			select {
-			case acked <- acknowledgement{label, time.Now()}:
-			case <-ctx.Done():
-				return errors.New("over")
-			}
-		}
-	}
 }

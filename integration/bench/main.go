@@ -51,7 +51,12 @@ var figures = []figure{
 
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := bench(ctx, os.Args[1:], os.Stdout)
+	var err error
+	if len(os.Args) > 1 && os.Args[1] == linearCommand {
+		err = serveLinear(ctx, os.Args[2:])
+	} else {
+		err = bench(ctx, os.Args[1:], os.Stdout)
+	}
 	cancel()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

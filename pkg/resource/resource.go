@@ -32,6 +32,7 @@ const (
 	TopicBinding          Kind = "topicbinding"
 	TopicAdmission        Kind = "topicadmission"
 	SubscriptionAdmission Kind = "subscriptionadmission"
+	Quarantine            Kind = "quarantine"
 	// Manifest is only ever sent; its canonical name is ManifestName.
 	Manifest Kind = "manifest"
 )
@@ -48,22 +49,32 @@ type Info struct {
 	Field string
 	// System: written by the control plane; users may not apply it.
 	System bool
+	// Governs: it says what is allowed. A node that is not sent one denies what
+	// it could forbid.
+	Governs bool
 }
 
 // Kinds lists every kind that is stored, in the order in which people read
 // them: what others refer to comes first.
 func Kinds() []Info {
 	return []Info{
-		{EventStore, "EventStore", "event_store", false},
-		{Topic, "Topic", "topic", false},
-		{Route, "Route", "route", false},
-		{Subscription, "Subscription", "subscription", false},
-		{Identity, "Identity", "identity", false},
-		{AccessPolicy, "AccessPolicy", "access_policy", false},
-		{TopicBinding, "TopicBinding", "topic_binding", true},
-		{TopicAdmission, "TopicAdmission", "topic_admission", true},
-		{SubscriptionAdmission, "SubscriptionAdmission", "subscription_admission", true},
+		{Kind: EventStore, Title: "EventStore", Field: "event_store"},
+		{Kind: Topic, Title: "Topic", Field: "topic"},
+		{Kind: Route, Title: "Route", Field: "route"},
+		{Kind: Subscription, Title: "Subscription", Field: "subscription"},
+		{Kind: Identity, Title: "Identity", Field: "identity", Governs: true},
+		{Kind: AccessPolicy, Title: "AccessPolicy", Field: "access_policy", Governs: true},
+		{Kind: TopicBinding, Title: "TopicBinding", Field: "topic_binding", System: true},
+		{Kind: TopicAdmission, Title: "TopicAdmission", Field: "topic_admission", System: true},
+		{Kind: SubscriptionAdmission, Title: "SubscriptionAdmission", Field: "subscription_admission", System: true},
+		{Kind: Quarantine, Title: "Quarantine", Field: "quarantine", System: true},
 	}
+}
+
+// Governs reports whether resources of a kind say what is allowed.
+func Governs(kind Kind) bool {
+	info, _ := Lookup(string(kind))
+	return info.Governs
 }
 
 // Lookup finds a kind by its canonical name or title, in any case, also in the
@@ -106,6 +117,8 @@ func KindOf(r *configv1.Resource) Kind {
 		return TopicAdmission
 	case *configv1.Resource_SubscriptionAdmission:
 		return SubscriptionAdmission
+	case *configv1.Resource_Quarantine:
+		return Quarantine
 	case *configv1.Resource_Manifest:
 		return Manifest
 	}

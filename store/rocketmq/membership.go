@@ -62,7 +62,10 @@ func (x *subscription) rebalance(ctx context.Context) error {
 	var members []string
 	alive := map[string]bool{}
 	for _, name := range sortedKeys(r.brokers) {
-		if _, err := x.c.ask(ctx, r.brokers[name], reqHeartbeat, nil, beat); err != nil {
+		// Not cut short by Close: a broker may take a heartbeat that waits in its
+		// queue after it has heard that the member has left, and would keep queues
+		// for it for two minutes.
+		if _, err := x.c.ask(context.WithoutCancel(ctx), r.brokers[name], reqHeartbeat, nil, beat); err != nil {
 			failed = cmp.Or(failed, err)
 			continue
 		}

@@ -35,7 +35,7 @@ func TestMemberProcess(t *testing.T) {
 	if os.Getenv(envNames) == "" {
 		return // this process is not the child
 	}
-	sub, err := open(t, os.Getenv(envNames), testWindow).Subscribe(t.Context(), store.SubscribeRequest{Topic: os.Getenv(envTopic), Group: "g"})
+	sub, err := open(t, os.Getenv(envNames), testWindow).Subscribe(t.Context(), store.SubscribeRequest{Topic: os.Getenv(envTopic), Group: groupOf(os.Getenv(envTopic))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +101,10 @@ func (y *tally) wait(ctx context.Context, t *testing.T, n int) {
 	}
 }
 
+// groupOf is a group of a topic's own: members of one group must not read
+// different topics, and brokers know groups by their name alone.
+func groupOf(topic string) string { return topic + "-g" }
+
 func prepare(ctx context.Context, t *testing.T, nameServer string, queues int) (*Store, string) {
 	t.Helper()
 	s := open(t, nameServer, testWindow)
@@ -118,7 +122,7 @@ func prepare(ctx context.Context, t *testing.T, nameServer string, queues int) (
 		}
 		<-tick.C
 	}
-	if err := s.EnsureGroup(ctx, topic, "g", store.Start{}); err != nil {
+	if err := s.EnsureGroup(ctx, topic, groupOf(topic), store.Start{}); err != nil {
 		t.Fatal(err)
 	}
 	return s, topic
@@ -169,7 +173,7 @@ func TestMemberKilled(t *testing.T) {
 			}
 		}
 	})
-	sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: "g"})
+	sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: groupOf(topic)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +193,7 @@ func TestMemberKilled(t *testing.T) {
 	if err := sub.Close(ctx); err != nil {
 		t.Error(err)
 	}
-	lag, err := s.Lag(ctx, topic, "g")
+	lag, err := s.Lag(ctx, topic, groupOf(topic))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +234,7 @@ func TestBrokerKilled(t *testing.T) {
 	const before, total = 500, 1000
 	s, topic := prepare(ctx, t, r.NameServer, 4)
 	all := newTally()
-	sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: "g"})
+	sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: groupOf(topic)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +253,7 @@ func TestBrokerKilled(t *testing.T) {
 		_, err = s.c.masters(ctx)
 	}
 	for what, err := range map[string]error{"a lookup": second(s.c.route(ctx, topic, true)), "a publish": s.Publish(ctx, topic, []store.Outgoing{{Event: &event.Event{ID: "away", Source: "/s", Type: "t"}}}, make([]store.Result, 1)),
-		"a member": sub.(*subscription).rebalance(ctx), "another member": second(s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: "g"}))} {
+		"a member": sub.(*subscription).rebalance(ctx), "another member": second(s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: groupOf(topic)}))} {
 		if fault.ClassOf(err) != fault.Unavailable {
 			t.Errorf("%s, without the broker: %v", what, err)
 		}
@@ -269,7 +273,7 @@ func TestBrokerKilled(t *testing.T) {
 		case <-deadline.C:
 			t.Fatalf("the group stays %d behind", behind)
 		}
-		lag, err := s.Lag(ctx, topic, "g")
+		lag, err := s.Lag(ctx, topic, groupOf(topic))
 		if err != nil {
 			continue // it is not reachable yet
 		}

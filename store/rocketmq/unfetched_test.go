@@ -29,14 +29,14 @@ func TestUnfetchedIsNotCommitted(t *testing.T) {
 	if err := s.EnsureTopic(ctx, store.TopicSpec{Name: topic, Partitions: 1}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.EnsureGroup(ctx, topic, "g", store.Start{}); err != nil {
+	if err := s.EnsureGroup(ctx, topic, groupOf(topic), store.Start{}); err != nil {
 		t.Fatal(err)
 	}
 	res := make([]store.Result, 1)
 	if err := s.Publish(ctx, topic, []store.Outgoing{{Event: &event.Event{ID: "a", Source: "/s", Type: "t"}}}, res); err != nil {
 		t.Fatal(err)
 	}
-	sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: "g"})
+	sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: groupOf(topic)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestUnfetchedIsNotCommitted(t *testing.T) {
 	if err := sub.Close(ctx); err != nil {
 		t.Fatal(err)
 	}
-	lag, err := s.Lag(ctx, topic, "g")
+	lag, err := s.Lag(ctx, topic, groupOf(topic))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func (s *suite) capabilities() {
 func (s *suite) roundTrip() {
 	st := s.open()
 	topic := s.topic(st, "round", 1)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB
 	events := map[string]*event.Event{}
 	for _, e := range []event.Event{
@@ -61,7 +61,7 @@ func (s *suite) roundTrip() {
 		}
 		s.publish(st, topic, store.Outgoing{Event: e})
 	}
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	for _, m := range s.fetch(sub, len(events)) {
 		want := events[m.ID]
@@ -87,7 +87,7 @@ func (s *suite) roundTrip() {
 func (s *suite) order() {
 	st := s.open()
 	topic := s.topic(st, "order", 4)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	const keys, each = 8, 40
 	var wg sync.WaitGroup
 	for k := range keys {
@@ -105,7 +105,7 @@ func (s *suite) order() {
 		})
 	}
 	wg.Wait()
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	last := map[string]string{}
 	for _, m := range s.fetch(sub, keys*each) {
@@ -121,7 +121,7 @@ func (s *suite) order() {
 func (s *suite) batch() {
 	st := s.open()
 	topic := s.topic(st, "batch", 4)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	want := ids("b", 200)
 	pos := s.publishIDs(st, topic, want...)
 	seen := map[store.Position]bool{}
@@ -131,7 +131,7 @@ func (s *suite) batch() {
 		}
 		seen[p] = true
 	}
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	got := s.fetch(sub, len(want))
 	s.same("fetched", idsOf(got), want)
@@ -183,10 +183,10 @@ func (s *suite) publishCanceled() {
 func (s *suite) settleAnyOrder() {
 	st := s.open()
 	topic := s.topic(st, "any", 2)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	want := ids("s", 60)
 	s.publishIDs(st, topic, want...)
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	msgs := s.fetch(sub, len(want))
 	rand.Shuffle(len(msgs), func(i, j int) { msgs[i], msgs[j] = msgs[j], msgs[i] })
 	for _, m := range msgs {
@@ -197,7 +197,7 @@ func (s *suite) settleAnyOrder() {
 	s.closeSub(sub)
 	st = s.open()
 	s.publishIDs(st, topic, "after")
-	sub = s.subscribe(st, topic, "g")
+	sub = s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	if got := idsOf(s.fetch(sub, 1)); got[0] != "after" {
 		s.Errorf("%s was settled and comes again", got[0])
@@ -207,10 +207,10 @@ func (s *suite) settleAnyOrder() {
 func (s *suite) unsettledComesAgain() {
 	st := s.open()
 	topic := s.topic(st, "again", 1)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	want := ids("u", 20)
 	s.publishIDs(st, topic, want...)
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	msgs := s.fetch(sub, len(want))
 	// Every third is settled: those below the oldest unsettled one stay so,
 	// all others may come again and those unsettled must.
@@ -224,7 +224,7 @@ func (s *suite) unsettledComesAgain() {
 	}
 	s.closeSub(sub)
 	st = s.open()
-	sub = s.subscribe(st, topic, "g")
+	sub = s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	ctx, cancel := context.WithTimeout(s.ctx, patience)
 	defer cancel()
@@ -251,9 +251,9 @@ func (s *suite) window() {
 	const window = 16
 	st := s.openWindow(window)
 	topic := s.topic(st, "window", 1)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	s.publishIDs(st, topic, ids("w", 3*window)...)
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	msgs := s.fetch(sub, window)
 	s.nothing(sub, "the window is full")
@@ -268,9 +268,9 @@ func (s *suite) window() {
 func (s *suite) staleSettle() {
 	st := s.open()
 	topic := s.topic(st, "stale", 1)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	s.publishIDs(st, topic, "a", "b")
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	msgs := s.fetch(sub, 2)
 	if stale := sub.Settle(msgs[:1]); stale != 0 {
 		s.Errorf("%d stale", stale)
@@ -283,7 +283,7 @@ func (s *suite) staleSettle() {
 		s.Errorf("settled after Close: %d stale", stale)
 	}
 	st = s.open()
-	sub = s.subscribe(st, topic, "g")
+	sub = s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	if got := idsOf(s.fetch(sub, 1)); got[0] != "b" {
 		s.Errorf("got %v, want b, which was never settled", got)
@@ -331,7 +331,7 @@ func (s *suite) groups() {
 func (s *suite) members() {
 	st := s.open()
 	topic := s.topic(st, "members", 4)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	want := ids("m", 400)
 	var mu sync.Mutex
 	got := map[string]int{}
@@ -340,7 +340,7 @@ func (s *suite) members() {
 	defer cancel()
 	var wg sync.WaitGroup
 	join := func(leave <-chan struct{}) {
-		sub, err := st.Subscribe(s.ctx, store.SubscribeRequest{Topic: topic, Group: "g"})
+		sub, err := st.Subscribe(s.ctx, store.SubscribeRequest{Topic: topic, Group: groupOf(topic)})
 		if err != nil {
 			s.Errorf("Subscribe: %v", err)
 			return
@@ -418,8 +418,8 @@ func (s *suite) members() {
 func (s *suite) fetchEnds() {
 	st := s.open()
 	topic := s.topic(st, "ends", 1)
-	s.group(st, topic, "g", store.Start{})
-	sub := s.subscribe(st, topic, "g")
+	s.group(st, topic, groupOf(topic), store.Start{})
+	sub := s.subscribe(st, topic, groupOf(topic))
 	ctx, cancel := context.WithCancel(s.ctx)
 	ended := make(chan error, 1)
 	go func() {
@@ -507,13 +507,13 @@ func (s *suite) delay() {
 		return
 	}
 	topic := s.topic(st, "delay", 1)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	due := time.Now().Add(1500 * time.Millisecond)
 	events := []store.Outgoing{ev("late", ""), ev("later", "")}
 	res := make([]store.Result, 2)
 	s.must("PublishDelayed", d.PublishDelayed(s.ctx, topic, events, []time.Time{due, due.Add(2500 * time.Millisecond)}, res))
 	s.publishIDs(st, topic, "now")
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	for _, want := range []string{"now", "late", "later"} {
 		m := s.fetch(sub, 1)[0]
@@ -533,9 +533,9 @@ func (s *suite) delay() {
 func (s *suite) lag() {
 	st := s.open()
 	topic := s.topic(st, "lag", 2)
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	behind := func() (n int64) {
-		parts, err := admin(st).Lag(s.ctx, topic, "g")
+		parts, err := admin(st).Lag(s.ctx, topic, groupOf(topic))
 		s.must("Lag", err)
 		for _, p := range parts {
 			n += p.Behind
@@ -552,7 +552,7 @@ func (s *suite) lag() {
 	if n != 10 {
 		s.Errorf("behind %d, want 10", n)
 	}
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	sub.Settle(s.fetch(sub, 10))
 	s.closeSub(sub)
 	if n := behind(); n != 0 {
@@ -571,13 +571,13 @@ func (s *suite) adminConverges() {
 	if ok, err := a.TopicExists(s.ctx, topic); !ok || err != nil {
 		s.Errorf("TopicExists: %v, %v", ok, err)
 	}
-	s.group(st, topic, "g", store.Start{})
+	s.group(st, topic, groupOf(topic), store.Start{})
 	s.publishIDs(st, topic, ids("a", 20)...)
-	sub := s.subscribe(st, topic, "g")
+	sub := s.subscribe(st, topic, groupOf(topic))
 	sub.Settle(s.fetch(sub, 20))
 	s.closeSub(sub)
 	for range 2 {
-		s.must("DeleteGroup", a.DeleteGroup(s.ctx, topic, "g"))
+		s.must("DeleteGroup", a.DeleteGroup(s.ctx, topic, groupOf(topic)))
 	}
 	for range 2 {
 		s.must("DeleteTopic", a.DeleteTopic(s.ctx, topic))
@@ -596,8 +596,8 @@ func (s *suite) hammer() {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	st := s.openWindow(64)
 	topic := s.topic(st, "hammer", 3)
-	s.group(st, topic, "g", store.Start{})
-	settled := map[string]bool{}
+	s.group(st, topic, groupOf(topic), store.Start{})
+	settled, partitions := map[string]bool{}, map[string]bool{}
 	published := 0
 	total := 600
 	for round := 0; len(settled) < total; round++ {
@@ -606,10 +606,12 @@ func (s *suite) hammer() {
 		}
 		if published < total {
 			n := min(1+rnd.IntN(80), total-published)
-			s.publishIDs(st, topic, ids(fmt.Sprintf("h%d-", published), n)...)
+			for _, pos := range s.publishIDs(st, topic, ids(fmt.Sprintf("h%d-", published), n)...) {
+				partitions[pos.Partition] = true
+			}
 			published += n
 		}
-		sub := s.subscribe(st, topic, "g")
+		sub := s.subscribe(st, topic, groupOf(topic))
 		var held []*store.Message
 		for len(settled)+len(held) < published && rnd.IntN(20) > 0 {
 			ctx, cancel := context.WithTimeout(s.ctx, time.Second)
@@ -632,23 +634,23 @@ func (s *suite) hammer() {
 		}
 		s.closeSub(sub)
 	}
-	// Everything is settled, some of it more than once; nothing is left.
-	sub := s.subscribe(st, topic, "g")
-	for {
-		ctx, cancel := context.WithTimeout(s.ctx, 500*time.Millisecond)
-		dst := make([]store.Message, 64)
-		n, err := sub.Fetch(ctx, dst)
-		cancel()
-		if err != nil {
-			break
-		}
-		for i := range dst[:n] {
-			sub.Settle([]*store.Message{&dst[i]})
-		}
+	// Everything is settled, but what lay above something unsettled when a member
+	// left comes once more: up to a mark in every partition.
+	marks := map[string]bool{}
+	for i := 0; len(partitions) > 0; i++ {
+		id := fmt.Sprintf("mark-%d", i)
+		marks[id] = true
+		delete(partitions, s.publishIDs(st, topic, id)[0].Partition)
+	}
+	sub := s.subscribe(st, topic, groupOf(topic))
+	for len(marks) > 0 {
+		m := s.fetch(sub, 1)
+		delete(marks, m[0].ID)
+		sub.Settle(m)
 	}
 	s.closeSub(sub)
 	s.publishIDs(st, topic, "last")
-	sub = s.subscribe(st, topic, "g")
+	sub = s.subscribe(st, topic, groupOf(topic))
 	defer s.closeSub(sub)
 	if got := idsOf(s.fetch(sub, 1)); got[0] != "last" {
 		s.Errorf("%s was settled and comes again", got[0])

@@ -145,6 +145,10 @@ func (s *suite) group(st store.Store, topic, group string, from store.Start) {
 	s.must("EnsureGroup", admin(st).EnsureGroup(s.ctx, topic, group, from))
 }
 
+// groupOf is a group of a topic's own: some stores know groups by their name
+// alone, and members of one group must not read different topics.
+func groupOf(topic string) string { return topic + "-g" }
+
 func (s *suite) subscribe(st store.Store, topic, group string) store.Subscription {
 	s.Helper()
 	sub, err := st.Subscribe(s.ctx, store.SubscribeRequest{Topic: topic, Group: group})

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -418,29 +419,28 @@ func TestPublishStreamTogether(t *testing.T) {
 
 // TestPublishStreamAhead: a stream is read ahead of a slow store up to a bound.
 func TestPublishStreamAhead(t *testing.T) {
-	in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
-	ctx, cancel := context.WithCancel(t.Context())
-	src := &endless{ctx: ctx}
-	done := make(chan struct{})
-	go func() { in.read(ctx, src); close(done) }()
-	st := &publishStream{server: New(Config{})}
-	for taken := 0; taken < 5*maxAhead; {
-		in.mu.Lock()
-		waits := in.bytes
-		in.mu.Unlock()
-		if waits > maxAhead+endlessSize {
-			t.Fatalf("%d bytes wait", waits)
+	synctest.Test(t, func(t *testing.T) {
+		in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { in.read(ctx, &endless{ctx: ctx}); close(done) }()
+		st := &publishStream{server: New(Config{})}
+		for taken := 0; taken < 5*maxAhead; {
+			synctest.Wait() // the reader has read as far as it goes
+			if in.bytes <= maxAhead || in.bytes > maxAhead+endlessSize {
+				t.Fatalf("%d bytes wait", in.bytes)
+			}
+			group, err := in.take(ctx, st)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range group {
+				taken += r.size
+			}
 		}
-		group, err := in.take(ctx, st)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range group {
-			taken += r.size
-		}
-	}
-	cancel()
-	<-done
+		cancel()
+		<-done
+	})
 }
 
 // TestPublishStreamDrains: a proxy that stops answers what it has read and ends

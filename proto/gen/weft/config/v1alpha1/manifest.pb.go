@@ -114,8 +114,11 @@ type Withheld struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Its version.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// What the node lacks ("kind quota"), or that it is quarantined and why.
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What the node lacks ("identity.jwt"), or that it is quarantined and why.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// It says what is allowed. A node that does not know its kind denies everything
+	// in its namespace.
+	Governs       bool `protobuf:"varint,4,opt,name=governs,proto3" json:"governs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -171,6 +174,13 @@ func (x *Withheld) GetReason() string {
 	return ""
 }
 
+func (x *Withheld) GetGoverns() bool {
+	if x != nil {
+		return x.Governs
+	}
+	return false
+}
+
 // KindDigest sums up the resources of one kind within a scope.
 type KindDigest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -179,7 +189,9 @@ type KindDigest struct {
 	// How many.
 	Count uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	// The sum, modulo 2^128, of the first 16 bytes (big-endian) of
-	// SHA-256(canonical name, 0x00, version) over the resources.
+	// SHA-256(canonical name, 0x00, version, 0x00, resource) over the resources;
+	// "resource" is the bytes as they were offered, accepted or not. The content is
+	// in it because a version says nothing of it after etcd was restored.
 	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -246,11 +258,12 @@ const file_weft_config_v1alpha1_manifest_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x126\n" +
 	"\x05kinds\x18\x03 \x03(\v2 .weft.config.v1alpha1.KindDigestR\x05kinds\x12\x1a\n" +
 	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12:\n" +
-	"\bwithheld\x18\x05 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"P\n" +
+	"\bwithheld\x18\x05 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"j\n" +
 	"\bWithheld\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"N\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\agoverns\x18\x04 \x01(\bR\agoverns\"N\n" +
 	"\n" +
 	"KindDigest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +

@@ -29,7 +29,7 @@ const (
 // Resource is one unit of configuration. The same bytes are stored in etcd
 // and streamed to proxies. Kind names on the outside (YAML, canonical names)
 // are EventStore, Topic, Route, Subscription, AccessPolicy, Identity,
-// TopicBinding, TopicAdmission, SubscriptionAdmission.
+// TopicBinding, TopicAdmission, SubscriptionAdmission, Quarantine.
 type Resource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The canonical name, "<kind>/<namespace>/<name>", the kind in lower case
@@ -52,6 +52,7 @@ type Resource struct {
 	//	*Resource_TopicBinding
 	//	*Resource_TopicAdmission
 	//	*Resource_SubscriptionAdmission
+	//	*Resource_Quarantine
 	//	*Resource_Manifest
 	Spec          isResource_Spec `protobuf_oneof:"spec"`
 	unknownFields protoimpl.UnknownFields
@@ -190,6 +191,15 @@ func (x *Resource) GetSubscriptionAdmission() *SubscriptionAdmission {
 	return nil
 }
 
+func (x *Resource) GetQuarantine() *Quarantine {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_Quarantine); ok {
+			return x.Quarantine
+		}
+	}
+	return nil
+}
+
 func (x *Resource) GetManifest() *Manifest {
 	if x != nil {
 		if x, ok := x.Spec.(*Resource_Manifest); ok {
@@ -248,6 +258,11 @@ type Resource_SubscriptionAdmission struct {
 	SubscriptionAdmission *SubscriptionAdmission `protobuf:"bytes,32,opt,name=subscription_admission,json=subscriptionAdmission,proto3,oneof"`
 }
 
+type Resource_Quarantine struct {
+	// System-owned: proxies refuse a version of a resource.
+	Quarantine *Quarantine `protobuf:"bytes,33,opt,name=quarantine,proto3,oneof"`
+}
+
 type Resource_Manifest struct {
 	// Closes a delta of the discovery stream; never stored.
 	Manifest *Manifest `protobuf:"bytes,40,opt,name=manifest,proto3,oneof"`
@@ -270,6 +285,8 @@ func (*Resource_TopicBinding) isResource_Spec() {}
 func (*Resource_TopicAdmission) isResource_Spec() {}
 
 func (*Resource_SubscriptionAdmission) isResource_Spec() {}
+
+func (*Resource_Quarantine) isResource_Spec() {}
 
 func (*Resource_Manifest) isResource_Spec() {}
 
@@ -373,7 +390,7 @@ var File_weft_config_v1alpha1_resource_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_resource_proto_rawDesc = "" +
 	"\n" +
-	"#weft/config/v1alpha1/resource.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(weft/config/v1alpha1/access_policy.proto\x1a&weft/config/v1alpha1/event_store.proto\x1a#weft/config/v1alpha1/identity.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a weft/config/v1alpha1/route.proto\x1a'weft/config/v1alpha1/subscription.proto\x1a!weft/config/v1alpha1/system.proto\x1a weft/config/v1alpha1/topic.proto\"\x92\a\n" +
+	"#weft/config/v1alpha1/resource.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(weft/config/v1alpha1/access_policy.proto\x1a&weft/config/v1alpha1/event_store.proto\x1a#weft/config/v1alpha1/identity.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a weft/config/v1alpha1/route.proto\x1a'weft/config/v1alpha1/subscription.proto\x1a!weft/config/v1alpha1/system.proto\x1a weft/config/v1alpha1/topic.proto\"\xca\a\n" +
 	"\bResource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1e.weft.config.v1alpha1.MetadataB\x06\xbaH\x03\xc8\x01\x01R\bmetadata\x12C\n" +
@@ -387,10 +404,12 @@ const file_weft_config_v1alpha1_resource_proto_rawDesc = "" +
 	"\bidentity\x18\x10 \x01(\v2\x1e.weft.config.v1alpha1.IdentityH\x00R\bidentity\x12I\n" +
 	"\rtopic_binding\x18\x1e \x01(\v2\".weft.config.v1alpha1.TopicBindingH\x00R\ftopicBinding\x12O\n" +
 	"\x0ftopic_admission\x18\x1f \x01(\v2$.weft.config.v1alpha1.TopicAdmissionH\x00R\x0etopicAdmission\x12d\n" +
-	"\x16subscription_admission\x18  \x01(\v2+.weft.config.v1alpha1.SubscriptionAdmissionH\x00R\x15subscriptionAdmission\x12<\n" +
+	"\x16subscription_admission\x18  \x01(\v2+.weft.config.v1alpha1.SubscriptionAdmissionH\x00R\x15subscriptionAdmission\x12B\n" +
+	"\n" +
+	"quarantine\x18! \x01(\v2 .weft.config.v1alpha1.QuarantineH\x00R\n" +
+	"quarantine\x12<\n" +
 	"\bmanifest\x18( \x01(\v2\x1e.weft.config.v1alpha1.ManifestH\x00R\bmanifestB\r\n" +
-	"\x04spec\x12\x05\xbaH\x02\b\x01J\x04\b\x0f\x10\x10J\x04\b\x11\x10\x17J\x04\b!\x10(R\x05quotaR\fhttp_bindingR\x06schemaR\arolloutR\tmigrationR\x04linkR\bworkflowR\n" +
-	"quarantine\"\xd3\x03\n" +
+	"\x04spec\x12\x05\xbaH\x02\b\x01J\x04\b\x0f\x10\x10J\x04\b\x11\x10\x17J\x04\b\"\x10(R\x05quotaR\fhttp_bindingR\x06schemaR\arolloutR\tmigrationR\x04linkR\bworkflow\"\xd3\x03\n" +
 	"\bMetadata\x12F\n" +
 	"\tnamespace\x18\x01 \x01(\tB(\xbaH%r#\x18 2\x1f^[a-z0-9]([a-z0-9-]*[a-z0-9])?$R\tnamespace\x12C\n" +
 	"\x04name\x18\x02 \x01(\tB/\xbaH,r*\x10\x01\x18P2$^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$R\x04name\x12\x85\x01\n" +
@@ -429,8 +448,9 @@ var file_weft_config_v1alpha1_resource_proto_goTypes = []any{
 	(*TopicBinding)(nil),          // 9: weft.config.v1alpha1.TopicBinding
 	(*TopicAdmission)(nil),        // 10: weft.config.v1alpha1.TopicAdmission
 	(*SubscriptionAdmission)(nil), // 11: weft.config.v1alpha1.SubscriptionAdmission
-	(*Manifest)(nil),              // 12: weft.config.v1alpha1.Manifest
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Quarantine)(nil),            // 12: weft.config.v1alpha1.Quarantine
+	(*Manifest)(nil),              // 13: weft.config.v1alpha1.Manifest
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_weft_config_v1alpha1_resource_proto_depIdxs = []int32{
 	1,  // 0: weft.config.v1alpha1.Resource.metadata:type_name -> weft.config.v1alpha1.Metadata
@@ -443,14 +463,15 @@ var file_weft_config_v1alpha1_resource_proto_depIdxs = []int32{
 	9,  // 7: weft.config.v1alpha1.Resource.topic_binding:type_name -> weft.config.v1alpha1.TopicBinding
 	10, // 8: weft.config.v1alpha1.Resource.topic_admission:type_name -> weft.config.v1alpha1.TopicAdmission
 	11, // 9: weft.config.v1alpha1.Resource.subscription_admission:type_name -> weft.config.v1alpha1.SubscriptionAdmission
-	12, // 10: weft.config.v1alpha1.Resource.manifest:type_name -> weft.config.v1alpha1.Manifest
-	2,  // 11: weft.config.v1alpha1.Metadata.labels:type_name -> weft.config.v1alpha1.Metadata.LabelsEntry
-	13, // 12: weft.config.v1alpha1.Metadata.created_at:type_name -> google.protobuf.Timestamp
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 10: weft.config.v1alpha1.Resource.quarantine:type_name -> weft.config.v1alpha1.Quarantine
+	13, // 11: weft.config.v1alpha1.Resource.manifest:type_name -> weft.config.v1alpha1.Manifest
+	2,  // 12: weft.config.v1alpha1.Metadata.labels:type_name -> weft.config.v1alpha1.Metadata.LabelsEntry
+	14, // 13: weft.config.v1alpha1.Metadata.created_at:type_name -> google.protobuf.Timestamp
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_resource_proto_init() }
@@ -476,6 +497,7 @@ func file_weft_config_v1alpha1_resource_proto_init() {
 		(*Resource_TopicBinding)(nil),
 		(*Resource_TopicAdmission)(nil),
 		(*Resource_SubscriptionAdmission)(nil),
+		(*Resource_Quarantine)(nil),
 		(*Resource_Manifest)(nil),
 	}
 	type x struct{}

@@ -404,6 +404,102 @@ func (x *SubscriptionSource) GetFromBeginning() bool {
 	return false
 }
 
+// Quarantine keeps a version of a resource that several proxies refuse from the
+// others: they are sent the version before it or, where there is none, nothing,
+// and deny what it governs. Its name is a hash of the resource's canonical name. It
+// counts only while the resource has that version, and is removed with the next
+// change of the resource. It is not sent to anyone: what is sent instead of the
+// resource is.
+type Quarantine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The canonical name of the resource.
+	Resource string `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	// The version that is refused.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// Why, as the first proxy said it.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Proxies that refused it, when it was quarantined.
+	Nodes []string `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// The version before it; empty where there is none to be had.
+	LastGoodVersion string `protobuf:"bytes,5,opt,name=last_good_version,json=lastGoodVersion,proto3" json:"last_good_version,omitempty"`
+	// The bytes of that version, as they were stored.
+	LastGood      []byte `protobuf:"bytes,6,opt,name=last_good,json=lastGood,proto3" json:"last_good,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quarantine) Reset() {
+	*x = Quarantine{}
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quarantine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quarantine) ProtoMessage() {}
+
+func (x *Quarantine) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
+func (*Quarantine) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Quarantine) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Quarantine) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Quarantine) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Quarantine) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Quarantine) GetLastGoodVersion() string {
+	if x != nil {
+		return x.LastGoodVersion
+	}
+	return ""
+}
+
+func (x *Quarantine) GetLastGood() []byte {
+	if x != nil {
+		return x.LastGood
+	}
+	return nil
+}
+
 var File_weft_config_v1alpha1_system_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_system_proto_rawDesc = "" +
@@ -436,7 +532,15 @@ const file_weft_config_v1alpha1_system_proto_rawDesc = "" +
 	"\vretry_group\x18\x06 \x01(\tR\n" +
 	"retryGroup\x12\x19\n" +
 	"\bat_proxy\x18\a \x01(\bR\aatProxy\x12%\n" +
-	"\x0efrom_beginning\x18\b \x01(\bR\rfromBeginningBIZGgithub.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1;configv1alpha1b\x06proto3"
+	"\x0efrom_beginning\x18\b \x01(\bR\rfromBeginning\"\xb9\x01\n" +
+	"\n" +
+	"Quarantine\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\tR\bresource\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05nodes\x18\x04 \x03(\tR\x05nodes\x12*\n" +
+	"\x11last_good_version\x18\x05 \x01(\tR\x0flastGoodVersion\x12\x1b\n" +
+	"\tlast_good\x18\x06 \x01(\fR\blastGoodBIZGgithub.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1;configv1alpha1b\x06proto3"
 
 var (
 	file_weft_config_v1alpha1_system_proto_rawDescOnce sync.Once
@@ -450,13 +554,14 @@ func file_weft_config_v1alpha1_system_proto_rawDescGZIP() []byte {
 	return file_weft_config_v1alpha1_system_proto_rawDescData
 }
 
-var file_weft_config_v1alpha1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_weft_config_v1alpha1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_weft_config_v1alpha1_system_proto_goTypes = []any{
 	(*TopicBinding)(nil),          // 0: weft.config.v1alpha1.TopicBinding
 	(*Epoch)(nil),                 // 1: weft.config.v1alpha1.Epoch
 	(*TopicAdmission)(nil),        // 2: weft.config.v1alpha1.TopicAdmission
 	(*SubscriptionAdmission)(nil), // 3: weft.config.v1alpha1.SubscriptionAdmission
 	(*SubscriptionSource)(nil),    // 4: weft.config.v1alpha1.SubscriptionSource
+	(*Quarantine)(nil),            // 5: weft.config.v1alpha1.Quarantine
 }
 var file_weft_config_v1alpha1_system_proto_depIdxs = []int32{
 	1, // 0: weft.config.v1alpha1.TopicBinding.epochs:type_name -> weft.config.v1alpha1.Epoch
@@ -479,7 +584,7 @@ func file_weft_config_v1alpha1_system_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_config_v1alpha1_system_proto_rawDesc), len(file_weft_config_v1alpha1_system_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

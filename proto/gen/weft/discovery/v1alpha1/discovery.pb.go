@@ -622,7 +622,10 @@ type NodeInfo struct {
 	Namespaces []string `protobuf:"bytes,3,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
 	// The node understands Manifest resources and applies deltas at them.
 	Manifest bool `protobuf:"varint,4,opt,name=manifest,proto3" json:"manifest,omitempty"`
-	// What it can enforce: kind names and feature names.
+	// What it can enforce: kinds ("kind/topic"), fields ("subscription.push") and
+	// values ("action.publish"), as pkg/resource derives them. What a resource needs
+	// beyond that is not sent to a node that understands manifests, but named there
+	// (Manifest.withheld). Empty: everything is sent.
 	Capabilities []string `protobuf:"bytes,5,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// Host under which clients and Nacos reach it; empty: it is not registered.
 	AdvertiseHost string `protobuf:"bytes,6,opt,name=advertise_host,json=advertiseHost,proto3" json:"advertise_host,omitempty"`
@@ -949,7 +952,9 @@ type LastGood struct {
 	// The resources, sorted by name.
 	Resources []*KeptResource `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty"`
 	// The node id that it was written for.
-	NodeId        string `protobuf:"bytes,5,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	NodeId string `protobuf:"bytes,5,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// What exists and was not sent.
+	Withheld      []*v1alpha1.Withheld `protobuf:"bytes,6,rep,name=withheld,proto3" json:"withheld,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1019,6 +1024,13 @@ func (x *LastGood) GetNodeId() string {
 	return ""
 }
 
+func (x *LastGood) GetWithheld() []*v1alpha1.Withheld {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
 // KeptResource is one resource on a proxy's disk.
 type KeptResource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1031,7 +1043,9 @@ type KeptResource struct {
 	// The bytes of that version.
 	Resource []byte `protobuf:"bytes,4,opt,name=resource,proto3" json:"resource,omitempty"`
 	// Why the offered version was refused; unset where it is in force.
-	Rejection     *Rejection `protobuf:"bytes,5,opt,name=rejection,proto3" json:"rejection,omitempty"`
+	Rejection *Rejection `protobuf:"bytes,5,opt,name=rejection,proto3" json:"rejection,omitempty"`
+	// Digest of the offered version (KindDigest.digest, of this one alone).
+	OfferedDigest []byte `protobuf:"bytes,6,opt,name=offered_digest,json=offeredDigest,proto3" json:"offered_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1097,6 +1111,13 @@ func (x *KeptResource) GetResource() []byte {
 func (x *KeptResource) GetRejection() *Rejection {
 	if x != nil {
 		return x.Rejection
+	}
+	return nil
+}
+
+func (x *KeptResource) GetOfferedDigest() []byte {
+	if x != nil {
+		return x.OfferedDigest
 	}
 	return nil
 }
@@ -1179,19 +1200,21 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05field\x18\x03 \x01(\tR\x05field\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xb4\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xf0\x01\n" +
 	"\bLastGood\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05scope\x18\x03 \x03(\tR\x05scope\x12C\n" +
 	"\tresources\x18\x04 \x03(\v2%.weft.discovery.v1alpha1.KeptResourceR\tresources\x12\x17\n" +
-	"\anode_id\x18\x05 \x01(\tR\x06nodeId\"\xc3\x01\n" +
+	"\anode_id\x18\x05 \x01(\tR\x06nodeId\x12:\n" +
+	"\bwithheld\x18\x06 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"\xea\x01\n" +
 	"\fKeptResource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0foffered_version\x18\x02 \x01(\tR\x0eofferedVersion\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1a\n" +
 	"\bresource\x18\x04 \x01(\fR\bresource\x12@\n" +
-	"\trejection\x18\x05 \x01(\v2\".weft.discovery.v1alpha1.RejectionR\trejection2\x85\x01\n" +
+	"\trejection\x18\x05 \x01(\v2\".weft.discovery.v1alpha1.RejectionR\trejection\x12%\n" +
+	"\x0eoffered_digest\x18\x06 \x01(\fR\rofferedDigest2\x85\x01\n" +
 	"\x12ProxyStatusService\x12o\n" +
 	"\fReportStatus\x12,.weft.discovery.v1alpha1.ReportStatusRequest\x1a-.weft.discovery.v1alpha1.ReportStatusResponse(\x010\x01BOZMgithub.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1;discoveryv1alpha1b\x06proto3"
 
@@ -1227,6 +1250,7 @@ var file_weft_discovery_v1alpha1_discovery_proto_goTypes = []any{
 	nil,                           // 14: weft.discovery.v1alpha1.NodeInfo.PortsEntry
 	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 	(*v1alpha1.KindDigest)(nil),   // 16: weft.config.v1alpha1.KindDigest
+	(*v1alpha1.Withheld)(nil),     // 17: weft.config.v1alpha1.Withheld
 }
 var file_weft_discovery_v1alpha1_discovery_proto_depIdxs = []int32{
 	8,  // 0: weft.discovery.v1alpha1.ReportStatusRequest.info:type_name -> weft.discovery.v1alpha1.NodeInfo
@@ -1244,14 +1268,15 @@ var file_weft_discovery_v1alpha1_discovery_proto_depIdxs = []int32{
 	16, // 12: weft.discovery.v1alpha1.ResumeToken.digests:type_name -> weft.config.v1alpha1.KindDigest
 	11, // 13: weft.discovery.v1alpha1.Rejections.rejections:type_name -> weft.discovery.v1alpha1.Rejection
 	13, // 14: weft.discovery.v1alpha1.LastGood.resources:type_name -> weft.discovery.v1alpha1.KeptResource
-	11, // 15: weft.discovery.v1alpha1.KeptResource.rejection:type_name -> weft.discovery.v1alpha1.Rejection
-	1,  // 16: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:input_type -> weft.discovery.v1alpha1.ReportStatusRequest
-	5,  // 17: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:output_type -> weft.discovery.v1alpha1.ReportStatusResponse
-	17, // [17:18] is the sub-list for method output_type
-	16, // [16:17] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	17, // 15: weft.discovery.v1alpha1.LastGood.withheld:type_name -> weft.config.v1alpha1.Withheld
+	11, // 16: weft.discovery.v1alpha1.KeptResource.rejection:type_name -> weft.discovery.v1alpha1.Rejection
+	1,  // 17: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:input_type -> weft.discovery.v1alpha1.ReportStatusRequest
+	5,  // 18: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:output_type -> weft.discovery.v1alpha1.ReportStatusResponse
+	18, // [18:19] is the sub-list for method output_type
+	17, // [17:18] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_weft_discovery_v1alpha1_discovery_proto_init() }
