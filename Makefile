@@ -70,8 +70,8 @@ mutants: ## Apply each patch of integration/mutants in a copy; its test must tur
 
 SOAK ?= 20
 .PHONY: soak
-soak: deps ## The mesh as processes under kills, SOAK (20) times over
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 6h -count=$(SOAK) -v ./integration/e2e
+soak: deps ## The mesh as processes under kills, and the control plane under faults of SOAK (20) seeds
+	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 12h -count=$(SOAK) -p 1 -v ./integration/e2e ./integration/chaos
 
 BENCH ?= .
 SLICE ?= 4s

@@ -15,7 +15,10 @@ import (
 // wall time there. What becomes of it only within one function is seen without.
 var measures = map[string]string{
 	"pkg/clock/clock.go":                  "is where wall time is read",
+	"pkg/jwtauth/keys.go":                 "time since keys were looked at",
 	"pkg/tlsconf/tlsconf.go":              "time since files were looked at",
+	"controlplane/census/records.go":      "how old a record is",
+	"dataplane/report/report.go":          "time since the last report",
 	"controlplane/discovery/stream.go":    "time from a delta to its answer",
 	"controlplane/fleet/fleet.go":         "how long a proxy was not heard of",
 	"dataplane/config/client.go":          "for how long no control plane was heard",
@@ -25,6 +28,7 @@ var measures = map[string]string{
 	"dataplane/proxy/drain.go":            "how long a drain takes",
 	"dataplane/stores/keeper.go":          "how long a store is not used",
 	"registry/nacos/client.go":            "how long a log-in lasts",
+	"registry/nacos/resolver.go":          "how long a set is doubted",
 	"store/rocketmq/cluster.go":           "how old a route is",
 	"store/rocketmq/remoting/remoting.go": "a deadline of a connection",
 	"dataplane/frontend/http/tail.go":     "a deadline of a connection",

@@ -15,24 +15,26 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 )
 
-// Fleet tells which proxies there are.
-type Fleet interface {
-	Proxies() []*adminv1.ProxyStatus
-}
-
 // Config is what the API stands on.
 type Config struct {
 	Store     *configstore.Store
 	Validator *validate.Validator
-	Fleet     Fleet
 	// Guard bounds what one change may remove.
 	Guard Guard
+	// Mesh knows the proxies and the other replicas; Commands reach the proxies
+	// that are connected here.
+	Mesh     *census.Mesh
+	Commands *census.Reports
+	// Alarms are asked for what a status shows.
+	Alarms []Alarms
 	// Conditions tells what is known of stores; by canonical name.
 	Conditions func(ctx context.Context) (map[string][]*adminv1.Condition, error)
 	Version    string
@@ -40,6 +42,8 @@ type Config struct {
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
+	// JoinTokens are those with which proxies join.
+	JoinTokens *jointoken.Tokens
 }
 
 // Service implements AdminService.

@@ -203,7 +203,7 @@ type identity struct {
 }
 
 // errNobody is for whoever did not show who he is.
-var errNobody = errors.New("show who you are: a token (--token-file, WEFT_TOKEN) or a certificate")
+var errNobody = errors.New("show who you are: a token (--server-token-file, WEFT_TOKEN) or a certificate")
 
 // identify looks at what a call brings along.
 func (a *Access) identify(ctx context.Context, p *policy) (identity, error) {

@@ -3,6 +3,8 @@ package admin
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -224,32 +226,6 @@ func (w *watchParts) end() error {
 	return w.stream.Send(w.part)
 }
 
-// GetStatus tells who has applied what and what is not ready.
-func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) (*adminv1.GetStatusResponse, error) {
-	snap, err := s.cfg.Store.Current()
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	conditions, err := s.conditions(ctx, snap)
-	if err != nil {
-		return nil, err
-	}
-	resp := &adminv1.GetStatusResponse{Lineage: snap.Lineage, Revision: snap.Revision, Version: s.cfg.Version, Proxies: s.cfg.Fleet.Proxies()}
-	for _, kind := range []resource.Kind{resource.EventStore, resource.Topic, resource.Subscription} {
-		prefix, match, err := selection(ctx, string(kind), req.Namespace)
-		if err != nil {
-			return nil, err
-		}
-		for e := range snap.All(prefix) {
-			if !match(e) {
-				continue
-			}
-			resp.Resources = append(resp.Resources, &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e)})
-		}
-	}
-	return resp, nil
-}
-
 // conditions gives a function that tells an entry's conditions. Those of topics
 // and subscriptions follow from their admissions, those of stores from what the
 // provisioner saw.
@@ -261,6 +237,14 @@ func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot) (f
 	return func(e *configstore.Entry) []*adminv1.Condition {
 		md := e.Resource.Metadata
 		out := seen[e.Name]
+		if instead, why := snap.Served(e.Name); why != nil {
+			then := "there is no version before it, and what it governs is denied"
+			if instead != nil {
+				then = "proxies are sent version " + instead.Version()
+			}
+			out = append(slices.Clone(out), &adminv1.Condition{Type: "Quarantined", State: adminv1.Condition_STATE_TRUE, Reason: "Refused",
+				Message: fmt.Sprintf("%s refused version %s (%s); %s", strings.Join(why.Nodes, ", "), why.Version, why.Reason, then)})
+		}
 		switch e.Kind {
 		case resource.Topic:
 			a := snap.Resource(resource.Name(resource.TopicAdmission, md.Namespace, md.Name)).GetTopicAdmission()

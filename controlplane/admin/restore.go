@@ -16,8 +16,9 @@ import (
 const (
 	// maxRestoreReason bounds the reason of a restore, in bytes.
 	maxRestoreReason = 1024
-	// restoreWait bounds the wait for this replica to follow the new lineage.
-	restoreWait = 5 * time.Second
+	// restoreWait bounds the wait for etcd, which may have come back only now, and
+	// for this replica to follow the new lineage.
+	restoreWait = 12 * time.Second
 )
 
 // DeclareRestore begins a new lineage: etcd was restored from a backup, and what

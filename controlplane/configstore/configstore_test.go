@@ -231,6 +231,23 @@ func TestLog(t *testing.T) {
 	}
 }
 
+// TestStatusMovesNothing: a status that is written down is no change of the
+// configuration: whoever follows that is not woken.
+func TestStatusMovesNothing(t *testing.T) {
+	w := newWorld(t)
+	s := w.replica(w.etcd, io.Discard)
+	_, changed := s.Snapshot()
+	if _, err := w.etcd.Put(w.ctx, s.StatusKey("x"), "1"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := w.etcd.Put(w.ctx, s.prefix+dirMeta+"x", "1") // which is seen after it
+	w.must(err)
+	<-changed
+	if got := w.current(s).Revision; got != resp.Header.Revision {
+		t.Errorf("the configuration moved to revision %d, by a status; the change has %d", got, resp.Header.Revision)
+	}
+}
+
 // TestConflict: of two writers who saw the same, one writes and the other hears
 // so, and has written nothing; also where the history was replaced.
 func TestConflict(t *testing.T) {

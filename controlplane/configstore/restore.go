@@ -44,7 +44,7 @@ func (s *Store) DeclareRestore(ctx context.Context, actor, peer, reason string) 
 	key := s.prefix + dirMeta + "lineage"
 	resp, err := s.client.Get(ctx, key)
 	if err != nil {
-		return "", 0, fault.Wrap(fault.Unavailable, op, "etcd", err)
+		return "", 0, &fault.Error{Class: fault.Unavailable, Op: op, Reason: "etcd", Err: err, Msg: "etcd does not answer yet; nothing was declared"}
 	}
 	stored, known := "", ""
 	same := clientv3.Compare(clientv3.CreateRevision(key), "=", 0) // a backup from before the first start

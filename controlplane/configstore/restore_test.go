@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 )
 
@@ -108,4 +111,23 @@ func (w *world) lookedBack(s *Store) string {
 	defer end(nil)
 	s.lookBack(ctx, end)
 	return context.Cause(ctx).Error()
+}
+
+// TestManyChangesInOneResponse: a replica that catches up gets several changes at
+// once, each of which follows the one before it; one that follows none is of
+// another history.
+func TestManyChangesInOneResponse(t *testing.T) {
+	s := New(Config{Log: slog.New(slog.DiscardHandler)})
+	generation := func(revision int64, value string) *clientv3.Event {
+		return &clientv3.Event{Kv: &mvccpb.KeyValue{Key: []byte(s.prefix + dirMeta + "generation"), Value: []byte(value), ModRevision: revision}}
+	}
+	now := Empty("1-x", 5)
+	now.chain = "a"
+	next, err := s.apply(now, clientv3.WatchResponse{Events: []*clientv3.Event{generation(6, "b a"), generation(7, "c b")}})
+	if err != nil || next.Generation != 7 || next.chain != "c" {
+		t.Fatalf("%+v, %v", next, err)
+	}
+	if _, err := s.apply(now, clientv3.WatchResponse{Events: []*clientv3.Event{generation(6, "b a"), generation(7, "d x")}}); err == nil {
+		t.Error("a change that follows another history is taken")
+	}
 }

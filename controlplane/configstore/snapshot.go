@@ -277,7 +277,16 @@ func (s *Snapshot) edit() *edit {
 // put stores e, or removes name where e is nil, at revision.
 func (x *edit) put(name string, e *Entry, revision int64) {
 	old, _ := x.tree.Get([]byte(name))
-	x.find(old, e)
+	if old != nil {
+		for _, k := range validate.Keys(old.Resource) {
+			x.found.Delete(foundKey(k, name))
+		}
+	}
+	if e != nil {
+		for _, k := range validate.Keys(e.Resource) {
+			x.found.Insert(foundKey(k, name), e)
+		}
+	}
 	x.change(name, revision, func() {
 		if e != nil {
 			x.tree.Insert([]byte(name), e)
@@ -298,22 +307,6 @@ func (x *edit) put(name string, e *Entry, revision int64) {
 		}
 	}
 }
-
-// find follows with what is found by keys: old goes, e comes.
-func (x *edit) find(old, e *Entry) {
-	if old != nil {
-		for _, k := range validate.Keys(old.Resource) {
-			x.found.Delete(foundKey(k, old.Name))
-		}
-	}
-	if e != nil {
-		for _, k := range validate.Keys(e.Resource) {
-			x.found.Insert(foundKey(k, e.Name), e)
-		}
-	}
-}
-
-func foundKey(key, name string) []byte { return []byte(key + "\x00" + name) }
 
 // change makes a change under one name: what is served, digests and log follow.
 func (x *edit) change(name string, revision int64, change func()) {
@@ -368,6 +361,8 @@ func (x *edit) judge(name string) {
 	}
 	x.next.quarantined[name] = Quarantined{lastGood(e, found), found}
 }
+
+func foundKey(key, name string) []byte { return []byte(key + "\x00" + name) }
 
 func (x *edit) digest(e *Entry, change func(resource.Digest) resource.Digest) {
 	k := digestKey(e.Namespace, e.Kind)

@@ -191,6 +191,9 @@ func New(cfg Config) *Store {
 // Client is the etcd client that the Store uses.
 func (s *Store) Client() *clientv3.Client { return s.client }
 
+// JoinTokens is where the keys of join tokens begin.
+func (s *Store) JoinTokens() string { return s.prefix + "join-tokens/" }
+
 // StatusKey is the key for a status record.
 func (s *Store) StatusKey(name string) string { return s.prefix + dirStatus + name }
 
@@ -484,9 +487,11 @@ func (s *Store) apply(now *Snapshot, resp clientv3.WatchResponse) (*Snapshot, er
 	}
 	x := now.edit()
 	rev := now.Revision
+	status := true // nothing else: who follows the configuration is not woken
 	for _, ev := range resp.Events {
 		rev = max(rev, ev.Kv.ModRevision)
 		key := strings.TrimPrefix(string(ev.Kv.Key), s.prefix)
+		status = status && strings.HasPrefix(key, dirStatus)
 		switch {
 		case strings.HasPrefix(key, dirResources):
 			name := strings.TrimPrefix(key, dirResources)
@@ -499,13 +504,17 @@ func (s *Store) apply(now *Snapshot, resp clientv3.WatchResponse) (*Snapshot, er
 			x.put(name, e, ev.Kv.ModRevision)
 		case key == dirMeta+"generation":
 			id, follows, _ := strings.Cut(string(ev.Kv.Value), " ")
-			if follows != now.chain && now.chain != "" && id != "" {
+			// One response may tell of several changes.
+			if follows != x.next.chain && x.next.chain != "" && id != "" {
 				return nil, &otherHistory{fmt.Sprintf("a change at revision %d does not follow the one that was made before it", ev.Kv.ModRevision)}
 			}
 			x.next.Generation, x.next.chain = ev.Kv.ModRevision, id
 		case key == dirMeta+"lineage":
 			return nil, fmt.Errorf("the lineage changed to %q; reading everything again", ev.Kv.Value)
 		}
+	}
+	if status {
+		return nil, nil
 	}
 	return x.commit(rev), nil
 }

@@ -58,6 +58,9 @@ type view struct {
 func (c *class) of(snap *configstore.Snapshot) *view {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.view != nil && c.view.snap.Lineage == snap.Lineage && c.view.snap.Revision > snap.Revision {
+		return newView(c, snap) // others are further already
+	}
 	if c.view == nil || c.view.snap != snap {
 		c.view, c.bundles = newView(c, snap), map[int64]weak.Pointer[bundle]{}
 	}

@@ -13,7 +13,7 @@ import (
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
-		grpc.ReadBufferSize(4 << 10), grpc.WriteBufferSize(16 << 10), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(4 << 10), grpc.WriteBufferSize(16 << 10),
 	}
 }
 

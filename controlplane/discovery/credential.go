@@ -15,7 +15,7 @@ import (
 // "spiffe://<trust domain>/weft/proxy/<node id>[/<namespace>…]".
 const credentialPath = "/weft/proxy/"
 
-// credential is what the certificate of a stream's other end says. The zero value
+// credential is what the certificate or the join token of a stream's other end says. The zero value
 // is that of whoever shows none, over loopback.
 type credential struct {
 	// subject tells one holder from another, over renewals.
@@ -29,6 +29,9 @@ type credential struct {
 // credentialOf reads the certificate of a stream's other end, which the listener
 // has verified. A certificate without a proxy's SPIFFE ID is bound to nothing.
 func credentialOf(ctx context.Context) (credential, error) {
+	if c, ok := ctx.Value(credentialKey{}).(credential); ok {
+		return c, nil // of a join token
+	}
 	var c credential
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -37,6 +37,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
@@ -223,6 +224,8 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 	if err != nil {
 		return err
 	}
+	s.metrics.streams.Inc()
+	s.changed()
 	defer s.close(st)
 	go func() {
 		for req := first; ; {
@@ -383,11 +386,7 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 		return nil, status.Errorf(codes.InvalidArgument, "node has %d bytes, the most is %d", n, maxNode)
 	}
 	if f := node.GetMetadata().GetFields()["weft"]; f != nil {
-		b, err := f.MarshalJSON()
-		if err == nil {
-			err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, st.info)
-		}
-		if err != nil {
+		if err := readInfo(f, st.info); err != nil {
 			return nil, status.Errorf(codes.InvalidArgument, "node.metadata.weft is not a NodeInfo: %v", err)
 		}
 	}
@@ -423,6 +422,31 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 	return st, nil
 }
 
+// readInfo reads what a node says of itself. Its capabilities, which are many, do not
+// take the way over JSON.
+func readInfo(v *structpb.Value, info *discoveryv1.NodeInfo) error {
+	const capabilities = "capabilities"
+	var can []string
+	if list, ok := v.GetStructValue().GetFields()[capabilities].GetKind().(*structpb.Value_ListValue); ok {
+		can = make([]string, 0, len(list.ListValue.Values))
+		for _, c := range list.ListValue.Values {
+			if _, ok := c.Kind.(*structpb.Value_StringValue); !ok {
+				return errors.New("capabilities are not strings")
+			}
+			can = append(can, c.GetStringValue())
+		}
+		delete(v.GetStructValue().Fields, capabilities)
+	}
+	b, err := v.MarshalJSON()
+	if err == nil {
+		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, info)
+	}
+	if can != nil {
+		info.Capabilities = can
+	}
+	return err
+}
+
 // admit takes a stream in, if there is room and its node id is its own: the one of
 // its certificate, and of nobody else who is connected. A reason to end the stream
 // is sent to ended.
@@ -449,8 +473,6 @@ func (s *Server) admit(st *stream) (ended <-chan error, err error) {
 	end := make(chan error, 1)
 	s.streams[st] = end
 	s.nodes[st.nodeID] = st
-	s.metrics.streams.Inc()
-	s.changed()
 	return end, nil
 }
 

@@ -18,8 +18,6 @@ import (
 type sotw struct {
 	// names is the subscription as it was asked for last.
 	names map[string]bool
-	// nonce is that of the newest response.
-	nonce string
 }
 
 // maxSotw bounds a response, which cannot be cut into parts, in bytes.

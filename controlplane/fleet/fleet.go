@@ -51,6 +51,8 @@ type Config struct {
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
+	// Offices, if set, is told while this replica is elected.
+	Offices *election.Offices
 	// Clock dates records; nothing is decided by it.
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
@@ -62,6 +64,7 @@ type Fleet struct {
 	cfg     Config
 	written map[string]written // by node id; the recorder's own
 	heard   map[string]heard   // by node id; the elected loop's own
+	trouble trouble
 
 	registeredProxies prometheus.Gauge
 	failures          prometheus.Counter
@@ -128,7 +131,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
-		election.Run(ctx, election.Config{Client: f.cfg.Etcd, Key: f.cfg.StatusKey("elect/fleet"), TTL: f.cfg.ElectionTTL, Log: f.cfg.Log}, f.term)
+		election.Run(ctx, election.Config{Client: f.cfg.Etcd, Key: f.cfg.StatusKey("elect/fleet"), TTL: f.cfg.ElectionTTL, Offices: f.cfg.Offices, Log: f.cfg.Log}, f.term)
 		return nil
 	})
 	return g.Wait()
@@ -152,7 +155,7 @@ const keys = "instance/"
 func (f *Fleet) record(ctx context.Context) error {
 	for _, p := range f.cfg.Proxies() {
 		i := p.GetInfo()
-		if i.GetAdvertiseHost() == "" || i.GetPorts()["grpc"] == 0 || i.GetPorts()["health"] == 0 {
+		if i.GetAdvertiseHost() == "" {
 			continue // it does not want to be found
 		}
 		now := time.Now()
@@ -179,10 +182,13 @@ func (f *Fleet) record(ctx context.Context) error {
 // term is one time in office.
 func (f *Fleet) term(ctx context.Context, term election.Term) error {
 	defer f.registeredProxies.Set(0)
+	defer f.trouble.set(nil, time.Time{})
 	clear(f.heard)
 	elected := time.Now()
 	for ctx.Err() == nil {
-		if err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
+		err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace)
+		f.trouble.set(err, f.cfg.Clock.Now())
+		if err != nil && ctx.Err() == nil {
 			f.failures.Inc()
 			f.cfg.Log.Warn("the registry cannot be brought up to date; trying again", "error", err)
 		}
@@ -204,10 +210,13 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 	if err != nil {
 		return err
 	}
+	latest := latestAt(records)
 	want := map[string]registry.Instance{}
 	if grace {
 		for id, i := range there {
-			want[id] = i
+			if at, ok := latest[i.Address()]; !ok || at == id {
+				want[id] = i
+			}
 		}
 	}
 	for id, r := range records {
@@ -219,7 +228,9 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 			f.cfg.Log.Info("a proxy is gone for good", "node", id)
 			continue
 		}
-		want[id] = r.Instance
+		if latest[r.Instance.Address()] == id {
+			want[id] = r.Instance
+		}
 	}
 	list := make([]registry.Instance, 0, len(want))
 	for _, i := range want {
@@ -231,6 +242,20 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 	}
 	f.registeredProxies.Set(float64(len(list)))
 	return nil
+}
+
+// latestAt gives for each address who was written down there last: a proxy whose data
+// folder was lost comes back there under another id, and the old one would pass
+// for alive as long as the new one is.
+func latestAt(records map[string]record) map[string]string {
+	out := map[string]string{}
+	for id, r := range records {
+		at := r.Instance.Address()
+		if other, ok := out[at]; !ok || r.revision > records[other].revision {
+			out[at] = id
+		}
+	}
+	return out
 }
 
 // silent is for how long this replica, in office, has not heard of a proxy.

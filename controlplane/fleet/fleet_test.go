@@ -138,6 +138,12 @@ func TestFleet(t *testing.T) {
 	connected = []*adminv1.ProxyStatus{status("a", "10.0.0.9")}
 	f = fleet()
 	pass(f, 4*time.Hour, false, "a")
+	// Its data folder was lost: it is back at its address under another id, and
+	// the old one, whose address answers, is not there twice.
+	connected = []*adminv1.ProxyStatus{status("0", "10.0.0.9")}
+	l.healthy = "a"
+	pass(f, 4*time.Hour, true, "0")
+	pass(f, 4*time.Hour, false, "0")
 	// A registry that is down is an error, and forgets nobody.
 	l.down, l.healthy = errors.New("down"), ""
 	if err := f.pass(ctx, term, now.Add(5*time.Hour), false); err == nil {
@@ -145,7 +151,7 @@ func TestFleet(t *testing.T) {
 	}
 	l.down = nil
 	records, err := f.records(ctx)
-	if err != nil || len(records) != 1 {
+	if err != nil || len(records) != 2 {
 		t.Errorf("%v %v", records, err)
 	}
 }

@@ -5,6 +5,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,11 +25,15 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/admin"
+	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/discovery"
+	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/controlplane/fleet"
+	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/provision"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
@@ -64,6 +69,10 @@ type Config struct {
 	AdminAccess string
 	// Guard bounds what one change may remove without saying that it means to.
 	Guard admin.Guard
+	// AdminAdvertise is the address of the admin API as other replicas reach it,
+	// "host:port"; when empty AdminAddr, with this machine's name where that is
+	// every address. Replicas show each other AdminTLS's certificate.
+	AdminAdvertise string
 	// Drivers and Options for provisioning; see provision.Config.
 	Drivers map[string]store.Driver
 	Options func(*configv1.EventStore) (kind string, options any, err error)
@@ -95,16 +104,18 @@ type Times struct {
 	Register, RegisterGrace, Forget time.Duration
 	// StreamAge is discovery.Config.MaxAge.
 	StreamAge time.Duration
+	// ForgetStatus is census.Config.Forget: at least 1 s, in whole seconds.
+	ForgetStatus time.Duration
 }
 
 func (t Times) check() error {
-	for _, d := range []time.Duration{t.EtcdMaxRetry, t.EtcdProbe, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.StreamAge} {
+	for _, d := range []time.Duration{t.EtcdMaxRetry, t.EtcdProbe, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.StreamAge, t.ForgetStatus} {
 		if d < 0 {
 			return errors.New("no time of the control plane may be negative")
 		}
 	}
-	if t.ElectionTTL%time.Second != 0 {
-		return errors.New("the election's TTL is in whole seconds")
+	if t.ElectionTTL%time.Second != 0 || t.ForgetStatus%time.Second != 0 {
+		return errors.New("the election's TTL, and the time after which a status is forgotten, are in whole seconds")
 	}
 	return nil
 }
@@ -119,10 +130,15 @@ type Addrs struct{ Admin, Discovery, Ops string }
 type Server struct {
 	cfg       Config
 	store     *configstore.Store
+	paced     *discovery.Paced
 	discovery *discovery.Server
 	admin     *admin.Service
 	access    *admin.Access
 	provision *provision.Provisioner
+	fleet     *fleet.Fleet // nil without a registry
+	reports   *census.Reports
+	census    *census.Mesh
+	joins     *jointoken.Tokens
 	metrics   *prometheus.Registry
 	listeners [3]*listener.Listener
 	adminTLS  credentials.TransportCredentials
@@ -153,31 +169,53 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, cfg.AdminAccess != ""); err != nil {
+	adminTransport := tlsconf.Server
+	if cfg.AdminAccess != "" {
+		adminTransport = tlsconf.ServerOptional // others have a token
+	}
+	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, cfg.AdminAccess != "", adminTransport); err != nil {
 		return nil, err
 	}
-	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, false); err != nil {
+	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, false, tlsconf.ServerOptional /* others have a join token */); err != nil {
 		return nil, err
 	}
-	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, false); err != nil {
+	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, false, tlsconf.Server); err != nil {
 		return nil, err
+	}
+	if err := cfg.Guard.Check(); err != nil {
+		return nil, err
+	}
+	if cfg.AdminAdvertise != "" {
+		if _, _, err := net.SplitHostPort(cfg.AdminAdvertise); err != nil {
+			return nil, fmt.Errorf("the advertised address of the admin API: %w", err)
+		}
+	}
+	var peers credentials.TransportCredentials
+	if !cfg.AdminTLS.Empty() {
+		c, err := tlsconf.Client(cfg.AdminTLS)
+		if err != nil {
+			return nil, fmt.Errorf("admin: %w", err)
+		}
+		peers = credentials.NewTLS(c)
 	}
 	validator, err := validate.New()
 	if err != nil {
 		return nil, err
 	}
 	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.store, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
-	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
-		return nil, err
-	}
-	if err := cfg.Guard.Check(); err != nil {
-		return nil, err
-	}
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, Guard: cfg.Guard,
-		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.paced = discovery.Pace(s.store, 0)
+	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
+	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
+	offices := &election.Offices{}
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
-		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	alarms := []admin.Alarms{s.discovery}
+	if cfg.Registry != nil {
+		s.fleet = fleet.New(fleet.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
+			Registry: cfg.Registry, Service: cfg.Service, Every: cfg.Times.Register, Grace: cfg.Times.RegisterGrace, Forget: cfg.Times.Forget,
+			ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+		alarms = append(alarms, s.fleet)
+	}
 	s.register()
 	for i, l := range []struct {
 		addr string
@@ -190,24 +228,26 @@ func New(cfg Config) (_ *Server, err error) {
 			return nil, fmt.Errorf("control plane: %w", err)
 		}
 	}
+	s.reports = census.NewReports(census.ReportsConfig{Authorize: s.discovery.Authorize, Metrics: s.metrics, Log: cfg.Log})
+	s.census = census.New(census.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Address: census.Advertised(cfg.AdminAdvertise, s.listeners[0].Addr()),
+		Version: version.String(), TLS: peers, Connected: s.discovery.Proxies, Report: s.reports.Report, Offices: offices,
+		Forget: cfg.Times.ForgetStatus, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Guard: cfg.Guard, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins,
+		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	return s, nil
 }
 
 // transport is the listener's security: TLS from files, or none on loopback.
-// tokens: callers may have those instead of a certificate.
-func transport(name, addr string, f tlsconf.Files, tokens bool) (credentials.TransportCredentials, error) {
+// tokens: callers may have those instead of a certificate, and no authority.
+func transport(name, addr string, f tlsconf.Files, tokens bool, make func(tlsconf.Files, ...string) (*tls.Config, error)) (credentials.TransportCredentials, error) {
 	if !f.Empty() {
-		if tokens {
-			c, err := tlsconf.ServerOptional(f, "h2")
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
-			}
-			return credentials.NewTLS(c), nil
-		}
-		if f.CA == "" {
+		if f.CA == "" && !tokens {
 			return nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
 		}
-		c, err := tlsconf.Server(f, "h2")
+		c, err := make(f, "h2")
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -230,7 +270,7 @@ func (s *Server) Addrs() Addrs {
 
 // Ready waits until everything was read from etcd.
 func (s *Server) Ready(ctx context.Context) error {
-	_, err := s.store.WaitFor(ctx, 0)
+	_, err := s.paced.WaitFor(ctx, 0)
 	return err
 }
 
@@ -249,20 +289,21 @@ func (s *Server) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	// The configuration comes first: nothing is served before it was read.
 	g.Go(func() error { return s.store.Run(gctx) })
+	g.Go(func() error { return s.paced.Run(gctx) })
 	g.Go(func() error { return s.store.RunAudit(gctx) })
+	g.Go(func() error { return s.joins.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
-	if s.cfg.Registry != nil {
-		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
-			Registry: s.cfg.Registry, Service: s.cfg.Service, Every: s.cfg.Times.Register, Grace: s.cfg.Times.RegisterGrace, Forget: s.cfg.Times.Forget,
-			ElectionTTL: s.cfg.Times.ElectionTTL, Clock: s.cfg.Clock, Metrics: s.metrics, Log: s.cfg.Log})
-		g.Go(func() error { return registered.Run(gctx) })
+	g.Go(func() error { return s.census.Run(gctx) })
+	if s.fleet != nil {
+		g.Go(func() error { return s.fleet.Run(gctx) })
 	}
 
 	g.Go(func() error { return s.access.Run(gctx) })
 	adminServer := grpcServer(s.adminTLS, 100, time.Hour, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
-	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, discovery.ServerOptions()...)
+	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
+	discoveryv1.RegisterProxyStatusServiceServer(discoServer, s.reports)
 	// A profile takes as long as it is asked for.
 	ops := listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute})
 	g.Go(func() error { return adminServer.Serve(s.listeners[0]) })
@@ -296,7 +337,7 @@ func (s *Server) operations() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{Registry: s.metrics}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if snap, _ := s.store.Snapshot(); snap == nil {
+		if snap, _ := s.paced.Snapshot(); snap == nil {
 			http.Error(w, "the configuration was not read from etcd yet", http.StatusServiceUnavailable)
 			return
 		}

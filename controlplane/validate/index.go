@@ -49,6 +49,9 @@ func Keys(r *configv1.Resource) []string {
 		for _, k := range s.Identity.GetApiKeys().GetKeys() {
 			add(apiKey(k.Id))
 		}
+		for _, aud := range s.Identity.GetJwt().GetAudiences() {
+			add(audience(s.Identity.GetJwt().Issuer, aud))
+		}
 	}
 	return keys
 }
@@ -71,3 +74,6 @@ func physical(name string) string { return "physical/" + name }
 
 // apiKey: identities with an API key.
 func apiKey(id string) string { return "apikey/" + id }
+
+// audience: identities that accept an issuer's tokens for an audience.
+func audience(issuer, aud string) string { return "audience/" + issuer + "\x00" + aud }

@@ -10,6 +10,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/names"
 )
 
@@ -233,6 +234,18 @@ func (c *collector) identity(id *configv1.Identity) {
 		seen[k.Id] = true
 		if k.Principal == "local" {
 			c.add(path+".principal", "reserved", `"local" is who comes over loopback without credentials`)
+		}
+	}
+	if j := id.GetJwt(); j != nil {
+		switch keys := j.Keys.(type) {
+		case *configv1.JwtIssuer_JwksUri:
+			if err := jwtauth.CheckURL(keys.JwksUri); err != nil {
+				c.add("spec.jwt.jwks_uri", "url", err.Error())
+			}
+		case *configv1.JwtIssuer_Jwks:
+			if err := jwtauth.CheckJWKS([]byte(keys.Jwks)); err != nil {
+				c.add("spec.jwt.jwks", "jwks", err.Error())
+			}
 		}
 	}
 	m := id.GetMtls()

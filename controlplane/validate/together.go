@@ -178,6 +178,13 @@ func (c *collector) together(o overlay, r *configv1.Resource) {
 				}
 			}
 		}
+		for i, aud := range s.Identity.GetJwt().GetAudiences() {
+			for other := range o.find(audience(s.Identity.GetJwt().Issuer, aud)) {
+				if resource.NameOf(other) != c.name {
+					c.add(fmt.Sprintf("spec.jwt.audiences[%d]", i), "unique", fmt.Sprintf("%q of this issuer is taken; a token must not be good for two principals", aud))
+				}
+			}
+		}
 	}
 }
 

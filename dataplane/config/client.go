@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +56,8 @@ type Config struct {
 	Addresses []string
 	// TLS to them; nil is plaintext, for loopback.
 	TLS credentials.TransportCredentials
+	// Join is shown with every call; nil shows nothing.
+	Join credentials.PerRPCCredentials
 	// NodeID is stable over restarts.
 	NodeID string
 	// Info is sent at the start of each stream. Its namespaces are what is
@@ -67,9 +70,13 @@ type Config struct {
 	Check func(*configv1.Resource) (field string, err error)
 	// Apply puts a state in force. It is called by one goroutine and must
 	// return before long: the control plane is answered after it.
-	Apply   func(context.Context, State)
-	Metrics prometheus.Registerer
-	Log     *slog.Logger
+	Apply func(context.Context, State)
+	// Connected is called, if set, once a stream has its first response, with
+	// the connection to use for more; the stream waits for its return before
+	// the connection is closed. Its context ends with the stream.
+	Connected func(context.Context, grpc.ClientConnInterface)
+	Metrics   prometheus.Registerer
+	Log       *slog.Logger
 }
 
 // Times of following a control plane. The zero value of each is its default.
@@ -102,6 +109,7 @@ type Client struct {
 	// the client was made; nil while one is followed. Not wall time: a clock
 	// that is set makes no configuration stale.
 	contact atomic.Pointer[time.Time]
+	applied applied
 	metrics clientMetrics
 }
 
@@ -123,7 +131,7 @@ func New(cfg Config) *Client {
 			*d.field = d.value
 		}
 	}
-	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), metrics: clientMetrics{
+	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), applied: newApplied(), metrics: clientMetrics{
 		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
@@ -181,6 +189,7 @@ func (c *Client) Run(ctx context.Context) error {
 		at = rand.IntN(n)
 	}
 	for ctx.Err() == nil {
+		c.resync = c.applied.resync.Swap(false) || c.resync
 		addr := c.cfg.Addresses[at%len(c.cfg.Addresses)]
 		at++
 		c.metrics.attempts.Inc()
@@ -228,6 +237,7 @@ func (c *Client) loadDisk(ctx context.Context) {
 	// with a token it would not be offered again.
 	c.resync = len(m.rejections()) > 0
 	c.apply(ctx, true)
+	c.note(nil)
 	c.cfg.Log.Info("started from the configuration on disk", "revision", m.revision, "resources", len(m.resources))
 }
 
@@ -253,15 +263,22 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	if creds == nil {
 		creds = insecure.NewCredentials()
 	}
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds),
+	opts := []grpc.DialOption{grpc.WithTransportCredentials(creds),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: c.cfg.Keepalive, Timeout: c.cfg.Keepalive / 3, PermitWithoutStream: true}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse))}
+	if c.cfg.Join != nil {
+		opts = append(opts, grpc.WithPerRPCCredentials(c.cfg.Join))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+addr, opts...)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	defer cancel()
+	defer c.applied.cuts(cancel)()
 	// A control plane that takes the connection or the stream and then hangs is
 	// as good as none.
 	hung := time.AfterFunc(c.cfg.AnswerTimeout, cancel)
@@ -286,7 +303,9 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 		if err != nil {
 			return err
 		}
-		hung.Stop()
+		if hung.Stop() && c.cfg.Connected != nil {
+			beside.Go(func() { c.cfg.Connected(ctx, conn) })
+		}
 		c.metrics.connected.Set(1)
 		man, err := d.add(resp)
 		if err != nil {
@@ -349,6 +368,7 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
 	c.contact.Store(nil)
+	c.note(man)
 	if c.cfg.Dir != "" && (c.mem.revision != before || len(refused) > 0) {
 		if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
 			c.metrics.diskErrors.Inc()

@@ -98,7 +98,7 @@ func (w *world) snapshot(change func(*snapshot.Subscription), rules ...*configv1
 	return &snapshot.Snapshot{
 		Topics: map[snapshot.Key]*snapshot.Topic{orders.Key: orders, dead.Key: dead}, Subscriptions: map[snapshot.Key]*snapshot.Subscription{sub.Key: sub},
 		Rules:      policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: rules}}}, nil),
-		Identities: policy.CompileIdentities(nil, true)}
+		Identities: policy.CompileIdentities(nil, nil, true)}
 }
 
 func allowAll() []*configv1.AccessRule {
@@ -653,8 +653,8 @@ func TestCredentialsExpire(t *testing.T) {
 	sum := sha256.Sum256([]byte(key))
 	expires := time.Now().Add(time.Second)
 	identities := policy.CompileIdentities([]policy.NamedIdentity{{Namespace: "demo", Name: "identity/demo/i", Spec: &configv1.Identity{Method: &configv1.Identity_ApiKeys{
-		ApiKeys: &configv1.ApiKeys{Keys: []*configv1.ApiKey{{Id: "k1", Hash: "sha256:" + hex.EncodeToString(sum[:]), Principal: "app", ExpiresAt: timestamppb.New(expires)}}}}}}}, false)
-	who, err := identities.Authenticate(policy.Credentials{Bearer: key}, time.Now())
+		ApiKeys: &configv1.ApiKeys{Keys: []*configv1.ApiKey{{Id: "k1", Hash: "sha256:" + hex.EncodeToString(sum[:]), Principal: "app", ExpiresAt: timestamppb.New(expires)}}}}}}}, nil, false)
+	who, err := identities.Authenticate(t.Context(), policy.Credentials{Bearer: key}, time.Now())
 	w.must(err)
 	rule := allowAll()[0]
 	rule.Principals = []string{"app"}

@@ -13,11 +13,11 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/store"
-	"github.com/weft-mesh/weft/pkg/clock"
 )
 
 // Config of a Manager.

@@ -72,7 +72,7 @@ func newWorld(t testing.TB, maxInFlight int64) *world {
 	w.must(err)
 	t.Cleanup(func() { w.must(st.Close(context.Background())) })
 	w.st = &troubled{Store: st, fail: map[string]error{}}
-	snap := &snapshot.Snapshot{Topics: map[snapshot.Key]*snapshot.Topic{}, Identities: policy.CompileIdentities(nil, true)}
+	snap := &snapshot.Snapshot{Topics: map[snapshot.Key]*snapshot.Topic{}, Identities: policy.CompileIdentities(nil, nil, true)}
 	for i, name := range []string{"orders", "audit", "small", "waiting", "routed", "secret"} {
 		w.must(st.(store.Admin).EnsureTopic(context.Background(), store.TopicSpec{Name: name}))
 		k := snapshot.Key{Namespace: "demo", Name: name}

@@ -19,9 +19,9 @@ func TestCurrent(t *testing.T) {
 	authority := newCA(t)
 	mtls := mtlsIdentity("demo", authority.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")
 	until := timestamppb.New(now.Add(time.Minute))
-	first := CompileIdentities([]NamedIdentity{keyIdentity("demo", "abcdefgh", "alice", key, until), mtls}, false)
+	first := CompileIdentities([]NamedIdentity{keyIdentity("demo", "abcdefgh", "alice", key, until), mtls}, nil, false)
 	for name, c := range map[string]Credentials{"key": {Bearer: key}, "certificate": {Certificates: authority.leaf(t, nil)}} {
-		p, err := first.Authenticate(c, now)
+		p, err := first.Authenticate(t.Context(), c, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +36,7 @@ func TestCurrent(t *testing.T) {
 		if _, ok := first.Current(p, now.Add(2*time.Hour)); ok {
 			t.Errorf("%s: good for ever", name)
 		}
-		none := CompileIdentities(nil, false)
+		none := CompileIdentities(nil, nil, false)
 		for range 2 {
 			if q, ok := none.Current(p, now); ok || q != nil {
 				t.Errorf("%s: good where nobody vouches for it: %v", name, q)
@@ -47,18 +47,18 @@ func TestCurrent(t *testing.T) {
 		}
 	}
 	// Groups of a newer configuration.
-	p, err := first.Authenticate(Credentials{Bearer: key}, now)
+	p, err := first.Authenticate(t.Context(), Credentials{Bearer: key}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	more := keyIdentity("demo", "abcdefgh", "alice", key, nil)
 	more.Spec.GetApiKeys().Keys[0].Groups = []string{"admins"}
-	second := CompileIdentities([]NamedIdentity{more}, false)
+	second := CompileIdentities([]NamedIdentity{more}, nil, false)
 	if q, ok := second.Current(p, now); !ok || q.Groups[0] != "demo/admins" {
 		t.Errorf("%+v %v", q, ok)
 	}
 	// A kept answer does not keep old identities in memory.
-	gone := CompileIdentities([]NamedIdentity{more}, false)
+	gone := CompileIdentities([]NamedIdentity{more}, nil, false)
 	gone.Current(p, now)
 	w := weak.Make(gone)
 	runtime.KeepAlive(gone)

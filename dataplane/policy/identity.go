@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
 )
 
 // maxKey bounds an API key, in bytes.
@@ -23,6 +25,7 @@ const maxKey = 256
 type Identities struct {
 	keys          map[string]apiKey
 	authorities   []authority
+	issuers       []issuer
 	trustLoopback bool
 }
 
@@ -56,15 +59,19 @@ func CheckIdentity(spec *configv1.Identity) error {
 
 // CompileIdentities compiles what CheckIdentity accepts and leaves the rest
 // out, so that its clients are refused. A key id that two identities claim is
-// nobody's. With trustLoopback whoever comes over loopback without credentials
-// is Local.
-func CompileIdentities(list []NamedIdentity, trustLoopback bool) *Identities {
+// nobody's. verifiers check the tokens of identities by their canonical names;
+// where one is not there, its tokens are refused. With trustLoopback whoever comes
+// over loopback without credentials is Local.
+func CompileIdentities(list []NamedIdentity, verifiers map[string]*jwtauth.Verifier, trustLoopback bool) *Identities {
 	out := &Identities{trustLoopback: trustLoopback}
 	for _, n := range list {
-		next := Identities{keys: out.keys, authorities: out.authorities}
+		next := Identities{keys: out.keys, authorities: out.authorities, issuers: out.issuers}
 		if next.add(n) == nil {
-			out.keys, out.authorities = next.keys, next.authorities
+			out.keys, out.authorities, out.issuers = next.keys, next.authorities, next.issuers
 		}
+	}
+	for i := range out.issuers {
+		out.issuers[i].verifier = verifiers[out.issuers[i].identity]
 	}
 	return out
 }
@@ -121,6 +128,11 @@ func (i *Identities) add(n NamedIdentity) error {
 			a.groups = append(a.groups, n.Namespace+"/"+g)
 		}
 		i.authorities = append(i.authorities, a)
+	case *configv1.Identity_Jwt:
+		if _, err := jwtauth.New(TokenRules(m.Jwt)); err != nil {
+			return &FieldError{"spec.jwt", err.Error()}
+		}
+		i.issuers = append(i.issuers, issuer{identity: n.Name, namespace: n.Namespace, name: m.Jwt.Issuer})
 	default:
 		return &FieldError{"spec", "has no method that this version enforces"}
 	}
@@ -132,12 +144,20 @@ func refuse(reason, msg string) error {
 }
 
 // Authenticate tells who a client is. The error is Unauthenticated and says
-// nothing of what exists. Credentials that are shown must be right: a wrong key
-// is not made good by a certificate, nor the other way round; a key and a
-// certificate of different principals are refused.
-func (i *Identities) Authenticate(c Credentials, now time.Time) (*Principal, error) {
+// nothing of what exists, or Unavailable where a token cannot be checked yet.
+// Credentials that are shown must be right: a wrong key is not made good by a
+// certificate, nor the other way round; a key or token and a certificate of
+// different principals are refused. It may wait a moment, at most until ctx ends,
+// for a key that an issuer has signed with for the first time.
+func (i *Identities) Authenticate(ctx context.Context, c Credentials, now time.Time) (*Principal, error) {
 	var byKey, byCert *Principal
-	if c.Bearer != "" {
+	switch {
+	case isToken(c.Bearer):
+		var err error
+		if byKey, err = i.byToken(c.Bearer, func(v *jwtauth.Verifier) (jwtauth.Claims, error) { return v.Verify(ctx, c.Bearer) }); err != nil {
+			return nil, err
+		}
+	case c.Bearer != "":
 		if byKey = i.byKey(c.Bearer, now); byKey == nil {
 			return nil, refuse("bad-credentials", "the API key is not valid")
 		}
@@ -149,7 +169,7 @@ func (i *Identities) Authenticate(c Credentials, now time.Time) (*Principal, err
 	}
 	switch {
 	case byKey != nil && byCert != nil && byKey.String() != byCert.String():
-		return nil, refuse("bad-credentials", "the API key and the client certificate are of different principals")
+		return nil, refuse("bad-credentials", "the client certificate is of another principal than the API key or token")
 	case byKey != nil:
 		return byKey, nil
 	case byCert != nil:
@@ -157,7 +177,7 @@ func (i *Identities) Authenticate(c Credentials, now time.Time) (*Principal, err
 	case i.trustLoopback && c.Peer.Addr().Unmap().IsLoopback():
 		return &Principal{Name: Local, Credential: "loopback"}, nil
 	}
-	return nil, refuse("no-credentials", "credentials are needed: an API key (Authorization: Bearer …) or a client certificate")
+	return nil, refuse("no-credentials", "credentials are needed: an API key or a token (Authorization: Bearer …), or a client certificate")
 }
 
 func (i *Identities) byKey(key string, now time.Time) *Principal {
@@ -245,6 +265,10 @@ func (i *Identities) Refresh(p *Principal, now time.Time) (_ *Principal, ok bool
 	if len(p.chain) > 0 {
 		q := i.byCertificate(p.chain, now)
 		return q, q != nil && q.String() == p.String()
+	}
+	if p.token != "" {
+		q, err := i.byToken(p.token, func(v *jwtauth.Verifier) (jwtauth.Claims, error) { return v.VerifyNow(p.token) })
+		return q, err == nil && q.String() == p.String()
 	}
 	k := i.keys[p.Credential]
 	if k.principal == nil || k.hash != p.hash || k.principal.Expired(now) {

@@ -24,13 +24,14 @@ type Principal struct {
 	// Expires in Unix nanoseconds; 0 is never. Whoever holds a connection asks
 	// Identities.Refresh when the configuration changes and at this time.
 	Expires int64
-	// Credential is the public part of what was shown: key id or the
-	// certificate's serial. For logs.
+	// Credential is the public part of what was shown: key id, the
+	// certificate's serial or "token". For logs.
 	Credential string
 
 	// What was shown, so that Refresh can judge it by newer identities.
 	hash  [sha256.Size]byte
 	chain []*x509.Certificate
+	token string
 
 	current atomic.Pointer[refreshed]
 }

@@ -192,9 +192,9 @@ func TestAuthenticate(t *testing.T) {
 		mtlsIdentity("demo", good.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, ""),
 	}
 	loop, far := netip.MustParseAddrPort("127.0.0.1:9"), netip.MustParseAddrPort("10.0.0.1:9")
-	i := CompileIdentities(ids, false)
-	trusting := CompileIdentities(ids, true)
-	byURI := CompileIdentities([]NamedIdentity{mtlsIdentity("demo", good.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_URI_SAN, "spiffe://x/ns/demo/")}, false)
+	i := CompileIdentities(ids, nil, false)
+	trusting := CompileIdentities(ids, nil, true)
+	byURI := CompileIdentities([]NamedIdentity{mtlsIdentity("demo", good.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_URI_SAN, "spiffe://x/ns/demo/")}, nil, false)
 	for name, tc := range map[string]struct {
 		i    *Identities
 		c    Credentials
@@ -231,7 +231,7 @@ func TestAuthenticate(t *testing.T) {
 		"key and certificate agree":    {i, Credentials{Bearer: key, Certificates: good.leaf(t, func(c *x509.Certificate) { c.Subject.CommonName = "alice" }), Peer: far}, "demo/alice"},
 		"wrong key, good certificate":  {i, Credentials{Bearer: "weft_abcdefgh_x", Certificates: good.leaf(t, nil), Peer: far}, ""},
 	} {
-		p, err := tc.i.Authenticate(tc.c, now)
+		p, err := tc.i.Authenticate(t.Context(), tc.c, now)
 		switch {
 		case tc.want == "" && (err == nil || fault.ClassOf(err) != fault.Unauthenticated):
 			t.Errorf("%s: got %v, %v; want a refusal", name, p, err)
@@ -247,12 +247,12 @@ func TestAuthenticate(t *testing.T) {
 // FuzzAPIKey: no other string is a key, and none is told in an error.
 func FuzzAPIKey(f *testing.F) {
 	const key = "weft_abcdefgh_s3cret"
-	i := CompileIdentities([]NamedIdentity{keyIdentity("demo", "abcdefgh", "alice", key, nil)}, false)
+	i := CompileIdentities([]NamedIdentity{keyIdentity("demo", "abcdefgh", "alice", key, nil)}, nil, false)
 	for _, s := range []string{key, "weft_abcdefgh_", "weft__", "weft_abcdefgh_s3cret ", "WEFT_abcdefgh_s3cret", "weft_\x00_x", strings.Repeat("weft_", 1000)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		p, err := i.Authenticate(Credentials{Bearer: s}, time.Now())
+		p, err := i.Authenticate(t.Context(), Credentials{Bearer: s}, time.Now())
 		if (s == key) != (err == nil) || s == key && p.String() != "demo/alice" {
 			t.Errorf("%q is %v, %v", s, p, err)
 		}
@@ -267,12 +267,12 @@ func TestRefresh(t *testing.T) {
 	const key = "weft_abcdefgh_s3cret"
 	authority := newCA(t)
 	first := CompileIdentities([]NamedIdentity{keyIdentity("demo", "abcdefgh", "alice", key, nil),
-		mtlsIdentity("demo", authority.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, true)
-	byKey, err := first.Authenticate(Credentials{Bearer: key}, now)
+		mtlsIdentity("demo", authority.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, nil, true)
+	byKey, err := first.Authenticate(t.Context(), Credentials{Bearer: key}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	byCert, err := first.Authenticate(Credentials{Certificates: authority.leaf(t, nil)}, now)
+	byCert, err := first.Authenticate(t.Context(), Credentials{Certificates: authority.leaf(t, nil)}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,12 +294,12 @@ func TestRefresh(t *testing.T) {
 		"authority replaced": {[]NamedIdentity{mtlsIdentity("demo", newCA(t).pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, byCert, false, ""},
 		"authority stays":    {[]NamedIdentity{mtlsIdentity("demo", authority.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, byCert, true, "demo/m"},
 	} {
-		p, ok := CompileIdentities(tc.ids, false).Refresh(tc.p, now)
+		p, ok := CompileIdentities(tc.ids, nil, false).Refresh(tc.p, now)
 		if ok != tc.ok || ok && p.Groups[0] != tc.want {
 			t.Errorf("%s: %+v, %v", name, p, ok)
 		}
 	}
-	if _, ok := CompileIdentities(nil, false).Refresh(&Principal{Name: Local}, now); ok {
+	if _, ok := CompileIdentities(nil, nil, false).Refresh(&Principal{Name: Local}, now); ok {
 		t.Error("local is valid where loopback is not trusted")
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+
+	"github.com/weft-mesh/weft/pkg/names"
 )
 
 // dataDir is the proxy's folder, locked while the process has it.
@@ -42,7 +44,7 @@ func (d *dataDir) nodeID() (string, error) {
 	b, err := os.ReadFile(name)
 	if err == nil {
 		id := strings.TrimSpace(string(b))
-		if !validNodeID(id) {
+		if !names.ValidNodeID(id) {
 			return "", fmt.Errorf("%s does not hold a node id; remove it and a new one is drawn", name)
 		}
 		return id, nil

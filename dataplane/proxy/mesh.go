@@ -81,12 +81,12 @@ func (m *mesh) current(who *policy.Principal) (*policy.Principal, error) {
 }
 
 // Authenticate tells who the client is.
-func (m *mesh) Authenticate(_ context.Context, c policy.Credentials) (*policy.Principal, error) {
+func (m *mesh) Authenticate(ctx context.Context, c policy.Credentials) (*policy.Principal, error) {
 	s, err := m.configuration()
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.Identities.Authenticate(c, m.clock.Now())
+	p, err := s.Identities.Authenticate(ctx, c, m.clock.Now())
 	outcome := "ok"
 	if err != nil {
 		outcome = fault.From(err).Reason

@@ -23,6 +23,8 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/config"
+	"github.com/weft-mesh/weft/dataplane/issuers"
+	"github.com/weft-mesh/weft/dataplane/report"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
 	"github.com/weft-mesh/weft/pkg/latest"
@@ -52,12 +54,16 @@ type Proxy struct {
 
 	client    *config.Client
 	stores    *stores.Manager
+	issuers   *issuers.Manager
 	snapshots *latest.Value[*snapshot.Snapshot]
 	mesh      *mesh
 	engine    engine
 
 	draining atomic.Bool
-	again    chan struct{} // capacity 1: the state must be applied again
+	// leave is closed when the control plane asks this proxy to stop.
+	leave   chan struct{}
+	leaving sync.Once
+	again   chan struct{} // capacity 1: the state must be applied again
 
 	applying sync.Mutex
 	state    config.State // the newest that came; guarded by applying
@@ -70,7 +76,7 @@ func New(cfg Config) (_ *Proxy, err error) {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
 	p := &Proxy{cfg: cfg, incarnation: uuid.NewString(), registry: cfg.Metrics, listeners: map[string]*listener.Listener{}, tls: map[string]*tls.Config{},
-		snapshots: latest.New(snapshot.Compile(snapshot.Input{})), again: make(chan struct{}, 1)}
+		snapshots: latest.New(snapshot.Compile(snapshot.Input{})), leave: make(chan struct{}), again: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("proxy: %w", errors.Join(err, p.Close()))
@@ -122,17 +128,17 @@ func (p *Proxy) compose() error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_build_info", Help: "Always 1; the label has the version.",
 			ConstLabels: prometheus.Labels{"version": version.String()}}, func() float64 { return 1 }))
 	var creds credentials.TransportCredentials
-	if !p.cfg.ControlPlaneTLS.Empty() {
-		c, err := tlsconf.Client(p.cfg.ControlPlaneTLS)
-		if err != nil {
-			return fmt.Errorf("control plane: %w", err)
-		}
-		creds = credentials.NewTLS(c)
+	var join credentials.PerRPCCredentials
+	if err := p.joining(&creds, &join); err != nil {
+		return err
 	}
 	p.stores = stores.New(stores.Config{Drivers: p.cfg.Drivers, Options: p.cfg.Options, ClientID: p.incarnation, Dir: filepath.Join(p.cfg.DataDir, "stores"),
 		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
-	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
-		Check: snapshot.Check, Apply: p.apply, Metrics: p.registry, Log: p.cfg.Log})
+	reporter := report.New(report.Config{NodeID: p.nodeID, Info: p.info(), State: p.reported, Load: p.load, Resync: func() { p.client.Resync() }, Drain: p.Drain, Clock: p.cfg.Clock, Log: p.cfg.Log})
+	p.issuers = issuers.New(issuers.Config{Dir: filepath.Join(p.cfg.DataDir, "issuers"), Allow: p.cfg.PushAllow, Clock: p.cfg.Clock,
+		Changed: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
+	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
+		Check: snapshot.Check, Apply: p.apply, Connected: reporter.Run, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry)}
 	return p.wire()
 }
@@ -199,7 +205,13 @@ func (p *Proxy) apply(ctx context.Context, s config.State) {
 
 func (p *Proxy) applyLocked(ctx context.Context) {
 	s := p.state
-	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
+	tokens := map[string]*configv1.JwtIssuer{}
+	for name, v := range s.Set {
+		if j := v.Resource.GetIdentity().GetJwt(); j != nil {
+			tokens[name] = j
+		}
+	}
+	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
 	p.stores.Apply(ctx, snap)
 	p.snapshots.Store(snap)
 }
@@ -234,7 +246,12 @@ func (p *Proxy) runAgain(ctx context.Context) error {
 	}
 }
 
-// Run serves until ctx ends or a part fails, then stops gracefully.
+// Drain makes Run stop gracefully, as the end of its context does. It does not
+// wait for it.
+func (p *Proxy) Drain() { p.leaving.Do(func() { close(p.leave) }) }
+
+// Run serves until ctx ends, the proxy is asked to drain, or a part fails, then
+// stops gracefully.
 func (p *Proxy) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	r := running{p: p, failed: failed}
@@ -248,6 +265,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	r.start(&r.config, "configuration", p.client.Run)
 	r.start(&r.config, "stores", p.runAgain)
+	r.start(&r.config, "issuers", p.issuers.Run)
 	for _, f := range p.engine.frontends {
 		r.start(&r.frontends, f.name, func(ctx context.Context) error {
 			// Who connects meanwhile waits for the configuration from disk
@@ -262,6 +280,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():
+	case <-p.leave:
 	case err = <-failed:
 		p.cfg.Log.Error("a part of the proxy failed; stopping", "error", err)
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/embedded"
@@ -105,7 +106,7 @@ func TestDataFolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again.NodeID() != id || !validNodeID(id) || again.incarnation == drawn {
+	if again.NodeID() != id || !names.ValidNodeID(id) || again.incarnation == drawn {
 		t.Errorf("node id %q and %q, incarnation %q and %q", id, again.NodeID(), drawn, again.incarnation)
 	}
 	if err := again.Close(); err != nil {

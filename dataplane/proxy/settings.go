@@ -30,6 +30,10 @@ type Config struct {
 	// ControlPlaneTLS secures the stream to them. Without it only loopback
 	// addresses are connected to.
 	ControlPlaneTLS tlsconf.Files
+	// JoinTokenFile has a join token, which is shown to the control plane
+	// while there is no certificate in ControlPlaneTLS that has not expired.
+	// It is read again for every stream.
+	JoinTokenFile string
 	// ControlPlaneTimes are when a control plane is given up and tried again.
 	ControlPlaneTimes config.Times
 	// DataDir is a folder of this proxy's own: its node id, the last good
@@ -145,7 +149,7 @@ func (c *Config) check() error {
 	}
 	slices.Sort(c.Namespaces)
 	c.Namespaces = slices.Compact(c.Namespaces)
-	if c.NodeID != "" && !validNodeID(c.NodeID) {
+	if c.NodeID != "" && !names.ValidNodeID(c.NodeID) {
 		bad("the node id must be 1 to 128 of [A-Za-z0-9._-]")
 	}
 	if c.Weight > 10000 {
@@ -174,10 +178,4 @@ func isLoopback(addr string) (bool, error) {
 	}
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.Unmap().IsLoopback(), nil
-}
-
-func validNodeID(id string) bool {
-	return len(id) > 0 && len(id) <= 128 && strings.IndexFunc(id, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '_' && r != '-'
-	}) < 0
 }

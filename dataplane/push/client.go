@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/egress"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
@@ -45,7 +46,7 @@ type client struct {
 }
 
 func newClient(allow []netip.Prefix, wall clock.Clock) *client {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, Control: guard(allow)}
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, Control: egress.Guard(allow)}
 	tr := &http.Transport{
 		Proxy:                  nil, // the environment does not say where events go
 		DialContext:            dialer.DialContext,
@@ -102,7 +103,7 @@ func noAnswer(ctx context.Context, err error) answer {
 	var dns *net.DNSError
 	var cert *tls.CertificateVerificationError
 	switch {
-	case errors.Is(err, errForbidden):
+	case errors.Is(err, egress.ErrForbidden):
 		return failure(outcomeForbidden, "the target's address is not one that this proxy calls")
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return failure(outcomeFailed, "no answer in time")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/route"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -50,7 +51,8 @@ type Input struct {
 	Lineage  string
 	Revision int64
 	FromDisk bool
-	// TrustLoopback: see policy.CompileIdentities.
+	// Verifiers and TrustLoopback: see policy.CompileIdentities.
+	Verifiers     map[string]*jwtauth.Verifier
 	TrustLoopback bool
 	// Shadowed: see policy.Rules.
 	Shadowed func(policy, rule string)
@@ -222,7 +224,7 @@ func (c *compiler) access(policies, identities []Versioned) {
 	}
 	c.out.Rules = policy.CompileRules(ps, withheld)
 	c.out.Rules.Shadowed = c.in.Shadowed
-	c.out.Identities = policy.CompileIdentities(is, c.in.TrustLoopback)
+	c.out.Identities = policy.CompileIdentities(is, c.in.Verifiers, c.in.TrustLoopback)
 }
 
 func duration(d *durationpb.Duration, otherwise time.Duration) time.Duration {

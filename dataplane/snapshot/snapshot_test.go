@@ -113,6 +113,11 @@ func TestWithheldPolicyDenies(t *testing.T) {
 	if !Compile(Input{Set: set(allowAll)}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed {
 		t.Fatal("not allowed")
 	}
+	// Nor where something of a kind that is not known says what is allowed.
+	if Compile(Input{Set: set(allowAll), Denied: map[string]string{"demo": "quota/demo/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed ||
+		!Compile(Input{Set: set(allowAll), Denied: map[string]string{"other": "quota/other/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed {
+		t.Error("an unknown kind that governs a namespace denies the wrong one")
+	}
 	if Compile(Input{Set: set(allowAll), Withheld: []string{"accesspolicy/demo/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed {
 		t.Error("a namespace with a policy that is not understood must be denied")
 	}

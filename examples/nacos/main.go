@@ -61,7 +61,7 @@ func run(ctx context.Context, s settings) error {
 		return err
 	}
 	defer func() { _ = reg.Close(context.WithoutCancel(ctx)) }()
-	c, err := client.New(client.Config{Target: nacos.Scheme + ":///" + s.mesh, Resolver: reg.Resolver(), APIKey: client.APIKeyFile(s.apiKeyFile)})
+	c, err := client.New(client.Config{Target: nacos.Scheme + ":///" + s.mesh, Resolver: reg.Resolver(nacos.Choice{Namespace: s.namespace}), APIKey: client.APIKeyFile(s.apiKeyFile)})
 	if err != nil {
 		return err
 	}

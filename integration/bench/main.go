@@ -32,6 +32,9 @@ type settings struct {
 	size   int           // bytes of an event's data
 	// profiles is a folder for CPU profiles of the proxy; none when empty.
 	profiles string
+	// curves is the file that the picture of the curves is written to; none when
+	// empty.
+	curves string
 }
 
 // figure is one thing that is measured.
@@ -46,6 +49,7 @@ var figures = []figure{
 	{"consume-rocketmq", consumeRocketMQ},
 	{"consume-embedded", consumeEmbedded},
 	{"fleet", fleet},
+	{"curves", curves},
 	{"start", startProxy},
 }
 
@@ -73,6 +77,7 @@ func bench(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each kind, alternated")
 	flags.IntVar(&s.size, "size", 1024, "bytes of an event's data")
 	flags.StringVar(&s.profiles, "profiles", "", "folder for CPU profiles of the proxy, one for each way of using it")
+	flags.StringVar(&s.curves, "curves", "", "file for the picture of the curves, SVG")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

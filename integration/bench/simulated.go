@@ -42,7 +42,7 @@ import (
 // small, and tells synced its resume token once it has everything.
 func (f *simulated) follow(ctx context.Context, node, space, token string, synced chan<- string) error {
 	conn, err := grpc.NewClient(f.server.disco, grpc.WithTransportCredentials(credentials.NewTLS(f.server.tls.client.Clone())),
-		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(4<<10), grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(4<<10),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: time.Minute}),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.ForceCodecV2(lazyCodec{encoding.GetCodecV2(protocodec.Name)}), grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -57,7 +58,12 @@ const (
 // envSeed repeats a run.
 const envSeed = "WEFT_CHAOS_SEED"
 
-func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+func TestMain(m *testing.M) {
+	if name := os.Getenv(envCandidate); name != "" {
+		os.Exit(candidate(name))
+	}
+	os.Exit(servers.Main(m))
+}
 
 // world is what a run is about.
 type world struct {
@@ -82,9 +88,9 @@ type world struct {
 
 type replica struct {
 	*servers.Process
-	admin, disco string
-	toEtcd       []*link
-	client       adminv1.AdminServiceClient
+	admin, disco, ops string
+	toEtcd            []*link
+	client            adminv1.AdminServiceClient
 }
 
 func (w *world) must(err error) {
@@ -120,7 +126,7 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	t.Logf("%s=%d repeats the faults of this run", envSeed, seed)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	t.Cleanup(cancel)
 	w := &world{T: t, log: newLog(), ctx: ctx, rnd: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir()}
 	t.Cleanup(func() {
@@ -177,7 +183,7 @@ func (w *world) start() {
 			w.Error(err)
 		}
 	})
-	w.own, err = clientv3.New(clientv3.Config{Endpoints: etcd.Endpoints(), DialTimeout: 5 * time.Second})
+	w.own, err = clientv3.New(clientv3.Config{Endpoints: etcd.Endpoints(), DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 	w.must(err)
 	w.Cleanup(func() { _ = w.own.Close() })
 	bin := filepath.Join(w.dir, "weft")
@@ -185,7 +191,7 @@ func (w *world) start() {
 		w.Fatalf("go build: %v\n%s", err, out)
 	}
 	for i := range replicas {
-		r := &replica{admin: w.addr(), disco: w.addr()}
+		r := &replica{admin: w.addr(), disco: w.addr(), ops: w.addr()}
 		var endpoints []string
 		for _, m := range etcd.Members {
 			k := w.link(strings.TrimPrefix(m.Endpoint, "http://"))
@@ -193,7 +199,7 @@ func (w *world) start() {
 			endpoints = append(endpoints, "http://"+k.addr)
 		}
 		r.Process = w.process("replica-"+strconv.Itoa(i), bin, "control-plane", "--etcd", strings.Join(endpoints, ","), "--etcd-prefix", prefix,
-			"--admin", r.admin, "--discovery", r.disco, "--ops", w.addr(), "--etcd-max-retry", "500ms", "--election-ttl", "1s")
+			"--admin", r.admin, "--discovery", r.disco, "--ops", r.ops, "--etcd-max-retry", "500ms", "--election-ttl", "1s")
 		w.must(r.Start(w.ctx))
 		conn, err := grpc.NewClient(r.admin, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, MaxDelay: 300 * time.Millisecond}, MinConnectTimeout: time.Second}))
@@ -492,17 +498,63 @@ func (w *world) nemesis() {
 	healAll()
 }
 
-// restore brings the backup back and declares it.
+// restore brings the backup back and says so only after a while: until then
+// replicas suspect it, and neither they nor proxies that start again go back. No
+// writer is in.
 func (w *world) restore(backup string, written int) {
 	w.Helper()
-	w.printf("etcd is restored")
-	w.must(w.etcd.Restore(w.ctx, backup, bumps(w.rnd)))
-	w.restored(written)
-	w.era.Add(1)
 	ctx, cancel := context.WithTimeout(w.ctx, convergeTime)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+	await := func(what string, holds func(*replica) error) {
+		w.Helper()
+		for _, r := range w.cps {
+			for err := holds(r); err != nil; err = holds(r) {
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					w.Fatalf("%s: %s: %v", r.Name, what, err)
+				}
+			}
+		}
+	}
+	now, err := w.content()
+	w.must(err)
+	var last int64
+	for _, h := range now.set {
+		last = max(last, h.version)
+	}
+	await("everything is read", func(r *replica) error {
+		st, err := r.client.GetStatus(ctx, &adminv1.GetStatusRequest{Local: true})
+		if err == nil && st.Revision < last {
+			err = fmt.Errorf("it is at %d, etcd at %d", st.Revision, last)
+		}
+		return err
+	})
+	bump := w.rnd.IntN(2) == 0
+	w.printf("etcd is restored, raised revisions: %v", bump)
+	w.must(w.etcd.Restore(w.ctx, backup, bump))
+	w.era.Add(1)
+	if w.restored(written) {
+		await("the restore is suspected", func(r *replica) error {
+			v, err := metric(ctx, r.ops, "weft_controlplane_restore_suspected")
+			if err == nil && v != 1 {
+				err = errors.New("it is not")
+			}
+			return err
+		})
+	}
+	w.printf("nobody has said so yet")
+	for _, p := range w.proxies[:4] {
+		p.stop()
+		p.start()
+	}
+	w.must(w.real.Kill())
+	w.must(w.real.Start(w.ctx))
+	w.gate.Unlock()
+	w.hold(30)
+	w.gate.Lock()
 	for {
 		cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		resp, err := w.cps[w.rnd.IntN(replicas)].client.DeclareRestore(cctx, &adminv1.DeclareRestoreRequest{Reason: "chaos"})
@@ -519,9 +571,6 @@ func (w *world) restore(backup string, written int) {
 		}
 	}
 }
-
-// bumps tells whether a restore raises revisions above all that were.
-func bumps(rnd *rand.Rand) bool { return rnd.IntN(2) == 0 }
 
 // fault breaks something.
 func (w *world) fault() fault {

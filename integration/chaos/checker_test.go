@@ -146,13 +146,15 @@ func restores(lineage string) int {
 }
 
 // restored records that the content of a backup came back: what was written since
-// may be gone.
-func (l *log) restored(writesAtBackup int) {
+// may be gone. It tells whether any was done.
+func (l *log) restored(writesAtBackup int) (lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, w := range l.writes[writesAtBackup:] {
 		w.lost = true
+		lost = lost || w.outcome == done
 	}
+	return lost
 }
 
 // writesSoFar counts writes.

@@ -353,6 +353,23 @@ func TestSeparate(t *testing.T) {
 		}})
 }
 
+// TestNacosPage is docs/nacos.md, with the shared Nacos and etcd.
+func TestNacosPage(t *testing.T) {
+	nacos, etcd := servers.SharedNacos(t), servers.SharedEtcd(t)
+	s := newShell(t)
+	ns := servers.Namespace(t)
+	word := regexp.MustCompile(`\bshop\b`)
+	s.swap = append(s.swap, func(in string) string { return word.ReplaceAllString(in, ns) })
+	s.replace("weft-test-password", servers.NacosPassword)
+	s.replace("health-7418", "health-"+strings.TrimPrefix(s.page("127.0.0.1:7418"), "127.0.0.1:"))
+	s.must(os.WriteFile(filepath.Join(s.dir, "bin", "servers.env"), fmt.Appendf(nil, "export %s=%s\nexport %s=%s\n",
+		servers.EnvNacos, nacos, servers.EnvEtcd, etcd), 0o600))
+	s.walk(blocks(t, "docs/nacos.md", ""),
+		step{begins: "source bin/servers.env"},
+		step{begins: "TOKEN=", says: []string{`"healthy":true`, `"weight":200`, `"weft-zone":"eu-1a"`, `"weft-port-http":"\d+"`, `"weft-port-grpc":"\d+"`,
+			`"weft-namespaces":""`, `"weft-version":"[^"]+"`, `"weft-id":"[^"]+"`, `"clusterName":"health-\d+"`}})
+}
+
 // up runs what `make run` runs.
 func (s *shell) up() {
 	s.Helper()
@@ -462,9 +479,11 @@ func TestSecurity(t *testing.T) {
 	s.walk(blocks(t, "docs/security.md", ""),
 		step{begins: "openssl"},
 		step{begins: "weft control-plane", after: s.answers("http://127.0.0.1:7429/readyz")},
+		step{begins: "weft admin join-token", says: []string{`join token \S+ of node edge-7`, `edge-7 +demo +20`}},
 		step{begins: "weft apply", says: []string{`identity/demo/services created`, `identity/demo/shop-\S+ created`}},
 		step{begins: "weft apply", says: []string{`1 of 1 proxies have all of it`, `"position":`, `order-2 is kept`, `(?m)^orders  order-1  .*\{"order": ?1\}$`, `(?m)^orders  order-2  .*\{"order": ?2\}$`}},
 		step{begins: "curl", says: []string{`"status":401`, `no AccessPolicy of namespace demo allows demo/billing to publish topic orders`, `(?s)weft: .*does it know the certificate`}},
+		step{begins: "b64()", says: []string{`identity/demo/staff created`, `"position":`, `"status":401`, `the token has expired`}},
 		step{begins: "weft delete identity", says: []string{`identity/demo/shop-\S+ deleted`, `weft: .*not valid`}},
 		step{begins: "kill"})
 	key, err := os.ReadFile(filepath.Join(s.dir, "shop.key"))
@@ -476,4 +495,30 @@ func TestSecurity(t *testing.T) {
 			t.Errorf("%s:\n%s", log, b)
 		}
 	}
+}
+
+// TestRestore is docs/restore.md, with an etcd of its own.
+func TestRestore(t *testing.T) {
+	servers.NeedServers(t)
+	s := newShell(t)
+	tools, err := servers.EtcdTools(s.ctx, nil)
+	s.must(err)
+	etcd, err := servers.EtcdBinary(s.ctx, nil)
+	s.must(err)
+	for name, path := range map[string]string{"etcd": etcd, "etcdctl": filepath.Join(tools, "etcdctl"), "etcdutl": filepath.Join(tools, "etcdutl")} {
+		s.must(os.Symlink(path, filepath.Join(s.dir, "bin", name)))
+	}
+	port, err := servers.FreePort(1)
+	s.must(err)
+	s.replace("127.0.0.1:2379", fmt.Sprintf("127.0.0.1:%d", port))
+	s.replace("127.0.0.1:2380", fmt.Sprintf("127.0.0.1:%d", port+1))
+	have := `1 of 1 proxies have all of it`
+	s.walk(blocks(t, "docs/restore.md", ""),
+		step{begins: "etcd --name a", says: []string{`eventstore/shop/main created`, have}},
+		step{begins: "etcdctl"},
+		step{begins: "weft get eventstore", says: []string{`eventstore/shop/main updated`, have}},
+		step{begins: "kill"},
+		step{begins: "etcdutl"},
+		step{begins: "etcd --name a"},
+		step{begins: "weft admin restore", says: []string{`lineage 2-\S+ begins at revision 10000\d+`, have, `state: before-the-backup`}})
 }

@@ -60,7 +60,7 @@ func TestWithoutControlPlane(t *testing.T) {
 		Credentials: func() (string, string, error) { return servers.NacosUser, servers.NacosPassword, nil }})
 	m.must(err)
 	t.Cleanup(func() { m.must(throughRelay.Close(context.Background())) })
-	l.publishers("nacos", 1, m.clientOf(client.Config{Target: nacos.Scheme + ":///" + m.ns, Resolver: throughRelay.Resolver(), APIKey: client.APIKeyFile(key)}), "orders")
+	l.publishers("nacos", 1, m.clientOf(client.Config{Target: nacos.Scheme + ":///" + m.ns, Resolver: throughRelay.Resolver(nacos.Choice{}), APIKey: client.APIKeyFile(key)}), "orders")
 	l.publishers("w", 4, m.client(key, both...), "orders")
 	for _, p := range both {
 		l.subscriber(p, "billing")

@@ -104,7 +104,7 @@ func TestEveryWay(t *testing.T) {
 	}
 	finder := m.finder()
 	m.awaitRegistered(finder, p1)
-	found := m.clientOf(client.Config{Target: nacos.Scheme + ":///" + m.ns, Resolver: finder.Resolver(), APIKey: client.APIKeyFile(key)})
+	found := m.clientOf(client.Config{Target: nacos.Scheme + ":///" + m.ns, Resolver: finder.Resolver(nacos.Choice{}), APIKey: client.APIKeyFile(key)})
 	if _, err := found.Publish(m.ctx, m.ns, "orders", add(textEvent("through-nacos", "eight"))); err != nil {
 		t.Errorf("through Nacos: %v", err)
 	}

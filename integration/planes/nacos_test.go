@@ -82,7 +82,7 @@ func TestFoundInNacos(t *testing.T) {
 	await("registered", true)
 	// A client that knows the mesh's name only: the proxy's answer, that it
 	// does not know who asks, shows that it was found.
-	conn, err := grpc.NewClient(nacos.Scheme+":///"+service, grpc.WithResolvers(clients.Resolver()), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(nacos.Scheme+":///"+service, grpc.WithResolvers(clients.Resolver(nacos.Choice{})), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,10 +29,16 @@ type EtcdOptions struct {
 	Progress func(string)
 }
 
+// EtcdBinary builds etcd, once, and gives its path. progress is told about the
+// build; it may be nil.
+func EtcdBinary(ctx context.Context, progress func(string)) (string, error) {
+	return goBinary(ctx, "github.com/weft-mesh/weft/integration/servers/cmd/etcd", "etcd", etcdVersion, progressOf(progress))
+}
+
 // StartEtcd starts a server with an empty data folder and waits until it
 // serves.
 func StartEtcd(ctx context.Context, o EtcdOptions) (_ *Etcd, err error) {
-	bin, err := goBinary(ctx, "github.com/weft-mesh/weft/integration/servers/cmd/etcd", "etcd", etcdVersion, progressOf(o.Progress))
+	bin, err := EtcdBinary(ctx, o.Progress)
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,7 @@ type EtcdClusterOptions struct {
 
 // StartEtcdCluster starts members with empty data and waits until all serve.
 func StartEtcdCluster(ctx context.Context, o EtcdClusterOptions) (_ *EtcdCluster, err error) {
-	bin, err := goBinary(ctx, "github.com/weft-mesh/weft/integration/servers/cmd/etcd", "etcd", etcdVersion, progressOf(o.Progress))
+	bin, err := EtcdBinary(ctx, o.Progress)
 	if err != nil {
 		return nil, err
 	}

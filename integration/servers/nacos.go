@@ -30,11 +30,15 @@ type Nacos struct {
 	Addr string
 	// User and Password of its administrator.
 	User, Password string
-	dir            string
+	dir, conf      string
+	port           int
+	answering      func(ctx context.Context, output []byte) error
 }
 
 // NacosOptions change what StartNacos starts.
 type NacosOptions struct {
+	// Properties are lines for its application.properties; a later line prevails.
+	Properties []string
 	// Progress is told about downloads; may be nil.
 	Progress func(string)
 }
@@ -68,13 +72,34 @@ func StartNacos(ctx context.Context, o NacosOptions) (_ *Nacos, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "conf"), 0o700); err != nil {
+	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	conf := filepath.Join(dir, "conf")
+	n := &Nacos{Addr: addr, User: NacosUser, Password: NacosPassword, dir: dir, conf: conf, port: port,
+		answering: answers("http://" + addr + "/nacos/v3/admin/core/state/readiness"), Process: &Process{
+			Name: "Nacos", Log: filepath.Join(dir, "nacos.log"),
+			Args: []string{"java", "-Dnacos.standalone=true", "-Dnacos.home=" + filepath.Join(dir, "home"), "-Duser.home=" + dir, "-Djava.io.tmpdir=" + dir,
+				"-Dnacos.remote.grpc.listen.ip=127.0.0.1", "-Dderby.stream.error.file=" + filepath.Join(dir, "derby.log"), "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC",
+				"--add-opens=java.base/java.lang=ALL-UNNAMED", "--add-opens=java.base/java.util=ALL-UNNAMED",
+				"-cp", cp, "Launcher", "--spring.config.additional-location=file:" + conf + "/"},
+		}}
+	if err := n.Configure(o.Properties...); err != nil {
 		return nil, err
 	}
-	properties := filepath.Join(dir, "conf", "application.properties")
-	if err := writeLines(properties,
-		"nacos.server.main.port="+strconv.Itoa(port),
-		"server.port="+strconv.Itoa(port),
+	if err := n.Begin(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// Configure sets the properties that hold from the next start on: those that a
+// test needs, and more, of which later ones prevail.
+func (n *Nacos) Configure(more ...string) error {
+	if err := os.MkdirAll(n.conf, 0o700); err != nil {
+		return err
+	}
+	return writeLines(filepath.Join(n.conf, "application.properties"), append([]string{
+		"nacos.server.main.port=" + strconv.Itoa(n.port),
+		"server.port=" + strconv.Itoa(n.port),
 		"server.address=127.0.0.1",
 		"nacos.inetutils.ip-address=127.0.0.1",
 		"spring.sql.init.platform=derby",
@@ -86,29 +111,26 @@ func StartNacos(ctx context.Context, o NacosOptions) (_ *Nacos, err error) {
 		"nacos.core.auth.server.identity.value=weft-test",
 		"nacos.core.auth.plugin.nacos.token.secret.key=d2VmdC10ZXN0LXdlZnQtdGVzdC13ZWZ0LXRlc3Qtd2VmdC10ZXN0",
 		"nacos.core.auth.plugin.nacos.token.expire.seconds=18000",
-	); err != nil {
-		return nil, err
+	}, more...)...)
+}
+
+// Begin starts a server that does not run with an empty data folder, and waits
+// until it serves and has its administrator.
+func (n *Nacos) Begin(ctx context.Context) error {
+	if err := os.RemoveAll(filepath.Join(n.dir, "home")); err != nil {
+		return err
 	}
-	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	n := &Nacos{Addr: addr, User: NacosUser, Password: NacosPassword, dir: dir, Process: &Process{
-		Name: "Nacos", Log: filepath.Join(dir, "nacos.log"),
-		Args: []string{"java", "-Dnacos.standalone=true", "-Dnacos.home=" + dir, "-Duser.home=" + dir, "-Djava.io.tmpdir=" + dir,
-			"-Dnacos.remote.grpc.listen.ip=127.0.0.1", "-Dderby.stream.error.file=" + filepath.Join(dir, "derby.log"), "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC",
-			"--add-opens=java.base/java.lang=ALL-UNNAMED", "--add-opens=java.base/java.util=ALL-UNNAMED",
-			"-cp", cp, "Launcher", "--spring.config.additional-location=file:" + filepath.Dir(properties) + "/"},
-		Ready: answers("http://" + addr + "/nacos/v3/admin/core/state/readiness"),
-	}}
+	n.Ready = n.answering
 	if err := n.Start(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	if err := n.makeAdministrator(ctx); err != nil {
-		return nil, errors.Join(err, n.Kill())
+		return errors.Join(err, n.Kill())
 	}
 	// From here on ready means that the user can log in, which a server refuses
 	// for a while after each start.
-	readiness := n.Ready
 	n.Ready = func(ctx context.Context, output []byte) error {
-		if err := readiness(ctx, output); err != nil {
+		if err := n.answering(ctx, output); err != nil {
 			return err
 		}
 		return n.postForm(ctx, "/nacos/v3/auth/user/login", url.Values{"username": {n.User}, "password": {n.Password}})
@@ -118,12 +140,12 @@ func StartNacos(ctx context.Context, o NacosOptions) (_ *Nacos, err error) {
 	for {
 		err := n.Ready(ctx, nil)
 		if err == nil {
-			return n, nil
+			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("the user cannot log in: %w", err), n.Kill())
+			return errors.Join(fmt.Errorf("the user cannot log in: %w", err), n.Kill())
 		}
 	}
 }

@@ -338,7 +338,7 @@ func ExampleNew_nacos() {
 		return
 	}
 	defer func() { _ = registry.Close(context.Background()) }()
-	c, err := client.New(client.Config{Target: nacos.Scheme + ":///weft", Resolver: registry.Resolver()})
+	c, err := client.New(client.Config{Target: nacos.Scheme + ":///weft", Resolver: registry.Resolver(nacos.Choice{Namespace: "shop", Zone: "eu-1a"})})
 	if err != nil {
 		fmt.Println(err)
 		return

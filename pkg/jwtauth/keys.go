@@ -41,10 +41,24 @@ type keySet struct {
 	keys []jose.JSONWebKey
 }
 
-// CheckJWKS tells whether a JSON Web Key Set has keys that can be used.
+// CheckJWKS tells whether a JSON Web Key Set that is to be part of a
+// configuration has keys that can be used, and no secrets.
 func CheckJWKS(b []byte) error {
-	_, err := parseKeys(b)
-	return err
+	if _, err := parseKeys(b); err != nil {
+		return err
+	}
+	var set struct {
+		Keys []struct{ D, K json.RawMessage } `json:"keys"`
+	}
+	if err := json.Unmarshal(b, &set); err != nil {
+		return errors.New("is not a JSON Web Key Set")
+	}
+	for i, k := range set.Keys {
+		if k.D != nil || k.K != nil {
+			return fmt.Errorf("key %d is a private or secret one; only public keys belong here", i)
+		}
+	}
+	return nil
 }
 
 // parseKeys reads a set. Keys that cannot be used (symmetric, of another use,

@@ -156,3 +156,11 @@ func RetryTopic(subscriptionUID string) string { return "weft-retry-" + subscrip
 
 // RetryGroup is the physical group that reads a subscription's retry topic.
 func RetryGroup(subscriptionUID string) string { return "weft-retry-" + subscriptionUID }
+
+// ValidNodeID reports whether a text may be the node id of a proxy: 1 to 128 of
+// A-Z, a-z, 0-9, '.', '_' and '-'.
+func ValidNodeID(id string) bool {
+	return len(id) > 0 && len(id) <= 128 && strings.IndexFunc(id, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '_' && r != '-'
+	}) < 0
+}

@@ -4,13 +4,17 @@
 package tlsconf
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc/credentials"
 )
 
 // Files are the paths of PEM files.
@@ -98,8 +102,8 @@ func Server(f Files, protos ...string) (*tls.Config, error) {
 	return server(f, tls.RequireAndVerifyClientCert, protos)
 }
 
-// ServerOptional is Server for clients that may, with f.CA, have a certificate of
-// it instead of other credentials: one that is shown is verified.
+// ServerOptional is Server, but clients need not show a certificate, even with
+// f.CA. One that they show must be of it.
 func ServerOptional(f Files, protos ...string) (*tls.Config, error) {
 	return server(f, tls.VerifyClientCertIfGiven, protos)
 }
@@ -124,22 +128,60 @@ func server(f Files, withCA tls.ClientAuthType, protos []string) (*tls.Config, e
 }
 
 // Client is the configuration of a client that trusts f.CA (the system's
-// authorities when empty) and shows the certificate of f, if any.
+// authorities when empty) and shows the certificate of f, if any. The authorities
+// are those that the file has now; ClientCredentials follows the file.
 func Client(f Files) (*tls.Config, error) {
-	if (f.Cert == "") != (f.Key == "") {
-		return nil, errors.New("a client certificate and its key go together")
-	}
-	r, err := newReloader(f)
+	r, err := newClient(f)
 	if err != nil {
 		return nil, err
 	}
+	return r.client(), nil
+}
+
+// ClientCredentials are Client for gRPC: what the files say when a connection is
+// made. change, unless nil, changes the configuration of each connection.
+func ClientCredentials(f Files, change func(*tls.Config)) (credentials.TransportCredentials, error) {
+	r, err := newClient(f)
+	if err != nil {
+		return nil, err
+	}
+	c := clientCredentials{credentials.NewTLS(r.client()), func() *tls.Config {
+		c := r.client()
+		if change != nil {
+			change(c)
+		}
+		return c
+	}, r}
+	return c, nil
+}
+
+type clientCredentials struct {
+	credentials.TransportCredentials // what does not depend on the files
+	config                           func() *tls.Config
+	files                            *reloader
+}
+
+func (c clientCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return credentials.NewTLS(c.config()).ClientHandshake(ctx, authority, conn)
+}
+
+func (c clientCredentials) Clone() credentials.TransportCredentials { return c }
+
+func newClient(f Files) (*reloader, error) {
+	if (f.Cert == "") != (f.Key == "") {
+		return nil, errors.New("a client certificate and its key go together")
+	}
+	return newReloader(f)
+}
+
+func (r *reloader) client() *tls.Config {
 	_, pool := r.current()
 	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
-	if f.Cert != "" {
+	if r.files.Cert != "" {
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			cert, _ := r.current()
 			return cert, nil
 		}
 	}
-	return c, nil
+	return c
 }

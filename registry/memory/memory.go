@@ -4,7 +4,6 @@ package memory
 
 import (
 	"context"
-	"fmt"
 	"iter"
 	"maps"
 	"net"
@@ -72,17 +71,19 @@ func (r *Registry) changedLocked() {
 
 // Reconcile makes the service consist of want; see registry.Registry.
 func (r *Registry) Reconcile(_ context.Context, service string, want []registry.Instance) error {
-	next := make(map[string]registry.Instance, len(want))
-	for _, i := range want {
-		if i.ID == "" || i.Host == "" || i.Ports["grpc"] == 0 || i.Ports["health"] == 0 {
-			return fmt.Errorf("memory: instance %q needs an id, a host, and the ports grpc and health", i.ID)
-		}
+	next, wrong := registry.Registrable(want)
+	for id, i := range next {
 		i.Ports, i.Namespaces, i.Healthy = maps.Clone(i.Ports), slices.Clone(i.Namespaces), false
-		next[i.ID] = i
+		next[id] = i
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := r.services[service]
+	for _, i := range want {
+		if was, ok := old[i.ID]; ok && next[i.ID].ID == "" {
+			next[i.ID] = was // what cannot be registered stays as it was
+		}
+	}
 	if len(next) == 0 && len(old) > 0 {
 		last := slices.Min(slices.Collect(maps.Keys(old)))
 		next[last] = old[last]
@@ -99,7 +100,7 @@ func (r *Registry) Reconcile(_ context.Context, service string, want []registry.
 	case r.fresh <- struct{}{}:
 	default:
 	}
-	return nil
+	return wrong
 }
 
 // Watch yields the sets of a service; see registry.Registry.

@@ -11,10 +11,15 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/weft-mesh/weft/registry"
 )
 
-// maxAnswer bounds what is read of an answer, in bytes.
-const maxAnswer = 32 << 20
+// Bounds of an answer, in bytes: all of it, and what an error repeats of it.
+const (
+	maxAnswer = 32 << 20
+	maxText   = 300
+)
 
 // Codes of Nacos's answers.
 const (
@@ -29,8 +34,23 @@ type apiError struct {
 }
 
 func (e *apiError) Error() string {
-	return fmt.Sprintf("nacos answers %d (code %d): %s", e.status, e.code, e.text)
+	s := fmt.Sprintf("nacos answers %d", e.status)
+	if e.code != 0 {
+		s += fmt.Sprintf(" (code %d)", e.code)
+	}
+	if e.text != "" {
+		s += ": " + e.text
+	}
+	return s
 }
+
+// denied reports whether it is about who asks, not about what was asked.
+func (e *apiError) denied() bool {
+	return e.status == http.StatusUnauthorized || e.status == http.StatusForbidden
+}
+
+// Is makes who is denied find registry.ErrRefused.
+func (e *apiError) Is(target error) bool { return target == registry.ErrRefused && e.denied() }
 
 func hasCode(err error, code int) bool {
 	e, ok := errors.AsType[*apiError](err)
@@ -40,6 +60,7 @@ func hasCode(err error, code int) bool {
 // client calls the HTTP API of Nacos 3, which nacos-sdk-go has no calls for.
 type client struct {
 	base        string
+	namespace   string
 	credentials func() (user, password string, err error)
 	http        *http.Client
 
@@ -48,21 +69,33 @@ type client struct {
 	expires time.Time
 }
 
+// newClient makes a client. It follows no redirect: one would carry the token
+// and the password to whoever is named.
+func newClient(cfg *Config) *client {
+	return &client{base: strings.TrimSuffix(cfg.URL, "/"), namespace: cfg.Namespace, credentials: cfg.Credentials,
+		http: &http.Client{Timeout: callTimeout,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			Transport: &http.Transport{Proxy: nil, TLSClientConfig: cfg.TLS, TLSHandshakeTimeout: callTimeout,
+				MaxIdleConnsPerHost: maxCalls, MaxResponseHeaderBytes: 64 << 10, IdleConnTimeout: time.Minute}}}
+}
+
 // call makes one call, logs in first if need be, and decodes the answer's data
 // into out, which may be nil.
 func (c *client) call(ctx context.Context, method, path string, params url.Values, out any) error {
-	for again := false; ; again = true {
-		token, err := c.login(ctx, again)
-		if err != nil {
+	params.Set("namespaceId", c.namespace)
+	token, err := c.login(ctx, "")
+	if err != nil {
+		return err
+	}
+	err = c.once(ctx, method, path, params, token, out)
+	// A token ends with the server's key, before its time.
+	if e, ok := errors.AsType[*apiError](err); ok && e.denied() && token != "" {
+		if token, err = c.login(ctx, token); err != nil {
 			return err
 		}
 		err = c.once(ctx, method, path, params, token, out)
-		// A token ends with the server's key, before its time.
-		if e, ok := errors.AsType[*apiError](err); ok && (e.status == http.StatusForbidden || e.status == http.StatusUnauthorized) && token != "" && !again {
-			continue
-		}
-		return err
 	}
+	return err
 }
 
 func (c *client) once(ctx context.Context, method, path string, params url.Values, token string, out any) error {
@@ -88,9 +121,12 @@ func (c *client) once(ctx context.Context, method, path string, params url.Value
 		return fmt.Errorf("nacos cannot be reached: %w", err)
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return fmt.Errorf("nacos: %w", err)
+		return fmt.Errorf("nacos: %s: %w", path, err)
+	}
+	if len(b) > maxAnswer {
+		return fmt.Errorf("nacos: %s answers more than %d MiB", path, maxAnswer>>20)
 	}
 	return decodeAnswer(path, resp.StatusCode, b, out)
 }
@@ -102,8 +138,25 @@ func decodeAnswer(path string, status int, b []byte, out any) error {
 		Message string          `json:"message"`
 		Data    json.RawMessage `json:"data"`
 	}
-	if json.Unmarshal(b, &answer) != nil || status != http.StatusOK || answer.Code != 0 {
-		return &apiError{status, answer.Code, answer.Message}
+	if err := json.Unmarshal(b, &answer); err != nil || status != http.StatusOK || answer.Code != 0 {
+		text := answer.Message
+		var more string // beside a code, data says what is wrong
+		if json.Unmarshal(answer.Data, &more) == nil && more != "" {
+			text += ": " + more
+		}
+		if err != nil && path != loginPath { // nobody repeats a password here
+			text = strings.TrimSpace(string(b[:min(len(b), maxText+1)]))
+		}
+		if err != nil && status == http.StatusOK {
+			text = "which is not JSON; is the URL that of Nacos's API?"
+		}
+		if status == http.StatusNotFound && answer.Code == 0 {
+			text = "it has no " + path + "; is it Nacos 3, and the context path in the URL right?"
+		}
+		if len(text) > maxText {
+			text = strings.ToValidUTF8(text[:maxText], "") + "…"
+		}
+		return &apiError{status, answer.Code, text}
 	}
 	if out == nil {
 		return nil
@@ -118,14 +171,15 @@ func decodeAnswer(path string, status int, b []byte, out any) error {
 	return nil
 }
 
-// login gives a token; "" without credentials.
-func (c *client) login(ctx context.Context, again bool) (string, error) {
+// login gives a token other than refused, which the server takes no more; ""
+// without credentials. Calls that were refused together log in once.
+func (c *client) login(ctx context.Context, refused string) (string, error) {
 	if c.credentials == nil {
 		return "", nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !again && c.token != "" && time.Now().Before(c.expires) {
+	if c.token != "" && c.token != refused && time.Now().Before(c.expires) {
 		return c.token, nil
 	}
 	user, password, err := c.credentials()
@@ -134,14 +188,24 @@ func (c *client) login(ctx context.Context, again bool) (string, error) {
 	}
 	var got struct {
 		AccessToken string `json:"accessToken"`
-		TokenTTL    int64  `json:"tokenTtl"`
+		TokenTTL    int64  `json:"tokenTtl"` // in seconds
 	}
-	if err := c.once(ctx, http.MethodPost, "/v3/auth/user/login", url.Values{"username": {user}, "password": {password}}, "", &got); err != nil {
-		return "", fmt.Errorf("nacos refuses the log-in of user %s: %w", user, err)
+	err = c.once(ctx, http.MethodPost, loginPath, url.Values{"username": {user}, "password": {password}}, "", &got)
+	if e, ok := errors.AsType[*apiError](err); ok && e.status != http.StatusNotFound {
+		// A wrong password is 403 on one version, 500 on another.
+		return "", fmt.Errorf("%w: the log-in of user %q: %w; is the password right? It is read again at each try", registry.ErrRefused, user, e)
+	}
+	if err != nil {
+		return "", err
 	}
 	if got.AccessToken == "" {
-		return "", fmt.Errorf("nacos gave user %s no token", user)
+		return "", fmt.Errorf("%w: nacos gave user %q no token", registry.ErrRefused, user)
 	}
-	c.token, c.expires = got.AccessToken, time.Now().Add(time.Duration(got.TokenTTL)*time.Second/2)
+	c.token, c.expires = got.AccessToken, time.Now().Add(time.Duration(min(got.TokenTTL, maxTTL))*time.Second/2)
 	return c.token, nil
 }
+
+const loginPath = "/v3/auth/user/login"
+
+// maxTTL bounds how long a token is used, in seconds.
+const maxTTL = 24 * 60 * 60

@@ -8,11 +8,11 @@ package nacos
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
-	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -21,6 +21,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-mesh/weft/registry"
 )
@@ -33,11 +35,15 @@ type Config struct {
 	// Credentials are asked for at each log-in; nil for a server without
 	// authentication. The user needs access to the admin API.
 	Credentials func() (user, password string, err error)
+	// TLS to a server with https; nil trusts the system's authorities.
+	TLS *tls.Config
+	// Namespace is the id of Nacos's namespace, which must exist there; "public"
+	// when empty. (It has nothing to do with namespaces of the mesh.)
+	Namespace string
 	// Group of the services; DEFAULT_GROUP when empty.
 	Group string
 	// Poll is the time between two looks of a watch; 1 s when 0.
 	Poll time.Duration
-	Log  *slog.Logger
 }
 
 // Registry implements registry.Registry.
@@ -47,14 +53,18 @@ type Registry struct {
 
 	life    context.Context // ends at Close
 	end     context.CancelFunc
-	mu      sync.Mutex // serialises Reconcile
+	passing sync.Mutex // serialises Reconcile
+	mu      sync.Mutex // orders the begin of a watch and Close
 	watches sync.WaitGroup
 }
 
 var _ registry.Registry = (*Registry)(nil)
 
-// callTimeout bounds one call of Nacos.
-const callTimeout = 5 * time.Second
+// callTimeout bounds one call of Nacos, maxCalls how many run at once.
+const (
+	callTimeout = 5 * time.Second
+	maxCalls    = 16
+)
 
 // New makes a Registry; it connects when it is used.
 func New(cfg Config) (*Registry, error) {
@@ -68,18 +78,19 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Poll == 0 {
 		cfg.Poll = time.Second
 	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Namespace == "" {
+		cfg.Namespace = "public"
 	}
-	r := &Registry{cfg: cfg, client: &client{base: strings.TrimSuffix(cfg.URL, "/"), credentials: cfg.Credentials,
-		http: &http.Client{Timeout: callTimeout, Transport: &http.Transport{Proxy: nil, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute}}}}
+	r := &Registry{cfg: cfg, client: newClient(&cfg)}
 	r.life, r.end = context.WithCancel(context.Background())
 	return r, nil
 }
 
 // Close ends every watch.
 func (r *Registry) Close(ctx context.Context) error {
+	r.mu.Lock()
 	r.end()
+	r.mu.Unlock()
 	done := make(chan struct{})
 	go func() { r.watches.Wait(); close(done) }()
 	select {
@@ -117,6 +128,7 @@ type entry struct {
 	Port     uint32            `json:"port"`
 	Weight   float64           `json:"weight"`
 	Healthy  bool              `json:"healthy"`
+	Enabled  bool              `json:"enabled"`
 	Cluster  string            `json:"clusterName"`
 	Metadata map[string]string `json:"metadata"`
 }
@@ -131,21 +143,37 @@ func (r *Registry) params(name string, more ...string) url.Values {
 
 const clusterPrefix = "health-"
 
-// entryOf is how an instance stands in Nacos.
-func entryOf(i registry.Instance) (entry, error) {
-	grpc, health := i.Ports["grpc"], i.Ports["health"]
-	if i.ID == "" || i.Host == "" || grpc == 0 || health == 0 {
-		return entry{}, fmt.Errorf("nacos: instance %q needs an id, a host, and the ports grpc and health", i.ID)
+// Keys of an instance's metadata; docs/nacos.md says what they are.
+const (
+	keyID         = "weft-id"
+	keyVersion    = "weft-version"
+	keyZone       = "weft-zone"
+	keyNamespaces = "weft-namespaces"
+	keyPort       = "weft-port-" // with the protocol's name
+)
+
+// maxMetadata is how many bytes of metadata Nacos takes.
+const maxMetadata = 1024
+
+// size is how Nacos counts e's metadata.
+func (e *entry) size() (n int) {
+	for k, v := range e.Metadata {
+		n += len(k) + len(v)
 	}
-	e := entry{IP: i.Host, Port: grpc, Weight: float64(max(i.Weight, 1)), Cluster: clusterPrefix + strconv.FormatUint(uint64(health), 10),
-		Metadata: map[string]string{"weft-id": i.ID, "weft-version": i.Version, "weft-zone": i.Zone, "weft-namespaces": strings.Join(i.Namespaces, ",")}}
+	return n
+}
+
+// entryOf is how an instance that passes Check stands in Nacos.
+func entryOf(i registry.Instance) entry {
+	e := entry{IP: i.Host, Port: i.Ports["grpc"], Weight: float64(i.Weight), Cluster: clusterPrefix + strconv.FormatUint(uint64(i.Ports["health"]), 10),
+		Metadata: map[string]string{keyID: i.ID, keyVersion: i.Version, keyZone: i.Zone, keyNamespaces: strings.Join(i.Namespaces, ",")}}
 	if i.Weight == 0 {
 		e.Weight = 100
 	}
 	for name, port := range i.Ports {
-		e.Metadata["weft-port-"+name] = strconv.FormatUint(uint64(port), 10)
+		e.Metadata[keyPort+name] = strconv.FormatUint(uint64(port), 10)
 	}
-	return e, nil
+	return e
 }
 
 // maxWeight is the largest weight of Nacos.
@@ -153,16 +181,16 @@ const maxWeight = 10000
 
 // instance is the reverse; ok is false for what is not ours.
 func (e *entry) instance() (registry.Instance, bool) {
-	i := registry.Instance{ID: e.Metadata["weft-id"], Host: e.IP, Zone: e.Metadata["weft-zone"], Version: e.Metadata["weft-version"],
-		Weight: uint32(min(max(0, e.Weight), maxWeight)), Healthy: e.Healthy, Ports: map[string]uint32{}}
+	i := registry.Instance{ID: e.Metadata[keyID], Host: e.IP, Zone: e.Metadata[keyZone], Version: e.Metadata[keyVersion],
+		Weight: uint32(min(max(0, e.Weight), maxWeight)), Healthy: e.Healthy && e.Enabled, Ports: map[string]uint32{}}
 	for k, v := range e.Metadata {
-		if name, ok := strings.CutPrefix(k, "weft-port-"); ok {
+		if name, ok := strings.CutPrefix(k, keyPort); ok {
 			if p, err := strconv.ParseUint(v, 10, 16); err == nil {
 				i.Ports[name] = uint32(p)
 			}
 		}
 	}
-	if ns := e.Metadata["weft-namespaces"]; ns != "" {
+	if ns := e.Metadata[keyNamespaces]; ns != "" {
 		i.Namespaces = strings.Split(ns, ",")
 	}
 	return i, i.ID != ""
@@ -189,7 +217,8 @@ type place struct {
 
 func (e *entry) place() place { return place{e.Cluster, e.IP, e.Port} }
 
-// read gives the service and its instances; nil without the service.
+// read gives the service and the instances in our clusters; nil without the
+// service.
 func (r *Registry) read(ctx context.Context, name string) (*service, map[place]*entry, error) {
 	s := &service{}
 	if err := r.client.call(ctx, http.MethodGet, "/v3/admin/ns/service", r.params(name), s); err != nil {
@@ -199,24 +228,32 @@ func (r *Registry) read(ctx context.Context, name string) (*service, map[place]*
 		return nil, nil, err
 	}
 	out := map[place]*entry{}
+	var mu sync.Mutex
+	g := r.calls()
 	for cluster := range s.Clusters {
 		if !strings.HasPrefix(cluster, clusterPrefix) {
 			continue
 		}
-		var list []entry
-		err := r.client.call(ctx, http.MethodGet, "/v3/admin/ns/instance/list", r.params(name, "clusterName", cluster), &list)
-		if e, ok := errors.AsType[*apiError](err); ok && e.status == http.StatusNotFound {
-			continue // a checker without instances
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, e := range list {
-			if _, ours := e.instance(); ours {
+		g.Go(func() error {
+			var list []entry
+			err := r.client.call(ctx, http.MethodGet, "/v3/admin/ns/instance/list", r.params(name, "clusterName", cluster), &list)
+			if e, ok := errors.AsType[*apiError](err); ok && e.status == http.StatusNotFound && e.code != 0 {
+				return nil // a checker without instances
+			}
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, e := range list {
 				e.Cluster = cluster
 				out[e.place()] = &e
 			}
-		}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
 	}
 	return s, out, nil
 }
@@ -224,23 +261,31 @@ func (r *Registry) read(ctx context.Context, name string) (*service, map[place]*
 // Reconcile makes the service consist of want; see registry.Registry. ctx bounds
 // it; what could not be read back is an error, and the next call goes on.
 func (r *Registry) Reconcile(ctx context.Context, name string, want []registry.Instance) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	wanted := map[place]*entry{}
+	r.passing.Lock()
+	defer r.passing.Unlock()
+	good, wrong := registry.Registrable(want)
+	w := wanted{entries: map[place]*entry{}, kept: map[string]bool{}, written: map[place]int{}}
 	for _, i := range want {
-		e, err := entryOf(i)
-		if err != nil {
-			return err
+		g, ok := good[i.ID]
+		if !ok {
+			w.kept[i.ID] = true
+			continue
 		}
-		wanted[e.place()] = &e
+		e := entryOf(g)
+		if n := e.size(); n > maxMetadata {
+			wrong = errors.Join(wrong, fmt.Errorf("instance %q has %d bytes of metadata, Nacos takes %d: it serves too many namespaces to name them", i.ID, n, maxMetadata))
+			w.kept[i.ID] = true
+			continue
+		}
+		w.entries[e.place()] = &e
 	}
 	for {
-		changed, err := r.pass(ctx, name, wanted)
+		changed, err := r.pass(ctx, name, &w)
 		if err != nil {
-			return err
+			return errors.Join(wrong, err)
 		}
 		if !changed {
-			return nil // read back as it should be
+			return wrong // what could be registered was read back
 		}
 		timer := time.NewTimer(200 * time.Millisecond)
 		select {
@@ -252,14 +297,21 @@ func (r *Registry) Reconcile(ctx context.Context, name string, want []registry.I
 	}
 }
 
+// wanted is how a service is to be.
+type wanted struct {
+	entries map[place]*entry
+	kept    map[string]bool // ids of those that stay as they are
+	written map[place]int   // how often passes wrote it
+}
+
 // pass looks once and writes what differs.
-func (r *Registry) pass(ctx context.Context, name string, wanted map[place]*entry) (changed bool, err error) {
+func (r *Registry) pass(ctx context.Context, name string, w *wanted) (changed bool, err error) {
 	s, have, err := r.read(ctx, name)
 	if err != nil {
 		return false, err
 	}
 	if s == nil {
-		if len(wanted) == 0 {
+		if len(w.entries) == 0 {
 			return false, nil
 		}
 		// Nobody dead is to pass for alive because many are dead.
@@ -273,7 +325,7 @@ func (r *Registry) pass(ctx context.Context, name string, wanted map[place]*entr
 		return false, fmt.Errorf("nacos: service %s is one of ephemeral instances: choose another name", name)
 	}
 	// Checkers first: an instance without one would be asked over TCP.
-	for cluster, port := range clusters(wanted) {
+	for cluster, port := range clusters(w.entries) {
 		if c, ok := s.Clusters[cluster]; ok && c.Checker == wantedChecker() && c.Port == port && !c.InstancePort {
 			continue
 		}
@@ -287,46 +339,58 @@ func (r *Registry) pass(ctx context.Context, name string, wanted map[place]*entr
 		}
 		changed = true
 	}
-	for p, e := range wanted {
+	g := r.calls()
+	for p, e := range w.entries {
 		old := have[p]
 		if old != nil && e.same(old) {
 			continue
 		}
-		// The health that Nacos saw is carried over; who is new has to show it.
-		if err := r.write(ctx, http.MethodPost, name, e, old != nil && old.Healthy); err != nil {
-			return false, err
+		method := http.MethodPost
+		if old != nil && w.written[p] > 1 {
+			// It was written and is not so: somebody changed it in Nacos's
+			// console, which prevails over all registrations, but not over
+			// another such change. (Once may be too early to see it.)
+			method = http.MethodPut
 		}
 		changed = true
+		w.written[p]++
+		g.Go(func() error { return r.write(ctx, method, name, e, old) })
 	}
-	return r.remove(ctx, name, wanted, have, changed)
+	if err := g.Wait(); err != nil {
+		return false, err
+	}
+	return r.remove(ctx, name, w, have, changed)
 }
 
 // remove removes who is gone, once those who stay are there; the last one of a
 // service stands until another comes, or Nacos would forget the checker.
-func (r *Registry) remove(ctx context.Context, name string, wanted, have map[place]*entry, changed bool) (bool, error) {
-	if len(wanted) == 0 || changed {
-		// Nothing to stay, or not read back yet: keep at least what is there.
-		if len(wanted) > 0 || len(have) <= 1 {
-			return changed, nil
-		}
+func (r *Registry) remove(ctx context.Context, name string, w *wanted, have map[place]*entry, changed bool) (bool, error) {
+	if len(w.entries) > 0 && changed {
+		return changed, nil // not read back yet
 	}
+	g := r.calls()
 	left := len(have)
 	for p, e := range have {
-		if wanted[p] != nil || left == 1 {
-			continue
+		if id := e.Metadata[keyID]; id == "" || w.entries[p] != nil || w.kept[id] || left == 1 {
+			continue // not ours, or to stay
 		}
-		if err := r.write(ctx, http.MethodDelete, name, e, false); err != nil {
-			return false, err
-		}
+		g.Go(func() error { return r.write(ctx, http.MethodDelete, name, e, nil) })
 		left--
 		changed = true
 	}
-	return changed, nil
+	return changed, g.Wait()
 }
 
-func clusters(wanted map[place]*entry) map[string]uint32 {
+// calls runs calls side by side.
+func (r *Registry) calls() *errgroup.Group {
+	g := &errgroup.Group{}
+	g.SetLimit(maxCalls)
+	return g
+}
+
+func clusters(entries map[place]*entry) map[string]uint32 {
 	out := map[string]uint32{}
-	for p := range wanted {
+	for p := range entries {
 		if port, err := strconv.ParseUint(strings.TrimPrefix(p.cluster, clusterPrefix), 10, 16); err == nil {
 			out[p.cluster] = uint32(port)
 		}
@@ -334,17 +398,20 @@ func clusters(wanted map[place]*entry) map[string]uint32 {
 	return out
 }
 
-func (r *Registry) write(ctx context.Context, method, name string, e *entry, healthy bool) error {
+// write registers, changes or removes e. Of old, which is there now, the health
+// is carried over, and that an operator disabled it; who is new has to show its
+// health.
+func (r *Registry) write(ctx context.Context, method, name string, e, old *entry) error {
 	v := r.params(name, "clusterName", e.Cluster, "ip", e.IP, "port", strconv.FormatUint(uint64(e.Port), 10), "ephemeral", "false")
-	if method == http.MethodPost {
+	if method != http.MethodDelete {
 		b, err := json.Marshal(e.Metadata)
 		if err != nil {
 			return err
 		}
 		v.Set("metadata", string(b))
 		v.Set("weight", strconv.FormatFloat(e.Weight, 'f', -1, 64))
-		v.Set("healthy", strconv.FormatBool(healthy))
-		v.Set("enabled", "true")
+		v.Set("healthy", strconv.FormatBool(old != nil && old.Healthy))
+		v.Set("enabled", strconv.FormatBool(old == nil || old.Enabled))
 	}
 	return r.client.call(ctx, method, "/v3/admin/ns/instance", v, nil)
 }
@@ -353,7 +420,13 @@ func (r *Registry) write(ctx context.Context, method, name string, e *entry, hea
 // every Config.Poll or so.
 func (r *Registry) Watch(ctx context.Context, name string) iter.Seq2[[]registry.Instance, error] {
 	return func(yield func([]registry.Instance, error) bool) {
+		r.mu.Lock()
+		if r.life.Err() != nil {
+			r.mu.Unlock()
+			return
+		}
 		r.watches.Add(1)
+		r.mu.Unlock()
 		defer r.watches.Done()
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -405,7 +478,6 @@ func (r *Registry) list(ctx context.Context, name string) ([]registry.Instance, 
 }
 
 func equal(a, b registry.Instance) bool {
-	x, errX := entryOf(a)
-	y, errY := entryOf(b)
-	return errX == nil && errY == nil && x.place() == y.place() && x.same(&y) && a.Healthy == b.Healthy
+	x, y := entryOf(a), entryOf(b)
+	return x.place() == y.place() && x.same(&y) && a.Healthy == b.Healthy
 }

@@ -114,9 +114,19 @@ func Run(t *testing.T, r registry.Registry, service string) {
 	Await(t, r, service, "its replacement", Health("two true"))
 	// Another service is another set.
 	Await(t, r, service+"x", "a service that has nobody", func(set []registry.Instance) bool { return len(set) == 0 })
-	if err := r.Reconcile(ctx, service, []registry.Instance{{ID: "bad"}}); err == nil {
-		t.Error("an instance without host and ports is registered")
+	// What cannot be registered is an error, stays as it was, and holds up nobody.
+	moved, sameAddress := two.Instance, one.Instance
+	moved.Ports, sameAddress.ID = map[string]uint32{"grpc": 17003}, "same"
+	if err := r.Reconcile(ctx, service, []registry.Instance{{ID: "bad"}, one.Instance, sameAddress, moved}); err == nil {
+		t.Error("an instance without host, one without a health port, and two at one address are registered")
 	}
+	Await(t, r, service, "the good ones", Health("one true", "two true"))
+	// It moves: there is one of it, at the new ports.
+	elsewhere := NewProxy(t, "two", 17007)
+	reconcile(one.Instance, elsewhere.Instance)
+	Await(t, r, service, "its new place", func(set []registry.Instance) bool {
+		return Health("one true", "two true")(set) && set[1].Ports["grpc"] == 17007
+	})
 	// A watch ends with its context, and with the registry.
 	wctx, wcancel := context.WithCancel(ctx)
 	defer wcancel()

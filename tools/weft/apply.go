@@ -298,6 +298,7 @@ func applyCommand() *cobra.Command {
 		dryRun   bool
 		yes      bool
 		showDiff bool
+		wait     time.Duration
 		output   string
 	)
 	cmd := &cobra.Command{Use: "apply -f FILE|FOLDER|- …", Short: "Create, update and, with --prune, delete resources",
@@ -369,26 +370,40 @@ Where one fails, it says which are in force; the same command goes on from there
 			if err != nil {
 				return err
 			}
+			report := cmd.OutOrStdout()
 			if output != "text" {
-				return writeMessage(cmd.OutOrStdout(), resp, output)
-			}
-			if len(stages) == 1 {
-				for _, r := range resp.Results {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", r.Name, outcome(r.Outcome, dryRun))
+				if err := writeMessage(report, resp, output); err != nil {
+					return err
 				}
+				report = cmd.ErrOrStderr()
+			} else {
+				printApplied(report, p, len(stages), resp, dryRun)
 			}
-			if len(stages) != 1 || len(resp.Results) < len(p.items) {
-				printSummary(cmd.OutOrStdout(), p.items, dryRun)
+			if wait == 0 || dryRun || resp.Revision == 0 {
+				return nil
 			}
-			return nil
+			return waiting{revision: resp.Revision}.run(cmd.Context(), c, wait, report, progressOf(cmd.ErrOrStderr()))
 		}}
 	admin.add(cmd)
 	what.add(cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and show what would happen, change nothing")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until every proxy has it, as weft wait does, at most so long")
 	cmd.Flags().BoolVar(&showDiff, "diff", false, "show what changes, also where it does not ask")
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// printApplied says what became of each resource, or of how many.
+func printApplied(w io.Writer, p *plan, stages int, resp *adminv1.ApplyResponse, dryRun bool) {
+	if stages == 1 {
+		for _, r := range resp.Results {
+			fmt.Fprintf(w, "%s %s\n", r.Name, outcome(r.Outcome, dryRun))
+		}
+	}
+	if stages != 1 || len(resp.Results) < len(p.items) {
+		printSummary(w, p.items, dryRun)
+	}
 }
 
 // confirm asks on the terminal.

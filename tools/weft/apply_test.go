@@ -9,7 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -83,14 +83,11 @@ func TestAdministration(t *testing.T) {
 	}
 	m.want(0, []string{"apply", "-f", few}, "topic/shop/t1 unchanged")
 	out, _, _ := m.run("history", "-o", "json", "--limit", "1", "topic", "t0", "-n", "shop")
-	_, number, _ := strings.Cut(out, `"revision": "`)
-	if number == out {
-		_, number, _ = strings.Cut(out, `"revision":  "`)
-	}
-	number, _, _ = strings.Cut(number, `"`)
-	if _, err := strconv.Atoi(number); err != nil {
+	match := regexp.MustCompile(`"revision": +"([0-9]+)"`).FindStringSubmatch(out)
+	if match == nil {
 		t.Fatalf("no revision in %s", out)
 	}
+	number := match[1]
 
 	// Prune.
 	fewer := file(t, "fewer.yaml", storeYAML("shop", "git")+topics("shop", 0, 2, "git"))
@@ -182,14 +179,14 @@ func TestToken(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"get", "topics", "--server", addr, "--token-file", good}, 0, "NAME"},
+		{[]string{"get", "topics", "--server", addr, "--server-token-file", good}, 0, "NAME"},
 		{[]string{"get", "topics", "--server", addr}, 1, "local may not List: that needs the role viewer in namespace demo"},
-		{[]string{"get", "topics", "--server", addr, "--token-file", bad}, 1, "the token is not known, nor is its issuer\n--token-file"},
-		{[]string{"get", "topics", "--server", addr, "--token-file", empty}, 1, "has not one token"},
-		{[]string{"get", "topics", "--server", addr, "--token-file", "/none"}, 1, "--token-file: open /none"},
-		{[]string{"get", "topics", "--server", "192.0.2.1:7420", "--token-file", good}, 1, "is not sent to 192.0.2.1:7420 in the clear"},
-		{[]string{"apply", "--server", addr, "--token-file", good, "-f", file(t, "x.yaml", storeYAML("shop", "x"))}, 1, "ci may not Apply: that needs the role admin in namespace shop"},
-		{[]string{"history", "--server", addr, "--token-file", good}, 0, "REFUSED: PermissionDenied: ci may not Apply"},
+		{[]string{"get", "topics", "--server", addr, "--server-token-file", bad}, 1, "the token is not known, nor is its issuer\n--server-token-file"},
+		{[]string{"get", "topics", "--server", addr, "--server-token-file", empty}, 1, "has not one token"},
+		{[]string{"get", "topics", "--server", addr, "--server-token-file", "/none"}, 1, "--server-token-file: open /none"},
+		{[]string{"get", "topics", "--server", "192.0.2.1:7420", "--server-token-file", good}, 1, "is not sent to 192.0.2.1:7420 in the clear"},
+		{[]string{"apply", "--server", addr, "--server-token-file", good, "-f", file(t, "x.yaml", storeYAML("shop", "x"))}, 1, "ci may not Apply: that needs the role admin in namespace shop"},
+		{[]string{"history", "--server", addr, "--server-token-file", good}, 0, "REFUSED: PermissionDenied: ci may not Apply"},
 	} {
 		out, errOut, code := run(ctx, tc.args...)
 		if code != tc.code || !strings.Contains(out+errOut, tc.says) || strings.Contains(out+errOut, "s3cret") {

@@ -25,6 +25,7 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/pkg/client"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
@@ -61,7 +62,7 @@ to and from the middleware that stores them.
 
   weft up                 the whole mesh in one process, to try it
   weft apply -f FILE      change the configuration
-  weft status             who has it, and what is not ready and why
+  weft status             who has it, who has not, and what is not ready and why
   weft publish, subscribe send and see events
 
 Every command has examples: weft COMMAND --help. The exit status is 0, or 1 after
@@ -71,7 +72,7 @@ commands, kinds and names.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
 	})
-	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), adminCommand(),
+	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), adminCommand(),
 		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		if args := c.Args; args != nil {
@@ -119,7 +120,7 @@ func explain(err error) string {
 		return "what is at this address has no such call: is it a proxy, or a control plane of another version? --server (WEFT_SERVER) names the admin API, whose port is 7420 if nothing else was said"
 	}
 	if st.Code() == codes.Unauthenticated && st.Message() != "" {
-		return st.Message() + "\n--token-file (WEFT_TOKEN_FILE) or --server-cert say who you are"
+		return st.Message() + "\n--server-token-file (WEFT_TOKEN_FILE) or --server-cert say who you are"
 	}
 	if st.Code() == codes.Unavailable {
 		return st.Message() + "\nis the control plane there, and does it know the certificate of --server-cert, where it asks for one? it is named with --server (WEFT_SERVER)"
@@ -150,7 +151,7 @@ func (f *adminFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.tls.CA, "server-ca", d.tls.CA, "file with the authority of the control plane's certificate; without it the connection is plaintext, for loopback (WEFT_SERVER_CA)")
 	cmd.Flags().StringVar(&f.tls.Cert, "server-cert", d.tls.Cert, "file with the own certificate (WEFT_SERVER_CERT)")
 	cmd.Flags().StringVar(&f.tls.Key, "server-key", d.tls.Key, "file with its key (WEFT_SERVER_KEY)")
-	cmd.Flags().StringVar(&f.tokenFile, "token-file", d.tokenFile, "file with the token to show the control plane (WEFT_TOKEN_FILE; the token itself may be in WEFT_TOKEN)")
+	cmd.Flags().StringVar(&f.tokenFile, "server-token-file", d.tokenFile, "file with the token to show the control plane (WEFT_TOKEN_FILE; the token itself may be in WEFT_TOKEN)")
 }
 
 func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
@@ -161,7 +162,7 @@ func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("--server: %q is not HOST:PORT; the admin API's port is 7420, if nothing else was said", f.server)
 	}
-	opts := []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16 << 20))}
+	opts := []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(census.MaxAnswer))}
 	creds := insecure.NewCredentials()
 	if !f.tls.Empty() {
 		c, err := tlsconf.Client(f.tls)
@@ -194,11 +195,11 @@ func (f *adminFlags) token() (string, error) {
 	}
 	b, err := os.ReadFile(f.tokenFile)
 	if err != nil {
-		return "", fmt.Errorf("--token-file: %w", err)
+		return "", fmt.Errorf("--server-token-file: %w", err)
 	}
 	secret := strings.TrimSpace(string(b))
 	if secret == "" || strings.ContainsAny(secret, " \r\n") {
-		return "", fmt.Errorf("--token-file: %s has not one token", f.tokenFile)
+		return "", fmt.Errorf("--server-token-file: %s has not one token", f.tokenFile)
 	}
 	return secret, nil
 }

@@ -171,7 +171,9 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 	// The proxy stops first, then the control plane, then etcd.
 	cpCtx, stopCP := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	defer stopCP()
-	g, gctx := errgroup.WithContext(cmd.Context())
+	ctx, stopAll := context.WithCancel(cmd.Context())
+	defer stopAll()
+	g, gctx := errgroup.WithContext(ctx)
 	cpEnded := make(chan error, 1)
 	go func() { cpEnded <- cp.Run(cpCtx) }()
 	g.Go(func() error {
@@ -179,6 +181,7 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 		if err := cp.Ready(start); err != nil && gctx.Err() == nil {
 			return errors.Join(err, px.Close())
 		}
+		defer stopAll() // it may have been told to drain
 		return px.Run(gctx)
 	})
 	g.Go(func() error {
@@ -336,6 +339,7 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	f.StringVar(&password, "etcd-password-file", proxycmd.Env("WEFT_ETCD_PASSWORD_FILE", ""), "file with its password (WEFT_ETCD_PASSWORD_FILE)")
 	f.StringVar(&cfg.Prefix, "etcd-prefix", "/weft/v1/", "where the mesh's keys begin; ends with a slash")
 	f.StringVar(&cfg.AdminAddr, "admin", proxycmd.Env("WEFT_ADMIN", "127.0.0.1:7420"), "address of the admin API (WEFT_ADMIN)")
+	f.StringVar(&cfg.AdminAdvertise, "admin-advertise", proxycmd.Env("WEFT_ADMIN_ADVERTISE", ""), "address of the admin API as other replicas reach it; that of --admin when empty (WEFT_ADMIN_ADVERTISE)")
 	f.StringVar(&cfg.AdminTLS.Cert, "admin-cert", "", "file with the admin API's certificate; without TLS files only loopback is listened on")
 	f.StringVar(&cfg.AdminTLS.Key, "admin-key", "", "file with its key")
 	f.StringVar(&cfg.AdminTLS.CA, "admin-ca", "", "file with the authority of those who may administer")
@@ -348,11 +352,14 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	f.StringVar(&cfg.DiscoveryTLS.CA, "discovery-ca", "", "file with the authority of the proxies' certificates")
 	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging (WEFT_CONTROL_PLANE_OPS)")
 	proxycmd.Seldom(f, &cfg.Times.EtcdMaxRetry, "etcd-max-retry", 5*time.Second, "longest wait before etcd is read again")
+	proxycmd.Seldom(f, &cfg.Times.EtcdProbe, "etcd-probe", 5*time.Second, "how often etcd is asked whether it went back")
+	proxycmd.Seldom(f, &cfg.Times.StreamAge, "stream-age", time.Hour, "how long a discovery stream lasts, or a fifth more or less")
 	proxycmd.Seldom(f, &cfg.Times.ElectionTTL, "election-ttl", 10*time.Second, "how long an elected replica may be out of etcd's sight, in whole seconds")
 	proxycmd.Seldom(f, &cfg.Times.Provision, "provision-every", 30*time.Second, "time between two looks at the stores while nothing changes")
 	proxycmd.Seldom(f, &cfg.Times.Register, "register-every", 2*time.Second, "time between two looks at the registry")
 	proxycmd.Seldom(f, &cfg.Times.RegisterGrace, "register-grace", 30*time.Second, "how long a replica removes no proxy from the registry after its election")
 	proxycmd.Seldom(f, &cfg.Times.Forget, "register-forget", 10*time.Minute, "after how long a proxy that is neither connected nor alive is removed from the registry")
+	proxycmd.Seldom(f, &cfg.Times.ForgetStatus, "status-forget", 10*time.Minute, "for how long a proxy that is gone is shown in the status, in whole seconds")
 	found.add(f, &cfg)
 	log.Add(cmd, "info")
 	return cmd

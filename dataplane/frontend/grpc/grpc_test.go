@@ -57,8 +57,8 @@ type mesh struct {
 	snaps *latest.Value[*snapshot.Snapshot]
 }
 
-func (m mesh) Authenticate(_ context.Context, c policy.Credentials) (*policy.Principal, error) {
-	return m.snaps.Get().Identities.Authenticate(c, time.Now())
+func (m mesh) Authenticate(ctx context.Context, c policy.Credentials) (*policy.Principal, error) {
+	return m.snaps.Get().Identities.Authenticate(ctx, c, time.Now())
 }
 
 func (m mesh) Ready() error { return nil }
@@ -81,7 +81,7 @@ func serve(t *testing.T, wrap ...func(frontend.Mesh) frontend.Mesh) (eventsv1.Ev
 	k := snapshot.Key{Namespace: "demo", Name: "orders"}
 	rules := &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Topics: []string{"orders"},
 		Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_SUBSCRIBE}}}}
-	m := mesh{snaps: latest.New(&snapshot.Snapshot{Lineage: "x", Identities: policy.CompileIdentities(nil, true),
+	m := mesh{snaps: latest.New(&snapshot.Snapshot{Lineage: "x", Identities: policy.CompileIdentities(nil, nil, true),
 		Rules: policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: rules}}, nil),
 		Topics: map[snapshot.Key]*snapshot.Topic{k: {Key: k, UID: "11111111-1111-4111-8111-111111111111", MaxEventBytes: 1 << 20,
 			Epochs: []snapshot.Epoch{{Number: 1, StoreUID: "s", Physical: "orders"}}}}})}

@@ -42,8 +42,8 @@ type mesh struct {
 	snaps *latest.Value[*snapshot.Snapshot]
 }
 
-func (m mesh) Authenticate(_ context.Context, c policy.Credentials) (*policy.Principal, error) {
-	return m.snaps.Get().Identities.Authenticate(c, time.Now())
+func (m mesh) Authenticate(ctx context.Context, c policy.Credentials) (*policy.Principal, error) {
+	return m.snaps.Get().Identities.Authenticate(ctx, c, time.Now())
 }
 
 func (m mesh) Ready() error { return nil }
@@ -65,7 +65,7 @@ func serve(t *testing.T) *world {
 	t.Cleanup(func() { w.must(st.Close(context.Background())) })
 	rules := &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Topics: []string{"orders", "orders.>"},
 		Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_SUBSCRIBE}}}}
-	snap := &snapshot.Snapshot{Lineage: "x", Identities: policy.CompileIdentities(nil, true), Topics: map[snapshot.Key]*snapshot.Topic{},
+	snap := &snapshot.Snapshot{Lineage: "x", Identities: policy.CompileIdentities(nil, nil, true), Topics: map[snapshot.Key]*snapshot.Topic{},
 		Rules: policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: rules}}, nil)}
 	for i, name := range []string{"orders", "orders.eu"} {
 		w.must(st.(store.Admin).EnsureTopic(context.Background(), store.TopicSpec{Name: name}))

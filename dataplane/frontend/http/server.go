@@ -17,9 +17,9 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/listener"
-	"github.com/weft-mesh/weft/pkg/clock"
 )
 
 // Config of a Server. The zero value of a limit is its default.
@@ -37,7 +37,7 @@ type Config struct {
 	// Clock tells where a tail that begins now begins.
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
-	Log       *slog.Logger
+	Log     *slog.Logger
 }
 
 // Server serves HTTP.

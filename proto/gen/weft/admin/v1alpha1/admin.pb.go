@@ -968,10 +968,13 @@ type GetStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The namespace of resources to show; every one when empty.
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Only the proxies of the answering replica; else those of all replicas.
+	// Only what the answering replica knows by itself: the proxies that are
+	// connected to it. Else those of all replicas, and those that are not
+	// connected any more.
 	Local bool `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"`
-	// Most proxies to list, at most 10,000; 1,000 when 0. Those that have not the newest
-	// configuration, or refuse some of it, come first; all are counted.
+	// Most proxies to list, at most 20,000; 1,000 when 0. Those that have not the newest
+	// configuration, or refuse some of it, come first; all are counted. Of long
+	// lists the later entries have less detail; node_id gives all of one.
 	MaxProxies uint32 `protobuf:"varint,3,opt,name=max_proxies,json=maxProxies,proto3" json:"max_proxies,omitempty"`
 	// Only this proxy.
 	NodeId string `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1072,7 +1075,7 @@ type GetStatusResponse struct {
 	Lineage string `protobuf:"bytes,1,opt,name=lineage,proto3" json:"lineage,omitempty"`
 	// The newest revision that the replica has read.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Proxies: those that lack something first, then by node id.
+	// Proxies, known to any replica: those that lack something first, then by node id.
 	Proxies []*ProxyStatus `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
 	// Resources with conditions: those that are not ready first, then by name.
 	Resources []*ResourceStatus `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty"`
@@ -1192,14 +1195,16 @@ func (x *GetStatusResponse) GetResourcesNotReady() uint32 {
 	return 0
 }
 
-// FleetSummary counts proxies.
+// FleetSummary counts proxies. A connected one is current, or it is one or more of
+// behind, refusing and withheld.
 type FleetSummary struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Known ones: connected, or seen within the time after which one is forgotten.
 	Known uint32 `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
 	// With a stream at some replica.
 	Connected uint32 `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
-	// Connected, with all of the revision that was asked for.
+	// Connected, with all of the revision that was asked for: nothing is refused
+	// or withheld.
 	Current uint32 `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
 	// Connected, without it yet.
 	Behind uint32 `protobuf:"varint,4,opt,name=behind,proto3" json:"behind,omitempty"`
@@ -1305,7 +1310,7 @@ type ReplicaStatus struct {
 	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Discovery streams at it.
 	Streams uint32 `protobuf:"varint,5,opt,name=streams,proto3" json:"streams,omitempty"`
-	// Offices that it holds ("provision", "registry").
+	// Offices that it holds ("provision", "fleet").
 	Offices []string `protobuf:"bytes,6,rep,name=offices,proto3" json:"offices,omitempty"`
 	// Why it could not be asked; empty where it answered.
 	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
@@ -1395,7 +1400,8 @@ func (x *ReplicaStatus) GetError() string {
 // Alarm is something that an operator must look at.
 type Alarm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What, one word ("RestoreSuspected", "Quarantined", "RegistryUnreachable").
+	// What, one word ("RestoreSuspected", "Quarantined", "RegistryUnreachable",
+	// "EtcdUnreachable").
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What, and what to do.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
@@ -1661,7 +1667,8 @@ type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What: "Ready" (topics, subscriptions), "Reachable" (event stores),
 	// "Provisioned" (topics whose store no longer gave, or gives again, what they
-	// were admitted for).
+	// were admitted for), "Quarantined" (anything, of which several proxies refused
+	// the version that it has).
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// Whether.
 	State Condition_State `protobuf:"varint,2,opt,name=state,proto3,enum=weft.admin.v1alpha1.Condition_State" json:"state,omitempty"`
@@ -2682,7 +2689,9 @@ func (x *CommandProxiesRequest) GetLocal() bool {
 // CommandProxiesResponse names who was told.
 type CommandProxiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Node ids of proxies that were told; they answer by what they report.
+	// Node ids of proxies that were told, sorted; they answer by what they report. One
+	// that was named and is not here has no status stream at any replica that
+	// answered.
 	NodeIds       []string `protobuf:"bytes,1,rep,name=node_ids,json=nodeIds,proto3" json:"node_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3157,11 +3166,11 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\adeleted\x18\x03 \x03(\tR\adeleted\x12\x18\n" +
 	"\ainitial\x18\x04 \x01(\bR\ainitial\x12\x1f\n" +
 	"\vinitial_end\x18\x05 \x01(\bR\n" +
-	"initialEnd\"\x9a\x02\n" +
+	"initialEnd\"\x9b\x02\n" +
 	"\x10GetStatusRequest\x12%\n" +
 	"\tnamespace\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\x12\x14\n" +
-	"\x05local\x18\x02 \x01(\bR\x05local\x12)\n" +
-	"\vmax_proxies\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\n" +
+	"\x05local\x18\x02 \x01(\bR\x05local\x12*\n" +
+	"\vmax_proxies\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x9c\x01R\n" +
 	"maxProxies\x12!\n" +
 	"\anode_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06nodeId\x12\x1f\n" +
 	"\vat_revision\x18\x05 \x01(\x03R\n" +

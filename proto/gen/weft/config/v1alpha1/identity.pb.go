@@ -84,12 +84,13 @@ func (PrincipalSource) EnumDescriptor() ([]byte, []int) {
 // belong to its namespace ("<namespace>/<principal>").
 type Identity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The means. Number 3 is kept for JWT issuers.
+	// The means.
 	//
 	// Types that are valid to be assigned to Method:
 	//
 	//	*Identity_ApiKeys
 	//	*Identity_Mtls
+	//	*Identity_Jwt
 	Method        isIdentity_Method `protobuf_oneof:"method"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -150,6 +151,15 @@ func (x *Identity) GetMtls() *MutualTls {
 	return nil
 }
 
+func (x *Identity) GetJwt() *JwtIssuer {
+	if x != nil {
+		if x, ok := x.Method.(*Identity_Jwt); ok {
+			return x.Jwt
+		}
+	}
+	return nil
+}
+
 type isIdentity_Method interface {
 	isIdentity_Method()
 }
@@ -164,9 +174,147 @@ type Identity_Mtls struct {
 	Mtls *MutualTls `protobuf:"bytes,2,opt,name=mtls,proto3,oneof"`
 }
 
+type Identity_Jwt struct {
+	// Tokens of an issuer.
+	Jwt *JwtIssuer `protobuf:"bytes,3,opt,name=jwt,proto3,oneof"`
+}
+
 func (*Identity_ApiKeys) isIdentity_Method() {}
 
 func (*Identity_Mtls) isIdentity_Method() {}
+
+func (*Identity_Jwt) isIdentity_Method() {}
+
+// JwtIssuer accepts JSON Web Tokens that clients send as "Authorization: Bearer
+// <token>", signed by an issuer with RSA (RS*, PS*), ECDSA or Ed25519. A token
+// must have an end (exp). The principal must be made of A-Z, a-z, 0-9, '.', '-',
+// '_' and '@'.
+type JwtIssuer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What a token's iss must be, to the letter.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// A token's aud must have one of them. No two identities may accept the same
+	// audience of an issuer.
+	Audiences []string `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// Where the issuer's public keys are.
+	//
+	// Types that are valid to be assigned to Keys:
+	//
+	//	*JwtIssuer_JwksUri
+	//	*JwtIssuer_Jwks
+	Keys isJwtIssuer_Keys `protobuf_oneof:"keys"`
+	// The claim that is the principal; "sub" when empty.
+	PrincipalClaim string `protobuf:"bytes,5,opt,name=principal_claim,json=principalClaim,proto3" json:"principal_claim,omitempty"`
+	// The claim that has the principal's groups, a text or a list of texts; no
+	// groups when empty.
+	GroupsClaim   string `protobuf:"bytes,6,opt,name=groups_claim,json=groupsClaim,proto3" json:"groups_claim,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JwtIssuer) Reset() {
+	*x = JwtIssuer{}
+	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JwtIssuer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JwtIssuer) ProtoMessage() {}
+
+func (x *JwtIssuer) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JwtIssuer.ProtoReflect.Descriptor instead.
+func (*JwtIssuer) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_identity_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *JwtIssuer) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *JwtIssuer) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *JwtIssuer) GetKeys() isJwtIssuer_Keys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *JwtIssuer) GetJwksUri() string {
+	if x != nil {
+		if x, ok := x.Keys.(*JwtIssuer_JwksUri); ok {
+			return x.JwksUri
+		}
+	}
+	return ""
+}
+
+func (x *JwtIssuer) GetJwks() string {
+	if x != nil {
+		if x, ok := x.Keys.(*JwtIssuer_Jwks); ok {
+			return x.Jwks
+		}
+	}
+	return ""
+}
+
+func (x *JwtIssuer) GetPrincipalClaim() string {
+	if x != nil {
+		return x.PrincipalClaim
+	}
+	return ""
+}
+
+func (x *JwtIssuer) GetGroupsClaim() string {
+	if x != nil {
+		return x.GroupsClaim
+	}
+	return ""
+}
+
+type isJwtIssuer_Keys interface {
+	isJwtIssuer_Keys()
+}
+
+type JwtIssuer_JwksUri struct {
+	// URL of its JSON Web Key Set: https, or http to a loopback address. Proxies
+	// fetch it every five minutes and when a token names a key that they do not
+	// have; they call only public addresses and those of --push-allow. While it
+	// cannot be fetched, the keys that were stay good.
+	JwksUri string `protobuf:"bytes,3,opt,name=jwks_uri,json=jwksUri,proto3,oneof"`
+}
+
+type JwtIssuer_Jwks struct {
+	// The set itself. It has public keys only.
+	Jwks string `protobuf:"bytes,4,opt,name=jwks,proto3,oneof"`
+}
+
+func (*JwtIssuer_JwksUri) isJwtIssuer_Keys() {}
+
+func (*JwtIssuer_Jwks) isJwtIssuer_Keys() {}
 
 // ApiKeys are keys that clients send as "Authorization: Bearer <key>". A key
 // is "weft_<id>_<secret>"; `weft apikey` makes one.
@@ -180,7 +328,7 @@ type ApiKeys struct {
 
 func (x *ApiKeys) Reset() {
 	*x = ApiKeys{}
-	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[1]
+	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -192,7 +340,7 @@ func (x *ApiKeys) String() string {
 func (*ApiKeys) ProtoMessage() {}
 
 func (x *ApiKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[1]
+	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -205,7 +353,7 @@ func (x *ApiKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKeys.ProtoReflect.Descriptor instead.
 func (*ApiKeys) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_identity_proto_rawDescGZIP(), []int{1}
+	return file_weft_config_v1alpha1_identity_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ApiKeys) GetKeys() []*ApiKey {
@@ -234,7 +382,7 @@ type ApiKey struct {
 
 func (x *ApiKey) Reset() {
 	*x = ApiKey{}
-	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[2]
+	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -246,7 +394,7 @@ func (x *ApiKey) String() string {
 func (*ApiKey) ProtoMessage() {}
 
 func (x *ApiKey) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[2]
+	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -259,7 +407,7 @@ func (x *ApiKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
 func (*ApiKey) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_identity_proto_rawDescGZIP(), []int{2}
+	return file_weft_config_v1alpha1_identity_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ApiKey) GetId() string {
@@ -315,7 +463,7 @@ type MutualTls struct {
 
 func (x *MutualTls) Reset() {
 	*x = MutualTls{}
-	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[3]
+	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +475,7 @@ func (x *MutualTls) String() string {
 func (*MutualTls) ProtoMessage() {}
 
 func (x *MutualTls) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[3]
+	mi := &file_weft_config_v1alpha1_identity_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +488,7 @@ func (x *MutualTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutualTls.ProtoReflect.Descriptor instead.
 func (*MutualTls) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_identity_proto_rawDescGZIP(), []int{3}
+	return file_weft_config_v1alpha1_identity_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MutualTls) GetCaCertificates() string {
@@ -375,11 +523,21 @@ var File_weft_config_v1alpha1_identity_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_identity_proto_rawDesc = "" +
 	"\n" +
-	"#weft/config/v1alpha1/identity.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x01\n" +
+	"#weft/config/v1alpha1/identity.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x01\n" +
 	"\bIdentity\x12:\n" +
 	"\bapi_keys\x18\x01 \x01(\v2\x1d.weft.config.v1alpha1.ApiKeysH\x00R\aapiKeys\x125\n" +
-	"\x04mtls\x18\x02 \x01(\v2\x1f.weft.config.v1alpha1.MutualTlsH\x00R\x04mtlsB\x0f\n" +
-	"\x06method\x12\x05\xbaH\x02\b\x01J\x04\b\x03\x10\x04R\x03jwt\"H\n" +
+	"\x04mtls\x18\x02 \x01(\v2\x1f.weft.config.v1alpha1.MutualTlsH\x00R\x04mtls\x123\n" +
+	"\x03jwt\x18\x03 \x01(\v2\x1f.weft.config.v1alpha1.JwtIssuerH\x00R\x03jwtB\x0f\n" +
+	"\x06method\x12\x05\xbaH\x02\b\x01\"\x9b\x02\n" +
+	"\tJwtIssuer\x12\"\n" +
+	"\x06issuer\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06issuer\x123\n" +
+	"\taudiences\x18\x02 \x03(\tB\x15\xbaH\x12\x92\x01\x0f\b\x01\x10 \x18\x01\"\ar\x05\x10\x01\x18\x80\x04R\taudiences\x12%\n" +
+	"\bjwks_uri\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10H\x00R\ajwksUri\x12\x1f\n" +
+	"\x04jwks\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04H\x00R\x04jwks\x121\n" +
+	"\x0fprincipal_claim\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x0eprincipalClaim\x12+\n" +
+	"\fgroups_claim\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vgroupsClaimB\r\n" +
+	"\x04keys\x12\x05\xbaH\x02\b\x01\"H\n" +
 	"\aApiKeys\x12=\n" +
 	"\x04keys\x18\x01 \x03(\v2\x1c.weft.config.v1alpha1.ApiKeyB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\bR\x04keys\"\x9e\x02\n" +
 	"\x06ApiKey\x12'\n" +
@@ -415,26 +573,28 @@ func file_weft_config_v1alpha1_identity_proto_rawDescGZIP() []byte {
 }
 
 var file_weft_config_v1alpha1_identity_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weft_config_v1alpha1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_weft_config_v1alpha1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_weft_config_v1alpha1_identity_proto_goTypes = []any{
 	(PrincipalSource)(0),          // 0: weft.config.v1alpha1.PrincipalSource
 	(*Identity)(nil),              // 1: weft.config.v1alpha1.Identity
-	(*ApiKeys)(nil),               // 2: weft.config.v1alpha1.ApiKeys
-	(*ApiKey)(nil),                // 3: weft.config.v1alpha1.ApiKey
-	(*MutualTls)(nil),             // 4: weft.config.v1alpha1.MutualTls
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*JwtIssuer)(nil),             // 2: weft.config.v1alpha1.JwtIssuer
+	(*ApiKeys)(nil),               // 3: weft.config.v1alpha1.ApiKeys
+	(*ApiKey)(nil),                // 4: weft.config.v1alpha1.ApiKey
+	(*MutualTls)(nil),             // 5: weft.config.v1alpha1.MutualTls
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
 }
 var file_weft_config_v1alpha1_identity_proto_depIdxs = []int32{
-	2, // 0: weft.config.v1alpha1.Identity.api_keys:type_name -> weft.config.v1alpha1.ApiKeys
-	4, // 1: weft.config.v1alpha1.Identity.mtls:type_name -> weft.config.v1alpha1.MutualTls
-	3, // 2: weft.config.v1alpha1.ApiKeys.keys:type_name -> weft.config.v1alpha1.ApiKey
-	5, // 3: weft.config.v1alpha1.ApiKey.expires_at:type_name -> google.protobuf.Timestamp
-	0, // 4: weft.config.v1alpha1.MutualTls.principal_from:type_name -> weft.config.v1alpha1.PrincipalSource
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	3, // 0: weft.config.v1alpha1.Identity.api_keys:type_name -> weft.config.v1alpha1.ApiKeys
+	5, // 1: weft.config.v1alpha1.Identity.mtls:type_name -> weft.config.v1alpha1.MutualTls
+	2, // 2: weft.config.v1alpha1.Identity.jwt:type_name -> weft.config.v1alpha1.JwtIssuer
+	4, // 3: weft.config.v1alpha1.ApiKeys.keys:type_name -> weft.config.v1alpha1.ApiKey
+	6, // 4: weft.config.v1alpha1.ApiKey.expires_at:type_name -> google.protobuf.Timestamp
+	0, // 5: weft.config.v1alpha1.MutualTls.principal_from:type_name -> weft.config.v1alpha1.PrincipalSource
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_identity_proto_init() }
@@ -445,6 +605,11 @@ func file_weft_config_v1alpha1_identity_proto_init() {
 	file_weft_config_v1alpha1_identity_proto_msgTypes[0].OneofWrappers = []any{
 		(*Identity_ApiKeys)(nil),
 		(*Identity_Mtls)(nil),
+		(*Identity_Jwt)(nil),
+	}
+	file_weft_config_v1alpha1_identity_proto_msgTypes[1].OneofWrappers = []any{
+		(*JwtIssuer_JwksUri)(nil),
+		(*JwtIssuer_Jwks)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -452,7 +617,7 @@ func file_weft_config_v1alpha1_identity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_config_v1alpha1_identity_proto_rawDesc), len(file_weft_config_v1alpha1_identity_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,4 +1,6 @@
-package push
+// Package egress says which addresses a proxy may call because a configuration
+// names them: webhooks, and where issuers of tokens publish their keys.
+package egress
 
 import (
 	"errors"
@@ -7,19 +9,19 @@ import (
 	"syscall"
 )
 
-// errForbidden is the guard's answer.
-var errForbidden = errors.New("the address may not be called")
+// ErrForbidden is the guard's answer.
+var ErrForbidden = errors.New("the address may not be called")
 
-// guard refuses connections to addresses that are not public, but for allow. It
-// looks at the address that is connected to, after every resolution: names that
-// resolve to something else a moment later, redirects and odd spellings of
-// addresses do not get past it.
-func guard(allow []netip.Prefix) func(network, address string, _ syscall.RawConn) error {
+// Guard is a net.Dialer's Control that refuses connections to addresses that are
+// not public, but for allow. It looks at the address that is connected to, after
+// every resolution: names that resolve to something else a moment later, redirects
+// and odd spellings of addresses do not get past it.
+func Guard(allow []netip.Prefix) func(network, address string, _ syscall.RawConn) error {
 	forbidden, public6 := notPublic(), netip.MustParsePrefix("2000::/3")
 	return func(network, address string, _ syscall.RawConn) error {
 		at, err := netip.ParseAddrPort(address)
 		if err != nil || network != "tcp4" && network != "tcp6" {
-			return fmt.Errorf("%w: %s %s", errForbidden, network, address)
+			return fmt.Errorf("%w: %s %s", ErrForbidden, network, address)
 		}
 		ip := at.Addr().WithZone("").Unmap()
 		for _, p := range allow {
@@ -29,11 +31,11 @@ func guard(allow []netip.Prefix) func(network, address string, _ syscall.RawConn
 		}
 		for _, p := range forbidden {
 			if p.Contains(ip) {
-				return fmt.Errorf("%w: %s", errForbidden, ip)
+				return fmt.Errorf("%w: %s", ErrForbidden, ip)
 			}
 		}
 		if ip.Is6() && !public6.Contains(ip) {
-			return fmt.Errorf("%w: %s", errForbidden, ip)
+			return fmt.Errorf("%w: %s", ErrForbidden, ip)
 		}
 		return nil
 	}

@@ -1,0 +1,253 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// taken is a stream's transport that keeps what is sent.
+type taken struct {
+	ctx  context.Context
+	sent []any
+}
+
+func (s *taken) Context() context.Context   { return s.ctx }
+func (*taken) SetHeader(metadata.MD) error  { return nil }
+func (*taken) SendHeader(metadata.MD) error { return nil }
+func (*taken) SetTrailer(metadata.MD)       {}
+func (*taken) RecvMsg(any) error            { return io.EOF }
+func (s *taken) SendMsg(m any) error        { s.sent = append(s.sent, m); return nil }
+
+// still is a Source whose snapshot stays.
+type still struct {
+	fixed
+	snap *configstore.Snapshot
+}
+
+func (s still) Snapshot() (*configstore.Snapshot, <-chan struct{}) { return s.snap, nil }
+
+// FuzzStream: whatever is asked on a stream, in whatever order, it stays within its
+// bounds and is never shown what its credential does not allow.
+func FuzzStream(f *testing.F) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	e, err := embedetcd.Start(ctx, filepath.Join(f.TempDir(), "etcd"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer e.Close()
+	store := configstore.New(configstore.Config{Client: e.Client(), Log: slog.New(slog.DiscardHandler)})
+	rctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- store.Run(rctx) }()
+	snap, err := store.WaitFor(ctx, 0)
+	if err != nil {
+		f.Fatal(err)
+	}
+	var c configstore.Change
+	for _, n := range []string{"demo/a", "demo/b", "other/secret"} {
+		ns, name, _ := strings.Cut(n, "/")
+		r := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: ns, Name: name}, Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{}}}
+		r.Name = resource.NameOf(r)
+		c.Put = append(c.Put, r)
+	}
+	rev, err := store.Commit(ctx, snap, c)
+	if err == nil {
+		snap, err = store.WaitFor(ctx, rev)
+	}
+	stop()
+	if err = errors.Join(err, <-ended); err != nil {
+		f.Fatal(err)
+	}
+	// An input is requests, each behind its length in two bytes.
+	join := func(list ...proto.Message) (out []byte) {
+		for _, m := range list {
+			b, err := proto.Marshal(m)
+			if err != nil {
+				f.Fatal(err)
+			}
+			out = append(append(out, byte(len(b)>>8), byte(len(b))), b...)
+		}
+		return out
+	}
+	node := &corev3.Node{Id: "n"}
+	f.Add(false, join(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: resource.TypeURL, ResourceNamesSubscribe: []string{"*", "*/other/*", "eventstore/other/secret"}},
+		&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.TypeURL, ResponseNonce: "1.0", ResourceNamesUnsubscribe: []string{"*"}, ResourceNamesSubscribe: []string{"eventstore/demo/a"}},
+		&discoveryv3.DeltaDiscoveryRequest{TypeUrl: "x", ResourceNamesSubscribe: []string{"eventstore/../other/secret"}}))
+	f.Add(false, join(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: resource.TypeURL, InitialResourceVersions: map[string]string{"eventstore/other/secret": "3", "x": ""}}))
+	f.Add(true, join(&discoveryv3.DiscoveryRequest{Node: node, TypeUrl: resource.TypeURL}, &discoveryv3.DiscoveryRequest{TypeUrl: resource.TypeURL, ResourceNames: []string{"eventstore/other/secret", "*/demo/*"}}))
+	captured, err := os.ReadFile(filepath.Join("testdata", "captures", "proxy-request"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(false, append([]byte{byte(len(captured) >> 8), byte(len(captured))}, captured...))
+	f.Fuzz(func(t *testing.T, world bool, in []byte) {
+		s := New(Config{Source: still{snap: snap}, CatchUp: time.Nanosecond, Log: slog.New(slog.DiscardHandler)})
+		rpc := &taken{ctx: t.Context()}
+		var st *stream
+		for len(in) >= 2 {
+			n := min(int(in[0])<<8|int(in[1]), len(in)-2)
+			b := in[2 : 2+n]
+			in = in[2+n:]
+			var req request
+			if m := (&discoveryv3.DiscoveryRequest{}); world {
+				if proto.Unmarshal(b, m) != nil {
+					return
+				}
+				req = sotwRequest{m}
+			} else if m := (&discoveryv3.DeltaDiscoveryRequest{}); proto.Unmarshal(b, m) != nil {
+				return
+			} else {
+				req = deltaRequest{m}
+			}
+			if st == nil {
+				var err error
+				if st, err = s.open(t.Context(), req.GetNode(), map[string]bool{"demo": true}); err != nil {
+					return
+				}
+				if st.rpc = rpc; world {
+					st.sotw = &sotw{}
+				}
+				if _, err := s.admit(st); err != nil {
+					t.Fatal(err)
+				}
+				defer s.close(st)
+			}
+			st.turn.Lock()
+			if err := req.take(st); err != nil {
+				st.turn.Unlock()
+				if c := status.Code(err); c != codes.InvalidArgument && c != codes.ResourceExhausted {
+					t.Errorf("%v", err)
+				}
+				break
+			}
+			st.work()
+			st.turn.Lock()
+			if len(st.scope.exact)+len(st.scope.spaces) > maxSubscribed || len(st.rejected) > maxHeld || len(st.held) > maxHeld || len(st.fresh) > len(st.scope.exact) {
+				t.Errorf("%d names, %d to be sent, %d rejections", len(st.scope.exact), len(st.fresh), len(st.rejected))
+			}
+			st.turn.Unlock()
+		}
+		for _, m := range rpc.sent {
+			b, ok := m.(frame)
+			if !ok {
+				continue // an answer about another type
+			}
+			if strings.Contains(string(b), "secret") {
+				var named discoveryv3.DeltaDiscoveryResponse
+				var whole discoveryv3.DiscoveryResponse
+				if world && proto.Unmarshal(b, &whole) == nil {
+					t.Errorf("what is of another namespace is shown: %v", &whole)
+				} else if err := proto.Unmarshal(b, &named); err != nil {
+					t.Error(err)
+				}
+				for _, r := range named.Resources {
+					if strings.Contains(r.String(), "other") {
+						t.Errorf("what is of another namespace is shown: %v", r)
+					}
+				}
+			}
+		}
+	})
+}
+
+// TestSlowStreams: proxies that do not read, or do not answer, hold up nobody, and
+// what waits for them does not grow with what happens.
+func TestSlowStreams(t *testing.T) {
+	const streams, connections = 600, 6
+	w := newWorld(t)
+	w.put("1", "demo/a")
+	for i := range connections {
+		conn, err := grpc.NewClient(w.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		w.must(err)
+		w.Cleanup(func() { _ = conn.Close() })
+		for j := range streams / connections {
+			rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(w.ctx)
+			w.must(err)
+			w.must(rpc.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: fmt.Sprintf("slow-%d-%d", i, j)}, TypeUrl: resource.TypeURL}))
+		}
+	}
+	sent := func() int {
+		n := 0
+		for _, p := range w.server.Proxies() {
+			if p.SentRevision > 0 {
+				n++
+			}
+		}
+		return n
+	}
+	for sent() < streams {
+		w.must(w.ctx.Err())
+		runtime.Gosched()
+	}
+	good := w.connect(w.addr, nil)
+	good.ask("*")
+	good.next()
+	memory := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	before, goroutines := memory(), runtime.NumGoroutine()
+	large := strings.Repeat("x", 60)
+	for i := range 50 {
+		w.put(fmt.Sprint(i), "demo/a", "demo/"+large+fmt.Sprint(i))
+		good.next()
+	}
+	if n := runtime.NumGoroutine(); n > goroutines+50 {
+		t.Errorf("%d goroutines, there were %d", n, goroutines)
+	}
+	if after := memory(); after > before+streams*20<<10 {
+		t.Errorf("%d bytes in use, there were %d", after, before)
+	}
+}
+
+// TestGiant: a request beyond the bounds ends its stream and no other.
+func TestGiant(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a")
+	good := w.connect(w.addr, nil)
+	good.ask("*")
+	good.next()
+	initial := map[string]string{}
+	for i := range maxInitial + 1 {
+		initial[fmt.Sprint("n", i)] = ""
+	}
+	for name, req := range map[string]*discoveryv3.DeltaDiscoveryRequest{
+		"versions": {Node: good.node(), InitialResourceVersions: initial},
+		"message":  {Node: good.node(), ResourceNamesSubscribe: []string{strings.Repeat("x", 5<<20)}},
+	} {
+		p := w.connect(w.addr, nil)
+		p.send(req)
+		if err := p.ends(); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	w.put("2", "demo/a")
+	good.wants("+demo/a")
+}

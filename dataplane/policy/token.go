@@ -1,0 +1,66 @@
+package policy
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
+)
+
+// issuer accepts tokens.
+type issuer struct {
+	identity  string
+	namespace string
+	name      string            // what tokens call it
+	verifier  *jwtauth.Verifier // nil refuses all
+}
+
+// TokenRules is what a Verifier needs of an identity: whose tokens are accepted
+// and where the keys are. Where keys are kept and who is called stays open.
+func TokenRules(spec *configv1.JwtIssuer) jwtauth.Config {
+	return jwtauth.Config{Issuer: spec.Issuer, Audiences: spec.Audiences, JWKS: []byte(spec.GetJwks()), JWKSURL: spec.GetJwksUri(),
+		PrincipalClaim: spec.PrincipalClaim, GroupsClaim: spec.GroupsClaim}
+}
+
+// isToken tells tokens from API keys, which have no dots.
+func isToken(bearer string) bool { return strings.Contains(bearer, ".") }
+
+// byToken tells whose token it is. Where several identities accept tokens of its
+// issuer, each for its audiences, the first that this one is for decides.
+func (i *Identities) byToken(token string, verify func(*jwtauth.Verifier) (jwtauth.Claims, error)) (*Principal, error) {
+	var last error
+	for from, n := jwtauth.Issuer(token), 0; n < len(i.issuers); n++ {
+		is := &i.issuers[n]
+		if is.name != from || is.verifier == nil {
+			continue
+		}
+		claims, err := verify(is.verifier)
+		switch {
+		case err != nil:
+			last = err
+			continue
+		case !validPrincipal(claims.Principal):
+			return nil, refuse("bad-credentials", "the token's principal has characters that a principal must not have")
+		}
+		p := &Principal{Namespace: is.namespace, Name: claims.Principal, Identity: is.identity, Expires: claims.Expires.UnixNano(),
+			Credential: "token", token: token}
+		for _, g := range claims.Groups {
+			p.Groups = append(p.Groups, is.namespace+"/"+g)
+		}
+		return p, nil
+	}
+	var why *jwtauth.Error
+	switch {
+	case last == nil:
+		return nil, refuse("bad-credentials", "the token is not of an issuer that the mesh trusts")
+	case !errors.As(last, &why):
+		return nil, last // the caller is gone
+	case why.Reason == jwtauth.NoKeys:
+		return nil, &fault.Error{Class: fault.Unavailable, Op: "authenticate", Reason: "issuer-unreachable", Msg: why.Error(), RetryAfter: time.Second}
+	}
+	return nil, refuse("bad-credentials", why.Error())
+}

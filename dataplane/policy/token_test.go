@@ -1,0 +1,157 @@
+package policy
+
+import (
+	"crypto/ed25519"
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
+)
+
+// tokenIssuer signs tokens.
+type tokenIssuer struct {
+	name string
+	key  ed25519.PrivateKey
+}
+
+func newTokenIssuer(t *testing.T, name string) tokenIssuer {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tokenIssuer{name, key}
+}
+
+func (i tokenIssuer) identity(t *testing.T, ns, aud string) NamedIdentity {
+	t.Helper()
+	jwks, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: i.key.Public(), KeyID: "1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NamedIdentity{Namespace: ns, Name: "identity/" + ns + "/" + aud, Spec: &configv1.Identity{Method: &configv1.Identity_Jwt{Jwt: &configv1.JwtIssuer{
+		Issuer: i.name, Audiences: []string{aud}, GroupsClaim: "groups", Keys: &configv1.JwtIssuer_Jwks{Jwks: string(jwks)}}}}}
+}
+
+func (i tokenIssuer) token(t *testing.T, aud, sub string, expires time.Time) string {
+	t.Helper()
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.EdDSA, Key: i.key}, (&jose.SignerOptions{}).WithHeader("kid", "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := json.Marshal(map[string]any{"iss": i.name, "aud": aud, "sub": sub, "exp": expires.Unix(), "groups": []string{"dev"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := s.Sign(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := sig.CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func withVerifiers(t *testing.T, now time.Time, ids ...NamedIdentity) *Identities {
+	t.Helper()
+	v := map[string]*jwtauth.Verifier{}
+	for _, n := range ids {
+		if j := n.Spec.GetJwt(); j != nil {
+			cfg := TokenRules(j)
+			cfg.Clock = func() time.Time { return now }
+			var err error
+			if v[n.Name], err = jwtauth.New(cfg); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return CompileIdentities(ids, v, false)
+}
+
+func TestTokens(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	end := now.Add(time.Hour)
+	ours, theirs, stranger := newTokenIssuer(t, "https://ours"), newTokenIssuer(t, "https://ours"), newTokenIssuer(t, "https://stranger")
+	const key = "weft_abcdefgh_s3cret"
+	ca := newCA(t)
+	ids := []NamedIdentity{ours.identity(t, "a", "shop"), ours.identity(t, "b", "bank"), theirs.identity(t, "c", "evil"), keyIdentity("demo", "abcdefgh", "alice", key, nil),
+		mtlsIdentity("a", ca.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}
+	i := withVerifiers(t, now, ids...)
+	far := netip.MustParseAddrPort("10.0.0.1:9")
+	for name, tc := range map[string]struct {
+		bearer string
+		want   string // the principal, or part of the error
+	}{
+		"one audience":        {ours.token(t, "shop", "alice", end), "a/alice"},
+		"another audience":    {ours.token(t, "bank", "alice", end), "b/alice"},
+		"no identity's":       {ours.token(t, "else", "alice", end), "the token"},
+		"own keys, other aud": {theirs.token(t, "shop", "alice", end), "the token"},
+		"own keys, own aud":   {theirs.token(t, "evil", "alice", end), "c/alice"},
+		"unknown issuer":      {stranger.token(t, "shop", "alice", end), "not of an issuer"},
+		"expired":             {ours.token(t, "shop", "alice", now), "the token"},
+		"local":               {ours.token(t, "shop", "local", end), "principal"},
+		"pattern":             {ours.token(t, "shop", "*", end), "principal"},
+		"other namespace":     {ours.token(t, "shop", "demo/alice", end), "principal"},
+		"not a token":         {"a.b", "not of an issuer"},
+		"a key":               {key, "demo/alice"},
+	} {
+		p, err := i.Authenticate(t.Context(), Credentials{Bearer: tc.bearer, Peer: far}, now)
+		if strings.Contains(tc.want, "/") {
+			if err != nil || p.String() != tc.want {
+				t.Errorf("%s: %v, %v", name, p, err)
+			}
+			continue
+		}
+		if fault.ClassOf(err) != fault.Unauthenticated || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), tc.bearer) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	p, err := i.Authenticate(t.Context(), Credentials{Bearer: ours.token(t, "shop", "alice", end)}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Join(p.Groups, ",") != "a/dev" || p.Expired(end.Add(-time.Nanosecond)) || !p.Expired(end) {
+		t.Errorf("%+v", p)
+	}
+	// A certificate of somebody else does not go with a token.
+	if _, err := i.Authenticate(t.Context(), Credentials{Bearer: ours.token(t, "shop", "mallory", end), Certificates: ca.leaf(t, nil)}, now); fault.ClassOf(err) != fault.Unauthenticated {
+		t.Errorf("token and certificate of two principals: %v", err)
+	}
+
+	// A newer configuration judges it again.
+	if q, ok := i.Refresh(p, now); !ok || q.String() != "a/alice" {
+		t.Errorf("the same configuration: %v", q)
+	}
+	if _, ok := withVerifiers(t, now, ids[1:]...).Refresh(p, now); ok {
+		t.Error("the identity is gone, its principal is not")
+	}
+	if _, ok := withVerifiers(t, now, newTokenIssuer(t, "https://ours").identity(t, "a", "shop")).Refresh(p, now); ok {
+		t.Error("the key is gone, its principal is not")
+	}
+	if _, ok := withVerifiers(t, end, ids...).Refresh(p, end); ok {
+		t.Error("the token has expired, its principal has not")
+	}
+	// Without a verifier, or before its keys are there, nobody passes.
+	if _, err := CompileIdentities(ids, nil, false).Authenticate(t.Context(), Credentials{Bearer: ours.token(t, "shop", "alice", end)}, now); fault.ClassOf(err) != fault.Unauthenticated {
+		t.Errorf("without a verifier: %v", err)
+	}
+	away, err := jwtauth.New(jwtauth.Config{Issuer: "https://ours", Audiences: []string{"shop"}, JWKSURL: "http://127.0.0.1:1/", Wait: time.Nanosecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	none := CompileIdentities(ids[:1], map[string]*jwtauth.Verifier{ids[0].Name: away}, false)
+	if _, err := none.Authenticate(t.Context(), Credentials{Bearer: ours.token(t, "shop", "alice", end)}, now); fault.ClassOf(err) != fault.Unavailable {
+		t.Errorf("before the keys are there: %v", err)
+	}
+}

@@ -1,0 +1,109 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/tlsconf"
+)
+
+// maxJoinToken bounds the file with a join token, in bytes.
+const maxJoinToken = 4 << 10
+
+// joining sets what this proxy shows to a control plane: a certificate while there
+// is one that is good, else a join token.
+func (p *Proxy) joining(creds *credentials.TransportCredentials, calls *credentials.PerRPCCredentials) (err error) {
+	overTLS := !p.cfg.ControlPlaneTLS.Empty()
+	var withhold func(*tls.Config)
+	if p.cfg.JoinTokenFile != "" {
+		j := &joining{file: p.cfg.JoinTokenFile, tls: overTLS, clock: p.cfg.Clock}
+		if _, err := j.token(); err != nil {
+			return err
+		}
+		if overTLS {
+			c, err := tlsconf.Client(p.cfg.ControlPlaneTLS)
+			if err != nil {
+				return fmt.Errorf("control plane: %w", err)
+			}
+			j.certificate = c.GetClientCertificate
+		}
+		*calls, withhold = j, j.withhold
+	}
+	if overTLS {
+		if *creds, err = tlsconf.ClientCredentials(p.cfg.ControlPlaneTLS, withhold); err != nil {
+			return fmt.Errorf("control plane: %w", err)
+		}
+	}
+	return nil
+}
+
+// joining shows a join token while there is no certificate that is good.
+type joining struct {
+	file  string
+	tls   bool
+	clock clock.Clock
+	// certificate gives that of the files; nil without.
+	certificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
+}
+
+// withhold keeps an expired certificate back, with which no control plane would
+// talk.
+func (j *joining) withhold(c *tls.Config) {
+	if !j.certified() {
+		c.GetClientCertificate = nil
+	}
+}
+
+// certified reports whether there is a certificate that has not expired.
+func (j *joining) certified() bool {
+	if j.certificate == nil {
+		return false
+	}
+	c, err := j.certificate(nil)
+	if err != nil || c.Leaf == nil {
+		return false
+	}
+	return j.clock.Now().Before(c.Leaf.NotAfter)
+}
+
+// token reads the file. Its errors say nothing of what is in it.
+func (j *joining) token() (string, error) {
+	f, err := os.Open(j.file)
+	if err != nil {
+		return "", fmt.Errorf("join token: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxJoinToken+1))
+	if err != nil {
+		return "", fmt.Errorf("join token: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" || len(b) > maxJoinToken || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", errors.New("join token: " + j.file + " has no token as weft admin join-token create gives it")
+	}
+	return token, nil
+}
+
+// GetRequestMetadata is what a call shows.
+func (j *joining) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	if j.certified() {
+		return nil, nil
+	}
+	token, err := j.token()
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"authorization": "Bearer " + token}, nil
+}
+
+// RequireTransportSecurity keeps a token off the network in the clear; without TLS
+// there is only loopback.
+func (j *joining) RequireTransportSecurity() bool { return j.tls }

@@ -1,0 +1,181 @@
+package tlsconf
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// mint writes a new authority and a certificate of it into files below dir.
+func mint(t *testing.T, dir string, serial int64) Files {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		must(err)
+		return k
+	}
+	caKey, leafKey := key(), key()
+	ca := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
+	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
+	must(err)
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, &leafKey.PublicKey, caKey)
+	must(err)
+	private, err := x509.MarshalPKCS8PrivateKey(leafKey)
+	must(err)
+	f := Files{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), CA: filepath.Join(dir, "ca")}
+	for name, b := range map[string]*pem.Block{f.Cert: {Type: "CERTIFICATE", Bytes: leafDER}, f.Key: {Type: "PRIVATE KEY", Bytes: private}, f.CA: {Type: "CERTIFICATE", Bytes: caDER}} {
+		must(os.WriteFile(name, pem.EncodeToMemory(b), 0o600))
+	}
+	return f
+}
+
+// age makes r look at its files at the next connection, whose times then differ.
+func age(t *testing.T, r *reloader) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.checked, r.stamp = r.checked.Add(-checkEvery), [3]time.Time{}
+}
+
+// TestReload: a certificate and an authority that change on disk are those of the
+// next connection, and the open one stays; files that cannot be read change
+// nothing.
+func TestReload(t *testing.T) {
+	dir := t.TempDir()
+	f := mint(t, dir, 1)
+	r, err := newClient(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial := func() int64 {
+		t.Helper()
+		c, err := r.client().GetClientCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Leaf.SerialNumber.Int64()
+	}
+	_, before := r.current()
+	mint(t, dir, 2)
+	if serial() != 1 {
+		t.Error("files are read for every connection")
+	}
+	age(t, r)
+	if _, after := r.current(); serial() != 2 || after.Equal(before) || r.client().RootCAs.Equal(before) {
+		t.Error("certificate or authority of the files before")
+	}
+	if err := os.WriteFile(f.Cert, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	age(t, r)
+	if serial() != 2 {
+		t.Error("a file that cannot be read has taken the certificate away")
+	}
+}
+
+// TestCredentialsFollow: what ClientCredentials trusts is what the file says when
+// the connection is made.
+func TestCredentialsFollow(t *testing.T) {
+	serverDir, clientDir := t.TempDir(), t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	served := mint(t, serverDir, 1)
+	config, err := Server(Files{Cert: served.Cert, Key: served.Key}, "h2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _ = tls.Server(c, config).Handshake(); _ = c.Close() }()
+		}
+	}()
+	other := mint(t, clientDir, 2)
+	creds, err := ClientCredentials(Files{CA: other.CA}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	connect := func() error {
+		t.Helper()
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _, err = creds.ClientHandshake(context.Background(), l.Addr().String(), conn)
+		return err
+	}
+	if connect() == nil {
+		t.Fatal("an authority that is not in the file is trusted")
+	}
+	b, err := os.ReadFile(served.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(other.CA, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	age(t, creds.(clientCredentials).files)
+	if err := connect(); err != nil {
+		t.Fatalf("the authority that is in the file now: %v", err)
+	}
+}
+
+// TestClientCertificates: who must show one, and who may.
+func TestClientCertificates(t *testing.T) {
+	f, stranger := mint(t, t.TempDir(), 1), mint(t, t.TempDir(), 2)
+	stranger.CA = f.CA
+	for name, tc := range map[string]struct {
+		make   func(Files, ...string) (*tls.Config, error)
+		client Files
+		ok     bool
+	}{
+		"needed, none":        {Server, Files{CA: f.CA}, false},
+		"needed, good":        {Server, f, true},
+		"needed, strange":     {Server, stranger, false},
+		"may, none":           {ServerOptional, Files{CA: f.CA}, true},
+		"may, good":           {ServerOptional, f, true},
+		"may, shown, strange": {ServerOptional, stranger, false},
+	} {
+		config, err := tc.make(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := Client(tc.client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client.ServerName = "127.0.0.1"
+		a, b := net.Pipe()
+		go func() { c := tls.Client(b, client); _ = c.Handshake(); _, _ = c.Read(make([]byte, 1)) }()
+		if err := tls.Server(a, config).Handshake(); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+		_, _ = a.Close(), b.Close()
+	}
+}
