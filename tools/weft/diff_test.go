@@ -13,9 +13,6 @@ import (
 
 // TestUnified: patch(1) makes the second of the first by every diff.
 func TestUnified(t *testing.T) {
-	if _, err := exec.LookPath("patch"); err != nil {
-		t.Skip("patch is not there")
-	}
 	rnd := rand.New(rand.NewPCG(1, 9))
 	dir := t.TempDir()
 	for i := range 150 {
