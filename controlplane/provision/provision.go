@@ -132,9 +132,9 @@ func (p *Provisioner) term(ctx context.Context, term election.Term) error {
 			// Someone wrote meanwhile: look once this replica has seen it.
 			again = time.Second
 		}
-		rest := time.Now().Add(min(10*time.Since(began), maxRest))
+		rest := min(11*time.Since(began), maxRest) // from the pass's beginning
 		wait(ctx, again, changed)
-		if wait(ctx, time.Until(rest), nil); ctx.Err() != nil {
+		if wait(ctx, rest-time.Since(began), nil); ctx.Err() != nil {
 			return nil
 		}
 	}
