@@ -4,6 +4,7 @@ package admin
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,6 +51,8 @@ type Config struct {
 	Log     *slog.Logger
 	// JoinTokens are those with which proxies join.
 	JoinTokens *jointoken.Tokens
+	// SnapshotKey signs exported snapshots; nil does not.
+	SnapshotKey ed25519.PrivateKey
 }
 
 // Service implements AdminService.
@@ -57,10 +60,15 @@ type Service struct {
 	adminv1.UnimplementedAdminServiceServer
 	cfg     Config
 	metrics metrics
+	// exporting has a place for the one snapshot that is exported at a time: it is
+	// in memory as a whole.
+	exporting chan struct{}
 }
 
 // New makes the service.
-func New(cfg Config) *Service { return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics)} }
+func New(cfg Config) *Service {
+	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), exporting: make(chan struct{}, 1)}
+}
 
 // maxTries bounds how often a write is decided anew because another one came
 // first.

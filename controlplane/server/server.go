@@ -5,6 +5,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/provision"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/configfile"
 	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
@@ -59,6 +61,10 @@ type Config struct {
 	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
 	// where it names some, those namespaces; others are good for all.
 	AdminTLS, DiscoveryTLS tlsconf.Files
+	// SnapshotKeyFile has the private Ed25519 key, PKCS #8 in PEM, that exported
+	// snapshots are signed with; they are not signed when it is empty. It is read
+	// once.
+	SnapshotKeyFile string
 	// Drivers and Options for provisioning; see provision.Config.
 	Drivers map[string]store.Driver
 	Options func(*configv1.EventStore) (kind string, options any, err error)
@@ -158,6 +164,12 @@ func New(cfg Config) (_ *Server, err error) {
 	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, tlsconf.Server); err != nil {
 		return nil, err
 	}
+	var snapshotKey ed25519.PrivateKey
+	if cfg.SnapshotKeyFile != "" {
+		if snapshotKey, err = configfile.PrivateKey(cfg.SnapshotKeyFile); err != nil {
+			return nil, fmt.Errorf("the key that snapshots are signed with: %w", err)
+		}
+	}
 	validator, err := validate.New()
 	if err != nil {
 		return nil, err
@@ -166,7 +178,7 @@ func New(cfg Config) (_ *Server, err error) {
 	s.paced = discovery.Pace(s.store, 0)
 	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, JoinTokens: s.joins,
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, JoinTokens: s.joins, SnapshotKey: snapshotKey,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
 		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})

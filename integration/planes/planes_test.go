@@ -273,12 +273,12 @@ func TestLastGood(t *testing.T) {
 	n.stop()
 	second := startReplica(ctx, t, e)
 	n = startNode(t, dir, refuse, nil, second.Addrs().Discovery)
-	n.await(ctx, t, "the other replica", func(s config.State) bool { return holds("2")(s) && !s.FromDisk })
+	n.await(ctx, t, "the other replica", func(s config.State) bool { return holds("2")(s) && s.Origin == snapshot.Live })
 
 	// From disk, with no control plane at all.
 	n.stop()
 	n = startNode(t, dir, refuse, nil, "127.0.0.1:1")
-	n.await(ctx, t, "the disk", func(s config.State) bool { return holds("2")(s) && s.FromDisk })
+	n.await(ctx, t, "the disk", func(s config.State) bool { return holds("2")(s) && s.Origin == snapshot.FromDisk })
 	n.stop()
 
 	// A lineage that nobody has announced: everything is synced from nothing.

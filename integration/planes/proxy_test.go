@@ -444,8 +444,8 @@ func TestWithoutControlPlane(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("ready from disk after %v", time.Since(began))
-	if s, _ := g.Snapshot(); !s.FromDisk || s.Revision != before || g.NodeID() != id {
-		t.Errorf("revision %d from disk %v, node %s; before %d and %s", s.Revision, s.FromDisk, g.NodeID(), before, id)
+	if s, _ := g.Snapshot(); s.Origin != snapshot.FromDisk || s.Revision != before || g.NodeID() != id {
+		t.Errorf("revision %d from %v, node %s; before %d and %s", s.Revision, s.Origin, g.NodeID(), before, id)
 	}
 	if m, err = g.join(ctx, "billing"); err != nil {
 		t.Fatal(err)
