@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -22,23 +23,30 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
-type nobody struct{}
-
-func (nobody) Proxies() []*adminv1.ProxyStatus { return nil }
+// alone is the view of a replica to which no proxy is connected.
+func alone(etcd *clientv3.Client, store *configstore.Store) *census.Mesh {
+	return census.New(census.Config{Etcd: etcd, StatusKey: store.StatusKey, Connected: func() []*adminv1.ProxyStatus { return nil },
+		Report: func(string) *discoveryv1.ReportStatusRequest { return nil }, Offices: &election.Offices{}, Log: slog.New(slog.DiscardHandler)})
+}
 
 // world is the API of some replicas above a real etcd.
 type world struct {
 	*testing.T
-	ctx    context.Context
-	api    []adminv1.AdminServiceClient
-	stores []*configstore.Store
+	ctx      context.Context
+	api      []adminv1.AdminServiceClient
+	stores   []*configstore.Store
+	services []*Service
 }
 
 func newWorld(t *testing.T, replicas int) *world {
@@ -61,9 +69,13 @@ func newWorld(t *testing.T, replicas int) *world {
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)
-		srv := grpc.NewServer()
-		adminv1.RegisterAdminServiceServer(srv, New(Config{Store: store, Validator: validator, Fleet: nobody{}, Log: slog.New(slog.DiscardHandler),
-			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }}))
+		access, err := NewAccess(AccessConfig{})
+		w.must(err)
+		service := New(Config{Store: store, Validator: validator, Mesh: alone(e.Client(), store), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
+			JoinTokens: jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler),
+			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
+		srv := grpc.NewServer(service.ServerOptions(access)...)
+		adminv1.RegisterAdminServiceServer(srv, service)
 		go func() { ended <- srv.Serve(l) }()
 		conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 		w.must(err)
@@ -74,7 +86,7 @@ func newWorld(t *testing.T, replicas int) *world {
 			<-ended
 			<-ended
 		})
-		w.api, w.stores = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store)
+		w.api, w.stores, w.services = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store), append(w.services, service)
 	}
 	return w
 }

@@ -33,7 +33,7 @@ import (
 //	m/generation                 compared and written by every change: an id
 //	                             and that of the change before, so that a
 //	                             history which is not this one is noticed
-//	a/<time>-<random>            an audit record, kept for AuditRetention
+//	a/<revision>/…               an audit record, kept for AuditRetention
 //	s/…                          status; never part of a snapshot
 const (
 	dirResources = "r/"
@@ -487,9 +487,11 @@ func (s *Store) apply(now *Snapshot, resp clientv3.WatchResponse) (*Snapshot, er
 	}
 	x := now.edit()
 	rev := now.Revision
+	status := true // nothing else: who follows the configuration is not woken
 	for _, ev := range resp.Events {
 		rev = max(rev, ev.Kv.ModRevision)
 		key := strings.TrimPrefix(string(ev.Kv.Key), s.prefix)
+		status = status && strings.HasPrefix(key, dirStatus)
 		switch {
 		case strings.HasPrefix(key, dirResources):
 			name := strings.TrimPrefix(key, dirResources)
@@ -510,6 +512,9 @@ func (s *Store) apply(now *Snapshot, resp clientv3.WatchResponse) (*Snapshot, er
 		case key == dirMeta+"lineage":
 			return nil, fmt.Errorf("the lineage changed to %q; reading everything again", ev.Kv.Value)
 		}
+	}
+	if status {
+		return nil, nil
 	}
 	return x.commit(rev), nil
 }

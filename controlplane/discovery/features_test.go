@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -204,7 +205,6 @@ func TestQuarantine(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	s, addr := serve(t, Config{Source: w.store, Quarantine: w.store.Quarantine, Metrics: reg, Log: slog.New(slog.DiscardHandler)})
 	good := strconv.FormatInt(w.put("good", "demo/a"), 10)
-	hasGood := func(p *proxy) bool { return p.has["eventstore/demo/a"] == good }
 	var ps []*proxy
 	join := func(id string) *proxy {
 		p := w.connect(addr, nil)
@@ -238,24 +238,20 @@ func TestQuarantine(t *testing.T) {
 	refuse(ps[2])
 	for {
 		snap, changed := w.store.Snapshot()
-		n := 0
-		for range snap.Quarantined() {
-			n++
-		}
-		if n == 2 {
+		if len(maps.Collect(snap.Quarantined())) == 2 {
 			break
 		}
 		<-changed
 	}
 	// Those who have the version are given the one before, and b is not there.
 	for _, p := range ps {
-		for !hasGood(p) || len(p.last.Withheld) != 1 {
+		for p.has["eventstore/demo/a"] != good || len(p.last.Withheld) != 1 {
 			p.next()
 		}
 	}
 	late, tool := join("late"), w.connect(addr, nil)
 	late.wants("+demo/a")
-	if !hasGood(late) || len(late.last.Withheld) != 1 || late.last.Withheld[0].Name != "eventstore/demo/b" || !strings.Contains(late.last.Withheld[0].Reason, "quarantined") {
+	if late.has["eventstore/demo/a"] != good || len(late.last.Withheld) != 1 || late.last.Withheld[0].Name != "eventstore/demo/b" || !strings.Contains(late.last.Withheld[0].Reason, "quarantined") {
 		t.Errorf("%v, withheld %v", late.has, late.last.Withheld)
 	}
 	tool.plain = true

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"path"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -23,6 +24,8 @@ type Config struct {
 	// TTL is how long a holder may be out of etcd's sight, in whole seconds;
 	// 10 s when 0.
 	TTL time.Duration
+	// Offices, if set, is told while the office is held.
+	Offices *Offices
 	// Log has a line where a term ends by an error.
 	Log *slog.Logger
 }
@@ -98,6 +101,7 @@ func term(ctx context.Context, cfg Config, work func(context.Context, Term) erro
 		case <-wctx.Done():
 		}
 	}()
+	defer cfg.Offices.hold(path.Base(cfg.Key))()
 	err = work(wctx, Term{mutex})
 	if cause := context.Cause(wctx); errors.Is(cause, ErrOver) {
 		return fmt.Errorf("the election's lease was lost: %w", cause)

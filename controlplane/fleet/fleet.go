@@ -51,6 +51,8 @@ type Config struct {
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
+	// Offices, if set, is told while this replica is elected.
+	Offices *election.Offices
 	// Clock dates records; nothing is decided by it.
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
@@ -62,6 +64,7 @@ type Fleet struct {
 	cfg     Config
 	written map[string]written // by node id; the recorder's own
 	heard   map[string]heard   // by node id; the elected loop's own
+	trouble trouble
 
 	registeredProxies prometheus.Gauge
 	failures          prometheus.Counter
@@ -128,7 +131,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
-		election.Run(ctx, election.Config{Client: f.cfg.Etcd, Key: f.cfg.StatusKey("elect/fleet"), TTL: f.cfg.ElectionTTL, Log: f.cfg.Log}, f.term)
+		election.Run(ctx, election.Config{Client: f.cfg.Etcd, Key: f.cfg.StatusKey("elect/fleet"), TTL: f.cfg.ElectionTTL, Offices: f.cfg.Offices, Log: f.cfg.Log}, f.term)
 		return nil
 	})
 	return g.Wait()
@@ -179,10 +182,13 @@ func (f *Fleet) record(ctx context.Context) error {
 // term is one time in office.
 func (f *Fleet) term(ctx context.Context, term election.Term) error {
 	defer f.registeredProxies.Set(0)
+	defer f.trouble.set(nil, time.Time{})
 	clear(f.heard)
 	elected := time.Now()
 	for ctx.Err() == nil {
-		if err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace); err != nil && ctx.Err() == nil {
+		err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace)
+		f.trouble.set(err, f.cfg.Clock.Now())
+		if err != nil && ctx.Err() == nil {
 			f.failures.Inc()
 			f.cfg.Log.Warn("the registry cannot be brought up to date; trying again", "error", err)
 		}

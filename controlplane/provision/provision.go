@@ -47,6 +47,8 @@ type Config struct {
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
+	// Offices, if set, is told while this replica is elected.
+	Offices *election.Offices
 	// Clock dates conditions.
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
@@ -98,7 +100,7 @@ func New(cfg Config) *Provisioner {
 
 // Run stands for election and, while elected, reconciles until ctx ends.
 func (p *Provisioner) Run(ctx context.Context) error {
-	election.Run(ctx, election.Config{Client: p.cfg.Store.Client(), Key: p.cfg.Store.StatusKey("elect/provision"), TTL: p.cfg.ElectionTTL, Log: p.cfg.Log}, p.term)
+	election.Run(ctx, election.Config{Client: p.cfg.Store.Client(), Key: p.cfg.Store.StatusKey("elect/provision"), TTL: p.cfg.ElectionTTL, Offices: p.cfg.Offices, Log: p.cfg.Log}, p.term)
 	return nil
 }
 

@@ -26,10 +26,13 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/admin"
+	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/discovery"
+	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/controlplane/fleet"
 	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/provision"
@@ -65,6 +68,17 @@ type Config struct {
 	// snapshots are signed with; they are not signed when it is empty. It is read
 	// once.
 	SnapshotKeyFile string
+	// AdminAccess is the file that says who may administer what; see
+	// docs/administration.md. Without it whoever comes over loopback, or with a
+	// certificate of AdminTLS.CA, may everything. With it AdminTLS needs no CA:
+	// callers may have tokens.
+	AdminAccess string
+	// Guard bounds what one change may remove without saying that it means to.
+	Guard admin.Guard
+	// AdminAdvertise is the address of the admin API as other replicas reach it,
+	// "host:port"; when empty AdminAddr, with this machine's name where that is
+	// every address. Replicas show each other AdminTLS's certificate.
+	AdminAdvertise string
 	// Drivers and Options for provisioning; see provision.Config.
 	Drivers map[string]store.Driver
 	Options func(*configv1.EventStore) (kind string, options any, err error)
@@ -96,16 +110,18 @@ type Times struct {
 	Register, RegisterGrace, Forget time.Duration
 	// StreamAge is discovery.Config.MaxAge.
 	StreamAge time.Duration
+	// ForgetStatus is census.Config.Forget: at least 1 s, in whole seconds.
+	ForgetStatus time.Duration
 }
 
 func (t Times) check() error {
-	for _, d := range []time.Duration{t.EtcdMaxRetry, t.EtcdProbe, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.StreamAge} {
+	for _, d := range []time.Duration{t.EtcdMaxRetry, t.EtcdProbe, t.ElectionTTL, t.Provision, t.Register, t.RegisterGrace, t.Forget, t.StreamAge, t.ForgetStatus} {
 		if d < 0 {
 			return errors.New("no time of the control plane may be negative")
 		}
 	}
-	if t.ElectionTTL%time.Second != 0 {
-		return errors.New("the election's TTL is in whole seconds")
+	if t.ElectionTTL%time.Second != 0 || t.ForgetStatus%time.Second != 0 {
+		return errors.New("the election's TTL, and the time after which a status is forgotten, are in whole seconds")
 	}
 	return nil
 }
@@ -123,7 +139,11 @@ type Server struct {
 	paced     *discovery.Paced
 	discovery *discovery.Server
 	admin     *admin.Service
+	access    *admin.Access
 	provision *provision.Provisioner
+	fleet     *fleet.Fleet // nil without a registry
+	reports   *census.Reports
+	census    *census.Mesh
 	joins     *jointoken.Tokens
 	metrics   *prometheus.Registry
 	listeners [3]*listener.Listener
@@ -155,13 +175,17 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, tlsconf.Server); err != nil {
+	adminTransport := tlsconf.Server
+	if cfg.AdminAccess != "" {
+		adminTransport = tlsconf.ServerOptional // others have a token
+	}
+	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, cfg.AdminAccess != "", adminTransport); err != nil {
 		return nil, err
 	}
-	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, tlsconf.ServerOptional /* others have a join token */); err != nil {
+	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, false, tlsconf.ServerOptional /* others have a join token */); err != nil {
 		return nil, err
 	}
-	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, tlsconf.Server); err != nil {
+	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, false, tlsconf.Server); err != nil {
 		return nil, err
 	}
 	var snapshotKey ed25519.PrivateKey
@@ -169,6 +193,22 @@ func New(cfg Config) (_ *Server, err error) {
 		if snapshotKey, err = configfile.PrivateKey(cfg.SnapshotKeyFile); err != nil {
 			return nil, fmt.Errorf("the key that snapshots are signed with: %w", err)
 		}
+	}
+	if err := cfg.Guard.Check(); err != nil {
+		return nil, err
+	}
+	if cfg.AdminAdvertise != "" {
+		if _, _, err := net.SplitHostPort(cfg.AdminAdvertise); err != nil {
+			return nil, fmt.Errorf("the advertised address of the admin API: %w", err)
+		}
+	}
+	var peers credentials.TransportCredentials
+	if !cfg.AdminTLS.Empty() {
+		c, err := tlsconf.Client(cfg.AdminTLS)
+		if err != nil {
+			return nil, fmt.Errorf("admin: %w", err)
+		}
+		peers = credentials.NewTLS(c)
 	}
 	validator, err := validate.New()
 	if err != nil {
@@ -178,10 +218,16 @@ func New(cfg Config) (_ *Server, err error) {
 	s.paced = discovery.Pace(s.store, 0)
 	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Fleet: s.discovery, JoinTokens: s.joins, SnapshotKey: snapshotKey,
-		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	offices := &election.Offices{}
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
-		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	alarms := []admin.Alarms{s.discovery}
+	if cfg.Registry != nil {
+		s.fleet = fleet.New(fleet.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
+			Registry: cfg.Registry, Service: cfg.Service, Every: cfg.Times.Register, Grace: cfg.Times.RegisterGrace, Forget: cfg.Times.Forget,
+			ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+		alarms = append(alarms, s.fleet)
+	}
 	s.register()
 	for i, l := range []struct {
 		addr string
@@ -194,13 +240,23 @@ func New(cfg Config) (_ *Server, err error) {
 			return nil, fmt.Errorf("control plane: %w", err)
 		}
 	}
+	s.reports = census.NewReports(census.ReportsConfig{Authorize: s.discovery.Authorize, Metrics: s.metrics, Log: cfg.Log})
+	s.census = census.New(census.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Address: census.Advertised(cfg.AdminAdvertise, s.listeners[0].Addr()),
+		Version: version.String(), TLS: peers, Connected: s.discovery.Proxies, Report: s.reports.Report, Offices: offices,
+		Forget: cfg.Times.ForgetStatus, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Guard: cfg.Guard, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins, SnapshotKey: snapshotKey,
+		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	return s, nil
 }
 
 // transport is the listener's security: TLS from files, or none on loopback.
-func transport(name, addr string, f tlsconf.Files, make func(tlsconf.Files, ...string) (*tls.Config, error)) (credentials.TransportCredentials, error) {
+// tokens: callers may have those instead of a certificate, and no authority.
+func transport(name, addr string, f tlsconf.Files, tokens bool, make func(tlsconf.Files, ...string) (*tls.Config, error)) (credentials.TransportCredentials, error) {
 	if !f.Empty() {
-		if f.CA == "" {
+		if f.CA == "" && !tokens {
 			return nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
 		}
 		c, err := make(f, "h2")
@@ -249,17 +305,17 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.store.RunAudit(gctx) })
 	g.Go(func() error { return s.joins.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
-	if s.cfg.Registry != nil {
-		registered := fleet.New(fleet.Config{Etcd: s.cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
-			Registry: s.cfg.Registry, Service: s.cfg.Service, Every: s.cfg.Times.Register, Grace: s.cfg.Times.RegisterGrace, Forget: s.cfg.Times.Forget,
-			ElectionTTL: s.cfg.Times.ElectionTTL, Clock: s.cfg.Clock, Metrics: s.metrics, Log: s.cfg.Log})
-		g.Go(func() error { return registered.Run(gctx) })
+	g.Go(func() error { return s.census.Run(gctx) })
+	if s.fleet != nil {
+		g.Go(func() error { return s.fleet.Run(gctx) })
 	}
 
-	adminServer := grpcServer(s.adminTLS, 100, time.Hour, counting(s.metrics)...)
+	g.Go(func() error { return s.access.Run(gctx) })
+	adminServer := grpcServer(s.adminTLS, 100, time.Hour, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
 	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
+	discoveryv1.RegisterProxyStatusServiceServer(discoServer, s.reports)
 	// A profile takes as long as it is asked for.
 	ops := listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute})
 	g.Go(func() error { return adminServer.Serve(s.listeners[0]) })

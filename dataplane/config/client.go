@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -76,9 +77,13 @@ type Config struct {
 	Check func(*configv1.Resource) (field string, err error)
 	// Apply puts a state in force. It is called by one goroutine and must
 	// return before long: the control plane is answered after it.
-	Apply   func(context.Context, State)
-	Metrics prometheus.Registerer
-	Log     *slog.Logger
+	Apply func(context.Context, State)
+	// Connected is called, if set, once a stream has its first response, with
+	// the connection to use for more; the stream waits for its return before
+	// the connection is closed. Its context ends with the stream.
+	Connected func(context.Context, grpc.ClientConnInterface)
+	Metrics   prometheus.Registerer
+	Log       *slog.Logger
 }
 
 // Times of following a control plane. The zero value of each is its default.
@@ -111,6 +116,7 @@ type Client struct {
 	// the client was made; nil while one is followed. Not wall time: a clock
 	// that is set makes no configuration stale.
 	contact atomic.Pointer[time.Time]
+	applied applied
 	metrics clientMetrics
 }
 
@@ -131,7 +137,7 @@ func New(cfg Config) *Client {
 			*d.field = d.value
 		}
 	}
-	c := &Client{cfg: cfg, scope: configfile.Scope(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), metrics: clientMetrics{
+	c := &Client{cfg: cfg, scope: configfile.Scope(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), applied: newApplied(), metrics: clientMetrics{
 		connected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
@@ -181,6 +187,7 @@ func (c *Client) Run(ctx context.Context) error {
 		at = rand.IntN(n)
 	}
 	for ctx.Err() == nil {
+		c.resync = c.applied.resync.Swap(false) || c.resync
 		addr := c.cfg.Addresses[at%len(c.cfg.Addresses)]
 		at++
 		c.metrics.attempts.Inc()
@@ -235,6 +242,7 @@ func (c *Client) load(ctx context.Context) error {
 	// with a token it would not be offered again.
 	c.resync = len(m.rejections()) > 0
 	c.apply(ctx, origin)
+	c.note(origin, nil)
 	c.cfg.Log.Info("started from the configuration "+map[snapshot.Origin]string{snapshot.FromDisk: "on disk", snapshot.FromFile: "in the snapshot file"}[origin],
 		"revision", m.revision, "resources", len(m.resources))
 	if origin == snapshot.FromFile {
@@ -331,7 +339,10 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	defer cancel()
+	defer c.applied.cuts(cancel)()
 	// A control plane that takes the connection or the stream and then hangs is
 	// as good as none.
 	hung := time.AfterFunc(c.cfg.AnswerTimeout, cancel)
@@ -356,7 +367,9 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 		if err != nil {
 			return err
 		}
-		hung.Stop()
+		if hung.Stop() && c.cfg.Connected != nil {
+			beside.Go(func() { c.cfg.Connected(ctx, conn) })
+		}
 		c.metrics.connected.Set(1)
 		man, err := d.add(resp)
 		if err != nil {
@@ -419,6 +432,7 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
 	c.contact.Store(nil)
+	c.note(snapshot.Live, man)
 	if c.mem.revision != before || len(refused) > 0 {
 		c.keep()
 	}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/config"
 	"github.com/weft-mesh/weft/dataplane/issuers"
+	"github.com/weft-mesh/weft/dataplane/report"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
 	"github.com/weft-mesh/weft/pkg/configfile"
@@ -61,7 +62,10 @@ type Proxy struct {
 	engine    engine
 
 	draining atomic.Bool
-	again    chan struct{} // capacity 1: the state must be applied again
+	// leave is closed when the control plane asks this proxy to stop.
+	leave   chan struct{}
+	leaving sync.Once
+	again   chan struct{} // capacity 1: the state must be applied again
 
 	applying sync.Mutex
 	state    config.State // the newest that came; guarded by applying
@@ -74,7 +78,7 @@ func New(cfg Config) (_ *Proxy, err error) {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
 	p := &Proxy{cfg: cfg, incarnation: uuid.NewString(), registry: cfg.Metrics, listeners: map[string]*listener.Listener{}, tls: map[string]*tls.Config{},
-		snapshots: latest.New(snapshot.Compile(snapshot.Input{})), again: make(chan struct{}, 1)}
+		snapshots: latest.New(snapshot.Compile(snapshot.Input{})), leave: make(chan struct{}), again: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("proxy: %w", errors.Join(err, p.Close()))
@@ -139,11 +143,12 @@ func (p *Proxy) compose() error {
 	}
 	p.stores = stores.New(stores.Config{Drivers: p.cfg.Drivers, Options: p.cfg.Options, ClientID: p.incarnation, Dir: filepath.Join(p.cfg.DataDir, "stores"),
 		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
+	reporter := report.New(report.Config{NodeID: p.nodeID, Info: p.info(), State: p.reported, Load: p.load, Resync: func() { p.client.Resync() }, Drain: p.Drain, Clock: p.cfg.Clock, Log: p.cfg.Log})
 	p.issuers = issuers.New(issuers.Config{Dir: filepath.Join(p.cfg.DataDir, "issuers"), Allow: p.cfg.PushAllow, Clock: p.cfg.Clock,
 		Changed: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
 	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
 		SnapshotFile: p.cfg.SnapshotFile, SnapshotKey: key,
-		Check: snapshot.Check, Apply: p.apply, Metrics: p.registry, Log: p.cfg.Log})
+		Check: snapshot.Check, Apply: p.apply, Connected: reporter.Run, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry)}
 	return p.wire()
 }
@@ -251,7 +256,12 @@ func (p *Proxy) runAgain(ctx context.Context) error {
 	}
 }
 
-// Run serves until ctx ends or a part fails, then stops gracefully.
+// Drain makes Run stop gracefully, as the end of its context does. It does not
+// wait for it.
+func (p *Proxy) Drain() { p.leaving.Do(func() { close(p.leave) }) }
+
+// Run serves until ctx ends, the proxy is asked to drain, or a part fails, then
+// stops gracefully.
 func (p *Proxy) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	r := running{p: p, failed: failed}
@@ -280,6 +290,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():
+	case <-p.leave:
 	case err = <-failed:
 		p.cfg.Log.Error("a part of the proxy failed; stopping", "error", err)
 	}

@@ -89,3 +89,30 @@ func completeNamespace(cmd *cobra.Command, admin *adminFlags) {
 		return slices.Compact(out), cobra.ShellCompDirectiveNoFileComp
 	})
 }
+
+// completeProxies completes node ids of proxies. most bounds them; 0 is without.
+func completeProxies(admin *adminFlags, most int) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if most > 0 && len(args) >= most {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		c, done, err := admin.dial()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer done()
+		ctx, cancel := context.WithTimeout(cmd.Context(), completeTimeout)
+		defer cancel()
+		st, err := c.GetStatus(ctx, &adminv1.GetStatusRequest{WithoutResources: true})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var out []string
+		for _, p := range st.Proxies {
+			if !slices.Contains(args, p.NodeId) {
+				out = append(out, p.NodeId)
+			}
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
+	}
+}

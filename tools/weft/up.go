@@ -21,6 +21,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/admin"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/dataplane/proxy"
@@ -171,7 +172,9 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 	// The proxy stops first, then the control plane, then etcd.
 	cpCtx, stopCP := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	defer stopCP()
-	g, gctx := errgroup.WithContext(cmd.Context())
+	ctx, stopAll := context.WithCancel(cmd.Context())
+	defer stopAll()
+	g, gctx := errgroup.WithContext(ctx)
 	cpEnded := make(chan error, 1)
 	go func() { cpEnded <- cp.Run(cpCtx) }()
 	g.Go(func() error {
@@ -179,6 +182,7 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 		if err := cp.Ready(start); err != nil && gctx.Err() == nil {
 			return errors.Join(err, px.Close())
 		}
+		defer stopAll() // it may have been told to drain
 		return px.Run(gctx)
 	})
 	g.Go(func() error {
@@ -336,9 +340,13 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	f.StringVar(&password, "etcd-password-file", proxycmd.Env("WEFT_ETCD_PASSWORD_FILE", ""), "file with its password (WEFT_ETCD_PASSWORD_FILE)")
 	f.StringVar(&cfg.Prefix, "etcd-prefix", "/weft/v1/", "where the mesh's keys begin; ends with a slash")
 	f.StringVar(&cfg.AdminAddr, "admin", proxycmd.Env("WEFT_ADMIN", "127.0.0.1:7420"), "address of the admin API (WEFT_ADMIN)")
+	f.StringVar(&cfg.AdminAdvertise, "admin-advertise", proxycmd.Env("WEFT_ADMIN_ADVERTISE", ""), "address of the admin API as other replicas reach it; that of --admin when empty (WEFT_ADMIN_ADVERTISE)")
 	f.StringVar(&cfg.AdminTLS.Cert, "admin-cert", "", "file with the admin API's certificate; without TLS files only loopback is listened on")
 	f.StringVar(&cfg.AdminTLS.Key, "admin-key", "", "file with its key")
 	f.StringVar(&cfg.AdminTLS.CA, "admin-ca", "", "file with the authority of those who may administer")
+	f.StringVar(&cfg.AdminAccess, "admin-access", proxycmd.Env("WEFT_ADMIN_ACCESS", ""), "file that says who may administer what, read again when it changes; without it all who come over loopback, or with a certificate of --admin-ca, may everything (WEFT_ADMIN_ACCESS)")
+	f.Float64Var(&cfg.Guard.Share, "mass-removal-share", admin.DefaultRemovalShare, "share of what is in a namespace, or in the mesh, that one change may remove without --allow-mass-removal")
+	f.IntVar(&cfg.Guard.Least, "mass-removal-least", admin.DefaultRemovalLeast, "how many resources one change may always remove")
 	f.StringVar(&cfg.DiscoveryAddr, "discovery", proxycmd.Env("WEFT_DISCOVERY", "127.0.0.1:7421"), "address of discovery (WEFT_DISCOVERY)")
 	f.StringVar(&cfg.DiscoveryTLS.Cert, "discovery-cert", "", "file with discovery's certificate; without TLS files only loopback is listened on")
 	f.StringVar(&cfg.DiscoveryTLS.Key, "discovery-key", "", "file with its key")
@@ -353,6 +361,7 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	proxycmd.Seldom(f, &cfg.Times.Register, "register-every", 2*time.Second, "time between two looks at the registry")
 	proxycmd.Seldom(f, &cfg.Times.RegisterGrace, "register-grace", 30*time.Second, "how long a replica removes no proxy from the registry after its election")
 	proxycmd.Seldom(f, &cfg.Times.Forget, "register-forget", 10*time.Minute, "after how long a proxy that is neither connected nor alive is removed from the registry")
+	proxycmd.Seldom(f, &cfg.Times.ForgetStatus, "status-forget", 10*time.Minute, "for how long a proxy that is gone is shown in the status, in whole seconds")
 	found.add(f, &cfg)
 	log.Add(cmd, "info")
 	return cmd

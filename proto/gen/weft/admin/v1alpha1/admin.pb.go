@@ -201,13 +201,15 @@ func (CommandProxiesRequest_Command) EnumDescriptor() ([]byte, []int) {
 // ApplyRequest is one change.
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most 100 resources, 1 MiB and 120 writes (a new Topic takes two).
+	// At most 100 resources, with those to delete, 1 MiB and 120 writes (a new
+	// Topic takes two).
 	Resources []*v1alpha1.Resource `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Check and answer, write nothing.
 	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Deleted in the same transaction.
 	Delete []*DeleteTarget `protobuf:"bytes,3,rep,name=delete,proto3" json:"delete,omitempty"`
-	// The change may remove more than the control plane's share of what exists.
+	// The change may remove more than the control plane's share of what exists in
+	// the mesh or in a namespace; otherwise that is refused (FAILED_PRECONDITION).
 	AllowMassRemoval bool `protobuf:"varint,4,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -338,7 +340,8 @@ type ApplyResult struct {
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	// Its uid.
 	Uid string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
-	// What was there before, without a version; unset for what is new.
+	// What was there before, without a version; unset for what is new, and where
+	// all of them together would be more than 2 MiB.
 	Before        *v1alpha1.Resource `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -965,10 +968,13 @@ type GetStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The namespace of resources to show; every one when empty.
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Only the proxies of the answering replica; else those of all replicas.
+	// Only what the answering replica knows by itself: the proxies that are
+	// connected to it. Else those of all replicas, and those that are not
+	// connected any more.
 	Local bool `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"`
-	// Most proxies to list, at most 10,000; 1,000 when 0. Those that have not the newest
-	// configuration, or refuse some of it, come first; all are counted.
+	// Most proxies to list, at most 20,000; 1,000 when 0. Those that have not the newest
+	// configuration, or refuse some of it, come first; all are counted. Of long
+	// lists the later entries have less detail; node_id gives all of one.
 	MaxProxies uint32 `protobuf:"varint,3,opt,name=max_proxies,json=maxProxies,proto3" json:"max_proxies,omitempty"`
 	// Only this proxy.
 	NodeId string `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1069,7 +1075,7 @@ type GetStatusResponse struct {
 	Lineage string `protobuf:"bytes,1,opt,name=lineage,proto3" json:"lineage,omitempty"`
 	// The newest revision that the replica has read.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Proxies: those that lack something first, then by node id.
+	// Proxies, known to any replica: those that lack something first, then by node id.
 	Proxies []*ProxyStatus `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
 	// Resources with conditions: those that are not ready first, then by name.
 	Resources []*ResourceStatus `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty"`
@@ -1189,14 +1195,16 @@ func (x *GetStatusResponse) GetResourcesNotReady() uint32 {
 	return 0
 }
 
-// FleetSummary counts proxies.
+// FleetSummary counts proxies. A connected one is current, or it is one or more of
+// behind, refusing and withheld.
 type FleetSummary struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Known ones: connected, or seen within the time after which one is forgotten.
 	Known uint32 `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
 	// With a stream at some replica.
 	Connected uint32 `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
-	// Connected, with all of the revision that was asked for.
+	// Connected, with all of the revision that was asked for: nothing is refused
+	// or withheld.
 	Current uint32 `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
 	// Connected, without it yet.
 	Behind uint32 `protobuf:"varint,4,opt,name=behind,proto3" json:"behind,omitempty"`
@@ -1302,7 +1310,7 @@ type ReplicaStatus struct {
 	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Discovery streams at it.
 	Streams uint32 `protobuf:"varint,5,opt,name=streams,proto3" json:"streams,omitempty"`
-	// Offices that it holds ("provision", "registry").
+	// Offices that it holds ("provision", "fleet").
 	Offices []string `protobuf:"bytes,6,rep,name=offices,proto3" json:"offices,omitempty"`
 	// Why it could not be asked; empty where it answered.
 	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
@@ -1392,7 +1400,8 @@ func (x *ReplicaStatus) GetError() string {
 // Alarm is something that an operator must look at.
 type Alarm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What, one word ("RestoreSuspected", "Quarantined", "RegistryUnreachable").
+	// What, one word ("RestoreSuspected", "Quarantined", "RegistryUnreachable",
+	// "EtcdUnreachable").
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What, and what to do.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
@@ -1738,7 +1747,8 @@ func (x *Condition) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
-// ListHistoryRequest selects audit records.
+// ListHistoryRequest selects audit records. What the control plane itself writes
+// (TopicBindings, admissions) is left out, unless it is asked for by kind or name.
 type ListHistoryRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only records about this kind; every kind when empty.
@@ -1912,7 +1922,10 @@ type AuditRecord struct {
 	Changes []*AuditChange `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
 	// How many refusals of the same kind, from the same caller, were not written
 	// down one by one.
-	Repeats       uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	Repeats uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// What was done, or was to be done, beside changing resources: the reason of a
+	// restore, the node of a join token, a command.
+	Detail        string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2003,6 +2016,13 @@ func (x *AuditRecord) GetRepeats() uint32 {
 	return 0
 }
 
+func (x *AuditRecord) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // AuditChange is what became of one resource.
 type AuditChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2061,7 +2081,8 @@ func (x *AuditChange) GetOutcome() ApplyResult_Outcome {
 // DiffRequest selects two revisions.
 type DiffRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The older one. Audit records of everything since must still be kept.
+	// The older one. Audit records of everything since must still be kept, else
+	// FAILED_PRECONDITION says how far they reach back.
 	FromRevision int64 `protobuf:"varint,1,opt,name=from_revision,json=fromRevision,proto3" json:"from_revision,omitempty"`
 	// The newer one; the current one when 0.
 	ToRevision int64 `protobuf:"varint,2,opt,name=to_revision,json=toRevision,proto3" json:"to_revision,omitempty"`
@@ -2260,7 +2281,9 @@ func (x *ResourceDiff) GetAfter() *v1alpha1.Resource {
 	return nil
 }
 
-// RollbackRequest says what to make as it was.
+// RollbackRequest says what to make as it was: at most what one transaction
+// takes. What the control plane itself writes follows from the rest and is not
+// rolled back.
 type RollbackRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision whose content comes back.
@@ -2666,7 +2689,9 @@ func (x *CommandProxiesRequest) GetLocal() bool {
 // CommandProxiesResponse names who was told.
 type CommandProxiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Node ids of proxies that were told; they answer by what they report.
+	// Node ids of proxies that were told, sorted; they answer by what they report. One
+	// that was named and is not here has no status stream at any replica that
+	// answered.
 	NodeIds       []string `protobuf:"bytes,1,rep,name=node_ids,json=nodeIds,proto3" json:"node_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3080,10 +3105,9 @@ var File_weft_admin_v1alpha1_admin_proto protoreflect.FileDescriptor
 
 const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\xe4\x01\n" +
-	"\fApplyRequest\x12H\n" +
-	"\tresources\x18\x01 \x03(\v2\x1e.weft.config.v1alpha1.ResourceB\n" +
-	"\xbaH\a\x92\x01\x04\b\x01\x10dR\tresources\x12\x17\n" +
+	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\xe2\x01\n" +
+	"\fApplyRequest\x12F\n" +
+	"\tresources\x18\x01 \x03(\v2\x1e.weft.config.v1alpha1.ResourceB\b\xbaH\x05\x92\x01\x02\x10dR\tresources\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12C\n" +
 	"\x06delete\x18\x03 \x03(\v2!.weft.admin.v1alpha1.DeleteTargetB\b\xbaH\x05\x92\x01\x02\x10dR\x06delete\x12,\n" +
 	"\x12allow_mass_removal\x18\x04 \x01(\bR\x10allowMassRemoval\"g\n" +
@@ -3142,11 +3166,11 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\adeleted\x18\x03 \x03(\tR\adeleted\x12\x18\n" +
 	"\ainitial\x18\x04 \x01(\bR\ainitial\x12\x1f\n" +
 	"\vinitial_end\x18\x05 \x01(\bR\n" +
-	"initialEnd\"\x9a\x02\n" +
+	"initialEnd\"\x9b\x02\n" +
 	"\x10GetStatusRequest\x12%\n" +
 	"\tnamespace\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\x12\x14\n" +
-	"\x05local\x18\x02 \x01(\bR\x05local\x12)\n" +
-	"\vmax_proxies\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\n" +
+	"\x05local\x18\x02 \x01(\bR\x05local\x12*\n" +
+	"\vmax_proxies\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x9c\x01R\n" +
 	"maxProxies\x12!\n" +
 	"\anode_id\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06nodeId\x12\x1f\n" +
 	"\vat_revision\x18\x05 \x01(\x03R\n" +
@@ -3229,7 +3253,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\fchanges_only\x18\a \x01(\bR\vchangesOnly\"y\n" +
 	"\x13ListHistoryResponse\x12:\n" +
 	"\arecords\x18\x01 \x03(\v2 .weft.admin.v1alpha1.AuditRecordR\arecords\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa3\x02\n" +
 	"\vAuditRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3238,7 +3262,8 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06method\x18\x05 \x01(\tR\x06method\x12\x18\n" +
 	"\arefused\x18\x06 \x01(\tR\arefused\x12:\n" +
 	"\achanges\x18\a \x03(\v2 .weft.admin.v1alpha1.AuditChangeR\achanges\x12\x18\n" +
-	"\arepeats\x18\b \x01(\rR\arepeats\"e\n" +
+	"\arepeats\x18\b \x01(\rR\arepeats\x12\x16\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\"e\n" +
 	"\vAuditChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2(.weft.admin.v1alpha1.ApplyResult.OutcomeR\aoutcome\"\xc7\x01\n" +

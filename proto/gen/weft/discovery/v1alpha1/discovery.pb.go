@@ -194,7 +194,8 @@ type AppliedConfig struct {
 	Source AppliedConfig_Source `protobuf:"varint,3,opt,name=source,proto3,enum=weft.discovery.v1alpha1.AppliedConfig_Source" json:"source,omitempty"`
 	// When a control plane last confirmed it.
 	ConfirmedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=confirmed_at,json=confirmedAt,proto3" json:"confirmed_at,omitempty"`
-	// Digests of what is in force, by kind: of the accepted versions.
+	// Digests, by kind, of what it was offered up to the revision, as the last
+	// manifest had them; what it refused is among it.
 	Digests []*v1alpha1.KindDigest `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
 	// What it refused and still refuses.
 	Rejections []*Rejection `protobuf:"bytes,6,rep,name=rejections,proto3" json:"rejections,omitempty"`

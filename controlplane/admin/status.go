@@ -1,0 +1,216 @@
+package admin
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/census"
+	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// Alarms tells what an operator must look at.
+type Alarms interface {
+	Alarms() []*adminv1.Alarm
+}
+
+// Most entries of a status, and how many there are without being asked for.
+const (
+	defaultListed = 1000
+	maxProxies    = 20000
+	maxResources  = 10000
+)
+
+// listed is how many entries are asked for; field names them.
+func listed(field string, asked uint32, most int) (int, error) {
+	switch {
+	case asked == 0:
+		return defaultListed, nil
+	case int(asked) > most:
+		return 0, status.Errorf(codes.InvalidArgument, "%s is %d, the most is %d", field, asked, most)
+	}
+	return int(asked), nil
+}
+
+// GetStatus tells who has applied what and what is not ready.
+func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) (*adminv1.GetStatusResponse, error) {
+	proxies, err := listed("max_proxies", req.MaxProxies, maxProxies)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := listed("max_resources", req.MaxResources, maxResources); err != nil {
+		return nil, err
+	}
+	if len(req.NodeId) > 128 {
+		return nil, status.Error(codes.InvalidArgument, "node_id has more than 128 characters")
+	}
+	if req.AtRevision < 0 {
+		return nil, status.Errorf(codes.InvalidArgument, "at_revision is %d, revisions are not negative", req.AtRevision)
+	}
+	snap, err := s.cfg.Store.Current()
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	resp := &adminv1.GetStatusResponse{Lineage: snap.Lineage, Revision: snap.Revision, Version: s.cfg.Version}
+	for _, a := range s.cfg.Alarms {
+		resp.Alarms = append(resp.Alarms, a.Alarms()...)
+	}
+	here := s.cfg.Mesh.Local()
+	resp.Replicas = append(resp.Replicas, s.cfg.Mesh.Replica(snap.Revision, len(here)))
+	if req.Local {
+		// What is asked by another replica, which wants to count all.
+		proxies = maxProxies
+	} else {
+		others := s.cfg.Mesh.Others(ctx, &adminv1.GetStatusRequest{Local: true, NodeId: req.NodeId, AtRevision: req.AtRevision, WithoutResources: true})
+		here = census.Merge(here, others.Proxies)
+		resp.Replicas = append(resp.Replicas, others.Replicas...)
+		slices.SortFunc(resp.Replicas, func(a, b *adminv1.ReplicaStatus) int { return strings.Compare(a.Id, b.Id) })
+		resp.Alarms = append(resp.Alarms, others.Alarms...)
+	}
+	if req.NodeId != "" {
+		here = slices.DeleteFunc(here, func(p *adminv1.ProxyStatus) bool { return p.NodeId != req.NodeId })
+	}
+	at := req.AtRevision
+	if at == 0 {
+		at = snap.Revision
+	}
+	resp.Fleet = census.Summarize(here, snap.Lineage, at)
+	census.Sort(here, snap.Lineage, at)
+	resp.Proxies = seen(callerOf(ctx), census.Fit(here, proxies))
+	if resp.Alarms = distinct(resp.Alarms); !callerOf(ctx).sees(mesh) {
+		resp.Alarms = nil // they name what is in any namespace
+	}
+	if req.WithoutResources {
+		return resp, nil
+	}
+	return resp, s.resourceStatus(ctx, snap, req, resp)
+}
+
+// seen are proxies as a caller may see them: who they are and whether they have
+// everything, but what they refuse and are not sent only of his namespaces, and
+// what they report, which has stores of all, only with the whole mesh.
+func seen(who *Caller, in []*adminv1.ProxyStatus) []*adminv1.ProxyStatus {
+	if who.sees(mesh) {
+		return in
+	}
+	hidden := func(name string) bool {
+		_, ns, _, err := resource.Split(name)
+		return err != nil || !who.sees(ns)
+	}
+	out := make([]*adminv1.ProxyStatus, len(in))
+	for i, p := range in {
+		p = proto.Clone(p).(*adminv1.ProxyStatus)
+		p.Report = nil
+		p.Rejections = slices.DeleteFunc(p.Rejections, func(r *discoveryv1.Rejection) bool { return hidden(r.Name) })
+		p.Withheld = slices.DeleteFunc(p.Withheld, func(w *configv1.Withheld) bool { return hidden(w.Name) })
+		out[i] = p
+	}
+	return out
+}
+
+// distinct are alarms that differ, each once: of those that several replicas raise
+// the one that has lasted longest.
+func distinct(in []*adminv1.Alarm) []*adminv1.Alarm {
+	slices.SortFunc(in, func(a, b *adminv1.Alarm) int {
+		if c := strings.Compare(a.Reason+"\x00"+a.Message, b.Reason+"\x00"+b.Message); c != 0 {
+			return c
+		}
+		return a.Since.AsTime().Compare(b.Since.AsTime())
+	})
+	return slices.CompactFunc(in, func(a, b *adminv1.Alarm) bool { return a.Reason == b.Reason && a.Message == b.Message })
+}
+
+// resourceStatus adds the resources of the selection: those that are not ready
+// first, then by name.
+func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot, req *adminv1.GetStatusRequest, resp *adminv1.GetStatusResponse) error {
+	most, err := listed("max_resources", req.MaxResources, maxResources)
+	if err != nil {
+		return err
+	}
+	if req.Namespace != "" {
+		if err := names.CheckNamespace(req.Namespace); err != nil {
+			return status.Errorf(codes.InvalidArgument, "namespace: %v", err)
+		}
+	}
+	conditions, err := s.conditions(ctx, snap)
+	if err != nil {
+		return err
+	}
+	var bad, good []*adminv1.ResourceStatus
+	for _, kind := range []resource.Kind{resource.EventStore, resource.Topic, resource.Subscription} {
+		prefix, match, err := selection(ctx, string(kind), req.Namespace)
+		if err != nil {
+			return err
+		}
+		for e := range snap.All(prefix) {
+			if !match(e) {
+				continue
+			}
+			r := &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e)}
+			resp.ResourcesTotal++
+			switch {
+			case !ready(r):
+				bad = append(bad, r)
+			case len(good) < most:
+				good = append(good, r)
+			}
+		}
+	}
+	resp.ResourcesNotReady = uint32(len(bad))
+	resp.Resources = append(bad, good...)
+	resp.Resources = resp.Resources[:min(len(resp.Resources), most)]
+	return nil
+}
+
+// ready reports whether nothing is known against a resource.
+func ready(r *adminv1.ResourceStatus) bool {
+	return !slices.ContainsFunc(r.Conditions, func(c *adminv1.Condition) bool { return c.State != adminv1.Condition_STATE_TRUE })
+}
+
+// CommandProxies tells proxies to do something, at whichever replica they are.
+func (s *Service) CommandProxies(ctx context.Context, req *adminv1.CommandProxiesRequest) (*adminv1.CommandProxiesResponse, error) {
+	var name string
+	command := &discoveryv1.ReportStatusResponse{}
+	switch req.Command {
+	case adminv1.CommandProxiesRequest_COMMAND_RESYNC:
+		name, command.Command = "resync", &discoveryv1.ReportStatusResponse_Resync{Resync: &discoveryv1.Resync{}}
+	case adminv1.CommandProxiesRequest_COMMAND_DRAIN:
+		name, command.Command = "drain", &discoveryv1.ReportStatusResponse_Drain{Drain: &discoveryv1.Drain{}}
+		if len(req.NodeIds) == 0 {
+			return nil, status.Error(codes.InvalidArgument, "node_ids: a drain must name the proxies")
+		}
+	default:
+		return nil, status.Errorf(codes.InvalidArgument, "command: %v is none", req.Command)
+	}
+	if n := len(req.NodeIds); n > 1000 {
+		return nil, status.Errorf(codes.InvalidArgument, "node_ids: %d proxies are named, the most is 1,000", n)
+	}
+	for _, id := range req.NodeIds {
+		if len(id) == 0 || len(id) > 128 {
+			return nil, status.Errorf(codes.InvalidArgument, "node_ids: %q has not 1 to 128 characters", id)
+		}
+	}
+	told := s.cfg.Commands.Command(name, command, req.NodeIds)
+	if !req.Local {
+		elsewhere, silent := s.cfg.Mesh.Command(ctx, &adminv1.CommandProxiesRequest{Command: req.Command, NodeIds: req.NodeIds, Local: true})
+		told = append(told, elsewhere...)
+		if len(silent) > 0 {
+			s.cfg.Log.Warn("replicas could not be asked to pass a command on", "command", name, "replicas", silent)
+		}
+	}
+	slices.Sort(told)
+	told = slices.Compact(told)
+	who := callerOf(ctx)
+	s.cfg.Log.Info("proxies were given a command", "command", name, "told", len(told), "actor", who.Subject, "peer", who.Peer)
+	return &adminv1.CommandProxiesResponse{NodeIds: told}, nil
+}

@@ -1,0 +1,75 @@
+package proxy
+
+import (
+	"strings"
+
+	dto "github.com/prometheus/client_model/go"
+
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/stores"
+)
+
+// maxText bounds a store's problem as it is reported.
+const maxText = 1024
+
+// reported is what this proxy reports of itself, but for its load.
+func (p *Proxy) reported() *discoveryv1.ReportStatusRequest {
+	out := &discoveryv1.ReportStatusRequest{Draining: p.draining.Load()}
+	out.Config, _ = p.client.Applied()
+	for _, s := range p.stores.Status() {
+		if s.Problem != "" {
+			out.Stores = append(out.Stores, storeState(s))
+		}
+	}
+	return out
+}
+
+func storeState(s stores.Status) *discoveryv1.StoreState {
+	reason := "NotOpen"
+	if s.Open {
+		reason = "NotPrepared"
+	}
+	return &discoveryv1.StoreState{Name: "eventstore/" + s.Store, Reason: reason, Message: strings.ToValidUTF8(s.Problem[:min(len(s.Problem), maxText)], "")}
+}
+
+// load is what this proxy carries, as its metrics have it.
+func (p *Proxy) load() *discoveryv1.Load {
+	l := &discoveryv1.Load{}
+	families, err := p.registry.Gather()
+	if err != nil {
+		p.cfg.Log.Warn("metrics cannot be read for the report", "error", err)
+	}
+	for _, f := range families {
+		switch f.GetName() {
+		case "weft_proxy_connections":
+			for _, m := range f.Metric {
+				if n := m.Label[0].GetValue(); n == listenHTTP || n == listenGRPC {
+					l.Connections += uint32(m.Gauge.GetValue())
+				}
+			}
+		case "weft_proxy_delivery_members", "weft_proxy_delivery_tails":
+			l.Streams += uint32(total(f))
+		case "weft_proxy_delivery_in_flight":
+			l.InFlight += uint32(total(f))
+		case "weft_proxy_publish_events_total":
+			l.Published += uint64(total(f))
+		case "weft_proxy_delivery_deliveries_total", "weft_proxy_delivery_tailed_total":
+			l.Delivered += uint64(total(f))
+		case "process_cpu_seconds_total":
+			l.CpuMicros = uint64(total(f) * 1e6)
+		case "process_resident_memory_bytes":
+			l.MemoryBytes = uint64(total(f))
+		}
+	}
+	return l
+}
+
+// total is the sum of a family's counters or gauges.
+func total(f *dto.MetricFamily) float64 {
+	sum := 0.0
+	for _, m := range f.Metric {
+		sum += m.Counter.GetValue() + m.Gauge.GetValue()
+	}
+	return max(0, sum)
+}

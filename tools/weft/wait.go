@@ -1,0 +1,178 @@
+package weft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/census"
+)
+
+func waitCommand() *cobra.Command {
+	var (
+		admin   adminFlags
+		w       waiting
+		timeout time.Duration
+	)
+	cmd := &cobra.Command{Use: "wait", Short: "Wait until every proxy has a revision of the configuration", Args: cobra.NoArgs,
+		Long: `Waits until every proxy that lives has all of a revision in force: it has
+acknowledged it, refuses nothing of it, and nothing of it is withheld from it. A
+proxy lives while it is connected to any replica of the control plane, and for 10
+minutes after; --connected-only leaves out those that are not connected now.
+
+Where that does not come in time, the exit status is 1, and those that have not
+all of it are named, with the reason. weft apply --wait waits for what it applied.`,
+		Example: `  weft wait
+  weft wait --revision 4711 --timeout 30s`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if w.revision < 0 || timeout <= 0 {
+				return errors.New("--revision must not be negative, and --timeout must be longer than nothing")
+			}
+			c, done, err := admin.dial()
+			if err != nil {
+				return err
+			}
+			defer done()
+			return w.run(cmd.Context(), c, timeout, cmd.OutOrStdout(), progressOf(cmd.ErrOrStderr()))
+		}}
+	admin.add(cmd)
+	cmd.Flags().Int64Var(&w.revision, "revision", 0, "the revision; the newest when 0")
+	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "wait at most so long")
+	cmd.Flags().BoolVar(&w.connectedOnly, "connected-only", false, "do not wait for proxies that are not connected")
+	return cmd
+}
+
+// waiting is what is waited for.
+type waiting struct {
+	revision      int64 // 0 is the newest
+	connectedOnly bool
+}
+
+// named is how many proxies are named that have not what is waited for.
+const named = 20
+
+// run waits and says on out that all have it. progress is told how far it is.
+func (w waiting) run(ctx context.Context, c adminv1.AdminServiceClient, timeout time.Duration, out io.Writer, progress *progress) error {
+	req := &adminv1.GetStatusRequest{AtRevision: w.revision, MaxProxies: named, WithoutResources: true}
+	if w.connectedOnly {
+		req.MaxProxies = 20000 // those that are not connected are among them
+	}
+	st, complete, err := poll(ctx, c, req, timeout, func(st *adminv1.GetStatusResponse) bool {
+		if req.AtRevision == 0 {
+			req.AtRevision = st.Revision // what comes later is not waited for
+		}
+		have, want := w.count(st.Fleet)
+		progress.show("%s of %s proxies have revision %d", number(have), number(want), req.AtRevision)
+		return want > 0 && have == want && st.Revision >= req.AtRevision
+	})
+	progress.end()
+	switch {
+	case err != nil:
+		return err
+	case complete:
+		have, _ := w.count(st.Fleet)
+		_, err := fmt.Fprintf(out, "revision %d is in force at %s proxies\n", req.AtRevision, number(have))
+		return err
+	}
+	return w.late(st, req.AtRevision, timeout)
+}
+
+// count tells how many proxies have what is waited for, and how many must.
+func (w waiting) count(f *adminv1.FleetSummary) (have, want uint32) {
+	if w.connectedOnly {
+		return f.Current, f.Connected
+	}
+	return f.Current, f.Known
+}
+
+// late is the error that names who has not the revision, and why.
+func (w waiting) late(st *adminv1.GetStatusResponse, revision int64, timeout time.Duration) error {
+	have, want := w.count(st.Fleet)
+	if want == 0 {
+		return fmt.Errorf("no proxy is connected to any replica of the control plane that answered, for %s", timeout)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s of %s proxies have not all of revision %d after %s:", number(want-have), number(want), revision, timeout)
+	listed := uint32(0)
+	for _, p := range st.Proxies {
+		lack := census.LackOf(p, st.Lineage, revision)
+		if !lack.Any() || lack.Disconnected && w.connectedOnly || listed == named {
+			continue
+		}
+		listed++
+		fmt.Fprintf(&b, "\n  %s %s", p.NodeId, strings.Join(whyLacking(p, lack, st, time.Now()), "; "))
+	}
+	if n := want - have - listed; n > 0 {
+		fmt.Fprintf(&b, "\n  and %s more: weft status says why", number(n))
+	}
+	for _, r := range st.Replicas {
+		if r.Error != "" {
+			fmt.Fprintf(&b, "\nreplica %s: %s", r.Address, r.Error)
+		}
+	}
+	return errors.New(b.String())
+}
+
+// whyLacking says what keeps a proxy from having all.
+func whyLacking(p *adminv1.ProxyStatus, lack census.Lack, st *adminv1.GetStatusResponse, now time.Time) []string {
+	if lack.Disconnected {
+		return []string{fmt.Sprintf("has not been connected for %s, and had revision %d", age(now.Sub(p.LastSeen.AsTime())), p.AckedRevision)}
+	}
+	var why []string
+	if lack.Behind {
+		why = append(why, fmt.Sprintf("%s; it has revision %d", behind(p, st), p.AckedRevision))
+	}
+	for _, r := range p.Rejections {
+		why = append(why, "refuses "+refusal(r))
+	}
+	for _, h := range p.Withheld {
+		why = append(why, fmt.Sprintf("is not sent %s (version %s): %s", h.Name, h.Version, h.Reason))
+	}
+	if len(why) == 0 {
+		for _, name := range p.GetReport().GetConfig().GetWithheld() {
+			why = append(why, "has no version that it can enforce of "+name)
+		}
+	}
+	return why
+}
+
+// progress is one line on a terminal that is written again and again; nothing
+// where there is no terminal.
+type progress struct {
+	w    io.Writer // nil is none
+	last string
+}
+
+// progressOf shows progress on w where that is a terminal.
+func progressOf(w io.Writer) *progress {
+	if f, ok := w.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			return &progress{w: w}
+		}
+	}
+	return &progress{}
+}
+
+func (p *progress) show(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	if p.w == nil || line == p.last {
+		return
+	}
+	fmt.Fprintf(p.w, "\r%-*s", len(p.last), line)
+	p.last = line
+}
+
+// end leaves the line.
+func (p *progress) end() {
+	if p.last != "" {
+		fmt.Fprintln(p.w)
+	}
+}
