@@ -55,10 +55,14 @@ type replica struct {
 	stop  func()
 }
 
-func startReplica(ctx context.Context, t *testing.T, e *embedetcd.Server) *replica {
+func startReplica(ctx context.Context, t *testing.T, e *embedetcd.Server, change ...func(*server.Config)) *replica {
 	t.Helper()
-	s, err := server.New(server.Config{Etcd: e.Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
-		DrainTime: time.Millisecond, Log: quiet})
+	cfg := server.Config{Etcd: e.Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
+		DrainTime: time.Millisecond, Log: quiet}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := server.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
