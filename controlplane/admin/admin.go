@@ -58,11 +58,14 @@ type Service struct {
 	// exporting has a place for the one snapshot that is exported at a time: it is
 	// in memory as a whole.
 	exporting chan struct{}
+	// turn has room for the one change that is being decided and written: two at
+	// once would only get in each other's way.
+	turn chan struct{}
 }
 
 // New makes the service. What serves it must authorise each call: see Access.
 func New(cfg Config) *Service {
-	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), exporting: make(chan struct{}, 1)}
+	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), turn: make(chan struct{}, 1), exporting: make(chan struct{}, 1)}
 }
 
 // refused is an INVALID_ARGUMENT or FAILED_PRECONDITION with every problem.

@@ -85,7 +85,7 @@ func TestWithoutControlPlane(t *testing.T) {
 	t.Log("etcd and Nacos are gone: leases end, elections are lost")
 	m.must(etcd.Kill())
 	registry.cut()
-	m.printed(m.cp, "registering proxies stopped", "provisioning stopped")
+	m.printed(m.cp, `/elect/fleet error="the election's lease was lost`, `/elect/provision error="the election's lease was lost`)
 	l.more(50)
 
 	t.Log("the control plane hangs: keepalives end, connecting takes too long")
