@@ -33,6 +33,10 @@ type RocketMQOptions struct {
 	AsyncFlush bool
 	// Broker has more lines for the broker's configuration.
 	Broker []string
+	// AccessKey and SecretKey, where set, have the broker take signed requests
+	// alone: those of this user, who may do everything, and of those whom it
+	// makes.
+	AccessKey, SecretKey string
 	// Progress is told about downloads; may be nil.
 	Progress func(string)
 }
@@ -82,6 +86,9 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 		"rocketmqHome="+dir); err != nil {
 		return nil, err
 	}
+	if o.AccessKey != "" {
+		o.Broker = append(o.Broker, accessControl(o.AccessKey, o.SecretKey)...)
+	}
 	if err := writeLines(brokerFile, append([]string{
 		"brokerClusterName=DefaultCluster",
 		"brokerName=" + r.BrokerName,
@@ -128,6 +135,22 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 		return nil, err
 	}
 	return r, r.Broker.Start(ctx)
+}
+
+// accessControl is the broker's configuration for RocketMQ's access control, with
+// one user.
+func accessControl(accessKey, secretKey string) []string {
+	const auth = "org.apache.rocketmq.auth."
+	return []string{
+		"authenticationEnabled=true",
+		"authenticationProvider=" + auth + "authentication.provider.DefaultAuthenticationProvider",
+		"authenticationMetadataProvider=" + auth + "authentication.provider.LocalAuthenticationMetadataProvider",
+		fmt.Sprintf(`initAuthenticationUser={"username":%q,"password":%q}`, accessKey, secretKey),
+		fmt.Sprintf(`innerClientAuthenticationCredentials={"accessKey":%q,"secretKey":%q}`, accessKey, secretKey),
+		"authorizationEnabled=true",
+		"authorizationProvider=" + auth + "authorization.provider.DefaultAuthorizationProvider",
+		"authorizationMetadataProvider=" + auth + "authorization.provider.LocalAuthorizationMetadataProvider",
+	}
 }
 
 // Stop ends both processes and removes their data.
