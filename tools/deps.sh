@@ -15,6 +15,7 @@ need openjdk-17-jdk-headless javac
 need maven mvn
 need git git
 need curl curl
+need patch patch
 need openssl openssl
 need python3-venv "$(python3 -c "import ensurepip, venv" 2>/dev/null && echo true || echo missing-python3-venv)"
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -29,6 +29,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
@@ -42,9 +43,10 @@ func alone(etcd *clientv3.Client, store *configstore.Store) *census.Mesh {
 // world is the API of some replicas above a real etcd.
 type world struct {
 	*testing.T
-	ctx    context.Context
-	api    []adminv1.AdminServiceClient
-	stores []*configstore.Store
+	ctx      context.Context
+	api      []adminv1.AdminServiceClient
+	stores   []*configstore.Store
+	services []*Service
 }
 
 func newWorld(t *testing.T, replicas int) *world {
@@ -67,9 +69,13 @@ func newWorld(t *testing.T, replicas int) *world {
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)
-		srv := grpc.NewServer()
-		adminv1.RegisterAdminServiceServer(srv, New(Config{Store: store, Validator: validator, Mesh: alone(e.Client(), store), Log: slog.New(slog.DiscardHandler),
-			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }}))
+		access, err := NewAccess(AccessConfig{})
+		w.must(err)
+		service := New(Config{Store: store, Validator: validator, Mesh: alone(e.Client(), store), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
+			JoinTokens: jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler),
+			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
+		srv := grpc.NewServer(service.ServerOptions(access)...)
+		adminv1.RegisterAdminServiceServer(srv, service)
 		go func() { ended <- srv.Serve(l) }()
 		conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 		w.must(err)
@@ -80,7 +86,7 @@ func newWorld(t *testing.T, replicas int) *world {
 			<-ended
 			<-ended
 		})
-		w.api, w.stores = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store)
+		w.api, w.stores, w.services = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store), append(w.services, service)
 	}
 	return w
 }

@@ -47,16 +47,19 @@ func (s *Service) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.Ge
 	return &adminv1.GetResponse{Resource: shown(e), Revision: snap.Revision, Conditions: conditions(e)}, nil
 }
 
-// selection is the prefix of names for a kind and namespace, and what else a
-// name must have.
-func selection(kind, namespace string) (prefix string, match func(*configstore.Entry) bool, err error) {
+// selection is the prefix of names for a kind and namespace, and what else must
+// hold of an entry: that the caller may see it, too.
+func selection(ctx context.Context, kind, namespace string) (prefix string, match func(*configstore.Entry) bool, err error) {
+	who := callerOf(ctx)
 	if namespace != "" {
 		if err := names.CheckNamespace(namespace); err != nil {
 			return "", nil, status.Error(codes.InvalidArgument, err.Error())
 		}
 	}
 	if kind == "" {
-		return "", func(e *configstore.Entry) bool { return namespace == "" || e.Namespace == namespace }, nil
+		return "", func(e *configstore.Entry) bool {
+			return (namespace == "" || e.Namespace == namespace) && who.sees(e.Namespace)
+		}, nil
 	}
 	info, ok := resource.Lookup(kind)
 	if !ok {
@@ -66,7 +69,7 @@ func selection(kind, namespace string) (prefix string, match func(*configstore.E
 	if namespace != "" {
 		prefix += namespace + "/"
 	}
-	return prefix, func(*configstore.Entry) bool { return true }, nil
+	return prefix, func(e *configstore.Entry) bool { return who.sees(e.Namespace) }, nil
 }
 
 // Page sizes of List.
@@ -79,8 +82,8 @@ const (
 )
 
 // List returns a page of resources.
-func (s *Service) List(_ context.Context, req *adminv1.ListRequest) (*adminv1.ListResponse, error) {
-	prefix, match, err := selection(req.Kind, req.Namespace)
+func (s *Service) List(ctx context.Context, req *adminv1.ListRequest) (*adminv1.ListResponse, error) {
+	prefix, match, err := selection(ctx, req.Kind, req.Namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +119,8 @@ const watchPart = 200
 
 // Watch sends what exists and then every change.
 func (s *Service) Watch(req *adminv1.WatchRequest, stream grpc.ServerStreamingServer[adminv1.WatchResponse]) error {
-	prefix, match, err := selection(req.Kind, req.Namespace)
+	who := callerOf(stream.Context())
+	prefix, match, err := selection(stream.Context(), req.Kind, req.Namespace)
 	if err != nil {
 		return err
 	}
@@ -156,7 +160,7 @@ func (s *Service) Watch(req *adminv1.WatchRequest, stream grpc.ServerStreamingSe
 				if match(e) {
 					err = parts.changed(e)
 				}
-			} else if _, ns, _, bad := resource.Split(name); bad == nil && (req.Namespace == "" || ns == req.Namespace) {
+			} else if _, ns, _, bad := resource.Split(name); bad == nil && (req.Namespace == "" || ns == req.Namespace) && who.sees(ns) {
 				err = parts.deleted(name)
 			}
 			if err != nil {

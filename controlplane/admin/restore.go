@@ -28,10 +28,10 @@ func (s *Service) DeclareRestore(ctx context.Context, req *adminv1.DeclareRestor
 	if reason == "" || len(reason) > maxRestoreReason {
 		return nil, status.Errorf(codes.InvalidArgument, "reason must have 1 to %d bytes: it is kept in the audit record", maxRestoreReason)
 	}
-	actor, from := caller(ctx)
+	who := callerOf(ctx)
 	ctx, cancel := context.WithTimeout(ctx, restoreWait)
 	defer cancel()
-	lineage, revision, err := s.cfg.Store.DeclareRestore(ctx, actor, from, reason)
+	lineage, revision, err := s.cfg.Store.DeclareRestore(ctx, who.Subject, who.Peer, reason)
 	switch {
 	case err == nil:
 	case fault.ClassOf(err) == fault.Conflict:

@@ -7,8 +7,10 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/census"
@@ -84,12 +86,36 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	}
 	resp.Fleet = census.Summarize(here, snap.Lineage, at)
 	census.Sort(here, snap.Lineage, at)
-	resp.Proxies = census.Fit(here, proxies)
-	resp.Alarms = distinct(resp.Alarms)
+	resp.Proxies = seen(callerOf(ctx), census.Fit(here, proxies))
+	if resp.Alarms = distinct(resp.Alarms); !callerOf(ctx).sees(mesh) {
+		resp.Alarms = nil // they name what is in any namespace
+	}
 	if req.WithoutResources {
 		return resp, nil
 	}
 	return resp, s.resourceStatus(ctx, snap, req, resp)
+}
+
+// seen are proxies as a caller may see them: who they are and whether they have
+// everything, but what they refuse and are not sent only of his namespaces, and
+// what they report, which has stores of all, only with the whole mesh.
+func seen(who *Caller, in []*adminv1.ProxyStatus) []*adminv1.ProxyStatus {
+	if who.sees(mesh) {
+		return in
+	}
+	hidden := func(name string) bool {
+		_, ns, _, err := resource.Split(name)
+		return err != nil || !who.sees(ns)
+	}
+	out := make([]*adminv1.ProxyStatus, len(in))
+	for i, p := range in {
+		p = proto.Clone(p).(*adminv1.ProxyStatus)
+		p.Report = nil
+		p.Rejections = slices.DeleteFunc(p.Rejections, func(r *discoveryv1.Rejection) bool { return hidden(r.Name) })
+		p.Withheld = slices.DeleteFunc(p.Withheld, func(w *configv1.Withheld) bool { return hidden(w.Name) })
+		out[i] = p
+	}
+	return out
 }
 
 // distinct are alarms that differ, each once: of those that several replicas raise
@@ -122,11 +148,14 @@ func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot
 	}
 	var bad, good []*adminv1.ResourceStatus
 	for _, kind := range []resource.Kind{resource.EventStore, resource.Topic, resource.Subscription} {
-		prefix, _, err := selection(string(kind), req.Namespace)
+		prefix, match, err := selection(ctx, string(kind), req.Namespace)
 		if err != nil {
 			return err
 		}
 		for e := range snap.All(prefix) {
+			if !match(e) {
+				continue
+			}
 			r := &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e)}
 			resp.ResourcesTotal++
 			switch {
@@ -181,7 +210,7 @@ func (s *Service) CommandProxies(ctx context.Context, req *adminv1.CommandProxie
 	}
 	slices.Sort(told)
 	told = slices.Compact(told)
-	actor, from := caller(ctx)
-	s.cfg.Log.Info("proxies were given a command", "command", name, "told", len(told), "actor", actor, "peer", from)
+	who := callerOf(ctx)
+	s.cfg.Log.Info("proxies were given a command", "command", name, "told", len(told), "actor", who.Subject, "peer", who.Peer)
 	return &adminv1.CommandProxiesResponse{NodeIds: told}, nil
 }

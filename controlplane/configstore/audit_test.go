@@ -2,9 +2,11 @@ package configstore
 
 import (
 	"context"
-	"log/slog"
-	"path/filepath"
-	"sync/atomic"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,73 +14,174 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
-	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/pkg/fault"
 )
 
-// TestAuditRetention: audit records older than the retention go, younger ones and
-// everything else stay, also those that a clock ahead or behind by a day wrote.
+// auditKeys are the keys of records, newest first.
+func (w *world) auditKeys() []string {
+	w.Helper()
+	resp, err := w.etcd.Get(w.ctx, DefaultPrefix+dirAudit, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	w.must(err)
+	var keys []string
+	for _, kv := range resp.Kvs {
+		keys = append(keys, string(kv.Key))
+	}
+	return keys
+}
+
+// TestAuditRetention: audit records older than the retention go, younger ones,
+// strange keys and everything else stay.
 func TestAuditRetention(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
-	if err != nil {
-		t.Fatal(err)
+	w := newWorld(t)
+	s := w.replica(w.etcd, io.Discard)
+	for i := range 9 {
+		snap := w.current(s)
+		rev, err := s.Commit(w.ctx, snap, Change{Put: []*configv1.Resource{res("main", fmt.Sprint(i))}})
+		w.must(err)
+		_, err = s.WaitFor(w.ctx, rev)
+		w.must(err)
+		w.must(s.Note(w.ctx, AuditRecord{Method: "Apply", Refused: fmt.Sprint(i)}))
 	}
-	defer e.Close()
-	var jump atomic.Int64
-	s := New(Config{Client: e.Client(), Clock: func() time.Time { return time.Now().Add(time.Duration(jump.Load())) }, Log: slog.New(slog.DiscardHandler)})
-	followed := make(chan error, 1)
-	rctx, stop := context.WithCancel(ctx)
-	go func() { followed <- s.Run(rctx) }()
-	defer func() { stop(); <-followed }()
-	snap, err := s.WaitFor(ctx, 0)
-	if err != nil {
-		t.Fatal(err)
+	var records []AuditAt
+	for r, err := range s.Audit(w.ctx, "") {
+		w.must(err)
+		records = append(records, r)
 	}
-	rev, err := s.Commit(ctx, snap, Change{Put: []*configv1.Resource{{Name: "eventstore/demo/main", Metadata: &configv1.Metadata{Namespace: "demo", Name: "main"},
-		Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{}}}}}})
-	if err != nil {
-		t.Fatal(err)
+	if len(records) != 18 || len(w.auditKeys()) != 18 {
+		t.Fatalf("%d records", len(records))
 	}
-	for _, j := range []time.Duration{-24 * time.Hour, -time.Hour, time.Hour, 24 * time.Hour} {
-		jump.Store(int64(j))
-		if removed, err := s.TrimAudit(ctx, s.clock.Now().Add(-AuditRetention)); err != nil || removed != 0 {
-			t.Errorf("the clock jumped by %v: %d records are removed, %v", j, removed, err)
+	// The oldest ten are too old. The newest of them was refused before a change
+	// that is not.
+	_, err := w.etcd.Delete(w.ctx, DefaultPrefix+dirAudit, clientv3.WithPrefix())
+	w.must(err)
+	for i, r := range records {
+		r.Time = time.Now().Add(-AuditRetention + time.Hour)
+		if i >= 8 {
+			r.Time = time.Now().Add(-AuditRetention - time.Duration(i-7)*time.Minute)
 		}
-	}
-	jump.Store(0)
-	now := time.Now()
-	old, young := s.auditKey(now.Add(-AuditRetention-time.Minute))+"-old", s.auditKey(now.Add(-AuditRetention+time.Hour))+"-young"
-	for _, key := range []string{old, young} {
-		if _, err := e.Client().Put(ctx, key, ""); err != nil {
-			t.Fatal(err)
+		key := s.noteKey(r.Parent, r.Time)
+		if r.Change {
+			key = s.changeKey(r.Parent)
 		}
+		b, err := deflate(r.AuditRecord)
+		w.must(err)
+		_, err = w.etcd.Put(w.ctx, key, string(b))
+		w.must(err)
 	}
-	tctx, enough := context.WithCancel(ctx)
+	all := w.auditKeys()
+	tctx, enough := context.WithCancel(w.ctx)
 	trimmed := make(chan error, 1)
 	go func() { trimmed <- s.RunAudit(tctx) }()
 	for {
-		resp, err := e.Client().Get(ctx, s.prefix+dirAudit, clientv3.WithPrefix(), clientv3.WithKeysOnly())
-		if err != nil {
-			t.Fatal(err)
-		}
-		var kept []string
-		for _, kv := range resp.Kvs {
-			kept = append(kept, string(kv.Key))
-		}
-		if len(kept) > 0 && kept[0] == old {
+		kept := w.auditKeys()
+		if len(kept) == len(all) {
 			continue
 		}
-		if len(kept) != 2 || kept[0] != young {
-			t.Errorf("there are %v", kept)
+		if !slices.Equal(kept, all[:8]) {
+			t.Errorf("there are %v of %v", kept, all)
 		}
 		break
 	}
 	enough()
-	if err := <-trimmed; err != nil {
-		t.Error(err)
+	w.must(<-trimmed)
+	w.waitFor(s, "eventstore/demo/main")
+	if n, err := s.TrimAudit(w.ctx, time.Now()); n != 8 || err != nil || len(w.auditKeys()) != 0 {
+		t.Errorf("%d, %v: %v", n, err, w.auditKeys())
 	}
-	if snap, err = s.WaitFor(ctx, rev); err != nil || snap.Get("eventstore/demo/main") == nil {
-		t.Errorf("the configuration: %v, %v", snap, err)
+	if n, err := s.TrimAudit(w.ctx, time.Now()); n != 0 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// TestChangesSince: undoing the changes since any revision gives what was there,
+// after compaction too; where a record is missing, or the revision is to come, it
+// is said.
+func TestChangesSince(t *testing.T) {
+	w := newWorld(t)
+	s := w.replica(w.etcd, io.Discard)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	type state map[string]string
+	was := map[int64]state{w.current(s).Revision: {}}
+	for i := range 3 * auditPage {
+		snap := w.current(s)
+		c := Change{Method: "Apply"}
+		for n := range 4 {
+			name := fmt.Sprintf("x%d", n)
+			switch {
+			case rnd.IntN(3) == 0:
+				c.Put = append(c.Put, res(name, fmt.Sprint(i)))
+			case rnd.IntN(3) == 0 && snap.Get("eventstore/demo/"+name) != nil:
+				c.Delete = append(c.Delete, "eventstore/demo/"+name)
+			}
+		}
+		if rnd.IntN(4) == 0 {
+			w.must(s.Note(w.ctx, AuditRecord{Method: "Apply", Refused: "no"}))
+		}
+		if len(c.Put)+len(c.Delete) == 0 {
+			continue
+		}
+		rev, err := s.Commit(w.ctx, snap, c)
+		w.must(err)
+		snap, err = s.WaitFor(w.ctx, rev)
+		w.must(err)
+		now := state{}
+		for e := range snap.All("") {
+			now[e.Name] = string(e.Bytes)
+		}
+		was[rev] = now
+	}
+	snap := w.current(s)
+	_, err := w.etcd.Compact(w.ctx, snap.Revision)
+	w.must(err)
+	// One more that the snapshot does not have.
+	_, err = s.Commit(w.ctx, snap, Change{Put: []*configv1.Resource{res("later", "1")}})
+	w.must(err)
+	for rev, want := range was {
+		got := state{}
+		for e := range snap.All("") {
+			got[e.Name] = string(e.Bytes)
+		}
+		for r, err := range s.ChangesSince(w.ctx, snap, rev) {
+			w.must(err)
+			for _, c := range r.Changes {
+				if got[c.Name] != string(c.New) {
+					t.Fatalf("revision %d: %s is not as the change of %d left it", rev, c.Name, r.Revision)
+				}
+				if delete(got, c.Name); c.Old != nil {
+					got[c.Name] = string(c.Old)
+				}
+			}
+		}
+		if !maps.Equal(got, want) {
+			t.Fatalf("revision %d: %v, want %v", rev, got, want)
+		}
+	}
+	since := func(rev int64) error {
+		for _, err := range s.ChangesSince(w.ctx, snap, rev) {
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := since(snap.Revision + 1); fault.ClassOf(err) != fault.Invalid {
+		t.Errorf("a revision to come: %v", err)
+	}
+	revs := slices.Sorted(maps.Keys(was))
+	gap := revs[len(revs)-5]
+	_, err = w.etcd.Delete(w.ctx, s.changeKey(revs[len(revs)-6]))
+	w.must(err)
+	for _, rev := range revs {
+		if err := since(rev); rev >= gap && err != nil || rev < gap && fault.ClassOf(err) != fault.Precondition {
+			t.Errorf("revision %d, with a gap before %d: %v", rev, gap, err)
+		}
+	}
+	_, err = s.TrimAudit(w.ctx, time.Now())
+	w.must(err)
+	if err := since(revs[0]); fault.ClassOf(err) != fault.Precondition {
+		t.Errorf("without records: %v", err)
+	}
+	if err := since(snap.Revision); err != nil {
+		t.Errorf("nothing to undo: %v", err)
 	}
 }

@@ -2,9 +2,7 @@ package configstore
 
 import (
 	"bytes"
-	"compress/flate"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -319,13 +317,15 @@ func TestAudit(t *testing.T) {
 	r := res("x", "2")
 	r.Metadata.Version = "7" // is of the answer, not of what is stored
 	w.write(s, Change{Put: []*configv1.Resource{r}, Delete: []string{"eventstore/demo/gone"}, Actor: "CN=bob"})
-	resp, err := w.etcd.Get(w.ctx, DefaultPrefix+"a/", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortAscend))
-	w.must(err)
-	if len(resp.Kvs) != 2 {
-		t.Fatalf("%d records", len(resp.Kvs))
+	var records []AuditAt
+	for r, err := range s.Audit(w.ctx, "") {
+		w.must(err)
+		records = append(records, r)
 	}
-	var got auditRecord
-	w.must(json.NewDecoder(flate.NewReader(bytes.NewReader(resp.Kvs[1].Value))).Decode(&got))
+	if len(records) != 2 || records[1].Revision != before.ModRevision || records[1].Actor != "CN=ann" {
+		t.Fatalf("%+v", records)
+	}
+	got := records[0]
 	var old, now configv1.Resource
 	if got.Actor != "CN=bob" || got.Time.IsZero() || len(got.Changes) != 2 || got.Changes[1].Name != "eventstore/demo/gone" || got.Changes[1].New != nil {
 		t.Fatalf("%+v", got)

@@ -61,3 +61,19 @@ func TestFind(t *testing.T) {
 	}
 	check(old, oldThere)
 }
+
+// BenchmarkTogether judges one new Topic beside 100,000 resources.
+func BenchmarkTogether(b *testing.B) {
+	x := Empty("x", 0).edit()
+	topic := func(i int) *configv1.Resource {
+		return &configv1.Resource{Metadata: &configv1.Metadata{Namespace: fmt.Sprintf("n%d", i%100), Name: fmt.Sprintf("t%d", i)}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "main"}}}
+	}
+	for i := range 100_000 {
+		r := topic(i)
+		x.put(resource.NameOf(r), newEntry(resource.NameOf(r), resource.Topic, r.Metadata.Namespace, r, nil, 1), 1)
+	}
+	snap := x.commit(1)
+	for b.Loop() {
+		validate.Together(snap, []*configv1.Resource{topic(100_001)}, nil)
+	}
+}

@@ -58,7 +58,8 @@ func (s *Store) DeclareRestore(ctx context.Context, actor, peer, reason string) 
 	if lineage, err = newLineage(stored, known); err != nil {
 		return "", 0, fault.Wrap(fault.Internal, op, "random", err)
 	}
-	record, err := s.restoreRecord(actor, peer, reason, stored, lineage)
+	record, err := s.note(AuditRecord{Actor: actor, Peer: peer, Method: "DeclareRestore",
+		Detail: fmt.Sprintf("lineage %s, before %s: %s", lineage, stored, reason)})
 	if err != nil {
 		return "", 0, err
 	}
@@ -88,18 +89,4 @@ func (s *Store) DeclareRestore(ctx context.Context, actor, peer, reason string) 
 		break
 	}
 	return lineage, txn.Header.Revision, nil
-}
-
-// restoreRecord is the audit record of a new lineage.
-func (s *Store) restoreRecord(actor, peer, reason, before, lineage string) (clientv3.Op, error) {
-	r := auditRecord{Time: s.clock.Now().UTC(), Actor: actor, Peer: peer, Method: "DeclareRestore", Reason: reason, Lineage: lineage, LineageBefore: before}
-	b, err := deflate(r)
-	if err != nil {
-		return clientv3.Op{}, fault.Wrap(fault.Internal, "configstore.restore", "audit", err)
-	}
-	key, _, err := s.newAuditKey(r.Time)
-	if err != nil {
-		return clientv3.Op{}, fault.Wrap(fault.Internal, "configstore.restore", "audit", err)
-	}
-	return clientv3.OpPut(key, string(b)), nil
 }

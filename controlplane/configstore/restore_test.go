@@ -59,6 +59,16 @@ func TestDeclareRestore(t *testing.T) {
 			}
 		}
 	}
+	said := ""
+	for r, err := range a.Audit(w.ctx, "") {
+		w.must(err)
+		if r.Method == "DeclareRestore" && !r.Change {
+			said += r.Actor + " from " + r.Peer + ": " + r.Detail
+		}
+	}
+	if !strings.HasPrefix(said, "me from here: lineage "+lineage) || !strings.HasSuffix(said, ": a fire") {
+		t.Errorf("the record says %q", said)
+	}
 	if _, err := b.Commit(w.ctx, before, Change{Put: []*configv1.Resource{res("x", "2")}}); !errors.Is(err, ErrConflict) {
 		t.Errorf("a change decided before the restore: %v", err)
 	}

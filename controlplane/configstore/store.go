@@ -33,7 +33,7 @@ import (
 //	m/generation                 compared and written by every change: an id
 //	                             and that of the change before, so that a
 //	                             history which is not this one is noticed
-//	a/<time>-<random>            an audit record, kept for AuditRetention
+//	a/<revision>/…               an audit record, kept for AuditRetention
 //	s/…                          status; never part of a snapshot
 const (
 	dirResources = "r/"

@@ -1,10 +1,9 @@
 package configstore
 
 import (
-	"bytes"
-	"compress/flate"
 	"context"
-	"encoding/json"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"slices"
 	"time"
@@ -34,8 +33,9 @@ type Change struct {
 	Delete []string
 	// Only are further conditions: an office that must still be held.
 	Only []clientv3.Cmp
-	// Actor is who does it and Peer from where, for the audit record.
-	Actor, Peer string
+	// Actor is who does it, Peer from where and Method by which call, for the
+	// audit record.
+	Actor, Peer, Method string
 }
 
 // Fits tells whether one transaction takes as many writes.
@@ -45,25 +45,6 @@ func (c Change) Fits() error {
 			"the change takes %d writes (a new Topic takes two), the most is %d: split it", n, MaxWrites)
 	}
 	return nil
-}
-
-// auditRecord is the JSON, deflated, of one audit key.
-type auditRecord struct {
-	Time    time.Time    `json:"time"`
-	Actor   string       `json:"actor"`
-	Peer    string       `json:"peer"`
-	Changes []auditEntry `json:"changes"`
-	// Of a restore that was declared.
-	Method        string `json:"method,omitempty"`
-	Reason        string `json:"reason,omitempty"`
-	Lineage       string `json:"lineage,omitempty"`
-	LineageBefore string `json:"lineage_before,omitempty"`
-}
-
-type auditEntry struct {
-	Name string `json:"name"`
-	Old  []byte `json:"old,omitempty"`
-	New  []byte `json:"new,omitempty"`
 }
 
 // ErrConflict is returned by Commit where the configuration changed since the
@@ -77,7 +58,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.Unavailable, "configstore.commit", "restore-suspected", "%s", message)
 	}
 	c.Delete = append(slices.Clone(c.Delete), outdated(at, c)...)
-	audit := auditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer}
+	audit := AuditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method}
 	var ops []clientv3.Op
 	size := 0
 	for _, r := range c.Put {
@@ -87,7 +68,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		}
 		size += len(b)
 		ops = append(ops, clientv3.OpPut(s.prefix+dirResources+r.Name, string(b)))
-		entry := auditEntry{Name: r.Name, New: b}
+		entry := AuditChange{Name: r.Name, New: b}
 		if e := at.Get(r.Name); e != nil {
 			entry.Old = e.Bytes
 		}
@@ -96,7 +77,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 	for _, name := range c.Delete {
 		ops = append(ops, clientv3.OpDelete(s.prefix+dirResources+name))
 		if e := at.Get(name); e != nil {
-			audit.Changes = append(audit.Changes, auditEntry{Name: name, Old: e.Bytes})
+			audit.Changes = append(audit.Changes, AuditChange{Name: name, Old: e.Bytes})
 		}
 	}
 	if err := c.Fits(); err != nil {
@@ -110,14 +91,14 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.TooLarge, "configstore.commit", "too-large",
 			"the change is %d bytes, %d with its audit record; the most is %d and %d: split it", size, size+len(record), MaxWriteBytes, maxTxnBytes)
 	}
-	auditKey, id, err := s.newAuditKey(audit.Time)
-	if err != nil {
+	id := make([]byte, 4)
+	if _, err := rand.Read(id); err != nil {
 		return 0, err
 	}
 	generation := s.prefix + dirMeta + "generation"
 	ops = append(ops,
-		clientv3.OpPut(generation, id+" "+at.chain),
-		clientv3.OpPut(auditKey, string(record)))
+		clientv3.OpPut(generation, hex.EncodeToString(id)+" "+at.chain),
+		clientv3.OpPut(s.changeKey(at.Generation), string(record)))
 	began := time.Now()
 	resp, err := s.client.Txn(ctx).
 		If(append([]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
@@ -148,19 +129,4 @@ func marshalStored(r *configv1.Resource) ([]byte, error) {
 		defer func() { r.Metadata.Version = version }()
 	}
 	return resource.Marshal(r)
-}
-
-func deflate(record auditRecord) ([]byte, error) {
-	var b bytes.Buffer
-	w, err := flate.NewWriter(&b, flate.BestSpeed)
-	if err != nil {
-		return nil, err
-	}
-	if err := json.NewEncoder(w).Encode(record); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
 }

@@ -62,6 +62,13 @@ type Config struct {
 	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
 	// where it names some, those namespaces; others are good for all.
 	AdminTLS, DiscoveryTLS tlsconf.Files
+	// AdminAccess is the file that says who may administer what; see
+	// docs/administration.md. Without it whoever comes over loopback, or with a
+	// certificate of AdminTLS.CA, may everything. With it AdminTLS needs no CA:
+	// callers may have tokens.
+	AdminAccess string
+	// Guard bounds what one change may remove without saying that it means to.
+	Guard admin.Guard
 	// AdminAdvertise is the address of the admin API as other replicas reach it,
 	// "host:port"; when empty AdminAddr, with this machine's name where that is
 	// every address. Replicas show each other AdminTLS's certificate.
@@ -126,6 +133,7 @@ type Server struct {
 	paced     *discovery.Paced
 	discovery *discovery.Server
 	admin     *admin.Service
+	access    *admin.Access
 	provision *provision.Provisioner
 	fleet     *fleet.Fleet // nil without a registry
 	reports   *census.Reports
@@ -161,13 +169,20 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, tlsconf.Server); err != nil {
+	adminTransport := tlsconf.Server
+	if cfg.AdminAccess != "" {
+		adminTransport = tlsconf.ServerOptional // others have a token
+	}
+	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, cfg.AdminAccess != "", adminTransport); err != nil {
 		return nil, err
 	}
-	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, tlsconf.ServerOptional /* others have a join token */); err != nil {
+	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, false, tlsconf.ServerOptional /* others have a join token */); err != nil {
 		return nil, err
 	}
-	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, tlsconf.Server); err != nil {
+	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, false, tlsconf.Server); err != nil {
+		return nil, err
+	}
+	if err := cfg.Guard.Check(); err != nil {
 		return nil, err
 	}
 	if cfg.AdminAdvertise != "" {
@@ -217,15 +232,19 @@ func New(cfg Config) (_ *Server, err error) {
 	s.census = census.New(census.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Address: census.Advertised(cfg.AdminAdvertise, s.listeners[0].Addr()),
 		Version: version.String(), TLS: peers, Connected: s.discovery.Proxies, Report: s.reports.Report, Offices: offices,
 		Forget: cfg.Times.ForgetStatus, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins,
+	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Guard: cfg.Guard, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	return s, nil
 }
 
 // transport is the listener's security: TLS from files, or none on loopback.
-func transport(name, addr string, f tlsconf.Files, make func(tlsconf.Files, ...string) (*tls.Config, error)) (credentials.TransportCredentials, error) {
+// tokens: callers may have those instead of a certificate, and no authority.
+func transport(name, addr string, f tlsconf.Files, tokens bool, make func(tlsconf.Files, ...string) (*tls.Config, error)) (credentials.TransportCredentials, error) {
 	if !f.Empty() {
-		if f.CA == "" {
+		if f.CA == "" && !tokens {
 			return nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
 		}
 		c, err := make(f, "h2")
@@ -279,7 +298,8 @@ func (s *Server) Run(ctx context.Context) error {
 		g.Go(func() error { return s.fleet.Run(gctx) })
 	}
 
-	adminServer := grpcServer(s.adminTLS, 100, time.Hour, counting(s.metrics)...)
+	g.Go(func() error { return s.access.Run(gctx) })
+	adminServer := grpcServer(s.adminTLS, 100, time.Hour, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
 	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)

@@ -298,7 +298,7 @@ func drawn(rnd *rand.Rand) *configv1.Resource {
 		r.Metadata.Name = pick("s", "S", "t")
 		r.Spec = &configv1.Resource_EventStore{EventStore: s}
 	case 1, 2:
-		r.Spec = &configv1.Resource_Topic{Topic: &configv1.Topic{Store: pick("s", "t"), PhysicalName: pick("", "", "P", "Q"), Partitions: rnd.Uint32N(2) * 9}}
+		r.Spec = &configv1.Resource_Topic{Topic: &configv1.Topic{Store: pick("s", "t"), PhysicalName: pick("", "", "P", names.Physical("demo", "b")), Partitions: rnd.Uint32N(2) * 9}}
 	case 3:
 		r.Spec = &configv1.Resource_Route{Route: &configv1.Route{Topic: pick("a", "b", "c.a"), Rules: []*configv1.RouteRule{{To: []*configv1.Destination{{Topic: pick("a", "b", "c.a")}, {Topic: pick("b", "c.b")}}}}}}
 	case 4:

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"buf.build/go/protovalidate"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -93,8 +95,32 @@ func (v *Validator) Alone(r *configv1.Resource) []Problem {
 			c.add("metadata.namespace", "namespace", err.Error())
 		}
 	}
+	c.durations(r.ProtoReflect(), "")
 	c.spec(r)
 	return c.problems
+}
+
+// durations finds those that are none: the rules compare what they read as.
+func (c *collector) durations(m protoreflect.Message, path string) {
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		at := string(f.Name())
+		if path != "" {
+			at = path + "." + at
+		}
+		switch {
+		case f.Message() == nil || f.IsMap():
+		case f.IsList():
+			for i := range v.List().Len() {
+				c.durations(v.List().Get(i).Message(), fmt.Sprintf("%s[%d]", at, i))
+			}
+		default:
+			if d, ok := v.Message().Interface().(*durationpb.Duration); ok && !d.IsValid() {
+				c.add(specPath(at), "duration", "is no duration: seconds and nanoseconds are out of range or of different signs")
+			}
+			c.durations(v.Message(), at)
+		}
+		return true
+	})
 }
 
 // specPath turns the name of the oneof field into "spec".

@@ -438,6 +438,30 @@ func TestReadme(t *testing.T) {
 		step{begins: "bin/weft apply -f examples/orders/", says: []string{`topic/demo/orders created`, `"position":`, `(?m)^orders  1  order.created  \{"order": ?1\}$`, `topic/demo/orders +Ready`}})
 }
 
+// TestAdministration does what docs/administration.md says.
+func TestAdministration(t *testing.T) {
+	etcd := servers.SharedEtcd(t)
+	s := newShell(t)
+	s.replace("http://127.0.0.1:2379", etcd)
+	s.replace("/administration/", "/"+servers.Namespace(t)+"/")
+	ready := s.answers("http://127.0.0.1:7429/readyz")
+	s.walk(blocks(t, "docs/administration.md", ""),
+		step{begins: "weft up", after: func() {
+			s.wait("the mesh", func() error {
+				b, err := os.ReadFile(filepath.Join(s.dir, "up.log"))
+				if err == nil && !strings.Contains(string(b), "The mesh is up") {
+					err = errors.New("it is not up yet")
+				}
+				return err
+			})
+		}},
+		step{begins: "mkdir", says: []string{`(?m)^\+\+\+ b/topic/shop/returns$`, `topic/shop/orders created`}},
+		step{begins: "cat > shop", says: []string{`(?m)^-    max_age: 168h0m0s$`, `(?m)^\+    max_age: 24h0m0s$`, `topic/shop/orders updated`, `topic/shop/returns deleted`}},
+		step{begins: "weft history", says: []string{`topic/shop/orders updated, topic/shop/returns deleted`, `2 resources would be as they were`, `2 resources are as they were`, `(?m)^shop +returns `}},
+		step{begins: "cat > access", after: ready},
+		step{begins: "printf", says: []string{`NAMESPACE`, `weft: shop-pipeline may not Apply: that needs the role admin in namespace shop`, `REFUSED: PermissionDenied`}})
+}
+
 // TestSecurity is docs/security.md, with an etcd of its own prefix.
 func TestSecurity(t *testing.T) {
 	etcd := servers.SharedEtcd(t)

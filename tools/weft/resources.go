@@ -10,11 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -70,104 +67,6 @@ func readManifests(cmd *cobra.Command, paths []string, namespace string) ([]mani
 	return docs, errors.Join(problems...)
 }
 
-func applyCommand() *cobra.Command {
-	var (
-		admin     adminFlags
-		files     []string
-		namespace string
-		dryRun    bool
-		wait      time.Duration
-		output    string
-	)
-	cmd := &cobra.Command{Use: "apply -f FILE|FOLDER|- …", Short: "Create or update resources in one transaction: all or none", Args: cobra.NoArgs,
-		Long: `Reads resources from files, folders or standard input, and creates or updates them
-in one transaction: all or none. What is wrong is said at once, with the file and
-line, or the resource and field. A resource that carries the version at which it
-was read (weft get -o yaml) is refused where another one changed it meanwhile.`,
-		Example: "  weft apply -f examples/orders/\n  weft apply --dry-run -f topic.yaml\n  weft get topic orders -o yaml | sed 's/168h/24h/' | weft apply -f -",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
-			docs, err := readManifests(cmd, files, namespace)
-			if err != nil {
-				return err
-			}
-			if len(docs) > 100 {
-				return fmt.Errorf("there are %d resources; one transaction has at most 100: apply them in parts", len(docs))
-			}
-			c, done, err := admin.dial()
-			if err != nil {
-				return err
-			}
-			defer done()
-			ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
-			defer cancel()
-			req := &adminv1.ApplyRequest{DryRun: dryRun}
-			for _, d := range docs {
-				req.Resources = append(req.Resources, d.Resource)
-			}
-			if err := onCurrent(ctx, c, req.Resources); err != nil {
-				return err
-			}
-			resp, err := c.Apply(ctx, req)
-			if err != nil {
-				return err
-			}
-			report := cmd.OutOrStdout()
-			if output != "text" {
-				if err := writeMessage(report, resp, output); err != nil {
-					return err
-				}
-				report = cmd.ErrOrStderr()
-			} else {
-				printApplied(report, resp, dryRun)
-			}
-			if wait == 0 || dryRun {
-				return nil
-			}
-			return waiting{revision: resp.Revision}.run(cmd.Context(), c, wait, report, progressOf(cmd.ErrOrStderr()))
-		}}
-	admin.add(cmd)
-	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "file, folder (.yaml, .yml, .json) or - for standard input; may be repeated")
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace of resources that name none")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and show what would happen, change nothing")
-	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until every proxy has it, as weft wait does, at most so long")
-	_ = cmd.MarkFlagRequired("filename")
-	outputFlag(cmd, &output)
-	return cmd
-}
-
-// printApplied says what became of each resource.
-func printApplied(w io.Writer, resp *adminv1.ApplyResponse, dryRun bool) {
-	for _, r := range resp.Results {
-		what := map[adminv1.ApplyResult_Outcome]string{adminv1.ApplyResult_OUTCOME_CREATED: "created", adminv1.ApplyResult_OUTCOME_UPDATED: "updated", adminv1.ApplyResult_OUTCOME_UNCHANGED: "unchanged"}[r.Outcome]
-		if dryRun && what != "unchanged" {
-			what = "would be " + what
-		}
-		fmt.Fprintf(w, "%s %s\n", r.Name, what)
-	}
-}
-
-// onCurrent makes a change one of the versions that are there now, so that it
-// does not overwrite what another one changes meanwhile.
-func onCurrent(ctx context.Context, c adminv1.AdminServiceClient, rs []*configv1.Resource) error {
-	for _, r := range rs {
-		if r.Metadata.Version != "" {
-			continue
-		}
-		got, err := c.Get(ctx, &adminv1.GetRequest{Name: resource.NameOf(r)})
-		switch status.Code(err) {
-		case codes.OK:
-			r.Metadata.Version = got.Resource.Metadata.Version
-		case codes.NotFound, codes.InvalidArgument: // Apply says what is wrong with it
-		default:
-			return err
-		}
-	}
-	return nil
-}
-
 // canonical reads "KIND NAME" arguments.
 func canonical(kind, namespace, name string) (string, error) {
 	info, ok := resource.Lookup(kind)
@@ -218,15 +117,8 @@ func getCommand() *cobra.Command {
 				if all {
 					req.Namespace = ""
 				}
-				for {
-					resp, err := c.List(ctx, req)
-					if err != nil {
-						return err
-					}
-					rs = append(rs, resp.Resources...)
-					if req.PageToken = resp.NextPageToken; req.PageToken == "" {
-						break
-					}
+				if err := eachResource(cmd.Context(), c, req, func(r *configv1.Resource) { rs = append(rs, r) }); err != nil {
+					return err
 				}
 			}
 			return printResources(cmd.OutOrStdout(), rs, output)
@@ -272,11 +164,12 @@ func deleteCommand() *cobra.Command {
 		files     []string
 		namespace string
 		dryRun    bool
+		mass      bool
 	)
 	cmd := &cobra.Command{Use: "delete KIND NAME … | -f FILE", Short: "Delete resources in one transaction: all or none", ValidArgsFunction: completeResources(&admin, &namespace, 0),
 		Example: "  weft delete topic orders -n demo\n  weft delete -f examples/orders/",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &adminv1.DeleteRequest{DryRun: dryRun}
+			req := &adminv1.DeleteRequest{DryRun: dryRun, AllowMassRemoval: mass}
 			switch {
 			case len(files) > 0 && len(args) == 0:
 				docs, err := readManifests(cmd, files, namespace)
@@ -320,6 +213,7 @@ func deleteCommand() *cobra.Command {
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "delete what these files have")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check, change nothing")
+	cmd.Flags().BoolVar(&mass, "allow-mass-removal", false, "the change may remove more than the control plane lets go unasked")
 	completeNamespace(cmd, &admin)
 	return cmd
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -32,7 +33,7 @@ import (
 )
 
 // Main runs the command line and returns the exit status: 0, or 1 after an
-// error, which it has printed.
+// error, which it has printed; weft diff has its own.
 func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	root := Command()
 	root.SetArgs(args)
@@ -40,8 +41,15 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Write
 	root.SetOut(out)
 	root.SetErr(errOut)
 	if err := root.ExecuteContext(ctx); err != nil {
+		code := 1
+		if e, ok := errors.AsType[exitStatus](err); ok {
+			if code = e.code; e.error == nil {
+				return code
+			}
+			err = e.error
+		}
 		fmt.Fprintln(errOut, "weft: "+explain(err))
-		return 1
+		return code
 	}
 	return 0
 }
@@ -58,13 +66,13 @@ to and from the middleware that stores them.
   weft publish, subscribe send and see events
 
 Every command has examples: weft COMMAND --help. The exit status is 0, or 1 after
-an error; Ctrl-C stops what runs gracefully. weft completion makes a shell complete
+an error (weft diff: 1 where something differs, 2 after an error); Ctrl-C stops what runs gracefully. weft completion makes a shell complete
 commands, kinds and names.`,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String()}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
 	})
-	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), getCommand(), deleteCommand(), statusCommand(), waitCommand(), adminCommand(),
+	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), adminCommand(),
 		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		if args := c.Args; args != nil {
@@ -108,6 +116,12 @@ func explain(err error) string {
 			return b.String()
 		}
 	}
+	if st.Code() == codes.Unimplemented {
+		return "what is at this address has no such call: is it a proxy, or a control plane of another version? --server (WEFT_SERVER) names the admin API, whose port is 7420 if nothing else was said"
+	}
+	if st.Code() == codes.Unauthenticated && st.Message() != "" {
+		return st.Message() + "\n--server-token-file (WEFT_TOKEN_FILE) or --server-cert say who you are"
+	}
 	if st.Code() == codes.Unavailable {
 		return st.Message() + "\nis the control plane there, and does it know the certificate of --server-cert, where it asks for one? it is named with --server (WEFT_SERVER)"
 	}
@@ -119,14 +133,16 @@ const callTimeout = 15 * time.Second
 
 // adminFlags say where the admin API is.
 type adminFlags struct {
-	server string
-	tls    tlsconf.Files
+	server    string
+	tls       tlsconf.Files
+	tokenFile string
 }
 
 // adminDefaults are what the environment says, or what weft up serves.
 func adminDefaults() adminFlags {
 	return adminFlags{server: proxycmd.Env("WEFT_SERVER", "127.0.0.1:7420"),
-		tls: tlsconf.Files{CA: proxycmd.Env("WEFT_SERVER_CA", ""), Cert: proxycmd.Env("WEFT_SERVER_CERT", ""), Key: proxycmd.Env("WEFT_SERVER_KEY", "")}}
+		tls:       tlsconf.Files{CA: proxycmd.Env("WEFT_SERVER_CA", ""), Cert: proxycmd.Env("WEFT_SERVER_CERT", ""), Key: proxycmd.Env("WEFT_SERVER_KEY", "")},
+		tokenFile: proxycmd.Env("WEFT_TOKEN_FILE", "")}
 }
 
 func (f *adminFlags) add(cmd *cobra.Command) {
@@ -135,9 +151,18 @@ func (f *adminFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.tls.CA, "server-ca", d.tls.CA, "file with the authority of the control plane's certificate; without it the connection is plaintext, for loopback (WEFT_SERVER_CA)")
 	cmd.Flags().StringVar(&f.tls.Cert, "server-cert", d.tls.Cert, "file with the own certificate (WEFT_SERVER_CERT)")
 	cmd.Flags().StringVar(&f.tls.Key, "server-key", d.tls.Key, "file with its key (WEFT_SERVER_KEY)")
+	cmd.Flags().StringVar(&f.tokenFile, "server-token-file", d.tokenFile, "file with the token to show the control plane (WEFT_TOKEN_FILE; the token itself may be in WEFT_TOKEN)")
 }
 
 func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
+	if scheme, rest, ok := strings.Cut(f.server, "://"); ok {
+		return nil, nil, fmt.Errorf("--server: name the address alone, without %s://: %s", scheme, strings.TrimRight(rest, "/"))
+	}
+	host, _, err := net.SplitHostPort(f.server)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--server: %q is not HOST:PORT; the admin API's port is 7420, if nothing else was said", f.server)
+	}
+	opts := []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(census.MaxAnswer))}
 	creds := insecure.NewCredentials()
 	if !f.tls.Empty() {
 		c, err := tlsconf.Client(f.tls)
@@ -146,12 +171,50 @@ func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
 		}
 		creds = credentials.NewTLS(c)
 	}
-	conn, err := grpc.NewClient(f.server, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(census.MaxAnswer)))
+	secret, err := f.token()
+	if err != nil {
+		return nil, nil, err
+	}
+	if secret != "" {
+		if ip := net.ParseIP(host); f.tls.Empty() && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return nil, nil, fmt.Errorf("the token is not sent to %s in the clear: name the authority of its certificate with --server-ca", f.server)
+		}
+		opts = append(opts, grpc.WithPerRPCCredentials(bearer(secret)))
+	}
+	conn, err := grpc.NewClient(f.server, append(opts, grpc.WithTransportCredentials(creds))...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--server: %w", err)
 	}
 	return adminv1.NewAdminServiceClient(conn), func() { _ = conn.Close() }, nil
 }
+
+// token is what to show the control plane; "" for nothing.
+func (f *adminFlags) token() (string, error) {
+	if f.tokenFile == "" {
+		return os.Getenv("WEFT_TOKEN"), nil
+	}
+	b, err := os.ReadFile(f.tokenFile)
+	if err != nil {
+		return "", fmt.Errorf("--server-token-file: %w", err)
+	}
+	secret := strings.TrimSpace(string(b))
+	if secret == "" || strings.ContainsAny(secret, " \r\n") {
+		return "", fmt.Errorf("--server-token-file: %s has not one token", f.tokenFile)
+	}
+	return secret, nil
+}
+
+// bearer is a token that goes with every call. That it does so only over TLS or
+// loopback is seen to where it is made.
+type bearer string
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(b)}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (b bearer) RequireTransportSecurity() bool { return false }
 
 // proxyFlags say where a proxy is and who asks.
 type proxyFlags struct {

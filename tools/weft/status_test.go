@@ -21,10 +21,10 @@ import (
 var update = flag.Bool("update", false, "write testdata/*.golden")
 
 // screen compares what is on the screen with a file.
-func screen(t *testing.T, name string, print func(w *strings.Builder) error) {
+func screen(t *testing.T, name string, show func(w *strings.Builder) error) {
 	t.Helper()
 	var b strings.Builder
-	if err := print(&b); err != nil {
+	if err := show(&b); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join("testdata", name+".golden")

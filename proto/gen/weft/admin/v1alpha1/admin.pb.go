@@ -201,13 +201,15 @@ func (CommandProxiesRequest_Command) EnumDescriptor() ([]byte, []int) {
 // ApplyRequest is one change.
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most 100 resources, 1 MiB and 120 writes (a new Topic takes two).
+	// At most 100 resources, with those to delete, 1 MiB and 120 writes (a new
+	// Topic takes two).
 	Resources []*v1alpha1.Resource `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Check and answer, write nothing.
 	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Deleted in the same transaction.
 	Delete []*DeleteTarget `protobuf:"bytes,3,rep,name=delete,proto3" json:"delete,omitempty"`
-	// The change may remove more than the control plane's share of what exists.
+	// The change may remove more than the control plane's share of what exists in
+	// the mesh or in a namespace; otherwise that is refused (FAILED_PRECONDITION).
 	AllowMassRemoval bool `protobuf:"varint,4,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -338,7 +340,8 @@ type ApplyResult struct {
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	// Its uid.
 	Uid string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
-	// What was there before, without a version; unset for what is new.
+	// What was there before, without a version; unset for what is new, and where
+	// all of them together would be more than 2 MiB.
 	Before        *v1alpha1.Resource `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1744,7 +1747,8 @@ func (x *Condition) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
-// ListHistoryRequest selects audit records.
+// ListHistoryRequest selects audit records. What the control plane itself writes
+// (TopicBindings, admissions) is left out, unless it is asked for by kind or name.
 type ListHistoryRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only records about this kind; every kind when empty.
@@ -1918,7 +1922,10 @@ type AuditRecord struct {
 	Changes []*AuditChange `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
 	// How many refusals of the same kind, from the same caller, were not written
 	// down one by one.
-	Repeats       uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	Repeats uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// What was done, or was to be done, beside changing resources: the reason of a
+	// restore, the node of a join token, a command.
+	Detail        string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2009,6 +2016,13 @@ func (x *AuditRecord) GetRepeats() uint32 {
 	return 0
 }
 
+func (x *AuditRecord) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // AuditChange is what became of one resource.
 type AuditChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2067,7 +2081,8 @@ func (x *AuditChange) GetOutcome() ApplyResult_Outcome {
 // DiffRequest selects two revisions.
 type DiffRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The older one. Audit records of everything since must still be kept.
+	// The older one. Audit records of everything since must still be kept, else
+	// FAILED_PRECONDITION says how far they reach back.
 	FromRevision int64 `protobuf:"varint,1,opt,name=from_revision,json=fromRevision,proto3" json:"from_revision,omitempty"`
 	// The newer one; the current one when 0.
 	ToRevision int64 `protobuf:"varint,2,opt,name=to_revision,json=toRevision,proto3" json:"to_revision,omitempty"`
@@ -2266,7 +2281,9 @@ func (x *ResourceDiff) GetAfter() *v1alpha1.Resource {
 	return nil
 }
 
-// RollbackRequest says what to make as it was.
+// RollbackRequest says what to make as it was: at most what one transaction
+// takes. What the control plane itself writes follows from the rest and is not
+// rolled back.
 type RollbackRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision whose content comes back.
@@ -3088,10 +3105,9 @@ var File_weft_admin_v1alpha1_admin_proto protoreflect.FileDescriptor
 
 const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\xe4\x01\n" +
-	"\fApplyRequest\x12H\n" +
-	"\tresources\x18\x01 \x03(\v2\x1e.weft.config.v1alpha1.ResourceB\n" +
-	"\xbaH\a\x92\x01\x04\b\x01\x10dR\tresources\x12\x17\n" +
+	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\xe2\x01\n" +
+	"\fApplyRequest\x12F\n" +
+	"\tresources\x18\x01 \x03(\v2\x1e.weft.config.v1alpha1.ResourceB\b\xbaH\x05\x92\x01\x02\x10dR\tresources\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12C\n" +
 	"\x06delete\x18\x03 \x03(\v2!.weft.admin.v1alpha1.DeleteTargetB\b\xbaH\x05\x92\x01\x02\x10dR\x06delete\x12,\n" +
 	"\x12allow_mass_removal\x18\x04 \x01(\bR\x10allowMassRemoval\"g\n" +
@@ -3237,7 +3253,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\fchanges_only\x18\a \x01(\bR\vchangesOnly\"y\n" +
 	"\x13ListHistoryResponse\x12:\n" +
 	"\arecords\x18\x01 \x03(\v2 .weft.admin.v1alpha1.AuditRecordR\arecords\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa3\x02\n" +
 	"\vAuditRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3246,7 +3262,8 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06method\x18\x05 \x01(\tR\x06method\x12\x18\n" +
 	"\arefused\x18\x06 \x01(\tR\arefused\x12:\n" +
 	"\achanges\x18\a \x03(\v2 .weft.admin.v1alpha1.AuditChangeR\achanges\x12\x18\n" +
-	"\arepeats\x18\b \x01(\rR\arepeats\"e\n" +
+	"\arepeats\x18\b \x01(\rR\arepeats\x12\x16\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\"e\n" +
 	"\vAuditChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2(.weft.admin.v1alpha1.ApplyResult.OutcomeR\aoutcome\"\xc7\x01\n" +

@@ -46,7 +46,8 @@ const (
 //
 // Errors: INVALID_ARGUMENT with a google.rpc.BadRequest that lists every
 // problem of the call (field: "<canonical name>: <field path>", reason: the
-// rule's id); ABORTED where a version that was read is no longer the stored
+// rule's id); UNAUTHENTICATED where nobody known calls, PERMISSION_DENIED where
+// his role does not reach, before anything is said of what is there; ABORTED where a version that was read is no longer the stored
 // one; FAILED_PRECONDITION where references forbid it; UNAVAILABLE where etcd
 // cannot be reached or the replica has not read everything yet; after
 // DEADLINE_EXCEEDED or UNAVAILABLE a write may have happened: read and repeat.
@@ -270,7 +271,8 @@ func (c *adminServiceClient) RevokeJoinTokens(ctx context.Context, in *RevokeJoi
 //
 // Errors: INVALID_ARGUMENT with a google.rpc.BadRequest that lists every
 // problem of the call (field: "<canonical name>: <field path>", reason: the
-// rule's id); ABORTED where a version that was read is no longer the stored
+// rule's id); UNAUTHENTICATED where nobody known calls, PERMISSION_DENIED where
+// his role does not reach, before anything is said of what is there; ABORTED where a version that was read is no longer the stored
 // one; FAILED_PRECONDITION where references forbid it; UNAVAILABLE where etcd
 // cannot be reached or the replica has not read everything yet; after
 // DEADLINE_EXCEEDED or UNAVAILABLE a write may have happened: read and repeat.

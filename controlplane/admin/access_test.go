@@ -1,0 +1,758 @@
+package admin
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/jwtauth"
+	"github.com/weft-mesh/weft/pkg/latest"
+)
+
+func hashOf(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:])
+}
+
+// roles is a file with a token for each role, of namespace a and of the mesh.
+func roles() string {
+	var b strings.Builder
+	b.WriteString("tokens:\n")
+	for _, where := range []string{"a", "mesh"} {
+		for _, role := range roleNames()[1:] {
+			fmt.Fprintf(&b, "  - {subject: %s-%s, sha256: %s}\n", role, where, hashOf(role+"-"+where))
+		}
+	}
+	fmt.Fprintf(&b, "  - {subject: unbound, sha256: %s}\n  - {subject: late, sha256: %s, expires_at: 2001-01-01T00:00:00Z}\n  - {subject: grouped, groups: [ops], sha256: %s}\n",
+		hashOf("unbound"), hashOf("late"), hashOf("grouped"))
+	b.WriteString("bindings:\n")
+	for where, ns := range map[string]string{"a": "a", "mesh": "*"} {
+		for _, role := range roleNames()[1:] {
+			fmt.Fprintf(&b, "  - {subjects: [%s-%s], role: %s, namespaces: [%q]}\n", role, where, role, ns)
+		}
+	}
+	b.WriteString("  - {groups: [ops], role: editor, namespaces: [a]}\n  - {groups: [ops], role: viewer, namespaces: [b]}\n")
+	return b.String()
+}
+
+func messageOf(name string) (any, error) {
+	m, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(name))
+	if err != nil {
+		return nil, err
+	}
+	return m.New().Interface(), nil
+}
+
+func gaugeOf(t *testing.T, g prometheus.Gauge) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := g.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetGauge().GetValue()
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// serve serves the world's service with an access file, and TLS if there is some.
+func (w *world) serve(access *Access, creds credentials.TransportCredentials) (addr string) {
+	w.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	w.must(err)
+	opts := w.services[0].ServerOptions(access)
+	if creds != nil {
+		opts = append(opts, grpc.Creds(creds))
+	}
+	srv := grpc.NewServer(opts...)
+	adminv1.RegisterAdminServiceServer(srv, w.services[0])
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	w.Cleanup(func() { srv.Stop(); <-ended })
+	return l.Addr().String()
+}
+
+func (w *world) dial(addr string, creds credentials.TransportCredentials) adminv1.AdminServiceClient {
+	w.Helper()
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(creds))
+	w.must(err)
+	w.Cleanup(func() { _ = conn.Close() })
+	return adminv1.NewAdminServiceClient(conn)
+}
+
+func (w *world) access(text string) *Access {
+	w.Helper()
+	file := filepath.Join(w.TempDir(), "access.yaml")
+	write(w.T, file, text)
+	a, err := NewAccess(AccessConfig{File: file, Every: 5 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	w.must(err)
+	return a
+}
+
+// as is a call with a token.
+func as(ctx context.Context, token string) context.Context {
+	if token == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+}
+
+// policyOf and routeOf are small resources.
+func policyOf(ns string) *configv1.Resource {
+	return &configv1.Resource{Metadata: &configv1.Metadata{Namespace: ns, Name: "p"}, Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{
+		Rules: []*configv1.AccessRule{{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"x"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH}, Topics: []string{"t"}}}}}}
+}
+
+func identityOf(ns string) *configv1.Resource {
+	return &configv1.Resource{Metadata: &configv1.Metadata{Namespace: ns, Name: "i"}, Spec: &configv1.Resource_Identity{Identity: &configv1.Identity{Method: &configv1.Identity_ApiKeys{ApiKeys: &configv1.ApiKeys{
+		Keys: []*configv1.ApiKey{{Id: "aaaaaaaaaaa" + ns, Hash: "sha256:" + strings.Repeat("0", 64), Principal: "p"}}}}}}}
+}
+
+// calls are what may be asked, and the least role that may ask it. Where of is
+// mesh the role is needed for all of the mesh.
+func calls(rev int64) []struct {
+	name string
+	role Role
+	of   string
+	call func(ctx context.Context, c adminv1.AdminServiceClient, ns string) error
+} {
+	type api = adminv1.AdminServiceClient
+	apply := func(rs ...func(ns string) *configv1.Resource) func(context.Context, api, string) error {
+		return func(ctx context.Context, c api, ns string) error {
+			req := &adminv1.ApplyRequest{DryRun: true}
+			for _, r := range rs {
+				req.Resources = append(req.Resources, r(ns))
+			}
+			_, err := c.Apply(ctx, req)
+			return err
+		}
+	}
+	remove := func(kind string) func(context.Context, api, string) error {
+		return func(ctx context.Context, c api, ns string) error {
+			req := targets(kind + "/" + ns + "/none")
+			req.DryRun = true
+			_, err := c.Delete(ctx, req)
+			return err
+		}
+	}
+	newTopic := func(ns string) *configv1.Resource { return topic(ns, "new") }
+	store := func(ns string) *configv1.Resource { return eventStore(ns, "new", "") }
+	return []struct {
+		name string
+		role Role
+		of   string
+		call func(ctx context.Context, c adminv1.AdminServiceClient, ns string) error
+	}{
+		{"apply a Topic", Editor, "", apply(newTopic)},
+		{"apply an EventStore", Admin, "", apply(store)},
+		{"apply an AccessPolicy", Admin, "", apply(policyOf)},
+		{"apply an Identity", Admin, "", apply(identityOf)},
+		{"apply a Topic and an EventStore", Admin, "", apply(newTopic, store)},
+		{"delete in an Apply", Admin, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.Apply(ctx, &adminv1.ApplyRequest{DryRun: true, Resources: []*configv1.Resource{topic("a", "new")}, Delete: targets("eventstore/" + ns + "/none").Targets})
+			return err
+		}},
+		{"delete a Topic", Editor, "", remove("topic")},
+		{"delete a Route", Editor, "", remove("route")},
+		{"delete a Subscription", Editor, "", remove("subscription")},
+		{"delete an EventStore", Admin, "", remove("eventstore")},
+		{"delete an AccessPolicy", Admin, "", remove("accesspolicy")},
+		{"delete an Identity", Admin, "", remove("identity")},
+		{"delete a TopicBinding", Admin, "", remove("topicbinding")},
+		{"delete what is no name", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.Delete(ctx, targets("nothing"))
+			return err
+		}},
+		{"get", Viewer, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.Get(ctx, &adminv1.GetRequest{Name: "topic/" + ns + "/none"})
+			return err
+		}},
+		{"list", Viewer, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.List(ctx, &adminv1.ListRequest{Namespace: ns})
+			return err
+		}},
+		{"watch", Viewer, "", func(ctx context.Context, c api, ns string) error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			st, err := c.Watch(ctx, &adminv1.WatchRequest{Namespace: ns})
+			if err == nil {
+				_, err = st.Recv()
+			}
+			return err
+		}},
+		{"status", Viewer, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.GetStatus(ctx, &adminv1.GetStatusRequest{Namespace: ns})
+			return err
+		}},
+		{"history", Viewer, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.ListHistory(ctx, &adminv1.ListHistoryRequest{Namespace: ns})
+			return err
+		}},
+		{"history of one", Viewer, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.ListHistory(ctx, &adminv1.ListHistoryRequest{Name: "topic/" + ns + "/t"})
+			return err
+		}},
+		{"diff", Viewer, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.Diff(ctx, &adminv1.DiffRequest{FromRevision: rev, Namespace: ns})
+			return err
+		}},
+		{"diff of one", Viewer, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.Diff(ctx, &adminv1.DiffRequest{FromRevision: rev, Name: "topic/" + ns + "/t"})
+			return err
+		}},
+		{"roll a topic back", Editor, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.Rollback(ctx, &adminv1.RollbackRequest{ToRevision: rev, Name: "topic/" + ns + "/t", DryRun: true})
+			return err
+		}},
+		{"roll a store back", Admin, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.Rollback(ctx, &adminv1.RollbackRequest{ToRevision: rev, Name: "eventstore/" + ns + "/main", DryRun: true})
+			return err
+		}},
+		{"roll back a namespace with a store in it", Admin, "", func(ctx context.Context, c api, ns string) error {
+			_, err := c.Rollback(ctx, &adminv1.RollbackRequest{ToRevision: rev, Namespace: ns, DryRun: true})
+			return err
+		}},
+		{"roll back all", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.Rollback(ctx, &adminv1.RollbackRequest{ToRevision: rev, DryRun: true})
+			return err
+		}},
+		{"export", Admin, "", func(ctx context.Context, c api, ns string) error {
+			st, err := c.ExportSnapshot(ctx, &adminv1.ExportSnapshotRequest{Namespaces: []string{ns}})
+			if err == nil {
+				_, err = st.Recv()
+			}
+			return err
+		}},
+		{"export all", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			st, err := c.ExportSnapshot(ctx, &adminv1.ExportSnapshotRequest{})
+			if err == nil {
+				_, err = st.Recv()
+			}
+			return err
+		}},
+		{"declare a restore", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.DeclareRestore(ctx, &adminv1.DeclareRestoreRequest{})
+			return err
+		}},
+		{"command proxies", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.CommandProxies(ctx, &adminv1.CommandProxiesRequest{Command: adminv1.CommandProxiesRequest_COMMAND_RESYNC})
+			return err
+		}},
+		{"command proxies of this replica", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.CommandProxies(ctx, &adminv1.CommandProxiesRequest{Command: adminv1.CommandProxiesRequest_COMMAND_RESYNC, Local: true})
+			return err
+		}},
+		{"make a join token", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.CreateJoinToken(ctx, &adminv1.CreateJoinTokenRequest{NodeId: "x"})
+			return err
+		}},
+		{"list join tokens", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.ListJoinTokens(ctx, &adminv1.ListJoinTokensRequest{})
+			return err
+		}},
+		{"revoke join tokens", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.RevokeJoinTokens(ctx, &adminv1.RevokeJoinTokensRequest{Ids: []string{"x"}})
+			return err
+		}},
+	}
+}
+
+// TestRoles: every call, by every role, in every namespace.
+func TestRoles(t *testing.T) {
+	w := newWorld(t, 1)
+	// The last change is one of stores alone: rolled back, it needs an admin.
+	rev := w.apply(eventStore("a", "main", "1"), eventStore("b", "main", "1"), topic("a", "t"), topic("b", "t")).Revision
+	w.apply(eventStore("a", "main", "2"), eventStore("b", "main", "2"))
+	c := w.dial(w.serve(w.access(roles()), nil), nil)
+	check := func(call, who, ns string, want codes.Code, err error) {
+		t.Helper()
+		got := status.Code(err)
+		if want == codes.OK {
+			// What the handler says is not the matter here.
+			if got == codes.PermissionDenied || got == codes.Unauthenticated {
+				t.Errorf("%s in %s by %s: %v", call, ns, who, err)
+			}
+		} else if got != want {
+			t.Errorf("%s in %s by %s: %v, want %v", call, ns, who, err, want)
+		}
+	}
+	for _, tc := range calls(rev) {
+		for _, ns := range []string{"a", "b"} {
+			for who, code := range map[string]codes.Code{"": codes.PermissionDenied, "nobody": codes.Unauthenticated, "late": codes.Unauthenticated, "unbound": codes.PermissionDenied} {
+				check(tc.name, who, ns, code, tc.call(as(w.ctx, who), c, ns))
+			}
+			for role := Viewer; role <= Admin; role++ {
+				for _, where := range []string{"a", "mesh"} {
+					want := codes.PermissionDenied
+					if role >= tc.role && (where == "mesh" || where == ns && tc.of != mesh) {
+						want = codes.OK
+					}
+					who := role.String() + "-" + where
+					check(tc.name, who, ns, want, tc.call(as(w.ctx, who), c, ns))
+				}
+			}
+			want := codes.PermissionDenied
+			if tc.of != mesh && (ns == "a" && tc.role <= Editor || ns == "b" && tc.role <= Viewer) {
+				want = codes.OK
+			}
+			check(tc.name, "grouped", ns, want, tc.call(as(w.ctx, "grouped"), c, ns))
+		}
+	}
+}
+
+// TestEveryCallHasARule: a call that is not in the table is one nobody may make.
+func TestEveryCallHasARule(t *testing.T) {
+	service := adminv1.File_weft_admin_v1alpha1_admin_proto.Services().ByName("AdminService")
+	for i := range service.Methods().Len() {
+		m := service.Methods().Get(i)
+		req, err := messageOf(string(m.Input().FullName()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all, ok := needs(req); !ok || len(all) == 0 {
+			t.Errorf("%s has no rule", m.Name())
+		}
+	}
+	if _, ok := needs(&adminv1.GetResponse{}); ok {
+		t.Error("what is no request has a rule")
+	}
+}
+
+// TestOnlyWhatHeSees: a caller with some namespaces is told of no other, by no
+// call.
+func TestOnlyWhatHeSees(t *testing.T) {
+	w := newWorld(t, 1)
+	rev := w.apply(eventStore("a", "main", "1"), eventStore("b", "main", "1")).Revision
+	w.apply(eventStore("a", "main", "2"), topic("a", "t"), eventStore("b", "main", "2"), topic("b", "hidden"))
+	_, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{topic("a", "x"), {Metadata: &configv1.Metadata{Namespace: "b", Name: "y"}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "secretly"}}}}})
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Fatal(err)
+	}
+	c := w.dial(w.serve(w.access(roles()), nil), nil)
+	ctx, cancel := context.WithCancel(as(w.ctx, "viewer-a"))
+	defer cancel()
+	watch, err := c.Watch(ctx, &adminv1.WatchRequest{})
+	w.must(err)
+	var told []fmt.Stringer
+	next := func() {
+		r, err := watch.Recv()
+		w.must(err)
+		told = append(told, r)
+	}
+	next()
+	_, err = w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{eventStore("b", "main", "3")}, Delete: targets("topic/b/hidden").Targets})
+	w.must(err)
+	w.apply(eventStore("a", "main", "3"))
+	next()
+	for _, call := range []func() (fmt.Stringer, error){
+		func() (fmt.Stringer, error) { return c.List(ctx, &adminv1.ListRequest{}) },
+		func() (fmt.Stringer, error) { return c.List(ctx, &adminv1.ListRequest{Kind: "topic"}) },
+		func() (fmt.Stringer, error) { return c.GetStatus(ctx, &adminv1.GetStatusRequest{}) },
+		func() (fmt.Stringer, error) { return c.ListHistory(ctx, &adminv1.ListHistoryRequest{}) },
+		func() (fmt.Stringer, error) { return c.Diff(ctx, &adminv1.DiffRequest{FromRevision: rev}) },
+	} {
+		m, err := call()
+		w.must(err)
+		told = append(told, m)
+	}
+	for i, m := range told {
+		text := m.String()
+		if !strings.Contains(text, `"a"`) && !strings.Contains(text, "/a/") {
+			t.Errorf("%d tells nothing: %s", i, text)
+		}
+		for _, hidden := range []string{"hidden", "/b/", `namespace:"b"`, "secretly"} {
+			if strings.Contains(text, hidden) {
+				t.Errorf("%d tells of %s: %s", i, hidden, text)
+			}
+		}
+	}
+}
+
+// TestAccessReload: what the file says counts from when it says it, for streams
+// that are open too; what is wrong is not in force.
+func TestAccessReload(t *testing.T) {
+	w := newWorld(t, 1)
+	w.apply(eventStore("a", "main", "1"))
+	a := w.access(roles())
+	ctx, cancel := context.WithCancel(w.ctx)
+	ran := make(chan error, 1)
+	go func() { ran <- a.Run(ctx) }()
+	defer func() { cancel(); <-ran }()
+	c := w.dial(w.serve(a, nil), nil)
+	list := func(who string) codes.Code {
+		_, err := c.List(as(w.ctx, who), &adminv1.ListRequest{Namespace: "a"})
+		return status.Code(err)
+	}
+	watch, err := c.Watch(as(w.ctx, "viewer-a"), &adminv1.WatchRequest{Namespace: "a"})
+	w.must(err)
+	_, err = watch.Recv()
+	w.must(err)
+	swap := func(text string) {
+		// As a mounted volume does it: another file takes the name.
+		write(t, a.file+".new", text)
+		w.must(os.Rename(a.file+".new", a.file))
+	}
+	swap("bindings: [{subjects: [x], role: king, namespaces: [a]}]")
+	for gaugeOf(t, a.good) != 0 {
+		w.must(w.ctx.Err())
+	}
+	if list("viewer-a") != codes.OK {
+		t.Error("a wrong file took a right away")
+	}
+	swap(strings.ReplaceAll(roles(), "subjects: [viewer-a]", "subjects: [someone]"))
+	for list("viewer-a") == codes.OK {
+		w.must(w.ctx.Err())
+	}
+	if list("editor-a") != codes.OK {
+		t.Error("another one lost his right")
+	}
+	w.apply(eventStore("a", "main", "2"))
+	if _, err := watch.Recv(); status.Code(err) != codes.Aborted {
+		t.Errorf("the stream goes on: %v", err)
+	}
+	for gaugeOf(t, a.good) != 1 {
+		w.must(w.ctx.Err())
+	}
+	w.must(os.Remove(a.file))
+	for gaugeOf(t, a.good) != 0 {
+		w.must(w.ctx.Err())
+	}
+	if list("editor-a") != codes.OK || list("viewer-a") != codes.PermissionDenied {
+		t.Error("without the file the last good one is not in force")
+	}
+}
+
+// TestAuthorization: what is no one bearer token is none.
+func TestAuthorization(t *testing.T) {
+	w := newWorld(t, 1)
+	withFile := w.dial(w.serve(w.access(roles()), nil), nil)
+	for _, values := range [][]string{{"admin-mesh"}, {"Basic admin-mesh"}, {"Bearer"}, {"Bearer "}, {"Bearer admin-mesh", "Bearer admin-mesh"}, {"Bearer admin-mesh, Bearer admin-mesh"}, {"Bearer  admin-mesh"}, {"Bearer admin-mesh "},
+		{"Bearer " + hashOf("admin-mesh")}, {"Bearer " + strings.Repeat("x", 10000)}} {
+		ctx := w.ctx
+		for _, v := range values {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", v)
+		}
+		if _, err := withFile.List(ctx, &adminv1.ListRequest{}); status.Code(err) != codes.Unauthenticated || strings.Contains(err.Error(), "admin-mesh") {
+			t.Errorf("%q: %v", values, err)
+		}
+	}
+	if _, err := withFile.List(metadata.AppendToOutgoingContext(w.ctx, "Authorization", "bearer admin-mesh"), &adminv1.ListRequest{}); err != nil {
+		t.Error(err)
+	}
+	// Without a file there are no tokens, and nobody is let in for having one.
+	if _, err := w.api[0].List(as(w.ctx, "admin-mesh"), &adminv1.ListRequest{}); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("without a file: %v", err)
+	}
+	// Nor is anybody where no Access let him in.
+	if _, err := w.services[0].Apply(w.ctx, &adminv1.ApplyRequest{}); status.Code(err) != codes.InvalidArgument {
+		t.Error(err)
+	}
+	if resp, err := w.services[0].List(w.ctx, &adminv1.ListRequest{}); err != nil || len(resp.Resources) > 0 {
+		t.Errorf("%v, %v", resp, err)
+	}
+}
+
+// TestJSONWebTokens: tokens of an issuer are its principals', under its prefix; who
+// names himself as others are named gets nowhere.
+func TestJSONWebTokens(t *testing.T) {
+	w := newWorld(t, 1)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	w.must(err)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "k"}}, nil)
+	w.must(err)
+	sign := func(claims map[string]any) string {
+		all := map[string]any{"iss": "https://sso", "aud": "weft", "exp": time.Now().Add(time.Hour).Unix()}
+		maps.Copy(all, claims)
+		b, err := json.Marshal(all)
+		w.must(err)
+		sig, err := signer.Sign(b)
+		w.must(err)
+		token, err := sig.CompactSerialize()
+		w.must(err)
+		return token
+	}
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Algorithm: "ES256", Use: "sig"}}})
+	w.must(err)
+	file := filepath.Join(t.TempDir(), "keys.json")
+	write(t, file, string(set))
+	open := func(prefix string) adminv1.AdminServiceClient {
+		a := w.access(roles() + fmt.Sprintf("  - {subjects: [local, 'cn:x', 'spiffe://x', '%[1]sann'], groups: ['%[1]sops'], role: viewer, namespaces: [a]}\njwt: [{issuer: 'https://sso', audiences: [weft], jwks_file: %[2]s, groups_claim: groups, prefix: '%[1]s'}]\n", prefix, file))
+		return w.dial(w.serve(a, nil), nil)
+	}
+	plain, prefixed := open(""), open("sso:")
+	for name, tc := range map[string]struct {
+		claims          map[string]any
+		plain, prefixed codes.Code
+	}{
+		"a subject":                {map[string]any{"sub": "ann"}, codes.OK, codes.OK},
+		"a group":                  {map[string]any{"sub": "x", "groups": []string{"y", "ops"}}, codes.OK, codes.OK},
+		"neither":                  {map[string]any{"sub": "x", "groups": "y"}, codes.PermissionDenied, codes.PermissionDenied},
+		"the file's own":           {map[string]any{"sub": "viewer-a"}, codes.OK, codes.PermissionDenied},
+		"local":                    {map[string]any{"sub": "local"}, codes.Unauthenticated, codes.PermissionDenied},
+		"a certificate's":          {map[string]any{"sub": "cn:x"}, codes.Unauthenticated, codes.PermissionDenied},
+		"a SPIFFE ID":              {map[string]any{"sub": "spiffe://x"}, codes.Unauthenticated, codes.PermissionDenied},
+		"a control plane":          {map[string]any{"sub": "spiffe://mesh/weft/controlplane"}, codes.Unauthenticated, codes.PermissionDenied},
+		"another issuer":           {map[string]any{"sub": "ann", "iss": "https://else"}, codes.Unauthenticated, codes.Unauthenticated},
+		"another audience":         {map[string]any{"sub": "ann", "aud": "other"}, codes.Unauthenticated, codes.Unauthenticated},
+		"one that has expired":     {map[string]any{"sub": "ann", "exp": time.Now().Add(-time.Second).Unix()}, codes.Unauthenticated, codes.Unauthenticated},
+		"the prefix is no other's": {map[string]any{"sub": "sso:ann"}, codes.PermissionDenied, codes.PermissionDenied},
+	} {
+		for i, c := range []adminv1.AdminServiceClient{plain, prefixed} {
+			want := tc.plain
+			if i == 1 {
+				want = tc.prefixed
+			}
+			token := sign(tc.claims)
+			if _, err := c.List(as(w.ctx, token), &adminv1.ListRequest{Namespace: "a"}); status.Code(err) != want || err != nil && strings.Contains(err.Error(), token) {
+				t.Errorf("%s (%d): %v, want %v", name, i, err, want)
+			}
+		}
+	}
+	// What is open ends with its token.
+	if (&session{access: &Access{now: latest.New(everyone())}, until: time.Now().Add(-time.Second)}).still() == nil {
+		t.Error("a stream outlives its token")
+	}
+}
+
+// authority makes certificates.
+type authority struct {
+	t    *testing.T
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t}
+	c := a.issue("authority", "")
+	a.key = c.PrivateKey.(*ecdsa.PrivateKey)
+	cert, err := x509.ParseCertificate(c.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.cert = cert
+	return a
+}
+
+func (a *authority) issue(cn, uri string) tls.Certificate {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: cn}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
+	if uri != "" {
+		u, err := url.Parse(uri)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		tmpl.URIs = []*url.URL{u}
+	}
+	parent, signer := tmpl, key
+	if a.cert != nil {
+		parent, signer = a.cert, a.key
+	} else {
+		tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.KeyUsage, tmpl.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, &key.PublicKey, signer)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func (a *authority) pool() *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(a.cert)
+	return p
+}
+
+// TestCertificates: who has one of the authority is who it names; a proxy's lets
+// nobody administer, another control plane's reads and passes commands on.
+func TestCertificates(t *testing.T) {
+	w := newWorld(t, 1)
+	ours, others := newAuthority(t), newAuthority(t)
+	server := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{ours.issue("cp", "")}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: ours.pool()})
+	none, err := NewAccess(AccessConfig{})
+	w.must(err)
+	file := w.access(roles() + `  - {subjects: ["spiffe://mesh/ops/ann"], role: editor, namespaces: [a]}
+  - {subjects: ["cn:bob"], role: viewer, namespaces: ["*"]}
+`)
+	noFile, withFile := w.serve(none, server), w.serve(file, server)
+	ann, bob := ours.issue("ann", "spiffe://mesh/ops/ann"), ours.issue("bob", "")
+	proxy, replica := ours.issue("p", "spiffe://mesh/weft/proxy/p1"), ours.issue("cp2", "spiffe://mesh/weft/controlplane")
+	foreign, asReplica := others.issue("bob", ""), others.issue("x", "spiffe://mesh/weft/controlplane")
+	const denied, unknown, ok = codes.PermissionDenied, codes.Unauthenticated, codes.OK
+	for name, tc := range map[string]struct {
+		cert  *tls.Certificate
+		token string
+		// Codes without and with a file: reading all, applying a topic in a, an
+		// EventStore in b, commanding proxies of the replica, and of all.
+		want [2][5]codes.Code
+	}{
+		"no certificate":        {nil, "", [2][5]codes.Code{{unknown, unknown, unknown, unknown, unknown}, {unknown, unknown, unknown, unknown, unknown}}},
+		"by SPIFFE ID":          {&ann, "", [2][5]codes.Code{{ok, ok, ok, ok, ok}, {denied, ok, denied, denied, denied}}},
+		"by common name":        {&bob, "", [2][5]codes.Code{{ok, ok, ok, ok, ok}, {ok, denied, denied, denied, denied}}},
+		"a proxy":               {&proxy, "", [2][5]codes.Code{{denied, denied, denied, denied, denied}, {denied, denied, denied, denied, denied}}},
+		"another control plane": {&replica, "", [2][5]codes.Code{{ok, denied, denied, ok, denied}, {ok, denied, denied, ok, denied}}},
+		"a token alone":         {nil, "editor-a", [2][5]codes.Code{{unknown, unknown, unknown, unknown, unknown}, {denied, ok, denied, denied, denied}}},
+		"a token counts":        {&bob, "editor-a", [2][5]codes.Code{{unknown, unknown, unknown, unknown, unknown}, {denied, ok, denied, denied, denied}}},
+		"a bad token counts":    {&bob, "no", [2][5]codes.Code{{unknown, unknown, unknown, unknown, unknown}, {unknown, unknown, unknown, unknown, unknown}}},
+	} {
+		for i, addr := range []string{noFile, withFile} {
+			cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: ours.pool()}
+			if tc.cert != nil {
+				cfg.Certificates = []tls.Certificate{*tc.cert}
+			}
+			c := w.dial(addr, credentials.NewTLS(cfg))
+			ctx := as(w.ctx, tc.token)
+			// Rights in b are asked for by listing it.
+			_, read := c.List(ctx, &adminv1.ListRequest{Namespace: "b"})
+			_, topics := c.Apply(ctx, &adminv1.ApplyRequest{DryRun: true, Resources: []*configv1.Resource{topic("a", "t")}})
+			_, stores := c.Apply(ctx, &adminv1.ApplyRequest{DryRun: true, Resources: []*configv1.Resource{eventStore("b", "s", "")}})
+			_, local := c.CommandProxies(ctx, &adminv1.CommandProxiesRequest{Local: true})
+			_, all := c.CommandProxies(ctx, &adminv1.CommandProxiesRequest{})
+			for j, err := range []error{read, topics, stores, local, all} {
+				got := status.Code(err)
+				if want := tc.want[i][j]; want == ok && (got == denied || got == unknown) || want != ok && got != want {
+					t.Errorf("%s, with a file %v, call %d: %v, want %v", name, i == 1, j, err, want)
+				}
+			}
+		}
+	}
+	for name, cert := range map[string]tls.Certificate{"another authority's": foreign, "another authority's control plane": asReplica} {
+		c := w.dial(withFile, credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: ours.pool(), GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}))
+		if _, err := c.List(w.ctx, &adminv1.ListRequest{Namespace: "b"}); status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Where certificates are asked for but not verified, none counts.
+	lax := w.serve(none, credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{ours.issue("cp", "")}, ClientAuth: tls.RequestClientCert}))
+	c := w.dial(lax, credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: ours.pool(), Certificates: []tls.Certificate{foreign}}))
+	if _, err := c.List(w.ctx, &adminv1.ListRequest{}); status.Code(err) != unknown {
+		t.Errorf("not verified: %v", err)
+	}
+	for _, r := range w.history(&adminv1.ListHistoryRequest{PageSize: 1000}) {
+		if r.Refused == "" || r.Actor == "" || r.Method == "" {
+			t.Errorf("%v", r)
+		}
+	}
+}
+
+func newVerifier(e issuerEntry) (*jwtauth.Verifier, error) { return jwtauth.New(e.config(nil)) }
+
+// TestAccessFile: what is wrong is said, with its line.
+func TestAccessFile(t *testing.T) {
+	hash := hashOf("x")
+	for name, tc := range map[string]struct{ text, says string }{
+		"nothing":                    {"", "f: is empty"},
+		"no bindings":                {"tokens: []", "f: has no bindings"},
+		"an unknown field":           {"bindings:\n  - {subject: [x], role: viewer, namespaces: [a]}", "f: unmarshal errors:\n  line 2: field subject is no field here"},
+		"a field at the top":         {"rules: []\n", "line 1: field rules is no field here"},
+		"twice":                      {"tokens: []\ntokens: []\n", "line 2: mapping key \"tokens\" already defined at line 1"},
+		"two documents":              {"bindings: [{subjects: [x], role: viewer, namespaces: [a]}]\n---\n{}", "f: has more than one document"},
+		"no YAML":                    {"bindings: [", "f: line 1: did not find expected node content"},
+		"a list":                     {"- a", "cannot unmarshal !!seq"},
+		"a role":                     {"bindings:\n  - {subjects: [x], role: viewer, namespaces: [a]}\n  - {subjects: [x], role: king, namespaces: [a]}", `f:3: bindings[1].role: "king" is not viewer, editor or admin`},
+		"the role none":              {"bindings: [{subjects: [x], role: none, namespaces: [a]}]", "f:1: bindings[0].role"},
+		"no subject":                 {"bindings: [{role: viewer, namespaces: [a]}]", "has neither subjects nor groups"},
+		"no namespace":               {"bindings: [{subjects: [x], role: viewer}]", `bindings[0].namespaces: are missing; "*" is all of the mesh`},
+		"a pattern":                  {`bindings: [{subjects: [x], role: viewer, namespaces: ["a*"]}]`, "bindings[0].namespaces: namespace"},
+		"a subject's pattern":        {`bindings: [{subjects: ["*"], role: viewer, namespaces: [a]}]`, "there are no patterns of subjects"},
+		"an empty subject":           {`bindings: [{subjects: [""], role: viewer, namespaces: [a]}]`, "must have 1 to 512"},
+		"a hash":                     {"tokens: [{subject: x, sha256: abc}]\nbindings: [{subjects: [x], role: viewer, namespaces: [a]}]", "f:1: tokens[0].sha256: must be the SHA-256"},
+		"the hash of nothing":        {"tokens: [{subject: x, sha256: " + hashOf("") + "}]", "is that of nothing"},
+		"a hash twice":               {"tokens:\n- {subject: x, sha256: " + hash + "}\n- {subject: y, sha256: " + hash + "}", "f:3: tokens[1].sha256: is there twice"},
+		"a token of local":           {"tokens: [{subject: local, sha256: " + hash + "}]", "is not a token's"},
+		"a token of a SPIFFE":        {`tokens: [{subject: "spiffe://a/b", sha256: ` + hash + "}]", "is not a token's"},
+		"a time that is none":        {"tokens: [{subject: x, sha256: " + hash + ", expires_at: soon}]", "parsing time"},
+		"an issuer without audience": {"jwt: [{issuer: i, jwks_url: 'https://i/keys'}]\nbindings: [{subjects: [x], role: viewer, namespaces: [a]}]", "f:1: jwt[0]: an issuer and at least one audience are needed"},
+		"an issuer without keys":     {"jwt: [{issuer: i, audiences: [a]}]", "jwt[0]: the keys come from exactly one"},
+		"keys in the clear":          {"jwt: [{issuer: i, audiences: [a], jwks_url: 'http://i.example/keys'}]", "jwt[0]: jwks url"},
+		"an issuer twice":            {"jwt:\n- {issuer: i, audiences: [a], jwks_url: 'https://i/keys'}\n- {issuer: i, audiences: [b], jwks_url: 'https://i/keys', prefix: b}", "f:3: jwt[1].issuer: is there twice"},
+		"two without prefix":         {"jwt:\n- {issuer: i, audiences: [a], jwks_url: 'https://i/keys'}\n- {issuer: j, audiences: [b], jwks_url: 'https://j/keys'}", "f:3: jwt[1].prefix"},
+		"a certificate's prefix":     {"jwt: [{issuer: i, audiences: [a], jwks_url: 'https://i/keys', prefix: 'cn:'}]", "jwt[0].prefix: must"},
+		"more than there may be":     {strings.Repeat("# x\n", 1<<19), "has more than"},
+	} {
+		p, err := parseAccess("f", []byte(tc.text), newVerifier)
+		if err == nil || p != nil || !strings.Contains(err.Error(), tc.says) || strings.Contains(err.Error(), "admin.") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := parseAccess("f", []byte(roles()), newVerifier); err != nil {
+		t.Error(err)
+	}
+	if _, err := NewAccess(AccessConfig{File: filepath.Join(t.TempDir(), "none")}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
+// FuzzAccessFile: whatever a file has, it is refused or says only roles that
+// there are, of namespaces that may be.
+func FuzzAccessFile(f *testing.F) {
+	f.Add([]byte(roles()))
+	f.Add([]byte("bindings: [{subjects: [x], role: admin, namespaces: ['*']}]"))
+	f.Add([]byte("jwt: [{issuer: i, audiences: [a], jwks_url: 'https://i/keys', prefix: 'i:'}]\nbindings: [{groups: ['i:x'], role: editor, namespaces: [a]}]"))
+	f.Add([]byte("a: &a [*a]"))
+	f.Add([]byte("bindings: &b [{subjects: [x], role: viewer, namespaces: [a]}]\ntokens: *b"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := parseAccess("f", b, newVerifier)
+		if (p == nil) == (err == nil) {
+			t.Fatalf("%v, %v", p, err)
+		}
+		if p == nil {
+			return
+		}
+		for _, by := range []map[string]map[string]Role{p.subjects, p.groups} {
+			for s, roles := range by {
+				for ns, r := range roles {
+					if s == "" || r < Viewer || r > Admin || ns == "" {
+						t.Errorf("%q is %d in %q", s, r, ns)
+					}
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,490 @@
+package admin
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// content is what users wrote of all resources, by name: all but what is drawn
+// when a resource is created.
+func (w *world) content() map[string]string {
+	w.Helper()
+	snap, err := w.stores[0].Current()
+	w.must(err)
+	out := map[string]string{}
+	for e := range snap.All("") {
+		if info, _ := resource.Lookup(string(e.Kind)); info.System {
+			continue
+		}
+		r := proto.Clone(e.Resource).(*configv1.Resource)
+		r.Metadata.Uid, r.Metadata.CreatedAt = "", nil
+		b, err := resource.Marshal(r)
+		w.must(err)
+		out[e.Name] = string(b)
+	}
+	return out
+}
+
+func labelled(r *configv1.Resource, v int) *configv1.Resource {
+	r.Metadata.Labels = map[string]string{"v": fmt.Sprint(v)}
+	return r
+}
+
+// TestRollback: whatever was changed since, and compacted, a rollback makes a
+// selection what it was and leaves the rest; what had been deleted comes back as
+// another resource, with a binding of its own.
+func TestRollback(t *testing.T) {
+	w := newWorld(t, 1)
+	w.apply(eventStore("demo", "main", ""), eventStore("other", "main", ""))
+	rnd := rand.New(rand.NewPCG(5, 6))
+	was := map[int64]map[string]string{}
+	var revs []int64
+	for i := range 60 {
+		req := &adminv1.ApplyRequest{AllowMassRemoval: true}
+		for n := range 6 {
+			ns := []string{"demo", "other"}[n%2]
+			r := labelled(topic(ns, fmt.Sprintf("t%d", n)), i)
+			there := w.content()[resource.NameOf(r)] != ""
+			switch rnd.IntN(4) {
+			case 0:
+				req.Resources = append(req.Resources, r)
+			case 1:
+				if there {
+					req.Delete = append(req.Delete, &adminv1.DeleteTarget{Name: resource.NameOf(r)})
+				}
+			}
+		}
+		if len(req.Resources)+len(req.Delete) == 0 {
+			continue
+		}
+		resp, err := w.api[0].Apply(w.ctx, req)
+		w.must(err)
+		was[resp.Revision] = w.content()
+		revs = append(revs, resp.Revision)
+	}
+	snap, err := w.stores[0].Current()
+	w.must(err)
+	_, err = w.stores[0].Client().Compact(w.ctx, snap.Revision)
+	w.must(err)
+	for range 40 {
+		rev := revs[rnd.IntN(len(revs))]
+		req := &adminv1.RollbackRequest{ToRevision: rev, AllowMassRemoval: true, DryRun: true}
+		in := func(string) bool { return true }
+		switch rnd.IntN(4) {
+		case 0:
+			req.Namespace = "demo"
+			in = func(name string) bool { return strings.Contains(name, "/demo/") }
+		case 1:
+			req.Name = "topic/other/t1"
+			in = func(name string) bool { return name == req.Name }
+		case 2:
+			req.Kind = "route"
+			in = func(string) bool { return false }
+		}
+		before, uids := w.content(), map[string]string{}
+		snap, err := w.stores[0].Current()
+		w.must(err)
+		for e := range snap.All("") {
+			uids[e.Name] = e.Resource.Metadata.Uid
+		}
+		dry, err := w.api[0].Rollback(w.ctx, req)
+		w.must(err)
+		if !maps.Equal(w.content(), before) {
+			t.Fatal("a dry run writes")
+		}
+		req.DryRun = false
+		resp, err := w.api[0].Rollback(w.ctx, req)
+		w.must(err)
+		if len(resp.Changes) != len(dry.Changes) {
+			t.Errorf("the dry run had %d changes, there were %d", len(dry.Changes), len(resp.Changes))
+		}
+		for name := range was[rev] {
+			if !in(name) {
+				continue
+			}
+			r := w.get(name)
+			if uid := r.Metadata.Uid; uids[name] != "" && uid != uids[name] {
+				t.Errorf("%s has another uid", name)
+			}
+			if r.GetTopic() != nil && w.get("topicbinding/"+strings.TrimPrefix(name, "topic/")).GetTopicBinding().TopicUid != r.Metadata.Uid {
+				t.Errorf("%s came back, its binding is of another topic", name)
+			}
+		}
+		now := w.content()
+		for name := range merged(before, was[rev]) {
+			want := before[name]
+			if in(name) {
+				want = was[rev][name]
+			}
+			if now[name] != want {
+				t.Fatalf("revision %d, %v: %s is not what it was", rev, req, name)
+			}
+		}
+		if len(resp.Changes) > 0 {
+			h := w.history(&adminv1.ListHistoryRequest{PageSize: 1})
+			if h[0].Method != "Rollback" || h[0].Revision != resp.Revision {
+				t.Errorf("the last record is %v", h[0])
+			}
+		}
+	}
+}
+
+func merged(a, b map[string]string) map[string]string {
+	out := maps.Clone(a)
+	maps.Copy(out, b)
+	return out
+}
+
+func (w *world) get(name string) *configv1.Resource {
+	w.Helper()
+	got, err := w.api[0].Get(w.ctx, &adminv1.GetRequest{Name: name})
+	if err != nil {
+		w.Fatalf("%s: %v", name, err)
+	}
+	return got.Resource
+}
+
+// history are all records of a selection, at most those of one page.
+func (w *world) history(req *adminv1.ListHistoryRequest) []*adminv1.AuditRecord {
+	w.Helper()
+	resp, err := w.api[0].ListHistory(w.ctx, req)
+	w.must(err)
+	return resp.Records
+}
+
+// TestRollbackRefused: a rollback is judged like any change, by what is now.
+func TestRollbackRefused(t *testing.T) {
+	w := newWorld(t, 1)
+	sub := func(topics ...string) *configv1.Resource {
+		return &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: "billing"}, Spec: &configv1.Resource_Subscription{Subscription: &configv1.Subscription{Topics: topics}}}
+	}
+	grown := func(n uint32) *configv1.Resource {
+		r := topic("demo", "orders")
+		r.GetTopic().Partitions = n
+		return r
+	}
+	first := w.apply(eventStore("demo", "main", ""), grown(4), topic("demo", "other")).Revision
+	withSub := w.apply(sub("other")).Revision
+	third, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{sub("orders"), grown(6)}, Delete: targets("topic/demo/other").Targets})
+	w.must(err)
+	var many []*configv1.Resource
+	for i := range 60 {
+		many = append(many, topic("demo", fmt.Sprintf("m%d", i)))
+	}
+	w.apply(many...)
+	before := w.content()
+	for name, tc := range map[string]struct {
+		req  *adminv1.RollbackRequest
+		code codes.Code
+		says string
+	}{
+		"partitions that grew":        {&adminv1.RollbackRequest{ToRevision: withSub, Name: "topic/demo/orders"}, codes.InvalidArgument, "cannot shrink"},
+		"a topic that is not there":   {&adminv1.RollbackRequest{ToRevision: withSub, Name: "subscription/demo/billing"}, codes.FailedPrecondition, "there is no Topic other"},
+		"more than the guard lets go": {&adminv1.RollbackRequest{ToRevision: third.Revision}, codes.FailedPrecondition, "removes 60 of the 63 resources"},
+		"a revision to come":          {&adminv1.RollbackRequest{ToRevision: 1 << 40}, codes.InvalidArgument, "is not"},
+		"no revision":                 {&adminv1.RollbackRequest{}, codes.InvalidArgument, "above 0"},
+		"a kind of the system":        {&adminv1.RollbackRequest{ToRevision: first, Kind: "topicbinding"}, codes.InvalidArgument, "follows from the rest"},
+		"no kind":                     {&adminv1.RollbackRequest{ToRevision: first, Kind: "topik"}, codes.InvalidArgument, "not a kind"},
+		"no name":                     {&adminv1.RollbackRequest{ToRevision: first, Name: "topic/../x"}, codes.InvalidArgument, "namespace"},
+	} {
+		if _, err := w.api[0].Rollback(w.ctx, tc.req); status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !maps.Equal(before, w.content()) {
+		t.Error("something was written")
+	}
+	// Without its records a revision is not told.
+	_, err = w.stores[0].TrimAudit(w.ctx, time.Now())
+	w.must(err)
+	for _, call := range []func() error{
+		func() error {
+			_, err := w.api[0].Rollback(w.ctx, &adminv1.RollbackRequest{ToRevision: first})
+			return err
+		},
+		func() error { _, err := w.api[0].Diff(w.ctx, &adminv1.DiffRequest{FromRevision: first}); return err },
+	} {
+		if err := call(); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "kept for 90 days") {
+			t.Errorf("without records: %v", err)
+		}
+	}
+}
+
+// TestDiff: what differs between any two revisions is what differs between what
+// was there.
+func TestDiff(t *testing.T) {
+	w := newWorld(t, 1)
+	w.apply(eventStore("demo", "main", ""))
+	rnd := rand.New(rand.NewPCG(7, 8))
+	var revs []int64
+	var was []map[string]string
+	for i := range 25 {
+		req := &adminv1.ApplyRequest{AllowMassRemoval: true, Resources: []*configv1.Resource{labelled(topic("demo", fmt.Sprintf("t%d", rnd.IntN(5))), i)}}
+		if name := fmt.Sprintf("topic/demo/t%d", rnd.IntN(5)); w.content()[name] != "" && name != resource.NameOf(req.Resources[0]) {
+			req.Delete = targets(name).Targets
+		}
+		resp, err := w.api[0].Apply(w.ctx, req)
+		w.must(err)
+		revs, was = append(revs, resp.Revision), append(was, w.content())
+	}
+	for i := range revs {
+		for j := i; j < len(revs); j++ {
+			to := revs[j]
+			if j == len(revs)-1 && rnd.IntN(2) == 0 {
+				to = 0
+			}
+			resp, err := w.api[0].Diff(w.ctx, &adminv1.DiffRequest{FromRevision: revs[i], ToRevision: to})
+			w.must(err)
+			got := map[string]bool{}
+			for _, d := range resp.Changes {
+				got[d.Name] = true
+				for _, side := range []struct {
+					r    *configv1.Resource
+					want string
+				}{{d.Before, was[i][d.Name]}, {d.After, was[j][d.Name]}} {
+					if (side.r == nil) != (side.want == "") {
+						t.Errorf("%s is there: %v", d.Name, side.r != nil)
+					}
+				}
+			}
+			for name := range merged(was[i], was[j]) {
+				if was[i][name] != was[j][name] && !got[name] {
+					t.Errorf("%d to %d: %s is not said", revs[i], revs[j], name)
+				}
+			}
+			if i == j && len(got) > 0 {
+				t.Errorf("a revision and itself differ: %v", got)
+			}
+		}
+	}
+}
+
+// TestHistory: who changed and who was refused what, from where and why, newest
+// first, in pages of any size and by every filter.
+func TestHistory(t *testing.T) {
+	w := newWorld(t, 1)
+	begun := time.Now()
+	w.apply(eventStore("demo", "main", "1"), eventStore("other", "main", "1"))
+	w.apply(topic("demo", "orders"))
+	_, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{topic("demo", "bad"), topic("nowhere", "bad")}})
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Fatal(err)
+	}
+	_, err = w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{DryRun: true, Resources: []*configv1.Resource{topic("nowhere", "dry")}})
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Fatal(err)
+	}
+	last := w.apply(eventStore("demo", "main", "2"))
+	_, err = w.api[0].Delete(w.ctx, targets("topic/demo/orders"))
+	w.must(err)
+	_, err = w.api[0].Delete(w.ctx, targets("topic/demo/orders"))
+	if status.Code(err) != codes.NotFound {
+		t.Fatal(err)
+	}
+	all := w.history(&adminv1.ListHistoryRequest{})
+	var got []string
+	for _, r := range all {
+		line := r.Method
+		for _, c := range r.Changes {
+			line += " " + c.Name + "=" + strings.ToLower(strings.TrimPrefix(c.Outcome.String(), "OUTCOME_"))
+		}
+		if r.Refused != "" {
+			line += " refused"
+		}
+		got = append(got, line)
+		if r.Actor != localSubject || !strings.HasPrefix(r.Peer, "127.0.0.1:") || r.Time.AsTime().Before(begun.Add(-time.Second)) || r.Revision == 0 {
+			t.Errorf("%v", r)
+		}
+	}
+	want := []string{
+		"Delete topic/demo/orders=unspecified refused",
+		"Delete topic/demo/orders=deleted",
+		"Apply eventstore/demo/main=updated",
+		"Apply topic/demo/bad=unspecified topic/nowhere/bad=unspecified refused",
+		"Apply topic/demo/orders=created",
+		"Apply eventstore/demo/main=created eventstore/other/main=created",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if all[2].Revision != last.Revision || !strings.HasPrefix(all[3].Refused, "FailedPrecondition: 1 problem: topic/nowhere/bad: spec.store:") {
+		t.Errorf("%v", all[2:4])
+	}
+	for size := range uint32(7) {
+		var paged []string
+		req := &adminv1.ListHistoryRequest{PageSize: size + 1}
+		for {
+			resp, err := w.api[0].ListHistory(w.ctx, req)
+			w.must(err)
+			if len(resp.Records) > int(size+1) {
+				t.Errorf("a page of %d", len(resp.Records))
+			}
+			for _, r := range resp.Records {
+				paged = append(paged, fmt.Sprint(r.Revision))
+			}
+			if req.PageToken = resp.NextPageToken; req.PageToken == "" {
+				break
+			}
+		}
+		for i, r := range all {
+			if i >= len(paged) || paged[i] != fmt.Sprint(r.Revision) {
+				t.Fatalf("in pages of %d: %v", size+1, paged)
+			}
+		}
+	}
+	for i, tc := range []struct {
+		req  *adminv1.ListHistoryRequest
+		want int
+	}{
+		{&adminv1.ListHistoryRequest{Kind: "topic"}, 4}, {&adminv1.ListHistoryRequest{Namespace: "other"}, 1}, {&adminv1.ListHistoryRequest{Name: "eventstore/demo/main"}, 2},
+		{&adminv1.ListHistoryRequest{ChangesOnly: true}, 4}, {&adminv1.ListHistoryRequest{Kind: "topicbinding"}, 2}, {&adminv1.ListHistoryRequest{Since: timestamppb.New(time.Now().Add(time.Hour))}, 0},
+		{&adminv1.ListHistoryRequest{Since: timestamppb.New(begun.Add(-time.Minute))}, 6},
+	} {
+		if got := w.history(tc.req); len(got) != tc.want {
+			t.Errorf("%d: %d records: %v", i, len(got), got)
+		}
+	}
+	for _, req := range []*adminv1.ListHistoryRequest{{Kind: "topik"}, {Namespace: "A"}, {Name: "x"}, {PageToken: "?"}, {PageToken: strings.Repeat("A", 1000)}} {
+		if _, err := w.api[0].ListHistory(w.ctx, req); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", req, err)
+		}
+	}
+}
+
+// TestRefusalsAreBounded: whoever is refused without end fills nothing; his
+// refusals are counted.
+func TestRefusalsAreBounded(t *testing.T) {
+	w := newWorld(t, 1)
+	const refused = callerBurst + 30
+	for range refused {
+		if _, err := w.api[0].Delete(w.ctx, targets("topic/demo/none")); status.Code(err) != codes.NotFound {
+			t.Fatal(err)
+		}
+	}
+	if n := len(w.history(&adminv1.ListHistoryRequest{})); n != callerBurst {
+		t.Errorf("%d records", n)
+	}
+
+	r := newRefusals()
+	now := time.Now()
+	written := 0
+	for i := range 3 * maxCallers {
+		for range 3 {
+			if _, ok := r.take(fmt.Sprint(i), now); ok {
+				written++
+			}
+		}
+	}
+	if written > refusalBurst || len(r.callers) > maxCallers+1 {
+		t.Errorf("%d records at once, of %d callers", written, len(r.callers))
+	}
+	// What was counted is said, once.
+	r = newRefusals()
+	for range callerBurst + 7 {
+		r.take("x", now)
+	}
+	if n, ok := r.take("x", now.Add(callerEvery+time.Second)); n != 7 || !ok {
+		t.Errorf("%d, %v", n, ok)
+	}
+	if n, ok := r.take("x", now.Add(2*callerEvery+2*time.Second)); n != 0 || !ok {
+		t.Errorf("%d, %v", n, ok)
+	}
+	// Over 90 days.
+	r, written = newRefusals(), 0
+	for d := time.Duration(0); d < configstore.AuditRetention; d += 20 * time.Second {
+		if _, ok := r.take(fmt.Sprint(d%(97*time.Second)), now.Add(d)); ok {
+			written++
+		}
+	}
+	if limit := int(configstore.AuditRetention/refusalEvery) + refusalBurst; written > limit {
+		t.Errorf("%d records in 90 days, more than %d", written, limit)
+	}
+}
+
+// TestGuard: a change that removes more than a share is refused, unless that is
+// said to be meant; small ones always pass.
+func TestGuard(t *testing.T) {
+	w := newWorld(t, 1)
+	fill := func(ns string, n int) {
+		for from := 0; from < n; from += 50 {
+			rs := []*configv1.Resource{eventStore(ns, "main", "")}
+			for i := from; i < min(n, from+50); i++ {
+				rs = append(rs, topic(ns, fmt.Sprintf("t%d", i)))
+			}
+			w.apply(rs...)
+		}
+	}
+	fill("small", 10)
+	fill("large", 100)
+	names := func(ns string, n int) []*adminv1.DeleteTarget {
+		var out []*adminv1.DeleteTarget
+		for i := range n {
+			out = append(out, &adminv1.DeleteTarget{Name: fmt.Sprintf("topic/%s/t%d", ns, i)})
+		}
+		return out
+	}
+	before := w.content()
+	for name, tc := range map[string]struct {
+		gone    []*adminv1.DeleteTarget
+		refused string
+	}{
+		"all of few":                {names("small", 10), ""},
+		"a fifth":                   {names("large", 20), ""},
+		"more than a fifth":         {names("large", 21), "removes 21 of the 101 resources of namespace large, more than 20 %"},
+		"nearly all":                {names("large", 100), "removes 100 of"},
+		"a fifth of each":           {append(names("large", 16), names("small", 10)...), "removes 26 of the 112 resources of the mesh"},
+		"a fifth of the namespace":  {names("large", 20), ""},
+		"more, that is not there":   {append(names("large", 10), names("none", 20)...), "does not exist"},
+		"more than it has, of none": {names("none", 11), "does not exist"},
+	} {
+		for _, call := range []func() error{
+			func() error {
+				_, err := w.api[0].Delete(w.ctx, &adminv1.DeleteRequest{Targets: tc.gone, DryRun: true})
+				return err
+			},
+			func() error {
+				_, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Delete: tc.gone, DryRun: true})
+				return err
+			},
+		} {
+			err := call()
+			if tc.refused == "" && err != nil || tc.refused != "" && (status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), tc.refused)) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if !maps.Equal(before, w.content()) {
+		t.Error("something was written")
+	}
+	resp, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Delete: names("large", 60), AllowMassRemoval: true})
+	w.must(err)
+	if len(resp.Results) != 60 || resp.Results[0].Outcome != adminv1.ApplyResult_OUTCOME_DELETED || resp.Results[0].Before.GetTopic() == nil {
+		t.Errorf("%v", resp.Results[0])
+	}
+	// Putting and deleting in one transaction; each is seen as the other is done.
+	_, err = w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{topic("small", "new")}, Delete: append(names("small", 10), targets("eventstore/small/main").Targets...), AllowMassRemoval: true})
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a store goes and its new topic comes: %v", err)
+	}
+	for _, g := range []Guard{{Share: -1}, {Share: 1.1}, {Least: -1}} {
+		if g.Check() == nil {
+			t.Errorf("%v is a guard", g)
+		}
+	}
+}

@@ -1,0 +1,620 @@
+package weft
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	adminserver "github.com/weft-mesh/weft/controlplane/admin"
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// applyFlags say what is applied.
+type applyFlags struct {
+	files     []string
+	namespace string
+	prune     bool
+	selector  map[string]string
+	kinds     []string
+	mass      bool
+}
+
+func (f *applyFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringSliceVarP(&f.files, "filename", "f", nil, "file, folder (.yaml, .yml, .json) or - for standard input; may be repeated")
+	cmd.Flags().StringVarP(&f.namespace, "namespace", "n", "", "namespace of resources that name none; with --prune the one that is pruned")
+	cmd.Flags().BoolVar(&f.prune, "prune", false, "also delete what is in the namespace of -n, with the labels of -l, of the kinds of --kind, and not in the files")
+	cmd.Flags().StringToStringVarP(&f.selector, "selector", "l", nil, "labels that what is pruned has: key=value,…")
+	cmd.Flags().StringSliceVar(&f.kinds, "kind", nil, "kinds that are pruned; all when empty")
+	cmd.Flags().BoolVar(&f.mass, "allow-mass-removal", false, "the change may remove more than the control plane lets go unasked")
+}
+
+// check finds what does not go together, before anything is read.
+func (f *applyFlags) check() error {
+	if len(f.files) == 0 {
+		return errors.New("name what to apply: -f FILE, -f FOLDER, or -f - for standard input")
+	}
+	if !f.prune && (len(f.selector) > 0 || len(f.kinds) > 0) {
+		return errors.New("-l and --kind say what --prune may delete, and go with it")
+	}
+	if f.prune && f.namespace == "" && len(f.selector) == 0 {
+		return errors.New("--prune: say of what, with a namespace (-n), labels (-l) or both: what is there and not in the files is deleted")
+	}
+	for i, k := range f.kinds {
+		info, ok := resource.Lookup(k)
+		if !ok || info.System {
+			return fmt.Errorf("--kind: %q is not a kind that is applied", k)
+		}
+		f.kinds[i] = string(info.Kind)
+	}
+	return nil
+}
+
+// prunes reports whether a resource is of what is pruned.
+func (f *applyFlags) prunes(r *configv1.Resource) bool {
+	kind := resource.KindOf(r)
+	if info, ok := resource.Lookup(string(kind)); !ok || info.System {
+		return false
+	}
+	if f.namespace != "" && r.Metadata.Namespace != f.namespace || len(f.kinds) > 0 && !slices.Contains(f.kinds, string(kind)) {
+		return false
+	}
+	for k, v := range f.selector {
+		if r.Metadata.Labels[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// plan is what is to be applied: what the files have, in their order, and then
+// what is deleted.
+type plan struct {
+	items []item
+	// there is how many resources each namespace has, where that is known.
+	there map[string]int
+}
+
+// read compares the files with what is there.
+func (f *applyFlags) read(cmd *cobra.Command, c adminv1.AdminServiceClient) (*plan, error) {
+	docs, err := readManifests(cmd, f.files, f.namespace)
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]string{}
+	var rs []*configv1.Resource
+	for _, d := range docs {
+		name, at := resource.NameOf(d.Resource), fmt.Sprintf("%s:%d", d.File, d.Line)
+		if seen[name] != "" {
+			return nil, fmt.Errorf("%s: %s is in %s too", at, name, seen[name])
+		}
+		seen[name] = at
+		if f.prune && !f.prunes(d.Resource) {
+			return nil, fmt.Errorf("%s: %s is not of what --prune is to look after: another namespace, other labels or another kind", at, name)
+		}
+		rs = append(rs, d.Resource)
+	}
+	p := &plan{there: map[string]int{}}
+	current, err := f.current(cmd.Context(), c, rs, p.there)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range rs {
+		i := item{resource.NameOf(r), current[resource.NameOf(r)], r}
+		if i.before != nil && r.Metadata.Version == "" {
+			// Not what others change meanwhile is overwritten.
+			r.Metadata.Version = i.before.Metadata.Version
+		}
+		p.items = append(p.items, i)
+	}
+	if f.prune {
+		var gone []item
+		for name, r := range current {
+			if seen[name] == "" && f.prunes(r) {
+				gone = append(gone, item{name, r, nil})
+			}
+		}
+		slices.SortFunc(gone, func(a, b item) int { return strings.Compare(a.name, b.name) })
+		p.items = append(p.items, gone...)
+	}
+	return p, nil
+}
+
+// manyGets is from how many resources on they are listed, not asked for one by one.
+const manyGets = 50
+
+// current is what there is of rs and, with --prune, of all that may be pruned.
+func (f *applyFlags) current(ctx context.Context, c adminv1.AdminServiceClient, rs []*configv1.Resource, there map[string]int) (map[string]*configv1.Resource, error) {
+	out := map[string]*configv1.Resource{}
+	if !f.prune && len(rs) <= manyGets {
+		for _, r := range rs {
+			name := resource.NameOf(r)
+			cctx, cancel := context.WithTimeout(ctx, callTimeout)
+			got, err := c.Get(cctx, &adminv1.GetRequest{Name: name})
+			cancel()
+			switch status.Code(err) {
+			case codes.OK:
+				out[name] = got.Resource
+			case codes.NotFound, codes.InvalidArgument: // Apply says what is wrong with it
+			default:
+				return nil, err
+			}
+		}
+		return out, nil
+	}
+	namespaces := []string{f.namespace}
+	if !f.prune {
+		namespaces = nil
+		for _, r := range rs {
+			namespaces = append(namespaces, r.Metadata.Namespace)
+		}
+		slices.Sort(namespaces)
+		namespaces = slices.Compact(namespaces)
+	}
+	for _, ns := range namespaces {
+		err := eachResource(ctx, c, &adminv1.ListRequest{Namespace: ns, PageSize: 1000}, func(r *configv1.Resource) {
+			if info, _ := resource.Lookup(string(resource.KindOf(r))); info.System {
+				return
+			}
+			there[r.Metadata.Namespace]++
+			out[r.Name] = r
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// eachResource goes through all pages of a list.
+func eachResource(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.ListRequest, each func(*configv1.Resource)) error {
+	for {
+		cctx, cancel := context.WithTimeout(ctx, callTimeout)
+		resp, err := c.List(cctx, req)
+		cancel()
+		if err != nil {
+			return err
+		}
+		for _, r := range resp.Resources {
+			each(r)
+		}
+		if req.PageToken = resp.NextPageToken; req.PageToken == "" {
+			return nil
+		}
+	}
+}
+
+// Bounds of a stage, which is one transaction: the control plane's, and of bytes
+// less than half of that, since the audit record has what was there and what
+// comes.
+const (
+	stageResources = 100
+	stageWrites    = 120
+	stageBytes     = 400 << 10
+)
+
+// writes is how many keys a change of i writes: what the control plane has for it
+// goes along.
+func (i item) writes() int {
+	topic, sub := i.after.GetTopic() != nil || i.before.GetTopic() != nil, i.before.GetSubscription() != nil
+	switch {
+	case topic && i.after == nil:
+		return 3
+	case topic && i.before == nil || sub && i.after == nil:
+		return 2
+	}
+	return 1
+}
+
+// stages are the transactions of a plan. What fits in one is one, with what does
+// not change. Otherwise what others refer to comes first, and deletions last, the
+// other way round.
+func (p *plan) stages() [][]item {
+	if parts := cut(p.items); len(parts) <= 1 {
+		return parts
+	}
+	order := map[string]int{}
+	for n, k := range resource.Kinds() {
+		order[string(k.Kind)] = n
+	}
+	var put, gone []item
+	for _, i := range p.items {
+		switch {
+		case i.after == nil:
+			gone = append(gone, i)
+		case i.changed():
+			put = append(put, i)
+		}
+	}
+	rank := func(i item) int {
+		kind, _, _ := strings.Cut(i.name, "/")
+		return order[kind]
+	}
+	slices.SortStableFunc(put, func(a, b item) int { return rank(a) - rank(b) })
+	slices.SortStableFunc(gone, func(a, b item) int { return rank(b) - rank(a) })
+	return cut(append(put, gone...))
+}
+
+// cut puts as many items into each part as a transaction takes.
+func cut(items []item) [][]item {
+	var out [][]item
+	writes, bytes := 0, 0
+	for n, i := range items {
+		w, b := i.writes(), proto.Size(i.after)+proto.Size(i.before)
+		if n == 0 || len(out[len(out)-1]) == stageResources || writes+w > stageWrites || bytes+b > stageBytes {
+			out, writes, bytes = append(out, nil), 0, 0
+		}
+		out[len(out)-1] = append(out[len(out)-1], i)
+		writes, bytes = writes+w, bytes+b
+	}
+	return out
+}
+
+// guard refuses a plan of stages that together remove more than a control plane
+// lets go by default; that one judges each stage by itself.
+func (p *plan) guard() error {
+	gone := map[string]int{}
+	for _, i := range p.items {
+		if i.after == nil {
+			gone[i.before.Metadata.Namespace]++
+		}
+	}
+	for ns, n := range gone {
+		if of := p.there[ns]; n > adminserver.DefaultRemovalLeast && float64(n) > adminserver.DefaultRemovalShare*float64(of) {
+			return fmt.Errorf("this removes %d of the %d resources of namespace %s, more than %g %%: nothing was changed. Where that is meant, say --allow-mass-removal", n, of, ns, adminserver.DefaultRemovalShare*100)
+		}
+	}
+	return nil
+}
+
+func requestOf(stage []item, dryRun, mass bool) *adminv1.ApplyRequest {
+	req := &adminv1.ApplyRequest{DryRun: dryRun, AllowMassRemoval: mass}
+	for _, i := range stage {
+		if i.after != nil {
+			req.Resources = append(req.Resources, i.after)
+		} else {
+			req.Delete = append(req.Delete, &adminv1.DeleteTarget{Name: i.name, Version: i.before.Metadata.Version})
+		}
+	}
+	return req
+}
+
+func applyCommand() *cobra.Command {
+	var (
+		admin    adminFlags
+		what     applyFlags
+		dryRun   bool
+		yes      bool
+		showDiff bool
+		wait     time.Duration
+		output   string
+	)
+	cmd := &cobra.Command{Use: "apply -f FILE|FOLDER|- …", Short: "Create, update and, with --prune, delete resources",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("files are named with -f: weft apply -f %s", args[0])
+			}
+			return nil
+		},
+		Long: `Reads resources from files, folders or standard input, and creates or updates them
+in one transaction: all or none. What is wrong is said at once, with the file and
+line, or the resource and field. A resource that carries the version at which it
+was read (weft get -o yaml) is refused where another one changed it meanwhile.
+
+On a terminal the changes are shown as diffs, and it asks before it makes them,
+unless --yes is given. Elsewhere --diff shows them.
+
+With --prune it also deletes what is there and not in the files, of the namespace
+of -n, with the labels of -l, of the kinds of --kind. What the control plane writes
+itself is never pruned, and a set of files without resources prunes nothing.
+
+A set that no one transaction takes (100 resources, 120 writes, 400 KiB) is applied
+in stages, each of them all or nothing: what others refer to first, deletions last.
+Where one fails, it says which are in force; the same command goes on from there.`,
+		Example: "  weft apply -f examples/orders/\n  weft apply --dry-run -f topic.yaml\n  weft get topic orders -o yaml | sed 's/168h/24h/' | weft apply -f -\n  weft apply -f mesh/ -n shop --prune --yes",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(checkOutput(output), what.check()); err != nil {
+				return err
+			}
+			c, done, err := admin.dial()
+			if err != nil {
+				return err
+			}
+			defer done()
+			p, err := what.read(cmd, c)
+			if err != nil {
+				return err
+			}
+			stages := p.stages()
+			if len(stages) > 1 && !what.mass {
+				if err := p.guard(); err != nil {
+					return err
+				}
+			}
+			// On a terminal it asks; not where standard input has the files.
+			ask := !yes && !dryRun && output == "text" && isTerminal(cmd.OutOrStdout()) && isTerminal(cmd.InOrStdin()) && !slices.Contains(what.files, "-")
+			if ask || showDiff {
+				if len(stages) == 1 && !dryRun {
+					// What would be refused is said before anybody is asked.
+					if _, err := applyStage(cmd.Context(), c, requestOf(stages[0], true, what.mass)); err != nil {
+						return err
+					}
+				}
+				to := cmd.OutOrStdout()
+				if output != "text" {
+					to = cmd.ErrOrStderr()
+				}
+				n, err := writeDiff(to, p.items)
+				if err != nil {
+					return err
+				}
+				if ask && n > 0 {
+					if err := confirm(cmd, fmt.Sprintf("%d resources change. Apply?", n)); err != nil {
+						return err
+					}
+				}
+			}
+			resp, err := applyStages(cmd, c, stages, dryRun, what.mass, output == "text")
+			if err != nil {
+				return err
+			}
+			report := cmd.OutOrStdout()
+			if output != "text" {
+				if err := writeMessage(report, resp, output); err != nil {
+					return err
+				}
+				report = cmd.ErrOrStderr()
+			} else {
+				printApplied(report, p, len(stages), resp, dryRun)
+			}
+			if wait == 0 || dryRun || resp.Revision == 0 {
+				return nil
+			}
+			return waiting{revision: resp.Revision}.run(cmd.Context(), c, wait, report, progressOf(cmd.ErrOrStderr()))
+		}}
+	admin.add(cmd)
+	what.add(cmd)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and show what would happen, change nothing")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until every proxy has it, as weft wait does, at most so long")
+	cmd.Flags().BoolVar(&showDiff, "diff", false, "show what changes, also where it does not ask")
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+// printApplied says what became of each resource, or of how many.
+func printApplied(w io.Writer, p *plan, stages int, resp *adminv1.ApplyResponse, dryRun bool) {
+	if stages == 1 {
+		for _, r := range resp.Results {
+			fmt.Fprintf(w, "%s %s\n", r.Name, outcome(r.Outcome, dryRun))
+		}
+	}
+	if stages != 1 || len(resp.Results) < len(p.items) {
+		printSummary(w, p.items, dryRun)
+	}
+}
+
+// confirm asks on the terminal.
+func confirm(cmd *cobra.Command, question string) error {
+	fmt.Fprint(cmd.OutOrStdout(), question+" [y/N] ")
+	line, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if a := strings.ToLower(strings.TrimSpace(line)); a != "y" && a != "yes" {
+		return errors.New("nothing was changed")
+	}
+	return nil
+}
+
+func applyStage(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.ApplyRequest) (*adminv1.ApplyResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return c.Apply(ctx, req)
+}
+
+// applyStages applies one stage after the other and says so.
+func applyStages(cmd *cobra.Command, c adminv1.AdminServiceClient, stages [][]item, dryRun, mass, text bool) (*adminv1.ApplyResponse, error) {
+	all := &adminv1.ApplyResponse{}
+	if len(stages) > 1 && dryRun {
+		// A later stage stands on the earlier ones, which are not made.
+		fmt.Fprintf(cmd.ErrOrStderr(), "%d stages: only the first is checked by the control plane, the others stand on it\n", len(stages))
+		stages = stages[:1]
+	}
+	to := cmd.OutOrStdout()
+	if !text {
+		to = cmd.ErrOrStderr()
+	}
+	for n, stage := range stages {
+		if len(stages) > 1 {
+			fmt.Fprintf(to, "stage %d of %d: %d resources … ", n+1, len(stages), len(stage))
+		}
+		began := time.Now()
+		resp, err := applyStage(cmd.Context(), c, requestOf(stage, dryRun, mass))
+		if err != nil {
+			if len(stages) > 1 {
+				fmt.Fprintln(to, "failed")
+				return nil, stageFailed(n, len(stages), err)
+			}
+			return nil, err
+		}
+		if len(stages) > 1 {
+			fmt.Fprintf(to, "done (%s)\n", time.Since(began).Round(time.Millisecond))
+		}
+		all.Revision = resp.Revision
+		all.Results = append(all.Results, resp.Results...)
+	}
+	return all, nil
+}
+
+// stageFailed says what is in force after stage n (from 0) of all has failed.
+func stageFailed(n, all int, err error) error {
+	done := "nothing is in force"
+	switch {
+	case n == 1:
+		done = "stage 1 is in force"
+	case n > 1:
+		done = fmt.Sprintf("stages 1 to %d are in force", n)
+	}
+	this := "nothing of it was made"
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Unknown, codes.Internal:
+		this = "it may have been made"
+	}
+	rest := "nothing of the later ones was"
+	if n+1 == all {
+		rest = "it was the last one"
+	}
+	return fmt.Errorf("stage %d of %d failed: %s; %s, %s.\nMend that and give the same command again: what is in force is left alone.\n%s", n+1, all, done, this, rest, explain(err))
+}
+
+func outcome(o adminv1.ApplyResult_Outcome, dryRun bool) string {
+	what := strings.ToLower(strings.TrimPrefix(o.String(), "OUTCOME_"))
+	if dryRun && o != adminv1.ApplyResult_OUTCOME_UNCHANGED {
+		what = "would be " + what
+	}
+	return what
+}
+
+func printSummary(w io.Writer, items []item, dryRun bool) {
+	created, updated, deleted, unchanged := 0, 0, 0, 0
+	for _, i := range items {
+		switch {
+		case i.after == nil:
+			deleted++
+		case i.before == nil:
+			created++
+		case i.changed():
+			updated++
+		default:
+			unchanged++
+		}
+	}
+	would := ""
+	if dryRun {
+		would = "would be: "
+	}
+	fmt.Fprintf(w, "%s%d created, %d updated, %d deleted, %d unchanged\n", would, created, updated, deleted, unchanged)
+}
+
+// exitStatus is an error with an exit status of its own; without a text it is not
+// printed.
+type exitStatus struct {
+	code int
+	error
+}
+
+func (e exitStatus) Error() string {
+	if e.error == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.error.Error()
+}
+
+func (e exitStatus) Unwrap() error { return e.error }
+
+// Exit statuses of weft diff, as diff(1) has them.
+const (
+	differs = 1
+	trouble = 2
+)
+
+func diffCommand() *cobra.Command {
+	var (
+		admin     adminFlags
+		what      applyFlags
+		kind, one string
+	)
+	cmd := &cobra.Command{Use: "diff -f FILE|FOLDER|- … | REVISION [REVISION]", Short: "Show what weft apply would change, or what differs between revisions", Args: cobra.MaximumNArgs(2),
+		Long: `With -f, shows what weft apply would change, after the control plane has judged it
+as it would be judged then. With a revision, shows what differs between it and now,
+or a second one; weft history lists revisions.
+
+The exit status is that of diff(1): 0 where nothing differs, 1 where something
+does, 2 after an error.`,
+		Example: "  weft diff -f examples/orders/\n  weft diff 1042\n  weft diff 1042 1100 -n shop --only-kind topic",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n, err := diff(cmd, args, &admin, &what, kind, one)
+			switch {
+			case err != nil:
+				return exitStatus{trouble, err}
+			case n > 0:
+				return exitStatus{code: differs}
+			}
+			return nil
+		}}
+	admin.add(cmd)
+	what.add(cmd)
+	cmd.Flags().StringVar(&kind, "only-kind", "", "between revisions: only this kind")
+	cmd.Flags().StringVar(&one, "only", "", "between revisions: only this resource, as KIND/NAMESPACE/NAME")
+	return cmd
+}
+
+func diff(cmd *cobra.Command, args []string, admin *adminFlags, what *applyFlags, kind, one string) (int, error) {
+	if (len(args) > 0) == (len(what.files) > 0) {
+		return 0, errors.New("give files with -f, or one or two revisions")
+	}
+	var items []item
+	if len(args) > 0 {
+		req := &adminv1.DiffRequest{Kind: kind, Namespace: what.namespace, Name: one}
+		var err error
+		if req.FromRevision, err = revision(args[0]); err != nil {
+			return 0, err
+		}
+		if len(args) == 2 {
+			if req.ToRevision, err = revision(args[1]); err != nil {
+				return 0, err
+			}
+		}
+		c, done, err := admin.dial()
+		if err != nil {
+			return 0, err
+		}
+		defer done()
+		ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+		defer cancel()
+		resp, err := c.Diff(ctx, req)
+		if err != nil {
+			return 0, err
+		}
+		items = itemsOf(resp.Changes)
+	} else {
+		if err := what.check(); err != nil {
+			return 0, err
+		}
+		c, done, err := admin.dial()
+		if err != nil {
+			return 0, err
+		}
+		defer done()
+		p, err := what.read(cmd, c)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := applyStages(cmd, c, p.stages(), true, what.mass, false); err != nil {
+			return 0, err
+		}
+		items = p.items
+	}
+	return writeDiff(cmd.OutOrStdout(), items)
+}
+
+func itemsOf(changes []*adminv1.ResourceDiff) []item {
+	var items []item
+	for _, d := range changes {
+		items = append(items, item{d.Name, d.Before, d.After})
+	}
+	return items
+}
