@@ -222,7 +222,7 @@ func TestStoreCredentials(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	// The proxies' user may publish and subscribe, and nothing else.
+	// The proxies' user may publish, subscribe and ask, and nothing else.
 	m.must(broker.SetUser(m.ctx, user, first))
 	m.must(broker.Allow(m.ctx, user, "Topic:*", "Group:*"))
 	folder := m.TempDir()

@@ -183,11 +183,11 @@ func (r *RocketMQ) SetUser(ctx context.Context, name, password string) error {
 	return nil
 }
 
-// Allow lets a user publish to and subscribe in resources ("Topic:*").
+// Allow lets a user publish to, subscribe in and ask about resources ("Topic:*").
 func (r *RocketMQ) Allow(ctx context.Context, user string, resources ...string) error {
 	var entries []map[string]any
 	for _, res := range resources {
-		entries = append(entries, map[string]any{"resource": res, "actions": []string{"Pub", "Sub"}, "decision": "Allow"})
+		entries = append(entries, map[string]any{"resource": res, "actions": []string{"Pub", "Sub", "Get"}, "decision": "Allow"})
 	}
 	subject := "User:" + user
 	body, err := json.Marshal(map[string]any{"subject": subject, "policies": []any{map[string]any{"policyType": "CUSTOM", "entries": entries}}})
