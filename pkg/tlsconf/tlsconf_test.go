@@ -224,7 +224,7 @@ func TestRotationKeepsConnections(t *testing.T) {
 		old := connect()
 		echo(old)
 		mint(t, dir, 2)
-		time.Sleep(checkEvery)
+		<-time.After(checkEvery) // of the bubble
 		next := connect()
 		if shown(old) != 1 || shown(next) != 2 {
 			t.Errorf("the open connection was shown %d, the next one %d", shown(old), shown(next))

@@ -31,14 +31,14 @@ func TestRenew(t *testing.T) {
 		if _, ok := s.renew(first); ok || reads != 1 {
 			t.Errorf("within a second they were read %d times", reads)
 		}
-		time.Sleep(rereadEvery)
+		<-time.After(rereadEvery) // of the bubble
 		if k, ok := s.renew(first); !ok || k != there || s.current() != there {
 			t.Errorf("%v %v", k, ok)
 		}
 		if _, ok := s.renew(first); !ok || reads != 2 {
 			t.Error("whoever was refused with the old keys does not get the new ones")
 		}
-		time.Sleep(rereadEvery)
+		<-time.After(rereadEvery) // of the bubble
 		missing = errors.New("the file is away")
 		if _, ok := s.renew(there); ok || s.current() != there {
 			t.Error("what cannot be read replaced the keys")
