@@ -52,11 +52,14 @@ type Service struct {
 	cfg      Config
 	metrics  metrics
 	refusals refusals
+	// turn has room for the one change that is being decided and written: two at
+	// once would only get in each other's way.
+	turn chan struct{}
 }
 
 // New makes the service. What serves it must authorise each call: see Access.
 func New(cfg Config) *Service {
-	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals()}
+	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), turn: make(chan struct{}, 1)}
 }
 
 // refused is an INVALID_ARGUMENT or FAILED_PRECONDITION with every problem.

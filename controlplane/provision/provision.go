@@ -113,6 +113,7 @@ func (p *Provisioner) term(ctx context.Context, term election.Term) error {
 	for {
 		snap, changed := p.cfg.Store.Snapshot()
 		again := p.cfg.Every
+		began := time.Now()
 		if snap != nil {
 			complete, err := p.pass(ctx, term, snap)
 			p.passes.WithLabelValues(outcome(complete, err)).Inc()
@@ -131,11 +132,17 @@ func (p *Provisioner) term(ctx context.Context, term election.Term) error {
 			// Someone wrote meanwhile: look once this replica has seen it.
 			again = time.Second
 		}
-		if wait(ctx, again, changed); ctx.Err() != nil {
+		rest := time.Now().Add(min(10*time.Since(began), maxRest))
+		wait(ctx, again, changed)
+		if wait(ctx, time.Until(rest), nil); ctx.Err() != nil {
 			return nil
 		}
 	}
 }
+
+// maxRest bounds the rest after a pass, which is ten times as long as the pass: a
+// pass looks at everything, and changes may come faster than that.
+const maxRest = time.Second
 
 func outcome(complete bool, err error) string {
 	switch {
