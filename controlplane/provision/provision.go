@@ -275,7 +275,7 @@ func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configst
 	c := &adminv1.Condition{Type: "Reachable", State: adminv1.Condition_STATE_TRUE, Reason: "Probed",
 		Message: fmt.Sprintf("%s %s, durability %s", o.caps.Product, o.caps.Version, durabilityName(o.caps.Durability))}
 	if o.err != nil {
-		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, "Unreachable", o.err.Error()
+		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, cmp.Or(store.Why(o.err), "Unreachable"), o.err.Error()
 	}
 	p.condition(ctx, term, e.Name, c)
 	return o.err == nil
