@@ -132,9 +132,9 @@ func (p *Provisioner) term(ctx context.Context, term election.Term) error {
 			// Someone wrote meanwhile: look once this replica has seen it.
 			again = time.Second
 		}
-		rest := time.Now().Add(min(10*time.Since(began), maxRest))
+		rest := min(11*time.Since(began), maxRest) // from the pass's beginning
 		wait(ctx, again, changed)
-		if wait(ctx, time.Until(rest), nil); ctx.Err() != nil {
+		if wait(ctx, rest-time.Since(began), nil); ctx.Err() != nil {
 			return nil
 		}
 	}
@@ -275,7 +275,7 @@ func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configst
 	c := &adminv1.Condition{Type: "Reachable", State: adminv1.Condition_STATE_TRUE, Reason: "Probed",
 		Message: fmt.Sprintf("%s %s, durability %s", o.caps.Product, o.caps.Version, durabilityName(o.caps.Durability))}
 	if o.err != nil {
-		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, "Unreachable", o.err.Error()
+		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, cmp.Or(store.Why(o.err), "Unreachable"), o.err.Error()
 	}
 	p.condition(ctx, term, e.Name, c)
 	return o.err == nil
