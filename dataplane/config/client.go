@@ -221,11 +221,11 @@ func (c *Client) Run(ctx context.Context) error {
 // load puts in force what there is to start from: the own disk, unless the snapshot
 // file is newer.
 func (c *Client) load(ctx context.Context) error {
-	m, err := c.fromDisk(), error(nil)
+	m := c.fromDisk()
 	origin := snapshot.FromDisk
 	if c.cfg.SnapshotFile != "" {
-		var file *memory
-		if file, err = c.fromFile(); err != nil && m == nil {
+		file, err := c.fromFile()
+		if err != nil && m == nil {
 			return err
 		}
 		if err != nil {
