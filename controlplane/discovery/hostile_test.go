@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
@@ -250,4 +251,26 @@ func TestGiant(t *testing.T) {
 	}
 	w.put("2", "demo/a")
 	good.wants("+demo/a")
+}
+
+// TestNobodysClass: what a node says of itself never makes another one's
+// subscription into its own, whatever characters it is written in.
+func TestNobodysClass(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "a/x", "b/x")
+	joins := func(id string, namespaces ...string) *proxy {
+		p := w.connect(w.addr, nil)
+		p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says(id, &discoveryv1.NodeInfo{Manifest: true, Namespaces: namespaces}), ResourceNamesSubscribe: []string{"*"}})
+		return p
+	}
+	hostile := joins("hostile", "a b")
+	if err := hostile.ends(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a namespace that cannot be: %v", err)
+	}
+	joins("node", "a", "b").wants("+a/x +b/x")
+	// And should one get there all the same, its class is another.
+	one, two := scope{all: true, serves: map[string]bool{"a b": true}}, scope{all: true, serves: map[string]bool{"a": true, "b": true}}
+	if one.key() == two.key() {
+		t.Errorf("%q is the key of both", one.key())
+	}
 }

@@ -45,6 +45,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -397,7 +398,10 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 	}
 	if len(st.info.Namespaces) > 0 {
 		st.scope.serves = map[string]bool{}
-		for _, ns := range st.info.Namespaces {
+		for i, ns := range st.info.Namespaces {
+			if err := names.CheckNamespace(ns); err != nil {
+				return nil, status.Errorf(codes.InvalidArgument, "node.metadata.weft.namespaces[%d]: %v", i, err)
+			}
 			st.scope.serves[ns] = true
 		}
 	}
