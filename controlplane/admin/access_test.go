@@ -369,6 +369,15 @@ func TestOnlyWhatHeSees(t *testing.T) {
 	if status.Code(err) != codes.FailedPrecondition {
 		t.Fatal(err)
 	}
+	// More resources than a record names, and what is wrong is with one of the others.
+	var many []*configv1.Resource
+	for i := range maxNames {
+		many = append(many, topic("a", fmt.Sprint("m", i)))
+	}
+	many = append(many, &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "b", Name: "y"}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "secretly"}}})
+	if _, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Resources: many}); status.Code(err) != codes.FailedPrecondition {
+		t.Fatal(err)
+	}
 	c := w.dial(w.serve(w.access(roles()), nil), nil)
 	ctx, cancel := context.WithCancel(as(w.ctx, "viewer-a"))
 	defer cancel()

@@ -14,6 +14,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -136,8 +137,8 @@ func (s *Service) audit(ctx context.Context, method string, req any, err error) 
 	}
 }
 
-// clip bounds what is written down.
-func clip(s string) string { return s[:min(len(s), maxReason)] }
+// clip makes of what a caller said a text that can be written down and shown.
+func clip(s string) string { return names.Text(s, maxReason) }
 
 // isRefusal: the call was decided against; not that something failed. Who only
 // reads is refused where he may not, not where there is nothing.
@@ -216,7 +217,7 @@ func namesOf(req any) []string {
 		}
 	}
 	for i, name := range out {
-		out[i] = name[:min(len(name), 160)]
+		out[i] = names.Text(name, 160)
 	}
 	return out
 }

@@ -141,7 +141,8 @@ func (sc scope) record(r configstore.AuditRecord) *adminv1.AuditRecord {
 	if len(out.Changes) == 0 && !ofMesh {
 		return nil
 	}
-	if len(out.Changes) < len(r.Changes) && r.Refused != "" && !sc.who.sees(mesh) {
+	// One that names as many as it may was perhaps about more.
+	if r.Refused != "" && (len(out.Changes) < len(r.Changes) || len(r.Changes) == maxNames) && !sc.who.sees(mesh) {
 		out.Refused = "refused, with others that are not shown"
 	}
 	return out

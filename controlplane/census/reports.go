@@ -7,7 +7,6 @@ import (
 	"context"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +17,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/names"
 )
 
 // Limits of what a proxy may report.
@@ -197,6 +198,10 @@ func bound(report *discoveryv1.ReportStatusRequest) {
 			j.Name, j.Version, j.Field, j.Reason = clip(j.Name, maxText), clip(j.Version, maxText), clip(j.Field, maxText), clip(j.Reason, maxText)
 		}
 		c.Withheld = c.Withheld[:min(len(c.Withheld), maxNames)]
+		for i, name := range c.Withheld {
+			c.Withheld[i] = clip(name, maxText)
+		}
+		c.Lineage = clip(c.Lineage, maxText)
 		c.Digests = c.Digests[:min(len(c.Digests), maxKinds)]
 	}
 	report.Stores = report.Stores[:min(len(report.Stores), maxNames)]
@@ -205,13 +210,8 @@ func bound(report *discoveryv1.ReportStatusRequest) {
 	}
 }
 
-// clip shortens a text to n bytes, between characters.
-func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return strings.ToValidUTF8(s[:n], "")
-}
+// clip makes of a proxy's text one of at most n bytes that can be shown.
+func clip(s string, n int) string { return names.Text(s, n) }
 
 // Report is the newest report of a node; nil where it has no stream. It must not
 // be changed.

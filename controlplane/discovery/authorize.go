@@ -16,7 +16,7 @@ func (s *Server) Authorize(ctx context.Context, nodeID string) error {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
 	if c.node != "" && c.node != nodeID {
-		return status.Errorf(codes.PermissionDenied, "the certificate is of node %s, not of %s", c.node, nodeID)
+		return status.Errorf(codes.PermissionDenied, "the certificate or join token is of node %s, not of %s", c.node, nodeID)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
@@ -250,4 +252,67 @@ func TestGiant(t *testing.T) {
 	}
 	w.put("2", "demo/a")
 	good.wants("+demo/a")
+}
+
+// TestNobodysClass: what a node says of itself never makes another one's
+// subscription into its own, whatever characters it is written in.
+func TestNobodysClass(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "a/x", "b/x")
+	joins := func(id string, namespaces ...string) *proxy {
+		p := w.connect(w.addr, nil)
+		p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says(id, &discoveryv1.NodeInfo{Manifest: true, Namespaces: namespaces}), ResourceNamesSubscribe: []string{"*"}})
+		return p
+	}
+	hostile := joins("hostile", "a b")
+	if err := hostile.ends(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a namespace that cannot be: %v", err)
+	}
+	joins("node", "a", "b").wants("+a/x +b/x")
+	// And should one get there all the same, its class is another.
+	one, two := scope{all: true, serves: map[string]bool{"a b": true}}, scope{all: true, serves: map[string]bool{"a": true, "b": true}}
+	if one.key() == two.key() {
+		t.Errorf("%q is the key of both", one.key())
+	}
+}
+
+// TestForgedNode: who may be one node alone says nothing of another: not even an
+// alarm comes of it, nor a question to etcd.
+func TestForgedNode(t *testing.T) {
+	w := newWorld(t)
+	rev := w.put("1", "demo/a")
+	snap, err := w.store.Current()
+	w.must(err)
+	b, err := proto.Marshal(&discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: rev + 1<<40, Scope: []string{"*"}})
+	w.must(err)
+	ctx := context.WithValue(w.ctx, credentialKey{}, credential{subject: "join token x", node: "own"})
+	ctx = metadata.NewIncomingContext(ctx, metadata.Pairs(ResumeHeader, base64.RawURLEncoding.EncodeToString(b)))
+	if _, err := w.server.open(ctx, &corev3.Node{Id: "other"}, nil); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("another node: %v", err)
+	}
+	if a := w.server.Alarms(); len(a) != 0 {
+		t.Errorf("%v", a)
+	}
+	if _, err := w.server.open(ctx, &corev3.Node{Id: "own"}, nil); status.Code(err) != codes.Unavailable {
+		t.Errorf("a revision that never was: %v", err)
+	}
+	if a := w.server.Alarms(); len(a) != 1 || a[0].Reason != restoreSuspected {
+		t.Errorf("%v", a)
+	}
+	// What a proxy claims stops nobody.
+	w.put("2", "demo/a")
+}
+
+// TestTextStaysInItsLine: what a node says of itself commands nobody's terminal.
+func TestTextStaysInItsLine(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.server.open(w.ctx, &corev3.Node{Id: "a\nb"}, nil); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a node id of two lines: %v", err)
+	}
+	p := w.connect(w.addr, nil)
+	p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says("n", &discoveryv1.NodeInfo{Manifest: true, Version: "1\x1b[2J", Zone: "z\n"}), ResourceNamesSubscribe: []string{"*"}})
+	p.next()
+	if all := w.server.Proxies(); len(all) != 1 || all[0].Info.Version != "1?[2J" || all[0].Info.Zone != "z?" {
+		t.Errorf("%v", all)
+	}
 }

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -74,8 +75,7 @@ func (s *scope) key() string {
 			b.WriteByte('*')
 		}
 		for _, ns := range slices.Sorted(maps.Keys(m)) {
-			b.WriteString(ns)
-			b.WriteByte(' ')
+			fmt.Fprintf(&b, "%q ", ns)
 		}
 		b.WriteByte(';')
 	}

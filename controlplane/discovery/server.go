@@ -45,6 +45,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -377,10 +378,18 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 	if p, ok := peer.FromContext(ctx); ok {
 		st.peer = p.Addr.String()
 	}
-	if n := len(node.GetId()); n == 0 || n > 128 {
-		return nil, status.Error(codes.InvalidArgument, "node.id must have 1 to 128 characters")
+	if n := len(node.GetId()); n == 0 || n > 128 || names.Text(node.Id, n) != node.Id {
+		return nil, status.Error(codes.InvalidArgument, "node.id must have 1 to 128 characters, and no control characters")
 	}
 	st.nodeID = node.Id
+	// Before anything else that it says of the node is believed.
+	var err error
+	if st.credential, err = credentialOf(ctx); err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	if own := st.credential.node; own != "" && own != st.nodeID {
+		return nil, status.Errorf(codes.PermissionDenied, "the certificate or join token is of node %s, not of %s", own, st.nodeID)
+	}
 	st.info = &discoveryv1.NodeInfo{}
 	if n := proto.Size(node); n > maxNode {
 		return nil, status.Errorf(codes.InvalidArgument, "node has %d bytes, the most is %d", n, maxNode)
@@ -395,9 +404,15 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 		st.can = resource.FeaturesOf(st.info.Capabilities)
 		st.info.Capabilities = s.intern(st.info.Capabilities)
 	}
+	for _, text := range []*string{&st.info.Version, &st.info.Zone, &st.info.AdvertiseHost, &st.info.Incarnation} {
+		*text = clip(*text)
+	}
 	if len(st.info.Namespaces) > 0 {
 		st.scope.serves = map[string]bool{}
-		for _, ns := range st.info.Namespaces {
+		for i, ns := range st.info.Namespaces {
+			if err := names.CheckNamespace(ns); err != nil {
+				return nil, status.Errorf(codes.InvalidArgument, "node.metadata.weft.namespaces[%d]: %v", i, err)
+			}
 			st.scope.serves[ns] = true
 		}
 	}
@@ -414,10 +429,6 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 			return nil, err
 		}
 		st.token = token
-	}
-	var err error
-	if st.credential, err = credentialOf(ctx); err != nil {
-		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
 	return st, nil
 }
@@ -447,13 +458,9 @@ func readInfo(v *structpb.Value, info *discoveryv1.NodeInfo) error {
 	return err
 }
 
-// admit takes a stream in, if there is room and its node id is its own: the one of
-// its certificate, and of nobody else who is connected. A reason to end the stream
-// is sent to ended.
+// admit takes a stream in, if there is room and nobody with another credential is
+// connected as its node. A reason to end the stream is sent to ended.
 func (s *Server) admit(st *stream) (ended <-chan error, err error) {
-	if own := st.credential.node; own != "" && own != st.nodeID {
-		return nil, status.Errorf(codes.PermissionDenied, "the certificate is of node %s, not of %s", own, st.nodeID)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining {

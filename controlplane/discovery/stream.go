@@ -17,6 +17,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -474,8 +475,8 @@ func (st *stream) answer(nonce string, e *rpcstatus.Status) error {
 	return nil
 }
 
-// clip shortens what a proxy said; it stays valid UTF-8, or it could not be shown.
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxReason)], "") }
+// clip makes of what a proxy said a text that can be shown.
+func clip(s string) string { return names.Text(s, maxReason) }
 
 func (st *stream) reject(r *discoveryv1.Rejection) {
 	if len(st.rejected) >= maxHeld || len(r.Name) > 160 || len(r.Version) > 20 {
@@ -484,7 +485,7 @@ func (st *stream) reject(r *discoveryv1.Rejection) {
 	st.rejected[r.Name] = r.Version
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.held[r.Name] = &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: clip(r.Field), Reason: clip(r.Reason)}
+	st.held[r.Name] = &discoveryv1.Rejection{Name: clip(r.Name), Version: clip(r.Version), Field: clip(r.Field), Reason: clip(r.Reason)}
 }
 
 // subscribe changes the scope.

@@ -6,6 +6,7 @@ package names
 import (
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // Limits, in bytes.
@@ -163,4 +164,16 @@ func ValidNodeID(id string) bool {
 	return len(id) > 0 && len(id) <= 128 && strings.IndexFunc(id, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '_' && r != '-'
 	}) < 0
+}
+
+// Text is what somebody else has said, as it is kept and shown: at most n bytes of
+// valid UTF-8, with "?" for each control or format character, so that it stays in its
+// line and commands no terminal.
+func Text(s string, n int) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(s[:min(len(s), n)], ""))
 }

@@ -104,3 +104,11 @@ func FuzzPhysical(f *testing.F) {
 		}
 	})
 }
+
+func TestText(t *testing.T) {
+	for in, want := range map[string]string{"é x": "é x", "a\nb\x1b[2J\x7f": "a?b?[2J?", "\u202eabc": "?abc", "\u009b1m": "?1m", "12345\xff": "12345", "123456789é": "123456789"} {
+		if got := Text(in, 10); got != want {
+			t.Errorf("%q is shown as %q, want %q", in, got, want)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -56,7 +57,8 @@ into a new file that only its owner may read. The control plane keeps its hash a
 			}
 			resp, err := c.CreateJoinToken(ctx, req)
 			if err != nil {
-				return errors.Join(err, os.Remove(file))
+				_ = os.Remove(file) // empty
+				return err
 			}
 			if _, err := fmt.Fprintln(f, resp.Token); err != nil {
 				return err
@@ -115,6 +117,16 @@ func joinTokenRevoke() *cobra.Command {
 			defer done()
 			ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
 			defer cancel()
+			// A mistyped id must not look like one that was revoked.
+			there, err := c.ListJoinTokens(ctx, &adminv1.ListJoinTokensRequest{})
+			if err != nil {
+				return err
+			}
+			for _, id := range args {
+				if !slices.ContainsFunc(there.Tokens, func(t *adminv1.JoinToken) bool { return t.Id == id }) {
+					return fmt.Errorf("there is no join token %s, nothing was revoked; weft admin join-token list has their ids", id)
+				}
+			}
 			if _, err := c.RevokeJoinTokens(ctx, &adminv1.RevokeJoinTokensRequest{Ids: args}); err != nil {
 				return err
 			}
