@@ -381,6 +381,17 @@ func TestRefusalsAreBounded(t *testing.T) {
 		t.Errorf("%d records", n)
 	}
 
+	// What was asked for by whoever it was commands nobody's terminal.
+	_, err := w.api[0].Delete(w.ctx, targets("topic/demo/\x1b[2J"))
+	if status.Code(err) == codes.OK {
+		t.Fatal("a name that cannot be")
+	}
+	for _, r := range w.history(&adminv1.ListHistoryRequest{}) {
+		if strings.Contains(r.String(), `\x1b`) || strings.ContainsRune(r.String(), 0x1b) {
+			t.Errorf("%v", r)
+		}
+	}
+
 	r := newRefusals()
 	now := time.Now()
 	written := 0
