@@ -30,6 +30,7 @@ var measures = map[string]string{
 	"registry/nacos/client.go":            "how long a log-in lasts",
 	"registry/nacos/resolver.go":          "how long a set is doubted",
 	"store/rocketmq/cluster.go":           "how old a route is",
+	"store/rocketmq/keys.go":              "time since keys were read",
 	"store/rocketmq/remoting/remoting.go": "a deadline of a connection",
 	"dataplane/frontend/http/tail.go":     "a deadline of a connection",
 }

@@ -9,10 +9,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
 )
 
 // Driver opens stores of one kind.
@@ -225,6 +227,31 @@ type Delayer interface {
 	// not before; how late is the store's. No order is kept among them. delay
 	// beyond Capabilities.Delay is Invalid.
 	PublishDelayed(ctx context.Context, topic string, events []Outgoing, due []time.Time, res []Result) error
+}
+
+// Checker is a Store whose server is elsewhere and may want credentials.
+type Checker interface {
+	// Check tells, cheaply and with no right but that to come in, whether the
+	// server is there and takes the credentials.
+	Check(ctx context.Context) error
+}
+
+// Why is the one word, for status, that says why a store cannot be used: its
+// secret is not where the configuration says, the server refuses its
+// credentials, or it does not answer. "" for another reason.
+func Why(err error) string {
+	var e *fault.Error
+	if errors.As(err, &e) {
+		switch e.Reason {
+		case "store-secret-missing":
+			return "SecretMissing"
+		case "store-access-denied":
+			return "AccessDenied"
+		case "store-unreachable":
+			return "Unreachable"
+		}
+	}
+	return ""
 }
 
 // Admin changes the store itself. Every operation converges: asking twice is

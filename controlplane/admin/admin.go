@@ -4,6 +4,7 @@ package admin
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -44,6 +45,8 @@ type Config struct {
 	Log     *slog.Logger
 	// JoinTokens are those with which proxies join.
 	JoinTokens *jointoken.Tokens
+	// SnapshotKey signs exported snapshots; nil does not.
+	SnapshotKey ed25519.PrivateKey
 }
 
 // Service implements AdminService.
@@ -52,11 +55,17 @@ type Service struct {
 	cfg      Config
 	metrics  metrics
 	refusals refusals
+	// exporting has a place for the one snapshot that is exported at a time: it is
+	// in memory as a whole.
+	exporting chan struct{}
+	// turn has room for the one change that is being decided and written: two at
+	// once would only get in each other's way.
+	turn chan struct{}
 }
 
 // New makes the service. What serves it must authorise each call: see Access.
 func New(cfg Config) *Service {
-	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals()}
+	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), turn: make(chan struct{}, 1), exporting: make(chan struct{}, 1)}
 }
 
 // refused is an INVALID_ARGUMENT or FAILED_PRECONDITION with every problem.

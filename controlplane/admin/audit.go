@@ -119,11 +119,12 @@ func (s *Service) audit(ctx context.Context, method string, req any, err error) 
 		if !isRefusal(err, writes(req)) || isDryRun(req) {
 			return
 		}
-		ok := false
-		if r.Repeats, ok = s.refusals.take(who.Subject+" "+who.host(), s.cfg.Clock.Now()); !ok {
+		repeats, room := s.refusals.take(who.Subject+" "+who.host(), s.cfg.Clock.Now())
+		if !room {
 			s.metrics.unwritten.Inc()
 			return
 		}
+		r.Repeats = repeats
 		st := status.Convert(err)
 		r.Refused = clip(st.Code().String() + ": " + st.Message())
 	} else if !writes(req) || recorded(req) {

@@ -70,6 +70,14 @@ func (s *Service) execute(ctx context.Context, c change) (*adminv1.ApplyResponse
 		return nil, s.metrics.refused(problems)
 	}
 	who := callerOf(ctx)
+	if !c.dryRun {
+		select {
+		case s.turn <- struct{}{}:
+			defer func() { <-s.turn }()
+		case <-ctx.Done():
+			return nil, status.Error(codes.Unavailable, "others change the configuration, and the time was up before it was this call's turn; nothing was changed")
+		}
+	}
 	for range maxTries {
 		snap, err := s.cfg.Store.Current()
 		if err != nil {

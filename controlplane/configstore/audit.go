@@ -14,6 +14,7 @@ import (
 	mrand "math/rand/v2"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -285,12 +286,21 @@ func (s *Store) RunAudit(ctx context.Context) error {
 	}
 }
 
+// deflaters are writers to be used again: making one costs more than what it
+// writes here.
+var deflaters = sync.Pool{New: func() any {
+	w, err := flate.NewWriter(nil, flate.BestSpeed)
+	if err != nil {
+		panic(err) // of the level
+	}
+	return w
+}}
+
 func deflate(record AuditRecord) ([]byte, error) {
 	var b bytes.Buffer
-	w, err := flate.NewWriter(&b, flate.BestSpeed)
-	if err != nil {
-		return nil, err
-	}
+	w := deflaters.Get().(*flate.Writer)
+	defer deflaters.Put(w)
+	w.Reset(&b)
 	if err := json.NewEncoder(w).Encode(record); err != nil {
 		return nil, err
 	}

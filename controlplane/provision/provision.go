@@ -113,6 +113,7 @@ func (p *Provisioner) term(ctx context.Context, term election.Term) error {
 	for {
 		snap, changed := p.cfg.Store.Snapshot()
 		again := p.cfg.Every
+		began := time.Now()
 		if snap != nil {
 			complete, err := p.pass(ctx, term, snap)
 			p.passes.WithLabelValues(outcome(complete, err)).Inc()
@@ -131,11 +132,17 @@ func (p *Provisioner) term(ctx context.Context, term election.Term) error {
 			// Someone wrote meanwhile: look once this replica has seen it.
 			again = time.Second
 		}
-		if wait(ctx, again, changed); ctx.Err() != nil {
+		rest := min(11*time.Since(began), maxRest) // from the pass's beginning
+		wait(ctx, again, changed)
+		if wait(ctx, rest-time.Since(began), nil); ctx.Err() != nil {
 			return nil
 		}
 	}
 }
+
+// maxRest bounds the rest after a pass, which is ten times as long as the pass: a
+// pass looks at everything, and changes may come faster than that.
+const maxRest = time.Second
 
 func outcome(complete bool, err error) string {
 	switch {
@@ -268,7 +275,7 @@ func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configst
 	c := &adminv1.Condition{Type: "Reachable", State: adminv1.Condition_STATE_TRUE, Reason: "Probed",
 		Message: fmt.Sprintf("%s %s, durability %s", o.caps.Product, o.caps.Version, durabilityName(o.caps.Durability))}
 	if o.err != nil {
-		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, "Unreachable", o.err.Error()
+		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, cmp.Or(store.Why(o.err), "Unreachable"), o.err.Error()
 	}
 	p.condition(ctx, term, e.Name, c)
 	return o.err == nil

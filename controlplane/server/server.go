@@ -5,6 +5,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/provision"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/configfile"
 	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/version"
@@ -62,6 +64,10 @@ type Config struct {
 	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
 	// where it names some, those namespaces; others are good for all.
 	AdminTLS, DiscoveryTLS tlsconf.Files
+	// SnapshotKeyFile has the private Ed25519 key, PKCS #8 in PEM, that exported
+	// snapshots are signed with; they are not signed when it is empty. It is read
+	// once.
+	SnapshotKeyFile string
 	// AdminAccess is the file that says who may administer what; see
 	// docs/administration.md. Without it whoever comes over loopback, or with a
 	// certificate of AdminTLS.CA, may everything. With it AdminTLS needs no CA:
@@ -182,6 +188,12 @@ func New(cfg Config) (_ *Server, err error) {
 	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, false, tlsconf.Server); err != nil {
 		return nil, err
 	}
+	var snapshotKey ed25519.PrivateKey
+	if cfg.SnapshotKeyFile != "" {
+		if snapshotKey, err = configfile.PrivateKey(cfg.SnapshotKeyFile); err != nil {
+			return nil, fmt.Errorf("the key that snapshots are signed with: %w", err)
+		}
+	}
 	if err := cfg.Guard.Check(); err != nil {
 		return nil, err
 	}
@@ -235,7 +247,7 @@ func New(cfg Config) (_ *Server, err error) {
 	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Guard: cfg.Guard, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins,
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Guard: cfg.Guard, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins, SnapshotKey: snapshotKey,
 		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	return s, nil
 }

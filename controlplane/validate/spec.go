@@ -19,12 +19,8 @@ func (c *collector) spec(r *configv1.Resource) {
 	switch s := r.Spec.(type) {
 	case *configv1.Resource_EventStore:
 		rmq := s.EventStore.GetRocketmq()
-		if rmq.GetCredentials() != nil {
-			c.add("spec.rocketmq.credentials", "not-enforced", "is not enforced by this version: requests to RocketMQ are not signed")
-		}
-		if rmq.GetAdminCredentials() != nil {
-			c.add("spec.rocketmq.admin_credentials", "not-enforced", "is not enforced by this version: requests to RocketMQ are not signed")
-		}
+		c.keyPair("spec.rocketmq.credentials", rmq.GetCredentials())
+		c.keyPair("spec.rocketmq.admin_credentials", rmq.GetAdminCredentials())
 	case *configv1.Resource_Topic:
 		c.topic(s.Topic)
 	case *configv1.Resource_Route:
@@ -35,6 +31,18 @@ func (c *collector) spec(r *configv1.Resource) {
 		c.accessPolicy(s.AccessPolicy)
 	case *configv1.Resource_Identity:
 		c.identity(s.Identity)
+	}
+}
+
+// keyPair: processes have working directories of their own, so a path is whole.
+func (c *collector) keyPair(path string, pair *configv1.KeyPair) {
+	for _, f := range []struct {
+		name string
+		ref  *configv1.SecretRef
+	}{{"access_key", pair.GetAccessKey()}, {"secret_key", pair.GetSecretKey()}} {
+		if file := f.ref.GetFile(); file != "" && !strings.HasPrefix(file, "/") {
+			c.add(path+"."+f.name+".file", "absolute-path", "must be an absolute path, which begins with /")
+		}
 	}
 }
 

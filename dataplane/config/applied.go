@@ -9,6 +9,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/latest"
 )
 
@@ -56,12 +57,11 @@ func (c *Client) Resync() {
 // maxWithheld bounds the names that are reported as withheld.
 const maxWithheld = 1000
 
-// note notes what is in force: by a manifest, or, without one, from disk.
-func (c *Client) note(man *configv1.Manifest) {
-	a := &discoveryv1.AppliedConfig{Lineage: c.mem.lineage, Revision: c.mem.revision, Source: discoveryv1.AppliedConfig_SOURCE_DISK, Rejections: c.mem.rejections()}
-	if man != nil {
-		a.Source, a.Digests = discoveryv1.AppliedConfig_SOURCE_LIVE, man.Kinds
-	}
+// note notes what is in force, and by which manifest; nil where it is not live.
+func (c *Client) note(from snapshot.Origin, man *configv1.Manifest) {
+	sources := map[snapshot.Origin]discoveryv1.AppliedConfig_Source{snapshot.Live: discoveryv1.AppliedConfig_SOURCE_LIVE,
+		snapshot.FromDisk: discoveryv1.AppliedConfig_SOURCE_DISK, snapshot.FromFile: discoveryv1.AppliedConfig_SOURCE_SNAPSHOT}
+	a := &discoveryv1.AppliedConfig{Lineage: c.mem.lineage, Revision: c.mem.revision, Source: sources[from], Digests: man.GetKinds(), Rejections: c.mem.rejections()}
 	for name, k := range c.mem.resources {
 		if k.good.Resource == nil {
 			a.Withheld = append(a.Withheld, name)

@@ -2,6 +2,7 @@ package config
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/configfile"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -65,6 +68,10 @@ type Config struct {
 	Info *discoveryv1.NodeInfo
 	// Dir is where the last good configuration is kept; "" keeps none.
 	Dir string
+	// SnapshotFile is what to start from where Dir has nothing as new; "" is
+	// none. With SnapshotKey it must be signed.
+	SnapshotFile string
+	SnapshotKey  ed25519.PublicKey
 	Times
 	// Check judges one resource by itself; field is what is wrong.
 	Check func(*configv1.Resource) (field string, err error)
@@ -114,14 +121,13 @@ type Client struct {
 }
 
 type clientMetrics struct {
-	connected, revision, rejected, lastContact, fromDisk prometheus.Gauge
-	age                                                  prometheus.GaugeFunc
-	applied                                              *prometheus.CounterVec
-	attempts, drift, older, diskErrors, lost             prometheus.Counter
+	connected, revision, rejected, lastContact, fromDisk, fromSnapshot prometheus.Gauge
+	age                                                                prometheus.GaugeFunc
+	applied                                                            *prometheus.CounterVec
+	attempts, drift, older, diskErrors, lost                           prometheus.Counter
 }
 
-// New makes a client and loads the last good configuration from disk, if there
-// is one.
+// New makes a client; Run reads what is on disk.
 func New(cfg Config) *Client {
 	for _, d := range []struct {
 		field *time.Duration
@@ -131,18 +137,19 @@ func New(cfg Config) *Client {
 			*d.field = d.value
 		}
 	}
-	c := &Client{cfg: cfg, scope: scopeOf(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), applied: newApplied(), metrics: clientMetrics{
-		connected:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
-		revision:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
-		rejected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
-		lastContact: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_last_confirmed_timestamp_seconds", Help: "When a control plane last confirmed the configuration, Unix time; 0 for never."}),
-		fromDisk:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_from_disk", Help: "1 while the configuration in force is from disk and no control plane has confirmed it, else 0."}),
-		lost:        prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_failures_total", Help: "Discovery streams that broke or could not be opened."}),
-		applied:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_config_applied_total", Help: "Configurations put in force, by where they came from."}, []string{"source"}),
-		attempts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_attempts_total", Help: "Discovery streams that this proxy has tried to open."}),
-		drift:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_drift_total", Help: "Deltas after which the digests did not agree; each is followed by a full sync."}),
-		older:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision or lineage."}),
-		diskErrors:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
+	c := &Client{cfg: cfg, scope: configfile.Scope(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), applied: newApplied(), metrics: clientMetrics{
+		connected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
+		revision:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
+		rejected:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
+		lastContact:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_last_confirmed_timestamp_seconds", Help: "When a control plane last confirmed the configuration, Unix time; 0 for never."}),
+		fromDisk:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_from_disk", Help: "1 while the configuration in force is from disk and no control plane has confirmed it, else 0."}),
+		fromSnapshot: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_from_snapshot", Help: "1 while the configuration in force is from a snapshot file and no control plane has confirmed it, else 0."}),
+		lost:         prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_failures_total", Help: "Discovery streams that broke or could not be opened."}),
+		applied:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_config_applied_total", Help: "Configurations put in force, by where they came from."}, []string{"source"}),
+		attempts:     prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_control_plane_attempts_total", Help: "Discovery streams that this proxy has tried to open."}),
+		drift:        prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_drift_total", Help: "Deltas after which the digests did not agree; each is followed by a full sync."}),
+		older:        prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision or lineage."}),
+		diskErrors:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
 	}}
 	made := time.Now()
 	c.contact.Store(&made)
@@ -154,34 +161,25 @@ func New(cfg Config) *Client {
 	})
 	if cfg.Metrics != nil {
 		m := &c.metrics
-		cfg.Metrics.MustRegister(m.fromDisk, m.age, m.lost, m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.attempts, m.drift, m.older, m.diskErrors)
+		cfg.Metrics.MustRegister(m.fromDisk, m.fromSnapshot, m.age, m.lost, m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.attempts, m.drift, m.older, m.diskErrors)
 	}
 	return c
-}
-
-// scopeOf is what is subscribed to, sorted: whole namespaces, or all.
-func scopeOf(namespaces []string) []string {
-	if len(namespaces) == 0 {
-		return []string{"*"}
-	}
-	out := make([]string, 0, len(namespaces))
-	for _, ns := range namespaces {
-		out = append(out, "*/"+ns+"/*")
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
 }
 
 // minRetry is the wait after the first failure.
 const minRetry = 100 * time.Millisecond
 
-// Loaded is closed when what is on disk is in force, or there is nothing.
+// Loaded is closed when what is on disk, or in the snapshot file, is in force, or
+// there is nothing.
 func (c *Client) Loaded() <-chan struct{} { return c.loaded }
 
-// Run puts the configuration from disk in force, if there is one, and then
-// follows the control planes until ctx ends.
+// Run puts the configuration from disk or from the snapshot file in force, if there
+// is one, and then follows the control planes until ctx ends. A snapshot file that
+// cannot be used is an error where there is nothing on disk.
 func (c *Client) Run(ctx context.Context) error {
-	c.loadDisk(ctx)
+	if err := c.load(ctx); err != nil {
+		return err
+	}
 	close(c.loaded)
 	retry := minRetry
 	at := 0
@@ -220,39 +218,105 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-func (c *Client) loadDisk(ctx context.Context) {
+// load puts in force what there is to start from: the own disk, unless the snapshot
+// file is newer.
+func (c *Client) load(ctx context.Context) error {
+	m, err := c.fromDisk(), error(nil)
+	origin := snapshot.FromDisk
+	if c.cfg.SnapshotFile != "" {
+		var file *memory
+		if file, err = c.fromFile(); err != nil && m == nil {
+			return err
+		}
+		if err != nil {
+			c.cfg.Log.Error("the snapshot file cannot be used; starting from the configuration on disk", "error", err)
+		} else if m == nil || newer(file, m) {
+			m, origin = file, snapshot.FromFile
+		}
+	}
+	if m == nil {
+		return nil
+	}
+	c.mem = m
+	// What an older version of this program refused may be fine for this one:
+	// with a token it would not be offered again.
+	c.resync = len(m.rejections()) > 0
+	c.apply(ctx, origin)
+	c.note(origin, nil)
+	c.cfg.Log.Info("started from the configuration "+map[snapshot.Origin]string{snapshot.FromDisk: "on disk", snapshot.FromFile: "in the snapshot file"}[origin],
+		"revision", m.revision, "resources", len(m.resources))
+	if origin == snapshot.FromFile {
+		c.keep()
+	}
+	return nil
+}
+
+// newer reports whether a snapshot file is newer than what is on disk: not where the
+// two cannot be compared, since a control plane has confirmed what is on disk.
+func newer(file, disk *memory) bool {
+	if file.lineage == disk.lineage {
+		return file.revision > disk.revision
+	}
+	return restores(file.lineage) > restores(disk.lineage)
+}
+
+// fromDisk is the last good configuration; nil where there is none.
+func (c *Client) fromDisk() *memory {
 	if c.cfg.Dir == "" {
-		return
+		return nil
 	}
 	m, problems := c.disk.load(c.scope, c.cfg.NodeID, c.cfg.Check)
 	for _, err := range problems {
 		c.metrics.diskErrors.Inc()
 		c.cfg.Log.Error("a kept configuration cannot be used; trying an older one", "error", err)
 	}
-	if m == nil {
+	return m
+}
+
+// fromFile is what of the snapshot file is of the own scope.
+func (c *Client) fromFile() (*memory, error) {
+	b, err := configfile.Read(c.cfg.SnapshotFile)
+	if err != nil {
+		return nil, fmt.Errorf("the snapshot file: %w", err)
+	}
+	if c.cfg.SnapshotKey == nil {
+		c.cfg.Log.Warn("the snapshot file is not checked against tampering, only against damage: there is no key to verify it with", "file", c.cfg.SnapshotFile)
+	}
+	lg, err := configfile.DecodeSnapshot(b, c.cfg.SnapshotKey)
+	if err != nil {
+		return nil, fmt.Errorf("the snapshot file %s %w", c.cfg.SnapshotFile, err)
+	}
+	m, err := c.cut(lg)
+	if err != nil {
+		return nil, fmt.Errorf("the snapshot file %s %w", c.cfg.SnapshotFile, err)
+	}
+	return m, nil
+}
+
+// keep writes the memory to disk.
+func (c *Client) keep() {
+	if c.cfg.Dir == "" {
 		return
 	}
-	c.mem = m
-	// What an older version of this program refused may be fine for this one:
-	// with a token it would not be offered again.
-	c.resync = len(m.rejections()) > 0
-	c.apply(ctx, true)
-	c.note(nil)
-	c.cfg.Log.Info("started from the configuration on disk", "revision", m.revision, "resources", len(m.resources))
+	if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
+		c.metrics.diskErrors.Inc()
+		c.cfg.Log.Error("the configuration cannot be kept on disk; a restart without a control plane would use an older one", "error", err)
+	}
 }
 
 // apply puts the memory's state in force.
-func (c *Client) apply(ctx context.Context, fromDisk bool) {
-	c.cfg.Apply(ctx, c.mem.state(fromDisk))
-	source := "live"
-	if fromDisk {
-		source = "disk"
-		c.metrics.fromDisk.Set(1)
-	} else {
-		c.metrics.fromDisk.Set(0)
+func (c *Client) apply(ctx context.Context, origin snapshot.Origin) {
+	c.cfg.Apply(ctx, c.mem.state(origin))
+	for from, gauge := range map[snapshot.Origin]prometheus.Gauge{snapshot.FromDisk: c.metrics.fromDisk, snapshot.FromFile: c.metrics.fromSnapshot} {
+		gauge.Set(0)
+		if from == origin {
+			gauge.Set(1)
+		}
+	}
+	if origin == snapshot.Live {
 		c.metrics.lastContact.SetToCurrentTime()
 	}
-	c.metrics.applied.WithLabelValues(source).Inc()
+	c.metrics.applied.WithLabelValues(string(origin)).Inc()
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.rejected.Set(float64(len(c.mem.rejections())))
 }
@@ -363,17 +427,14 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	}
 	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete || !sameWithheld(withheld, man.Withheld) {
 		c.confirmed = true
-		c.apply(ctx, false)
+		c.apply(ctx, snapshot.Live)
 	}
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
 	c.contact.Store(nil)
-	c.note(man)
-	if c.cfg.Dir != "" && (c.mem.revision != before || len(refused) > 0) {
-		if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
-			c.metrics.diskErrors.Inc()
-			c.cfg.Log.Error("the configuration cannot be kept on disk; a restart without a control plane would use an older one", "error", err)
-		}
+	c.note(snapshot.Live, man)
+	if c.mem.revision != before || len(refused) > 0 {
+		c.keep()
 	}
 	if len(refused) == 0 {
 		return nil, nil

@@ -302,7 +302,7 @@ func TestAppliedAtTheManifest(t *testing.T) {
 		t.Errorf("the delta is refused: %v", a.ErrorDetail)
 	}
 	s := f.states.Get()
-	if s.Revision != 6 || s.Lineage != "1-x" || len(s.Set) != 2 || s.FromDisk {
+	if s.Revision != 6 || s.Lineage != "1-x" || len(s.Set) != 2 || s.Origin != snapshot.Live {
 		t.Errorf("after the acknowledgement the state is %+v", s)
 	}
 	// A removal, and the half of a change that never ends.
@@ -449,7 +449,7 @@ func TestRejection(t *testing.T) {
 	// A restart, without a control plane.
 	f.stop()
 	f = follow(t, dir, "127.0.0.1:1")
-	if s := f.await("the disk", good); !s.FromDisk || s.Revision != 9 {
+	if s := f.await("the disk", good); s.Origin != snapshot.FromDisk || s.Revision != 9 {
 		t.Errorf("from disk: %+v", s)
 	}
 	f.stop()
@@ -457,7 +457,7 @@ func TestRejection(t *testing.T) {
 	f = follow(t, dir, srv.addr)
 	st = srv.accept(t)
 	st.send([]*discoveryv3.Resource{wire(storeRes("a", "10", testUID), "10"), closing("1-x", 11, false, map[string]string{nameA: "10", "eventstore/demo/c": "9"})}, nameB)
-	if s := f.states.Get(); s.label(nameA) != "10" || len(s.Withheld) != 0 || s.FromDisk {
+	if s := f.states.Get(); s.label(nameA) != "10" || len(s.Withheld) != 0 || s.Origin != snapshot.Live {
 		t.Errorf("the good version and the removal: %+v", s)
 	}
 	if n := f.metric("weft_proxy_config_rejected_resources"); n != 0 {

@@ -1,8 +1,6 @@
 package config
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,16 +16,13 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/configfile"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
-// A generation on disk is magic, the SHA-256 of the rest, and a LastGood.
 const (
-	magic       = "WEFTCFG1"
 	filePrefix  = "last-good."
 	generations = 3
-	// maxFile bounds what is read.
-	maxFile = 1 << 30
 )
 
 // disk keeps the last generations of the configuration in a folder.
@@ -42,7 +37,7 @@ func (d disk) save(m *memory, scope []string, nodeID string) error {
 			Version: k.good.Version, Resource: k.bytes, Rejection: k.rejection, OfferedDigest: k.digest.Bytes()})
 	}
 	slices.SortFunc(lg.Resources, func(a, b *discoveryv1.KeptResource) int { return strings.Compare(a.Name, b.Name) })
-	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(lg)
+	file, err := configfile.EncodeKept(lg)
 	if err != nil {
 		return err
 	}
@@ -59,7 +54,7 @@ func (d disk) save(m *memory, scope []string, nodeID string) error {
 		next = newest + 1
 	}
 	aside := filepath.Join(d.dir, "writing")
-	if err := writeSynced(aside, body); err != nil {
+	if err := writeSynced(aside, file); err != nil {
 		return err
 	}
 	if err := os.Rename(aside, filepath.Join(d.dir, fmt.Sprintf("%s%016d", filePrefix, next))); err != nil {
@@ -76,17 +71,14 @@ func (d disk) save(m *memory, scope []string, nodeID string) error {
 	return nil
 }
 
-func writeSynced(name string, body []byte) error {
+func writeSynced(name string, file []byte) error {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(body)
-	for _, b := range [][]byte{[]byte(magic), sum[:], body} {
-		if _, err := f.Write(b); err != nil {
-			_ = f.Close()
-			return err
-		}
+	if _, err := f.Write(file); err != nil {
+		_ = f.Close()
+		return err
 	}
 	if err := f.Sync(); err != nil {
 		_ = f.Close()
@@ -152,27 +144,12 @@ func (d disk) load(scope []string, nodeID string, check func(*configv1.Resource)
 }
 
 func (d disk) read(name string, scope []string, nodeID string, check func(*configv1.Resource) (string, error)) (*memory, error) {
-	info, err := os.Stat(name)
+	b, err := configfile.Read(name)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("has %d bytes, the most is %d", info.Size(), maxFile)
-	}
-	b, err := os.ReadFile(name)
+	lg, err := configfile.DecodeKept(b)
 	if err != nil {
-		return nil, err
-	}
-	rest, ok := bytes.CutPrefix(b, []byte(magic))
-	if !ok || len(rest) < sha256.Size {
-		return nil, errors.New("is not a configuration of this format")
-	}
-	body := rest[sha256.Size:]
-	if sum := sha256.Sum256(body); !bytes.Equal(sum[:], rest[:sha256.Size]) {
-		return nil, errors.New("is damaged: its checksum does not fit")
-	}
-	lg := &discoveryv1.LastGood{}
-	if err := proto.Unmarshal(body, lg); err != nil {
 		return nil, err
 	}
 	if lg.NodeId != nodeID || !slices.Equal(lg.Scope, scope) {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -179,12 +180,13 @@ func FuzzRead(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(b[len(magic)+32:])
+	f.Add(b[len("WEFTCFG1")+sha256.Size:])
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, body []byte) {
 		d := disk{t.TempDir()}
 		name := filepath.Join(d.dir, filePrefix+"0000000000000001")
-		if err := writeSynced(name, body); err != nil {
+		sum := sha256.Sum256(body)
+		if err := writeSynced(name, slices.Concat(b[:len("WEFTCFG1")], sum[:], body)); err != nil {
 			t.Fatal(err)
 		}
 		m, err := d.read(name, everything, "n1", snapshot.Check)

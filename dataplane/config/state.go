@@ -32,8 +32,9 @@ type State struct {
 	// Denied are namespaces in which something that says what is allowed is
 	// withheld, of a kind that this version does not know; by what that is.
 	Denied map[string]string
-	// FromDisk: no control plane has confirmed it since the process started.
-	FromDisk bool
+	// Origin is where it came from. One from disk or a file that a control plane
+	// confirms is live.
+	Origin snapshot.Origin
 }
 
 // kept is what the client knows of one resource.
@@ -162,8 +163,8 @@ func (m *memory) put(o offer, check func(*configv1.Resource) (string, error)) *d
 }
 
 // state is what is in force.
-func (m *memory) state(fromDisk bool) State {
-	s := State{Lineage: m.lineage, Revision: m.revision, Set: make(map[string]snapshot.Versioned, len(m.resources)), FromDisk: fromDisk}
+func (m *memory) state(origin snapshot.Origin) State {
+	s := State{Lineage: m.lineage, Revision: m.revision, Set: make(map[string]snapshot.Versioned, len(m.resources)), Origin: origin}
 	for name, k := range m.resources {
 		if k.good.Resource != nil {
 			s.Set[name] = k.good

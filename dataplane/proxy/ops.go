@@ -64,7 +64,7 @@ type view struct {
 	Version       string          `json:"version"`
 	Lineage       string          `json:"lineage"`
 	Revision      int64           `json:"revision"`
-	FromDisk      bool            `json:"from_disk"`
+	Origin        snapshot.Origin `json:"origin"`
 	Withheld      []string        `json:"withheld,omitempty"`
 	Stores        []stores.Status `json:"stores"`
 	Topics        []thing         `json:"topics"`
@@ -79,7 +79,7 @@ type thing struct {
 
 func (p *Proxy) debugConfig(w http.ResponseWriter, _ *http.Request) {
 	s := p.snapshots.Get()
-	v := view{Node: p.nodeID, Incarnation: p.incarnation, Version: version.String(), Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk,
+	v := view{Node: p.nodeID, Incarnation: p.incarnation, Version: version.String(), Lineage: s.Lineage, Revision: s.Revision, Origin: s.Origin,
 		Withheld: p.withheld(), Stores: p.stores.Status(), Topics: things(s.Topics, func(t *snapshot.Topic) thing { return thing{t.Key.String(), t.UID, t.NotReady} }),
 		Subscriptions: things(s.Subscriptions, func(t *snapshot.Subscription) thing { return thing{t.Key.String(), t.UID, t.NotReady} })}
 	w.Header().Set("Content-Type", "application/json")

@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/report"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
+	"github.com/weft-mesh/weft/pkg/configfile"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -132,12 +134,20 @@ func (p *Proxy) compose() error {
 	if err := p.joining(&creds, &join); err != nil {
 		return err
 	}
+	var key ed25519.PublicKey
+	if p.cfg.SnapshotKeyFile != "" {
+		var err error
+		if key, err = configfile.PublicKey(p.cfg.SnapshotKeyFile); err != nil {
+			return fmt.Errorf("the key that snapshots are verified with: %w", err)
+		}
+	}
 	p.stores = stores.New(stores.Config{Drivers: p.cfg.Drivers, Options: p.cfg.Options, ClientID: p.incarnation, Dir: filepath.Join(p.cfg.DataDir, "stores"),
 		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
 	reporter := report.New(report.Config{NodeID: p.nodeID, Info: p.info(), State: p.reported, Load: p.load, Resync: func() { p.client.Resync() }, Drain: p.Drain, Clock: p.cfg.Clock, Log: p.cfg.Log})
 	p.issuers = issuers.New(issuers.Config{Dir: filepath.Join(p.cfg.DataDir, "issuers"), Allow: p.cfg.PushAllow, Clock: p.cfg.Clock,
 		Changed: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
 	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
+		SnapshotFile: p.cfg.SnapshotFile, SnapshotKey: key,
 		Check: snapshot.Check, Apply: p.apply, Connected: reporter.Run, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry)}
 	return p.wire()
@@ -211,7 +221,7 @@ func (p *Proxy) applyLocked(ctx context.Context) {
 			tokens[name] = j
 		}
 	}
-	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, FromDisk: s.FromDisk, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
+	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, Origin: s.Origin, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
 	p.stores.Apply(ctx, snap)
 	p.snapshots.Store(snap)
 }

@@ -26,11 +26,7 @@ func (p *Proxy) reported() *discoveryv1.ReportStatusRequest {
 }
 
 func storeState(s stores.Status) *discoveryv1.StoreState {
-	reason := "NotOpen"
-	if s.Open {
-		reason = "NotPrepared"
-	}
-	return &discoveryv1.StoreState{Name: "eventstore/" + s.Store, Reason: reason, Message: strings.ToValidUTF8(s.Problem[:min(len(s.Problem), maxText)], "")}
+	return &discoveryv1.StoreState{Name: "eventstore/" + s.Store, Reason: s.Reason, Message: strings.ToValidUTF8(s.Problem[:min(len(s.Problem), maxText)], "")}
 }
 
 // load is what this proxy carries, as its metrics have it.

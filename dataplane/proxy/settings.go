@@ -39,6 +39,10 @@ type Config struct {
 	// DataDir is a folder of this proxy's own: its node id, the last good
 	// configuration, embedded stores. Required.
 	DataDir string
+	// SnapshotFile is a configuration that a control plane exported, to start from
+	// where DataDir has none as new; none when empty. With SnapshotKeyFile, a public
+	// Ed25519 key in PEM, it must be signed with the key that belongs to it.
+	SnapshotFile, SnapshotKeyFile string
 	// NodeID is stable over restarts, 1 to 128 of [A-Za-z0-9._-]; kept in
 	// DataDir when empty.
 	NodeID string
@@ -116,6 +120,9 @@ func (c *Config) check() error {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 	if c.DataDir == "" {
 		bad("a data folder is needed")
+	}
+	if c.SnapshotKeyFile != "" && c.SnapshotFile == "" {
+		bad("there is a key to verify a snapshot file with, and no such file")
 	}
 	if len(c.ControlPlane) == 0 {
 		bad("the address of a control plane is needed")

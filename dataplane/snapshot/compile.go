@@ -50,7 +50,7 @@ type Input struct {
 	Denied   map[string]string
 	Lineage  string
 	Revision int64
-	FromDisk bool
+	Origin   Origin
 	// Verifiers and TrustLoopback: see policy.CompileIdentities.
 	Verifiers     map[string]*jwtauth.Verifier
 	TrustLoopback bool
@@ -61,7 +61,7 @@ type Input struct {
 // Compile makes a snapshot. It cannot fail: what refers to something that is
 // not there is not ready and says why.
 func Compile(in Input) *Snapshot {
-	s := &Snapshot{Lineage: in.Lineage, Revision: in.Revision, FromDisk: in.FromDisk,
+	s := &Snapshot{Lineage: in.Lineage, Revision: in.Revision, Origin: in.Origin,
 		Topics: map[Key]*Topic{}, Subscriptions: map[Key]*Subscription{}, Stores: map[string]*Store{}}
 	c := compiler{in: in, out: s}
 	byKind := map[resource.Kind][]Versioned{}

@@ -17,13 +17,26 @@ type Key struct{ Namespace, Name string }
 
 func (k Key) String() string { return k.Namespace + "/" + k.Name }
 
+// Origin is where a configuration came from.
+type Origin string
+
+// The origins. Without a configuration there is none.
+const (
+	// Live: a control plane has confirmed it since the process started.
+	Live Origin = "live"
+	// FromDisk: what this proxy kept.
+	FromDisk Origin = "disk"
+	// FromFile: a snapshot file that a control plane exported.
+	FromFile Origin = "snapshot"
+)
+
 // Snapshot is one state of the configuration.
 type Snapshot struct {
 	// Lineage and Revision of the control plane; zero before the first.
 	Lineage  string
 	Revision int64
-	// FromDisk: not confirmed by a control plane since the process started.
-	FromDisk bool
+	// Origin is where it came from.
+	Origin Origin
 
 	Topics        map[Key]*Topic
 	Subscriptions map[Key]*Subscription

@@ -1,6 +1,7 @@
 package stores
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ type keeper struct {
 	name string
 	made *made
 	wake chan struct{} // capacity 1
+	look chan struct{} // has watch check now; capacity 1
 
 	mu      sync.Mutex
 	wish    wish
@@ -38,6 +40,8 @@ type keeper struct {
 	// awaited: Apply was answered before its wish was tried or while it
 	// failed, so that success is news to the proxy.
 	awaited bool
+	failure error // of the last try
+	trouble error // of the last look at the open store
 	st      Status
 
 	// The goroutine's own.
@@ -54,8 +58,8 @@ type wish struct {
 }
 
 func newKeeper(m *Manager, s *snapshot.Store) *keeper {
-	return &keeper{m: m, uid: s.UID, name: s.Key.String(), made: &made{topics: map[string]*madeTopic{}}, wake: make(chan struct{}, 1),
-		news: make(chan struct{}), retryIn: minRetry, st: Status{Store: s.Key.String(), UID: s.UID, Problem: "not tried yet", Since: time.Now()}}
+	return &keeper{m: m, uid: s.UID, name: s.Key.String(), made: &made{topics: map[string]*madeTopic{}}, wake: make(chan struct{}, 1), look: make(chan struct{}, 1),
+		news: make(chan struct{}), retryIn: minRetry, st: Status{Store: s.Key.String(), UID: s.UID, Problem: "not tried yet", Reason: "NotOpen", Since: time.Now()}}
 }
 
 // want replaces the wish.
@@ -90,7 +94,7 @@ func (k *keeper) await(ctx context.Context) {
 	for {
 		k.mu.Lock()
 		if k.settled >= k.wish.seq {
-			k.awaited = k.st.Problem != ""
+			k.awaited = k.failure != nil
 			k.mu.Unlock()
 			return
 		}
@@ -100,7 +104,7 @@ func (k *keeper) await(ctx context.Context) {
 		case <-news:
 		case <-ctx.Done():
 			k.mu.Lock()
-			k.awaited = k.settled < k.wish.seq || k.st.Problem != ""
+			k.awaited = k.settled < k.wish.seq || k.failure != nil
 			k.mu.Unlock()
 			return
 		}
@@ -115,6 +119,10 @@ func (k *keeper) status() Status {
 
 func (k *keeper) run() {
 	defer k.end()
+	ctx, cancel := context.WithCancel(k.m.life)
+	watched := make(chan struct{})
+	go func() { defer close(watched); k.watch(ctx) }()
+	defer func() { cancel(); <-watched }()
 	for {
 		select {
 		case <-k.wake:
@@ -187,16 +195,13 @@ func (k *keeper) try(w wish) error {
 
 // settle records the outcome of a try.
 func (k *keeper) settle(w wish, err error) {
-	problem := ""
 	if err != nil {
-		problem = err.Error()
 		k.m.metrics.failures.WithLabelValues(k.name).Inc()
 		k.m.cfg.Log.Warn("an event store does not work fully; trying again", "store", k.name, "error", err)
 	}
 	k.mu.Lock()
-	if open := k.opened != nil; k.st.Open != open || k.st.Problem != problem {
-		k.st.Open, k.st.Problem, k.st.Since = open, problem, time.Now()
-	}
+	k.failure = err
+	k.describeLocked(k.opened != nil)
 	k.settled = w.seq
 	close(k.news)
 	k.news = make(chan struct{})
@@ -207,6 +212,68 @@ func (k *keeper) settle(w wish, err error) {
 	k.mu.Unlock()
 	if tell && k.m.cfg.Prepared != nil {
 		k.m.cfg.Prepared()
+	}
+}
+
+// describeLocked makes the status from what was seen last.
+func (k *keeper) describeLocked(open bool) {
+	problem, reason := "", ""
+	err := k.failure
+	if err == nil {
+		err = k.trouble
+	}
+	if err != nil {
+		other := "NotOpen"
+		if open {
+			other = "NotPrepared"
+		}
+		problem, reason = err.Error(), cmp.Or(store.Why(err), other)
+	}
+	if k.st.Open != open || k.st.Problem != problem || k.st.Reason != reason {
+		k.st.Open, k.st.Problem, k.st.Reason, k.st.Since = open, problem, reason, time.Now()
+	}
+}
+
+// watch looks again and again whether the open store's server is there and takes
+// the credentials, until ctx ends. Calls go there all the same: a look only tells.
+func (k *keeper) watch(ctx context.Context) {
+	for {
+		st, _ := k.m.Get(k.uid)
+		if c, ok := st.(store.Checker); ok {
+			cctx, cancel := context.WithTimeout(ctx, k.m.cfg.OpenTimeout)
+			err := c.Check(cctx)
+			cancel()
+			if ctx.Err() != nil {
+				return
+			}
+			k.looked(err)
+		}
+		timer := time.NewTimer(k.m.cfg.CheckEvery/2 + rand.N(k.m.cfg.CheckEvery))
+		select {
+		case <-k.look:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		if timer.Stop(); ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// looked records what a look at the open store said.
+func (k *keeper) looked(err error) {
+	k.mu.Lock()
+	was := k.st.Reason
+	k.trouble = err
+	k.describeLocked(k.st.Open)
+	now := k.st.Reason
+	k.mu.Unlock()
+	switch {
+	case was == now:
+	case err != nil:
+		k.m.cfg.Log.Warn("an event store cannot be used", "store", k.name, "reason", now, "error", err)
+	default:
+		k.m.cfg.Log.Info("an event store can be used again", "store", k.name)
 	}
 }
 
@@ -222,20 +289,33 @@ func (k *keeper) open(ctx context.Context, w wish) error {
 	if err != nil {
 		if k.opened == nil {
 			k.m.metrics.open.WithLabelValues(k.name).Set(0)
-			k.m.set(k.uid, entry{err: &fault.Error{Class: fault.Unavailable, Op: "stores", Reason: "store-not-open",
-				Msg: "event store " + k.name + " cannot be opened", RetryAfter: time.Second, Err: err}})
+			k.m.set(k.uid, entry{err: notOpen(k.name, err)})
 		}
 		return err
 	}
 	old := k.opened
 	k.opened, k.openAs = st, spec
 	k.m.set(k.uid, entry{st: st})
+	select {
+	case k.look <- struct{}{}:
+	default:
+	}
 	k.m.metrics.open.WithLabelValues(k.name).Set(1)
 	k.m.cfg.Log.Info("event store opened", "store", k.name)
 	if old != nil {
 		k.m.running.Go(func() { k.closeLater(old) })
 	}
 	return nil
+}
+
+// notOpen is what calls to a store are answered that did not open because of err.
+func notOpen(name string, err error) error {
+	if store.Why(err) == "SecretMissing" {
+		return &fault.Error{Class: fault.Unavailable, Op: "stores", Reason: "store-secret-missing",
+			Msg: "event store " + name + " cannot be opened: a credential of it is not on this proxy", RetryAfter: time.Second, Err: err}
+	}
+	return &fault.Error{Class: fault.Unavailable, Op: "stores", Reason: "store-not-open",
+		Msg: "event store " + name + " cannot be opened", RetryAfter: time.Second, Err: err}
 }
 
 // seen is the part of an EventStore that a proxy's connection depends on.

@@ -43,6 +43,9 @@ type Config struct {
 	// Grace is how long a store that was replaced or removed stays open for
 	// those who still hold it; 10 s when 0.
 	Grace time.Duration
+	// CheckEvery is the time between looks at whether an open store's server is
+	// there and takes the credentials (store.Checker); 5 s when 0.
+	CheckEvery time.Duration
 	// Window is store.Config.Window.
 	Window int
 	// Prepared is called, if set, when a store that Apply did not wait for is
@@ -91,7 +94,7 @@ func New(cfg Config) *Manager {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&cfg.ApplyWait, 5 * time.Second}, {&cfg.OpenTimeout, 10 * time.Second}, {&cfg.Grace, 10 * time.Second}} {
+	}{{&cfg.ApplyWait, 5 * time.Second}, {&cfg.OpenTimeout, 10 * time.Second}, {&cfg.Grace, 10 * time.Second}, {&cfg.CheckEvery, 5 * time.Second}} {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
@@ -184,8 +187,11 @@ type Status struct {
 	UID   string `json:"uid"`
 	// Open: calls reach the store.
 	Open bool `json:"open"`
-	// Problem is what does not work; "" when all does.
+	// Problem is what does not work; "" when all does. Never has a secret in it.
 	Problem string `json:"problem,omitempty"`
+	// Reason is the Problem in one word: SecretMissing, AccessDenied,
+	// Unreachable, NotOpen or NotPrepared.
+	Reason string `json:"reason,omitempty"`
 	// Since is when Open or Problem changed last.
 	Since time.Time `json:"since"`
 }

@@ -31,6 +31,7 @@ type troubled struct {
 	broken error            // Open fails with it
 	topics map[string]error // EnsureTopic fails with it
 	hold   chan struct{}    // Open waits for it, if set
+	check  error            // Check says it
 	opened []*watched
 }
 
@@ -65,6 +66,13 @@ func (d *troubled) Open(ctx context.Context, cfg store.Config) (store.Store, err
 	defer d.mu.Unlock()
 	d.opened = append(d.opened, w)
 	return w, nil
+}
+
+// Check is as d says.
+func (w *watched) Check(context.Context) error {
+	w.d.mu.Lock()
+	defer w.d.mu.Unlock()
+	return w.d.check
 }
 
 func (w *watched) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
@@ -413,6 +421,67 @@ func TestUnknownDriver(t *testing.T) {
 		t.Errorf("the answer is %v", err)
 	}
 	get(t, m, uid2)
+}
+
+// TestSecretMissing: a store whose secret is not there is not open and says why,
+// to whoever asks; others are open, and it opens when the secret is there.
+func TestSecretMissing(t *testing.T) {
+	d := &troubled{}
+	var mu sync.Mutex
+	missing := &fault.Error{Class: fault.Unavailable, Reason: "store-secret-missing", Msg: "it is away", Err: errors.New("file /run/key")}
+	prepared := make(chan struct{}, 1)
+	m := manager(t, d, func(c *Config) {
+		options := c.Options
+		c.Options = func(es *configv1.EventStore) (string, any, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if es.GetRocketmq() != nil && missing != nil {
+				return "", nil, missing
+			}
+			return options(es)
+		}
+		c.Prepared = func() { prepared <- struct{}{} }
+	})
+	m.Apply(t.Context(), with(map[string]*configv1.EventStore{uid1: local(), uid2: elsewhere("two")}))
+	get(t, m, uid1)
+	_, err := m.Get(uid2)
+	if f := fault.From(err); f.Class != fault.Unavailable || f.Reason != "store-secret-missing" || f.RetryAfter == 0 || strings.Contains(f.Msg, "/run") {
+		t.Errorf("the answer is %v", err)
+	}
+	st := m.Status()
+	if len(st) != 2 || st[0].Problem != "" || st[0].Reason != "" || st[1].Open || st[1].Reason != "SecretMissing" || !strings.Contains(st[1].Problem, "file /run/key") {
+		t.Errorf("the status is %+v", st)
+	}
+	mu.Lock()
+	missing = nil
+	mu.Unlock()
+	<-prepared
+	get(t, m, uid2)
+	if st := m.Status(); !st[1].Open || st[1].Reason != "" {
+		t.Errorf("the status is %+v", st)
+	}
+}
+
+// TestWatch: what an open store's server says of the credentials is in the status
+// while it says so; the store stays open.
+func TestWatch(t *testing.T) {
+	d := &troubled{check: &fault.Error{Class: fault.Unavailable, Reason: "store-access-denied"}}
+	m := manager(t, d, func(c *Config) { c.CheckEvery = time.Millisecond })
+	m.Apply(t.Context(), with(map[string]*configv1.EventStore{uid1: local()}))
+	is := func(reason string) func() bool {
+		return func() bool {
+			st := m.Status()[0]
+			return st.Open && st.Reason == reason && (st.Problem == "") == (reason == "")
+		}
+	}
+	eventually(t, "the refusal in the status", is("AccessDenied"))
+	if _, err := m.Get(uid1); err != nil {
+		t.Errorf("calls do not reach the store: %v", err)
+	}
+	d.set(func() { d.check = &fault.Error{Class: fault.Unavailable, Reason: "store-unreachable"} })
+	eventually(t, "the silence in the status", is("Unreachable"))
+	d.set(func() { d.check = nil })
+	eventually(t, "the end of it in the status", is(""))
 }
 
 func BenchmarkGet(b *testing.B) {

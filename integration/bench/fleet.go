@@ -37,7 +37,9 @@ func fleetSpace(i int) string { return fmt.Sprintf("ns-%d", i%fleetSpaces) }
 type configServer struct {
 	name  string
 	disco string
-	pid   int
+	// ops is the address of its operations; empty where it has none.
+	ops string
+	pid int
 	// change makes a new version of one resource, whose label v is version.
 	change func(ctx context.Context, space, name, version string) error
 	// inUse is the memory in use, in bytes; nil where that cannot be asked.
@@ -66,7 +68,7 @@ func (r *run) startControl(ctx context.Context, name string, resources int) (_ *
 	if err := m.control.Start(ctx); err != nil {
 		return nil, err
 	}
-	s := &configServer{name: "weft", disco: m.disco, pid: m.control.PID(), inUse: m.inUse, tls: certs, stop: m.control.Stop}
+	s := &configServer{name: "weft", disco: m.disco, ops: m.controlOps, pid: m.control.PID(), inUse: m.inUse, tls: certs, stop: m.control.Stop}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.stop())

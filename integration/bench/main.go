@@ -50,6 +50,7 @@ var figures = []figure{
 	{"consume-embedded", consumeEmbedded},
 	{"fleet", fleet},
 	{"curves", curves},
+	{"admin", adminApplies},
 	{"start", startProxy},
 }
 

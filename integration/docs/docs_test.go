@@ -332,6 +332,7 @@ func TestSeparate(t *testing.T) {
 		step{begins: "weft apply -f - <<YAML", says: []string{`eventstore/` + ns + `/main created`, `identity/` + ns + `/\S+ created`, `1 of 1 proxies have all of it`, `topic/` + ns + `/orders +Ready`, `subscription/` + ns + `/billing +Ready`}},
 		step{begins: "curl -sS http://127.0.0.1:7410", says: []string{`"position":"`, `order-2 is kept at `, order(1), order(2)}},
 		service,
+		step{begins: "weft snapshot", says: []string{ns + `\.snapshot: \d+ resources of \*/` + ns + `/\* at revision \d+`}},
 		step{begins: "kill ", after: func() {
 			s.wait("etcd is gone", func() error {
 				if etcd.Alive() {
@@ -342,6 +343,7 @@ func TestSeparate(t *testing.T) {
 		}},
 		step{begins: "weft publish orders", says: append([]string{`order-3 is kept at `, order(3)}, service.says...)},
 		step{begins: "weft publish orders", says: []string{`order-4 is kept at `, `order-5 is kept at `, order(4), order(5), `weft_proxy_config_from_disk 1`, `weft_proxy_config_age_seconds [0-9.]+`}, before: ready},
+		step{begins: "weft publish orders", says: []string{`order-6 is kept at `, order(6), `weft_proxy_config_from_snapshot 1`}},
 		step{begins: "kill ", after: func() {
 			s.wait("the proxy has stopped", func() error {
 				b, err := os.ReadFile(filepath.Join(s.dir, "proxy.log"))

@@ -3,11 +3,17 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,7 +31,8 @@ import (
 // step waits for what only happens when its timers have passed. Events flow; new
 // clients publish, join and tail; proxies that are killed start from their disk.
 // Nothing acknowledged is lost, and no more comes again than the windows of the
-// partitions that changed hands. When all is back, so is the mesh.
+// partitions that changed hands; a new proxy starts from a snapshot that was exported
+// before. When all is back, so is the mesh, and no proxy needs all of it again.
 func TestWithoutControlPlane(t *testing.T) {
 	store := onRocketMQ(t)
 	sctx, cancel := context.WithTimeout(context.Background(), servers.StartTimeout)
@@ -42,15 +49,19 @@ func TestWithoutControlPlane(t *testing.T) {
 	registry := newRelay(t, servers.SharedNacos(t))
 	const window, partitions = 128, 2
 	m := prepareMesh(t, etcd.Endpoint)
-	m.startControlPlane(append(m.nacosFlags(), "--nacos", "http://"+registry.addr+"/nacos",
+	private, public := m.signingKey()
+	m.startControlPlane(append(m.nacosFlags(), "--snapshot-key", private, "--nacos", "http://"+registry.addr+"/nacos",
 		"--etcd-max-retry", "200ms", "--election-ttl", "1s", "--provision-every", "500ms", "--register-every", "200ms", "--register-grace", "1s", "--register-forget", "10s")...)
 	key, identity := m.key("shop")
 	flags := []string{"--window", fmt.Sprint(window), "--advertise", "127.0.0.1", "--control-plane-max-retry", "500ms",
 		"--control-plane-keepalive", "10s", "--control-plane-answer-timeout", "2s"}
 	p1, p2 := m.proxy("p1", flags...), m.proxy("p2", flags...)
 	both := []*proxy{p1, p2}
-	m.apply(store + topicYAML("orders", "quiet") + subscriptionYAML("billing", "orders", "") + policyYAML("shop") + identity)
+	m.apply(store + topicYAML("orders", "quiet", "late") + subscriptionYAML("billing", "orders", "") + subscriptionYAML("late", "late", "") + policyYAML("shop") + identity)
 	m.settled(2)
+	file := filepath.Join(m.dir, "mesh.snapshot")
+	_, err = m.administer("", "snapshot", "-n", m.ns, "-o", file)
+	m.must(err)
 	finder := m.finder()
 	m.awaitRegistered(finder, both...)
 
@@ -74,7 +85,7 @@ func TestWithoutControlPlane(t *testing.T) {
 	t.Log("etcd and Nacos are gone: leases end, elections are lost")
 	m.must(etcd.Kill())
 	registry.cut()
-	m.printed(m.cp, "registering proxies stopped", "provisioning stopped")
+	m.printed(m.cp, `/elect/fleet error="the election's lease was lost`, `/elect/provision error="the election's lease was lost`)
 	l.more(50)
 
 	t.Log("the control plane hangs: keepalives end, connecting takes too long")
@@ -129,13 +140,43 @@ func TestWithoutControlPlane(t *testing.T) {
 	}
 	m.newcomers(l, both)
 
+	t.Log("a new proxy starts from the snapshot, and again from its disk")
+	p3 := m.proxy("p3", append(flags, "--namespaces", m.ns, "--snapshot-from", file, "--snapshot-verify-key", public)...)
+	if p3.metric("weft_proxy_config_from_snapshot") != 1 || p3.metric("weft_proxy_config_from_disk") != 0 {
+		t.Error("p3 did not start from the snapshot")
+	}
+	m.serves(p3, key, "late", "late-1")
+	m.must(p3.Kill())
+	p3.start()
+	if p3.metric("weft_proxy_config_from_snapshot") != 0 || p3.metric("weft_proxy_config_from_disk") != 1 {
+		t.Error("p3 did not start from its disk")
+	}
+	m.serves(p3, key, "late", "late-2")
+	all := append(slices.Clone(both), p3)
+	revisions := map[*proxy]float64{}
+	for _, p := range all {
+		revisions[p] = p.metric("weft_proxy_config_revision")
+	}
+
 	t.Log("all is back")
 	m.must(etcd.Start(m.ctx))
 	registry.mend()
 	m.must(m.cp.Start(m.ctx))
 	m.apply(topicYAML("after"))
-	m.settled(2)
-	m.awaitRegistered(finder, both...)
+	m.settled(3)
+	m.awaitRegistered(finder, all...)
+	for _, p := range all {
+		if now := p.metric("weft_proxy_config_revision"); now < revisions[p] || p.metric("weft_proxy_config_older_refused_total") != 0 {
+			t.Errorf("%s goes from revision %v to %v", p.name, revisions[p], now)
+		}
+	}
+	full, err := metric(m.ctx, m.ops, "weft_controlplane_discovery_full_syncs_total")
+	m.must(err)
+	resumes, err := metric(m.ctx, m.ops, "weft_controlplane_discovery_resumes_total")
+	m.must(err)
+	if full != 0 || resumes < 3 {
+		t.Errorf("%v full syncs and %v resumes: those with tokens need no full sync", full, resumes)
+	}
 	if _, err := m.client(key, both...).Publish(m.ctx, m.ns, "after", textEvent("after", "x")); err != nil {
 		t.Error(err)
 	}
@@ -144,6 +185,46 @@ func TestWithoutControlPlane(t *testing.T) {
 	t.Logf("kills alone allow %d repeats", bound)
 	if kills := 4; again.Bound > bound+kills*partitions*window {
 		t.Errorf("the log allows %d repeats: partitions changed hands though nothing was killed or started", again.Bound)
+	}
+}
+
+// signingKey makes the two files of an Ed25519 key.
+func (m *mesh) signingKey() (private, public string) {
+	m.Helper()
+	pub, priv, err := ed25519.GenerateKey(nil)
+	m.must(err)
+	write := func(name, kind string, der []byte, err error) string {
+		m.must(err)
+		name = filepath.Join(m.dir, name)
+		m.must(os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+		return name
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(priv)
+	private = write("snapshot.key", "PRIVATE KEY", der, err)
+	der, err = x509.MarshalPKIXPublicKey(pub)
+	return private, write("snapshot.pub", "PUBLIC KEY", der, err)
+}
+
+// serves publishes an event at a proxy to a topic, and receives it there of the
+// Subscription of the same name.
+func (m *mesh) serves(p *proxy, key, name, id string) {
+	m.Helper()
+	c := m.client(key, p)
+	if _, err := c.Publish(m.ctx, m.ns, name, textEvent(id, "x")); err != nil {
+		m.Fatalf("publishing at %s: %v", p.name, err)
+	}
+	ctx, cancel := context.WithCancel(m.ctx)
+	defer cancel()
+	got := false
+	err := c.Subscribe(ctx, m.ns, name, func(_ context.Context, d client.Delivery) error {
+		if d.Event.ID == id {
+			got = true
+			cancel()
+		}
+		return nil
+	}, client.SubscribeOptions{Credit: 1})
+	if !got || !errors.Is(err, context.Canceled) {
+		m.Errorf("the subscription at %s ended with %v; the event came: %v", p.name, err, got)
 	}
 }
 

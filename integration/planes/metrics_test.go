@@ -399,6 +399,7 @@ func TestMetrics(t *testing.T) {
 		`weft_proxy_connections_accepted_total{listener="grpc"}`:                                   2,
 		`weft_proxy_ready`:                                                              1,
 		`weft_proxy_config_from_disk`:                                                   0,
+		`weft_proxy_config_from_snapshot`:                                               0,
 		`weft_proxy_config_age_seconds`:                                                 0,
 		`weft_proxy_config_rejected_resources`:                                          0,
 		`weft_proxy_config_drift_total`:                                                 0,

@@ -55,10 +55,14 @@ type replica struct {
 	stop  func()
 }
 
-func startReplica(ctx context.Context, t *testing.T, e *embedetcd.Server) *replica {
+func startReplica(ctx context.Context, t *testing.T, e *embedetcd.Server, change ...func(*server.Config)) *replica {
 	t.Helper()
-	s, err := server.New(server.Config{Etcd: e.Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
-		DrainTime: time.Millisecond, Log: quiet})
+	cfg := server.Config{Etcd: e.Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
+		DrainTime: time.Millisecond, Log: quiet}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := server.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,12 +277,12 @@ func TestLastGood(t *testing.T) {
 	n.stop()
 	second := startReplica(ctx, t, e)
 	n = startNode(t, dir, refuse, nil, second.Addrs().Discovery)
-	n.await(ctx, t, "the other replica", func(s config.State) bool { return holds("2")(s) && !s.FromDisk })
+	n.await(ctx, t, "the other replica", func(s config.State) bool { return holds("2")(s) && s.Origin == snapshot.Live })
 
 	// From disk, with no control plane at all.
 	n.stop()
 	n = startNode(t, dir, refuse, nil, "127.0.0.1:1")
-	n.await(ctx, t, "the disk", func(s config.State) bool { return holds("2")(s) && s.FromDisk })
+	n.await(ctx, t, "the disk", func(s config.State) bool { return holds("2")(s) && s.Origin == snapshot.FromDisk })
 	n.stop()
 
 	// A lineage that nobody has announced: everything is synced from nothing.

@@ -48,10 +48,19 @@ type gateway struct {
 
 func startProxy(ctx context.Context, t *testing.T, dir string, controlPlane ...string) *gateway {
 	t.Helper()
-	p, err := proxy.New(proxy.Config{ControlPlane: controlPlane, DataDir: dir, HTTPAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0", HealthAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
+	return runProxy(ctx, t, proxyConfig(dir, controlPlane...))
+}
+
+func proxyConfig(dir string, controlPlane ...string) proxy.Config {
+	return proxy.Config{ControlPlane: controlPlane, DataDir: dir, HTTPAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0", HealthAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
 		TrustLoopback: true, PushAllow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, DrainTime: 4 * time.Second, Log: quiet,
 		Drivers: map[string]store.Driver{embedded.Kind: embedded.Driver{}},
-		Options: func(*configv1.EventStore) (string, any, error) { return embedded.Kind, embedded.Options{}, nil }})
+		Options: func(*configv1.EventStore) (string, any, error) { return embedded.Kind, embedded.Options{}, nil }}
+}
+
+func runProxy(ctx context.Context, t *testing.T, cfg proxy.Config) *gateway {
+	t.Helper()
+	p, err := proxy.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -444,8 +453,8 @@ func TestWithoutControlPlane(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("ready from disk after %v", time.Since(began))
-	if s, _ := g.Snapshot(); !s.FromDisk || s.Revision != before || g.NodeID() != id {
-		t.Errorf("revision %d from disk %v, node %s; before %d and %s", s.Revision, s.FromDisk, g.NodeID(), before, id)
+	if s, _ := g.Snapshot(); s.Origin != snapshot.FromDisk || s.Revision != before || g.NodeID() != id {
+		t.Errorf("revision %d from %v, node %s; before %d and %s", s.Revision, s.Origin, g.NodeID(), before, id)
 	}
 	if m, err = g.join(ctx, "billing"); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package servers
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
 // rocketMQVersion is the one that java/rocketmq/pom.xml names.
@@ -24,6 +27,8 @@ type RocketMQ struct {
 	// Names and Broker are the processes.
 	Names, Broker *Process
 	dir           string
+	// accessKey and secretKey of the user who may do everything, if any.
+	accessKey, secretKey string
 }
 
 // RocketMQOptions change what StartRocketMQ starts. The zero value is what the
@@ -33,6 +38,10 @@ type RocketMQOptions struct {
 	AsyncFlush bool
 	// Broker has more lines for the broker's configuration.
 	Broker []string
+	// AccessKey and SecretKey, where set, have the broker take signed requests
+	// alone: those of this user, who may do everything, and of those whom it
+	// makes.
+	AccessKey, SecretKey string
 	// Progress is told about downloads; may be nil.
 	Progress func(string)
 }
@@ -52,7 +61,7 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 	if err != nil {
 		return nil, err
 	}
-	r := &RocketMQ{dir: dir, BrokerName: "broker-a"}
+	r := &RocketMQ{dir: dir, BrokerName: "broker-a", accessKey: o.AccessKey, secretKey: o.SecretKey}
 	defer func() {
 		if err != nil {
 			_ = r.Stop()
@@ -81,6 +90,9 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 		"kvConfigPath="+filepath.Join(dir, "namesrv", "kv.json"),
 		"rocketmqHome="+dir); err != nil {
 		return nil, err
+	}
+	if o.AccessKey != "" {
+		o.Broker = append(o.Broker, accessControl(o.AccessKey, o.SecretKey)...)
 	}
 	if err := writeLines(brokerFile, append([]string{
 		"brokerClusterName=DefaultCluster",
@@ -128,6 +140,77 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 		return nil, err
 	}
 	return r, r.Broker.Start(ctx)
+}
+
+// accessControl is the broker's configuration for RocketMQ's access control, with
+// one user.
+func accessControl(accessKey, secretKey string) []string {
+	const auth = "org.apache.rocketmq.auth."
+	return []string{
+		"authenticationEnabled=true",
+		"authenticationProvider=" + auth + "authentication.provider.DefaultAuthenticationProvider",
+		"authenticationMetadataProvider=" + auth + "authentication.provider.LocalAuthenticationMetadataProvider",
+		fmt.Sprintf(`initAuthenticationUser={"username":%q,"password":%q}`, accessKey, secretKey),
+		fmt.Sprintf(`innerClientAuthenticationCredentials={"accessKey":%q,"secretKey":%q}`, accessKey, secretKey),
+		"authorizationEnabled=true",
+		"authorizationProvider=" + auth + "authorization.provider.DefaultAuthorizationProvider",
+		"authorizationMetadataProvider=" + auth + "authorization.provider.LocalAuthorizationMetadataProvider",
+	}
+}
+
+// Codes of the broker's requests about users.
+const (
+	reqCreateUser = 3001
+	reqUpdateUser = 3002
+	reqCreateACL  = 3006
+)
+
+// SetUser makes a user without rights, or changes the password of one. It needs
+// RocketMQOptions.AccessKey.
+func (r *RocketMQ) SetUser(ctx context.Context, name, password string) error {
+	body, err := json.Marshal(map[string]string{"username": name, "password": password, "userType": "Normal", "userStatus": "enable"})
+	if err != nil {
+		return err
+	}
+	fields := map[string]string{"username": name}
+	created := r.administer(ctx, reqCreateUser, fields, body)
+	if created == nil {
+		return nil
+	}
+	if err := r.administer(ctx, reqUpdateUser, fields, body); err != nil {
+		return errors.Join(created, err)
+	}
+	return nil
+}
+
+// Allow lets a user publish to, subscribe in and ask about resources ("Topic:*").
+func (r *RocketMQ) Allow(ctx context.Context, user string, resources ...string) error {
+	var entries []map[string]any
+	for _, res := range resources {
+		entries = append(entries, map[string]any{"resource": res, "actions": []string{"Pub", "Sub", "Get"}, "decision": "Allow"})
+	}
+	subject := "User:" + user
+	body, err := json.Marshal(map[string]any{"subject": subject, "policies": []any{map[string]any{"policyType": "CUSTOM", "entries": entries}}})
+	if err != nil {
+		return err
+	}
+	return r.administer(ctx, reqCreateACL, map[string]string{"subject": subject}, body)
+}
+
+func (r *RocketMQ) administer(ctx context.Context, code int, fields map[string]string, body []byte) error {
+	c, err := remoting.Dial(ctx, r.BrokerAddr, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	cmd, err := c.Call(ctx, code, remoting.Sign(fields, body, r.accessKey, r.secretKey), body)
+	if err != nil {
+		return err
+	}
+	if cmd.Code != 0 {
+		return fmt.Errorf("request %d of the broker: code %d: %s", code, cmd.Code, cmd.Remark)
+	}
+	return nil
 }
 
 // Stop ends both processes and removes their data.

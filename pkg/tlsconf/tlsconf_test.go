@@ -1,6 +1,7 @@
 package tlsconf
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,11 +10,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -178,4 +181,55 @@ func TestClientCertificates(t *testing.T) {
 		}
 		_, _ = a.Close(), b.Close()
 	}
+}
+
+// TestRotationKeepsConnections: a listener whose certificate changes on disk shows
+// the new one to the next connection, and the open ones go on.
+func TestRotationKeepsConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		f := mint(t, dir, 1)
+		config, err := Server(Files{Cert: f.Cert, Key: f.Key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		connect := func() *tls.Conn {
+			t.Helper()
+			ca, err := os.ReadFile(f.CA)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pool := x509.NewCertPool()
+			pool.AppendCertsFromPEM(ca)
+			near, far := net.Pipe()
+			server := tls.Server(far, config)
+			go func() { _, _ = io.Copy(server, server) }()
+			c := tls.Client(near, &tls.Config{RootCAs: pool, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS12})
+			if err := c.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = near.Close() })
+			return c
+		}
+		// echo has the connection carry bytes both ways.
+		echo := func(c *tls.Conn) {
+			t.Helper()
+			sent, got := []byte("weft"), make([]byte, 4)
+			go func() { _, _ = c.Write(sent) }()
+			if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("%q, %v", got, err)
+			}
+		}
+		shown := func(c *tls.Conn) int64 { return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64() }
+		old := connect()
+		echo(old)
+		mint(t, dir, 2)
+		<-time.After(checkEvery) // of the bubble
+		next := connect()
+		if shown(old) != 1 || shown(next) != 2 {
+			t.Errorf("the open connection was shown %d, the next one %d", shown(old), shown(next))
+		}
+		echo(next)
+		echo(old)
+	})
 }

@@ -40,6 +40,7 @@ const (
 	reqSendBatch   = 320
 
 	resOK            = 0
+	resSystemError   = 1
 	resBusy          = 2
 	resNotSupported  = 3
 	resFlushDisk     = 10
@@ -77,7 +78,8 @@ type route struct {
 // cluster reaches name servers and brokers. It is safe for concurrent use.
 type cluster struct {
 	op    Options
-	notes func() // a broker says that the members of a group have changed; may be nil
+	sign  *signer // nil where requests are not signed
+	notes func()  // a broker says that the members of a group have changed; may be nil
 
 	mu     sync.Mutex
 	conns  map[string]*remoting.Conn
@@ -92,8 +94,8 @@ const (
 	routeAge    = 10 * time.Second
 )
 
-func newCluster(o Options, notes func()) *cluster {
-	return &cluster{op: o, notes: notes, conns: map[string]*remoting.Conn{}, routes: map[string]*route{}}
+func newCluster(o Options, sign *signer, notes func()) *cluster {
+	return &cluster{op: o, sign: sign, notes: notes, conns: map[string]*remoting.Conn{}, routes: map[string]*route{}}
 }
 
 func (c *cluster) close() {
@@ -156,13 +158,28 @@ func (c *cluster) current(addr string) *remoting.Conn {
 	return c.conns[addr]
 }
 
-// call asks addr.
+// call asks addr, signed where the cluster has keys. A request whose keys were
+// refused had no effect; it goes once more where there are others now.
 func (c *cluster) call(ctx context.Context, addr string, code int, fields map[string]string, body []byte) (*remoting.Command, error) {
 	conn, err := c.conn(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
-	return conn.Call(ctx, code, fields, body)
+	if c.sign == nil {
+		return conn.Call(ctx, code, fields, body)
+	}
+	keys := c.sign.current()
+	cmd, err := conn.Call(ctx, code, remoting.Sign(fields, body, keys.Access, keys.Secret), body)
+	if err == nil && denied(cmd) {
+		if other, ok := c.sign.renew(keys); ok {
+			keys = other
+			cmd, err = conn.Call(ctx, code, remoting.Sign(fields, body, keys.Access, keys.Secret), body)
+		}
+	}
+	if err == nil && cmd.Remark != "" {
+		cmd.Remark = keys.hide(cmd.Remark)
+	}
+	return cmd, err
 }
 
 // ask is call with its own time-out, for short questions, and with the codes of
@@ -186,6 +203,10 @@ func unavailable(err error) error {
 
 // answered is the error of an answer that is none of success.
 func answered(cmd *remoting.Command) *fault.Error {
+	if denied(cmd) {
+		return &fault.Error{Class: fault.Unavailable, Op: "rocketmq", Reason: "store-access-denied", RetryAfter: time.Second,
+			Err: fmt.Errorf("code %d: %.200s", cmd.Code, cmd.Remark), Msg: "the event store does not take the mesh's credentials for this"}
+	}
 	e := &fault.Error{Class: fault.Unavailable, Op: "rocketmq", Reason: "store-refused", RetryAfter: time.Second,
 		Err: fmt.Errorf("code %d: %.200s", cmd.Code, cmd.Remark), Msg: "the event store refused"}
 	switch cmd.Code {

@@ -93,7 +93,7 @@ func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 	s.mu.Unlock()
 	x := &subscription{s: s, topic: r.Topic, group: r.Group, client: fmt.Sprintf("%s@%d-%08x", s.cfg.ClientID, n, rand.Uint32()),
 		moved: make(chan struct{}, 1), settle: make(chan struct{}, 1), owned: map[queue]*ownership{}, wake: make(chan struct{})}
-	x.c = newCluster(s.op, func() { poke(x.moved) })
+	x.c = newCluster(s.op, s.c.sign, func() { poke(x.moved) })
 	x.life, x.end = context.WithCancel(context.Background())
 	x.work.Go(x.membership)
 	x.work.Go(x.commits)

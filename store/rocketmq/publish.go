@@ -275,6 +275,9 @@ func sent(cmd *remoting.Command, err error) (int64, error) {
 		}
 		return n, nil
 	}
+	if denied(cmd) {
+		return 0, answered(cmd)
+	}
 	switch cmd.Code {
 	case resNotSupported, resBusy, resIllegal, resNotAvailable, resNoPermission, resNoTopic, resFlowControl:
 		return 0, answered(cmd) // it was refused before it was kept

@@ -38,6 +38,11 @@ type Options struct {
 	NameServers []string
 	// Cluster where topics are made; DefaultCluster when empty.
 	Cluster string
+	// Keys gives what requests are signed with; nil: they are not signed. It is
+	// called by Open, which fails as it does, and again, at most once a second,
+	// while servers refuse what it gave: so keys that were replaced are taken
+	// while the store is open. It is called concurrently.
+	Keys func() (Keys, error)
 	// Clock dates what is sent.
 	Clock clock.Clock
 }
@@ -75,7 +80,11 @@ func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, op: o, c: newCluster(o, nil), senders: map[senderKey]*sender{}}
+	sign, err := newSigner(o.Keys)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{cfg: cfg, op: o, c: newCluster(o, sign, nil), senders: map[senderKey]*sender{}}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -137,6 +146,30 @@ func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
 		}
 	}
 	return caps, nil
+}
+
+// Check reaches every broker of the cluster; see store.Checker. A heartbeat of
+// nobody asks for no right but that of a user.
+func (s *Store) Check(ctx context.Context) error {
+	brokers, err := s.c.masters(ctx)
+	if err != nil {
+		return err
+	}
+	beat, err := json.Marshal(map[string]any{"clientID": s.cfg.ClientID + "-check", "producerDataSet": []any{}, "consumerDataSet": []any{}})
+	if err != nil {
+		return err
+	}
+	for _, name := range sortedKeys(brokers) {
+		if _, err := s.c.ask(ctx, brokers[name], reqHeartbeat, nil, beat); err != nil {
+			if s.op.Keys != nil && fault.From(err).Reason == "store-access-denied" {
+				if _, missing := s.op.Keys(); missing != nil {
+					return missing
+				}
+			}
+			return err
+		}
+	}
+	return nil
 }
 
 // runtime asks a broker how it does. In the second after its start it cannot tell.

@@ -30,7 +30,8 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{Use: "proxy --control-plane HOST:PORT --data FOLDER", Short: "Run a proxy", Args: cobra.NoArgs,
 		Long: `Carries events between applications and stores, by the configuration that a control
 plane streams to it. It keeps the last good one in its data folder, and starts
-from there when no control plane answers. On SIGTERM it drains: it fails readiness,
+from there when no control plane answers; a new one starts from a file that weft
+snapshot made (--snapshot-from). On SIGTERM it drains: it fails readiness,
 takes no more connections, lets calls end and gives back what is not settled.`,
 		Example: "  weft proxy --control-plane 127.0.0.1:7421 --data /var/lib/weft-proxy",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -67,6 +68,8 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 	Seldom(f, &cfg.ControlPlaneTimes.Keepalive, "control-plane-keepalive", 15*time.Second, "silence after which the control plane is asked whether it lives")
 	Seldom(f, &cfg.ControlPlaneTimes.MaxRetry, "control-plane-max-retry", 10*time.Second, "longest wait between attempts to reach a control plane")
 	f.StringVar(&cfg.DataDir, "data", Env("WEFT_DATA", ""), "folder for the node id, the last good configuration and embedded stores (WEFT_DATA)")
+	f.StringVar(&cfg.SnapshotFile, "snapshot-from", Env("WEFT_SNAPSHOT_FROM", ""), "file of weft snapshot to start from where the data folder has no configuration as new (WEFT_SNAPSHOT_FROM)")
+	f.StringVar(&cfg.SnapshotKeyFile, "snapshot-verify-key", Env("WEFT_SNAPSHOT_VERIFY_KEY", ""), "file with the public Ed25519 key, in PEM, that the snapshot file must be signed for (WEFT_SNAPSHOT_VERIFY_KEY)")
 	f.StringVar(&cfg.NodeID, "node-id", Env("WEFT_NODE_ID", ""), "stable id; kept in the data folder when empty (WEFT_NODE_ID)")
 	f.StringSliceVar(&cfg.Namespaces, "namespaces", List(Env("WEFT_NAMESPACES", "")), "namespaces to serve; all when empty (WEFT_NAMESPACES)")
 	f.StringVar(&cfg.HTTPAddr, "http", Env("WEFT_HTTP", "127.0.0.1:7410"), "address for clients over HTTP (WEFT_HTTP)")

@@ -72,7 +72,7 @@ commands, kinds and names.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
 	})
-	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), adminCommand(),
+	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), snapshotCommand(), adminCommand(),
 		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		if args := c.Args; args != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/dataplane/proxy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/manifest"
 	"github.com/weft-mesh/weft/registry/memory"
 	"github.com/weft-mesh/weft/store/binding"
@@ -225,7 +226,7 @@ func ready(ctx context.Context, cp *server.Server, px *proxy.Proxy, isNew bool) 
 	}
 	for {
 		snap, replaced := px.Snapshot()
-		if snap.Lineage != "" && !snap.FromDisk {
+		if snap.Lineage != "" && snap.Origin == snapshot.Live {
 			waiting := false
 			for _, t := range snap.Topics {
 				waiting = waiting || t.NotReady != "" && isNew
@@ -351,6 +352,7 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	f.StringVar(&cfg.DiscoveryTLS.Key, "discovery-key", "", "file with its key")
 	f.StringVar(&cfg.DiscoveryTLS.CA, "discovery-ca", "", "file with the authority of the proxies' certificates")
 	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging (WEFT_CONTROL_PLANE_OPS)")
+	f.StringVar(&cfg.SnapshotKeyFile, "snapshot-key", proxycmd.Env("WEFT_SNAPSHOT_KEY", ""), "file with the private Ed25519 key, PKCS #8 in PEM, that exported snapshots are signed with; unsigned when empty (WEFT_SNAPSHOT_KEY)")
 	proxycmd.Seldom(f, &cfg.Times.EtcdMaxRetry, "etcd-max-retry", 5*time.Second, "longest wait before etcd is read again")
 	proxycmd.Seldom(f, &cfg.Times.EtcdProbe, "etcd-probe", 5*time.Second, "how often etcd is asked whether it went back")
 	proxycmd.Seldom(f, &cfg.Times.StreamAge, "stream-age", time.Hour, "how long a discovery stream lasts, or a fifth more or less")

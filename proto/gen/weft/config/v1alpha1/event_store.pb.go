@@ -179,9 +179,11 @@ type RocketMQ struct {
 	NameServers []string `protobuf:"bytes,1,rep,name=name_servers,json=nameServers,proto3" json:"name_servers,omitempty"`
 	// The broker cluster where topics are created; "DefaultCluster" when empty.
 	Cluster string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	// The proxies' access and secret key (RocketMQ ACL).
+	// The user of RocketMQ's access control that proxies are; each reads the keys
+	// where it runs. Requests are not signed when absent.
 	Credentials *KeyPair `protobuf:"bytes,3,opt,name=credentials,proto3" json:"credentials,omitempty"`
-	// The control plane's, for creating topics; credentials when absent.
+	// The user that the control plane is, for creating topics and groups;
+	// credentials when absent.
 	AdminCredentials *KeyPair `protobuf:"bytes,4,opt,name=admin_credentials,json=adminCredentials,proto3" json:"admin_credentials,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -245,12 +247,13 @@ func (x *RocketMQ) GetAdminCredentials() *KeyPair {
 	return nil
 }
 
-// KeyPair is an access key and its secret, by reference.
+// KeyPair is an access key and its secret, by reference. A key has 1 to 1,024
+// printable ASCII characters.
 type KeyPair struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The access key.
+	// The access key: the user's name.
 	AccessKey *SecretRef `protobuf:"bytes,1,opt,name=access_key,json=accessKey,proto3" json:"access_key,omitempty"`
-	// The secret key.
+	// The secret key: the user's password.
 	SecretKey     *SecretRef `protobuf:"bytes,2,opt,name=secret_key,json=secretKey,proto3" json:"secret_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -375,7 +378,8 @@ type isSecretRef_Source interface {
 }
 
 type SecretRef_File struct {
-	// Path of a file; its content, without surrounding white space.
+	// Absolute path of a regular file of at most 64 KiB; its content, without
+	// surrounding white space.
 	File string `protobuf:"bytes,1,opt,name=file,proto3,oneof"`
 }
 

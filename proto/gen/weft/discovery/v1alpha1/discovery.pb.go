@@ -941,7 +941,8 @@ func (x *Rejection) GetReason() string {
 }
 
 // LastGood is what a proxy keeps on its disk: the configuration that it applied
-// last, with what it refused.
+// last, with what it refused. A snapshot file has one too, of which nothing was
+// refused.
 type LastGood struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The lineage and revision of the configuration.
@@ -952,7 +953,7 @@ type LastGood struct {
 	Scope []string `protobuf:"bytes,3,rep,name=scope,proto3" json:"scope,omitempty"`
 	// The resources, sorted by name.
 	Resources []*KeptResource `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty"`
-	// The node id that it was written for.
+	// The node id that it was written for; empty in a snapshot.
 	NodeId string `protobuf:"bytes,5,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// What exists and was not sent.
 	Withheld      []*v1alpha1.Withheld `protobuf:"bytes,6,rep,name=withheld,proto3" json:"withheld,omitempty"`

@@ -1,0 +1,125 @@
+package binding
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/rocketmq"
+)
+
+func file(path string) *configv1.SecretRef {
+	return &configv1.SecretRef{Source: &configv1.SecretRef_File{File: path}}
+}
+
+func env(name string) *configv1.SecretRef {
+	return &configv1.SecretRef{Source: &configv1.SecretRef_Env{Env: name}}
+}
+
+func TestSecret(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := write("good", "  k3y+/=\r\n")
+	link := filepath.Join(dir, "link") // as Kubernetes mounts them
+	if err := os.Symlink(good, link); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("WEFT_TEST_KEY", "fr0m-env ")
+	t.Setenv("WEFT_TEST_EMPTY", " ")
+	for _, tc := range []struct {
+		name  string
+		ref   *configv1.SecretRef
+		want  string
+		wrong []string // what the error says
+	}{
+		{"file", file(good), "k3y+/=", nil},
+		{"link", file(link), "k3y+/=", nil},
+		{"variable", env("WEFT_TEST_KEY"), "fr0m-env", nil},
+		{"no file", file(filepath.Join(dir, "none")), "", []string{"file " + dir + "/none", "no such file"}},
+		{"folder", file(dir), "", []string{"file " + dir, "not a regular file"}},
+		{"device", file("/dev/zero"), "", []string{"/dev/zero", "not a regular file"}},
+		{"empty", file(write("empty", "\n \n")), "", []string{"/empty", "is empty"}},
+		{"large", file(write("large", strings.Repeat("canary", 20000))), "", []string{"/large", "larger than 65536"}},
+		{"long", file(write("long", strings.Repeat("canary", 200))), "", []string{"/long", "at most 1024"}},
+		{"lines", file(write("lines", "canary\ncanary")), "", []string{"/lines", "on one line"}},
+		{"binary", file(write("binary", "canary\x00x")), "", []string{"/binary", "printable"}},
+		{"not UTF-8", file(write("latin", "canary\xe9")), "", []string{"/latin", "printable"}},
+		{"no variable", env("WEFT_TEST_NONE"), "", []string{"environment variable WEFT_TEST_NONE", "not set"}},
+		{"empty variable", env("WEFT_TEST_EMPTY"), "", []string{"WEFT_TEST_EMPTY", "empty"}},
+		{"nothing", &configv1.SecretRef{}, "", []string{"does not know where"}},
+		{"no reference", nil, "", []string{"does not know where"}},
+	} {
+		// Both halves of a pair are read by one rule.
+		for _, pair := range []*configv1.KeyPair{{AccessKey: tc.ref, SecretKey: file(good)}, {AccessKey: file(good), SecretKey: tc.ref}} {
+			got, err := keys(pair)
+			if tc.wrong == nil {
+				if err != nil || got != (rocketmq.Keys{Access: got.Access, Secret: got.Secret}) || got.Access != tc.want && got.Secret != tc.want {
+					t.Errorf("%s: %#v %v", tc.name, got, err)
+				}
+				continue
+			}
+			if fault.ClassOf(err) != fault.Unavailable || store.Why(err) != "SecretMissing" || got != (rocketmq.Keys{}) {
+				t.Fatalf("%s: %v", tc.name, err)
+			}
+			for _, w := range tc.wrong {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("%s: %v does not say %q", tc.name, err, w)
+				}
+			}
+			if strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), "k3y") {
+				t.Errorf("%s: the error has what is there: %v", tc.name, err)
+			}
+			if strings.Contains(fault.From(err).Msg, dir) {
+				t.Errorf("%s: a client is told the path: %v", tc.name, fault.From(err).Msg)
+			}
+		}
+	}
+}
+
+// TestWhoseCredentials: a proxy has credentials, a control plane
+// admin_credentials or else these.
+func TestWhoseCredentials(t *testing.T) {
+	t.Setenv("WEFT_TEST_PROXY", "proxy")
+	t.Setenv("WEFT_TEST_ADMIN", "admin")
+	pair := func(name string) *configv1.KeyPair {
+		return &configv1.KeyPair{AccessKey: env(name), SecretKey: env(name)}
+	}
+	for _, tc := range []struct {
+		spec         *configv1.RocketMQ
+		proxy, admin string
+	}{
+		{&configv1.RocketMQ{}, "", ""},
+		{&configv1.RocketMQ{Credentials: pair("WEFT_TEST_PROXY")}, "proxy", "proxy"},
+		{&configv1.RocketMQ{AdminCredentials: pair("WEFT_TEST_ADMIN")}, "", "admin"},
+		{&configv1.RocketMQ{Credentials: pair("WEFT_TEST_PROXY"), AdminCredentials: pair("WEFT_TEST_ADMIN")}, "proxy", "admin"},
+	} {
+		es := &configv1.EventStore{Driver: &configv1.EventStore_Rocketmq{Rocketmq: tc.spec}}
+		for want, options := range map[*string]func(*configv1.EventStore) (string, any, error){&tc.proxy: Options, &tc.admin: AdminOptions} {
+			_, o, err := options(es)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := rocketmq.Keys{}
+			if k := o.(rocketmq.Options).Keys; k != nil {
+				if got, err = k(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got.Access != *want || got.Secret != *want {
+				t.Errorf("%v: has %q, want %q", tc.spec, got.Access, *want)
+			}
+		}
+	}
+}
