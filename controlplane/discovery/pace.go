@@ -73,3 +73,11 @@ func (p *Paced) WaitFor(ctx context.Context, revision int64) (*configstore.Snaps
 		}
 	}
 }
+
+// catchUp waits until what is known now is told, or ctx ends: who comes new is not
+// shown less than there is.
+func (p *Paced) catchUp(ctx context.Context) {
+	if snap, _ := p.Source.Snapshot(); snap != nil {
+		_, _ = p.WaitFor(ctx, snap.Revision) // else ctx has ended
+	}
+}

@@ -82,3 +82,24 @@ func TestPace(t *testing.T) {
 		}
 	})
 }
+
+// TestPaceCatchUp: who comes new waits for what is known, and is not shown less.
+func TestPaceCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := churning{now: latest.New(configstore.Empty("1-x", 1))}
+		p := Pace(src, 0)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- p.Run(ctx) }()
+		synctest.Wait()
+		src.now.Store(configstore.Empty("1-x", 2))
+		p.catchUp(ctx)
+		if snap, _ := p.Snapshot(); snap.Revision != 2 {
+			t.Errorf("who comes new is shown revision %d", snap.Revision)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -221,6 +221,9 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 		return err
 	}
 	st.rpc, st.sotw = rpc, w
+	if p, ok := s.cfg.Source.(*Paced); ok {
+		p.catchUp(ctx)
+	}
 	ended, err := s.admit(st)
 	if err != nil {
 		return err

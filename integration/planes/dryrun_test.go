@@ -38,7 +38,7 @@ func TestDryRunAnswersAsTheRun(t *testing.T) {
 	_, others := topics(61000, 61020)
 	targets = append(targets, others...)
 	for _, dry := range []bool{true, false} {
-		if _, err := cp.admin.Delete(ctx, &adminv1.DeleteRequest{Targets: targets, DryRun: dry}); status.Code(err) != codes.InvalidArgument {
+		if _, err := cp.admin.Delete(ctx, &adminv1.DeleteRequest{Targets: targets, DryRun: dry, AllowMassRemoval: true}); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("80 topics with their companions, dry %v: %v", dry, err)
 		}
 	}
