@@ -19,8 +19,8 @@ const (
 	quarantined      = "Quarantined"
 )
 
-// alarms are what this replica has seen that an operator must look at: the newest
-// of each reason, until the lineage changes.
+// alarms are what proxies have claimed that an operator must look at: the newest of
+// each reason, until the lineage changes or nobody has claimed it for claimLasts.
 type alarms struct {
 	mu     sync.Mutex
 	raised map[string]alarm
@@ -28,8 +28,11 @@ type alarms struct {
 
 type alarm struct {
 	lineage, message string
-	since            time.Time
+	since, last      time.Time
 }
+
+// claimLasts is how long a claim is shown that nobody repeats.
+const claimLasts = time.Hour
 
 func (a *alarms) raise(now time.Time, lineage, reason, message string) {
 	a.mu.Lock()
@@ -38,10 +41,10 @@ func (a *alarms) raise(now time.Time, lineage, reason, message string) {
 		a.raised = map[string]alarm{}
 	}
 	since := now
-	if old, ok := a.raised[reason]; ok && old.lineage == lineage {
+	if old, ok := a.raised[reason]; ok && old.lineage == lineage && now.Sub(old.last) < claimLasts {
 		since = old.since
 	}
-	a.raised[reason] = alarm{lineage, message, since}
+	a.raised[reason] = alarm{lineage, message, since, now}
 }
 
 // Alarms are what an operator must look at, as far as this replica knows.
@@ -56,7 +59,7 @@ func (s *Server) Alarms() []*adminv1.Alarm {
 	}
 	s.alarms.mu.Lock()
 	for reason, a := range s.alarms.raised {
-		if snap != nil && a.lineage == snap.Lineage {
+		if snap != nil && a.lineage == snap.Lineage && s.cfg.Clock.Now().Sub(a.last) < claimLasts {
 			add(reason, a.message, a.since)
 		}
 	}

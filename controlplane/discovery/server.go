@@ -525,7 +525,7 @@ func (s *Server) awaitRevision(ctx context.Context, nodeID string, token *discov
 		return head{lineage, revision}, err
 	})
 	if h, ok := asked.(head); err == nil && ok && h.lineage == token.Lineage && h.revision < token.Revision {
-		s.alarms.raise(s.cfg.Clock.Now(), snap.Lineage, restoreSuspected, fmt.Sprintf("node %s has revision %d, and etcd only %d: etcd was restored from a backup. "+
+		s.alarms.raise(s.cfg.Clock.Now(), snap.Lineage, restoreSuspected, fmt.Sprintf("node %s says that it has revision %d, and etcd has only %d: if that is so, etcd was restored from a backup. "+
 			"The proxy keeps its configuration; \"weft admin restore\" declares that what etcd has is in force", nodeID, token.Revision, h.revision))
 		s.cfg.Log.Error("a proxy has a newer revision than etcd", "node", nodeID, "revision", token.Revision, "etcd", h.revision)
 		return status.Errorf(codes.Unavailable, "etcd is at revision %d, the proxy has %d: etcd was restored from a backup", h.revision, token.Revision)

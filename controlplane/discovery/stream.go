@@ -385,8 +385,8 @@ func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) error {
 		return nil // digests are of namespaces
 	case ok && len(t.Digests) > 0 && !sameDigests(digestsOf(v.at(changes)), t.Digests):
 		st.server.metrics.mismatches.Inc()
-		st.server.alarms.raise(st.server.cfg.Clock.Now(), snap.Lineage, restoreSuspected, "node "+st.nodeID+" has revision "+strconv.FormatInt(from, 10)+
-			" with another content than etcd had then: etcd was restored from a backup, or written around the control plane. The proxy was sent everything; \"weft admin restore\" declares that what etcd has is in force")
+		st.server.alarms.raise(st.server.cfg.Clock.Now(), snap.Lineage, restoreSuspected, "node "+st.nodeID+" says that it has revision "+strconv.FormatInt(from, 10)+
+			" with another content than etcd had then: if that is so, etcd was restored from a backup, or written around the control plane. The proxy was sent everything; \"weft admin restore\" declares that what etcd has is in force")
 		st.server.cfg.Log.Error("a proxy has another content than etcd at the same revision; it is sent everything", "node", st.nodeID, "revision", from)
 		return nil
 	case !ok && len(t.Digests) > 0 && sameDigests(digestsOf(v.sums), t.Digests):
