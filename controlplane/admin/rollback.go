@@ -35,7 +35,7 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 	}
 	if n := len(differs); n > maxChange {
 		return nil, status.Errorf(codes.FailedPrecondition, "%d resources differ from revision %d, one transaction changes at most %d: "+
-			"roll back a kind, a namespace or one resource after the other", n, req.ToRevision, maxChange)
+			"roll back less (a namespace, a kind, a resource), or in stages (weft rollback --stages)", n, req.ToRevision, maxChange)
 	}
 	c := change{method: "Rollback", dryRun: req.DryRun, allowMassRemoval: req.AllowMassRemoval}
 	resp := &adminv1.RollbackResponse{Revision: snap.Revision}

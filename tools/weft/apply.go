@@ -164,18 +164,23 @@ func (f *applyFlags) current(ctx context.Context, c adminv1.AdminServiceClient, 
 		namespaces = slices.Compact(namespaces)
 	}
 	for _, ns := range namespaces {
-		err := eachResource(ctx, c, &adminv1.ListRequest{Namespace: ns, PageSize: 1000}, func(r *configv1.Resource) {
-			if info, _ := resource.Lookup(string(resource.KindOf(r))); info.System {
-				return
-			}
-			there[r.Metadata.Namespace]++
-			out[r.Name] = r
-		})
-		if err != nil {
+		if err := userResources(ctx, c, ns, there, out); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
+}
+
+// userResources adds to out what a namespace, or the mesh, has that users apply,
+// and to there how many of them each namespace has.
+func userResources(ctx context.Context, c adminv1.AdminServiceClient, namespace string, there map[string]int, out map[string]*configv1.Resource) error {
+	return eachResource(ctx, c, &adminv1.ListRequest{Namespace: namespace, PageSize: 1000}, func(r *configv1.Resource) {
+		if info, _ := resource.Lookup(string(resource.KindOf(r))); info.System {
+			return
+		}
+		there[r.Metadata.Namespace]++
+		out[r.Name] = r
+	})
 }
 
 // eachResource goes through all pages of a list.

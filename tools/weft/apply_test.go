@@ -49,6 +49,17 @@ func (m *mesh) want(code int, args []string, says ...string) string {
 	return all
 }
 
+// lastChange is the revision of the newest change of what args select.
+func (m *mesh) lastChange(args ...string) string {
+	m.Helper()
+	out, _, _ := m.run(append([]string{"history", "-o", "json", "--limit", "1"}, args...)...)
+	match := regexp.MustCompile(`"revision": +"([0-9]+)"`).FindStringSubmatch(out)
+	if match == nil {
+		m.Fatalf("no revision in %s", out)
+	}
+	return match[1]
+}
+
 func file(t *testing.T, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -82,12 +93,7 @@ func TestAdministration(t *testing.T) {
 		t.Errorf("what is the same differs: %s", said)
 	}
 	m.want(0, []string{"apply", "-f", few}, "topic/shop/t1 unchanged")
-	out, _, _ := m.run("history", "-o", "json", "--limit", "1", "topic", "t0", "-n", "shop")
-	match := regexp.MustCompile(`"revision": +"([0-9]+)"`).FindStringSubmatch(out)
-	if match == nil {
-		t.Fatalf("no revision in %s", out)
-	}
-	number := match[1]
+	number := m.lastChange("topic", "t0", "-n", "shop")
 
 	// Prune.
 	fewer := file(t, "fewer.yaml", storeYAML("shop", "git")+topics("shop", 0, 2, "git"))
@@ -129,10 +135,18 @@ func TestAdministration(t *testing.T) {
 	m.want(0, []string{"apply", "-f", many}, "0 created, 0 updated, 0 deleted, 151 unchanged")
 	bad := file(t, "bad.yaml", storeYAML("bulk", "git")+strings.ReplaceAll(topics("bulk", 0, 230, "git2"), "t229, labels: {by: git2}}\nspec: {store: main}", "t229}\nspec: {store: none}"))
 	m.want(1, []string{"apply", "-f", bad}, "stage 1 of 3: ", "stage 3 of 3: ", "failed", "stages 1 to 2 are in force; nothing of it was made, it was the last one", "same command again", "there is no EventStore none")
-	m.want(0, []string{"apply", "-f", file(t, "mended.yaml", storeYAML("bulk", "git")+topics("bulk", 0, 230, "git2"))}, "topic/bulk/t229 created", "45 created, 0 updated, 0 deleted, 186 unchanged")
+	mended := file(t, "mended.yaml", storeYAML("bulk", "git")+topics("bulk", 0, 230, "git2"))
+	m.want(0, []string{"apply", "-f", mended}, "topic/bulk/t229 created", "45 created, 0 updated, 0 deleted, 186 unchanged")
+	full := m.lastChange("-n", "bulk")
 	one := file(t, "one.yaml", storeYAML("bulk", "git"))
 	m.want(1, []string{"apply", "-f", one, "--prune", "-n", "bulk"}, "removes 230 of the 231 resources of namespace bulk", "--allow-mass-removal")
 	m.want(0, []string{"apply", "-f", one, "--prune", "-n", "bulk", "--allow-mass-removal"}, "stage 1 of ", "0 created, 0 updated, 230 deleted, 1 unchanged")
+	m.want(1, []string{"rollback", full, "-n", "bulk", "--allow-mass-removal"}, "230 resources differ from revision "+full, "weft rollback --stages")
+	m.want(0, []string{"rollback", full, "-n", "bulk", "--stages", "--dry-run"}, "+++ b/topic/bulk/t0", "would be: 230 created", "stages: only the first is checked")
+	m.want(0, []string{"rollback", full, "-n", "bulk", "--stages"}, "stage 1 of ", "230 created, 0 updated, 0 deleted, 0 unchanged")
+	m.want(0, []string{"diff", "-f", mended})
+	m.want(1, []string{"rollback", number, "-n", "bulk", "--stages"}, "removes 231 of the 231 resources of namespace bulk")
+	m.want(0, []string{"rollback", number, "-n", "bulk", "--stages", "--allow-mass-removal"}, "231 deleted")
 	m.want(0, []string{"apply", "-f", file(t, "some.yaml", topics("shop", 20, 40, "git"))}, "created")
 	m.want(1, []string{"apply", "-f", few, "--prune", "-n", "shop"}, "--allow-mass-removal")
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/resource"
 
@@ -150,6 +151,7 @@ func rollbackCommand() *cobra.Command {
 		namespace string
 		req       adminv1.RollbackRequest
 		yes       bool
+		staged    bool
 		output    string
 	)
 	cmd := &cobra.Command{Use: "rollback REVISION [KIND [NAME]]", Short: "Make resources what they were at a revision", Args: cobra.RangeArgs(1, 3),
@@ -157,7 +159,11 @@ func rollbackCommand() *cobra.Command {
 at a revision, in one transaction: a new revision with the old content, judged like
 any change. What was deleted since comes back as a new resource (a Topic with
 another uid, so positions in the old one do not lead into it); what was created
-since is deleted. It shows the changes and, on a terminal, asks.`,
+since is deleted. It shows the changes and, on a terminal, asks.
+
+What is more than one transaction takes (100 resources) is refused, and rolled back
+with --stages: as weft apply does it, each of them all or nothing, what others refer
+to first and deletions last. Where one fails, the same command goes on from there.`,
 		Example: "  weft rollback 1042 --dry-run\n  weft rollback 1042 topic orders -n shop\n  weft rollback 1042 -n shop --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {
@@ -176,6 +182,9 @@ since is deleted. It shows the changes and, on a terminal, asks.`,
 				return err
 			}
 			defer done()
+			if staged {
+				return rollbackStages(cmd, c, &req, yes, output)
+			}
 			call := func(dryRun bool) (*adminv1.RollbackResponse, error) {
 				ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
 				defer cancel()
@@ -218,7 +227,77 @@ since is deleted. It shows the changes and, on a terminal, asks.`,
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "check and show what would happen, change nothing")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&req.AllowMassRemoval, "allow-mass-removal", false, "the change may remove more than the control plane lets go unasked")
+	cmd.Flags().BoolVar(&staged, "stages", false, "in as many transactions as it takes, one after the other")
 	outputFlag(cmd, &output)
 	completeNamespace(cmd, &admin)
 	return cmd
+}
+
+// rollbackStages rolls back in stages, as an apply of what was there would.
+func rollbackStages(cmd *cobra.Command, c adminv1.AdminServiceClient, req *adminv1.RollbackRequest, yes bool, output string) error {
+	p, err := backTo(cmd.Context(), c, req)
+	if err != nil {
+		return err
+	}
+	stages := p.stages()
+	if len(stages) > 1 && !req.AllowMassRemoval {
+		if err := p.guard(); err != nil {
+			return err
+		}
+	}
+	text := output == "text"
+	if text {
+		n, err := writeDiff(cmd.OutOrStdout(), p.items)
+		if err != nil {
+			return err
+		}
+		if !req.DryRun && n > 0 && !yes && isTerminal(cmd.OutOrStdout()) && isTerminal(cmd.InOrStdin()) {
+			if err := confirm(cmd, fmt.Sprintf("%d resources change. Roll back?", n)); err != nil {
+				return err
+			}
+		}
+	}
+	resp, err := applyStages(cmd, c, stages, req.DryRun, req.AllowMassRemoval, text)
+	if err != nil {
+		return err
+	}
+	if !text {
+		return writeMessage(cmd.OutOrStdout(), resp, output)
+	}
+	printApplied(cmd.OutOrStdout(), p, len(stages), resp, req.DryRun)
+	return nil
+}
+
+// backTo is the plan that makes what req selects what it was.
+func backTo(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.RollbackRequest) (*plan, error) {
+	cctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := c.Diff(cctx, &adminv1.DiffRequest{FromRevision: req.ToRevision, Kind: req.Kind, Namespace: req.Namespace, Name: req.Name})
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{there: map[string]int{}}
+	// As it is now, with the version that is changed.
+	now := map[string]*configv1.Resource{}
+	listed := map[string]bool{}
+	for _, d := range resp.Changes {
+		_, ns, _, err := resource.Split(d.Name)
+		if err != nil {
+			return nil, err
+		}
+		if !listed[ns] {
+			listed[ns] = true
+			if err := userResources(ctx, c, ns, p.there, now); err != nil {
+				return nil, err
+			}
+		}
+		i := item{d.Name, now[d.Name], plain(d.Before)}
+		if i.after != nil && i.before != nil {
+			i.after.Metadata.Version = i.before.Metadata.Version
+		}
+		if i.after != nil || i.before != nil {
+			p.items = append(p.items, i)
+		}
+	}
+	return p, nil
 }
