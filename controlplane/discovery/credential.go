@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 
 	"google.golang.org/grpc/credentials"
@@ -24,6 +25,20 @@ type credential struct {
 	node string
 	// namespaces are all that it may see; nil is all there are.
 	namespaces map[string]bool
+}
+
+// voter is as whom a node counts where several nodes are needed: itself, where its
+// credential says which node it is, or where there is none, over loopback. One
+// credential that is good for any node is not several nodes on one host.
+func (c credential) voter(nodeID, peer string) string {
+	if c.node != "" || c.subject == "" {
+		return "node " + nodeID
+	}
+	host, _, err := net.SplitHostPort(peer)
+	if err != nil {
+		host = peer
+	}
+	return "host " + host + " with " + c.subject
 }
 
 // credentialOf reads the certificate of a stream's other end, which the listener

@@ -29,6 +29,7 @@ type refusals struct {
 type refusal struct {
 	version string
 	nodes   []string // distinct, at most QuarantineAfter
+	voters  []string // of nodes
 	written bool
 }
 
@@ -54,9 +55,11 @@ func (r *refusals) add(st *stream, what *discoveryv1.Rejection) {
 		c = &refusal{version: what.Version}
 		r.counts[what.Name] = c
 	}
-	if c.written || slices.Contains(c.nodes, st.nodeID) {
+	voter := st.credential.voter(st.nodeID, st.peer)
+	if c.written || slices.Contains(c.voters, voter) {
 		return
 	}
+	c.voters = append(c.voters, voter)
 	if c.nodes = append(c.nodes, st.nodeID); len(c.nodes) < cfg.QuarantineAfter {
 		return
 	}
@@ -69,7 +72,7 @@ func (r *refusals) add(st *stream, what *discoveryv1.Rejection) {
 			cfg.Log.Error("a version that several proxies refuse cannot be quarantined; the next refusal tries again", "resource", what.Name, "version", what.Version, "error", err)
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			c.written, c.nodes = false, c.nodes[:len(c.nodes)-1]
+			c.written, c.nodes, c.voters = false, c.nodes[:len(c.nodes)-1], c.voters[:len(c.voters)-1]
 			return
 		}
 		r.server.metrics.quarantines.Inc()
