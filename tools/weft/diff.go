@@ -1,14 +1,18 @@
 package weft
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 	"google.golang.org/protobuf/proto"
 
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/manifest"
@@ -198,4 +202,114 @@ func unified(a, b []string) []string {
 		out = append(out, hunk...)
 	}
 	return out
+}
+
+// exitStatus is an error with an exit status of its own; without a text it is not
+// printed.
+type exitStatus struct {
+	code int
+	error
+}
+
+func (e exitStatus) Error() string {
+	if e.error == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.error.Error()
+}
+
+func (e exitStatus) Unwrap() error { return e.error }
+
+// Exit statuses of weft diff, as diff(1) has them.
+const (
+	differs = 1
+	trouble = 2
+)
+
+func diffCommand() *cobra.Command {
+	var (
+		admin     adminFlags
+		what      applyFlags
+		kind, one string
+	)
+	cmd := &cobra.Command{Use: "diff -f FILE|FOLDER|- … | REVISION [REVISION]", Short: "Show what weft apply would change, or what differs between revisions", Args: cobra.MaximumNArgs(2),
+		Long: `With -f, shows what weft apply would change, after the control plane has judged it
+as it would be judged then. With a revision, shows what differs between it and now,
+or a second one; weft history lists revisions.
+
+The exit status is that of diff(1): 0 where nothing differs, 1 where something
+does, 2 after an error.`,
+		Example: "  weft diff -f examples/orders/\n  weft diff 1042\n  weft diff 1042 1100 -n shop --only-kind topic",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n, err := diff(cmd, args, &admin, &what, kind, one)
+			switch {
+			case err != nil:
+				return exitStatus{trouble, err}
+			case n > 0:
+				return exitStatus{code: differs}
+			}
+			return nil
+		}}
+	admin.add(cmd)
+	what.add(cmd)
+	cmd.Flags().StringVar(&kind, "only-kind", "", "between revisions: only this kind")
+	cmd.Flags().StringVar(&one, "only", "", "between revisions: only this resource, as KIND/NAMESPACE/NAME")
+	return cmd
+}
+
+func diff(cmd *cobra.Command, args []string, admin *adminFlags, what *applyFlags, kind, one string) (int, error) {
+	if (len(args) > 0) == (len(what.files) > 0) {
+		return 0, errors.New("give files with -f, or one or two revisions")
+	}
+	var items []item
+	if len(args) > 0 {
+		req := &adminv1.DiffRequest{Kind: kind, Namespace: what.namespace, Name: one}
+		var err error
+		if req.FromRevision, err = revision(args[0]); err != nil {
+			return 0, err
+		}
+		if len(args) == 2 {
+			if req.ToRevision, err = revision(args[1]); err != nil {
+				return 0, err
+			}
+		}
+		c, done, err := admin.dial()
+		if err != nil {
+			return 0, err
+		}
+		defer done()
+		ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+		defer cancel()
+		resp, err := c.Diff(ctx, req)
+		if err != nil {
+			return 0, err
+		}
+		items = itemsOf(resp.Changes)
+	} else {
+		if err := what.check(); err != nil {
+			return 0, err
+		}
+		c, done, err := admin.dial()
+		if err != nil {
+			return 0, err
+		}
+		defer done()
+		p, err := what.read(cmd, c)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := applyStages(cmd, c, p.stages(), true, what.mass, false); err != nil {
+			return 0, err
+		}
+		items = p.items
+	}
+	return writeDiff(cmd.OutOrStdout(), items)
+}
+
+func itemsOf(changes []*adminv1.ResourceDiff) []item {
+	var items []item
+	for _, d := range changes {
+		items = append(items, item{d.Name, d.Before, d.After})
+	}
+	return items
 }
