@@ -9,6 +9,8 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/names"
 )
 
 // Lack is what keeps a proxy from having all of a revision.
@@ -139,21 +141,21 @@ func Fit(proxies []*adminv1.ProxyStatus, most int) []*adminv1.ProxyStatus {
 // short is a proxy with at most n of each list, and texts of at most text bytes.
 func short(p *adminv1.ProxyStatus, n, text int) *adminv1.ProxyStatus {
 	out := &adminv1.ProxyStatus{NodeId: p.NodeId, Peer: p.Peer, ConnectedAt: p.ConnectedAt, SentRevision: p.SentRevision, AckedRevision: p.AckedRevision,
-		Connected: p.Connected, LastSeen: p.LastSeen, Replica: p.Replica, Info: &discoveryv1.NodeInfo{Version: clip(p.Info.GetVersion(), text), Zone: clip(p.Info.GetZone(), text)}}
+		Connected: p.Connected, LastSeen: p.LastSeen, Replica: p.Replica, Info: &discoveryv1.NodeInfo{Version: names.Text(p.Info.GetVersion(), text), Zone: names.Text(p.Info.GetZone(), text)}}
 	for _, r := range p.Rejections[:min(len(p.Rejections), n)] {
-		out.Rejections = append(out.Rejections, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: clip(r.Field, text), Reason: clip(r.Reason, text)})
+		out.Rejections = append(out.Rejections, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: names.Text(r.Field, text), Reason: names.Text(r.Reason, text)})
 	}
 	for _, w := range p.Withheld[:min(len(p.Withheld), n)] {
-		out.Withheld = append(out.Withheld, &configv1.Withheld{Name: w.Name, Version: w.Version, Reason: clip(w.Reason, text)})
+		out.Withheld = append(out.Withheld, &configv1.Withheld{Name: w.Name, Version: w.Version, Reason: names.Text(w.Reason, text)})
 	}
 	if r := p.Report; r != nil {
 		out.Report = &discoveryv1.ReportStatusRequest{Draining: r.Draining}
 		if c := r.Config; c != nil {
-			out.Report.Config = &discoveryv1.AppliedConfig{Lineage: clip(c.Lineage, text), Revision: c.Revision, Source: c.Source, ConfirmedAt: c.ConfirmedAt,
+			out.Report.Config = &discoveryv1.AppliedConfig{Lineage: names.Text(c.Lineage, text), Revision: c.Revision, Source: c.Source, ConfirmedAt: c.ConfirmedAt,
 				Withheld: c.Withheld[:min(len(c.Withheld), n)]}
 		}
 		for _, s := range r.Stores[:min(len(r.Stores), n)] {
-			out.Report.Stores = append(out.Report.Stores, &discoveryv1.StoreState{Name: s.Name, Reason: clip(s.Reason, text), Message: clip(s.Message, text)})
+			out.Report.Stores = append(out.Report.Stores, &discoveryv1.StoreState{Name: s.Name, Reason: names.Text(s.Reason, text), Message: names.Text(s.Message, text)})
 		}
 	}
 	return out

@@ -16,6 +16,8 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/names"
 )
 
 // Where the records begin.
@@ -286,6 +288,6 @@ func (r *recorder) gone(ctx context.Context, there map[string]bool) error {
 func (m *Mesh) kept(p *adminv1.ProxyStatus) *adminv1.ProxyStatus {
 	const text = 256
 	return &adminv1.ProxyStatus{NodeId: p.NodeId, Peer: p.Peer, ConnectedAt: p.ConnectedAt, AckedRevision: p.AckedRevision, Connected: true, LastSeen: m.now(), Replica: m.id,
-		Info: &discoveryv1.NodeInfo{Version: clip(p.Info.GetVersion(), text), Zone: clip(p.Info.GetZone(), text), AdvertiseHost: clip(p.Info.GetAdvertiseHost(), text),
-			Incarnation: clip(p.Info.GetIncarnation(), text), Namespaces: p.Info.GetNamespaces()[:min(len(p.Info.GetNamespaces()), 20)]}}
+		Info: &discoveryv1.NodeInfo{Version: names.Text(p.Info.GetVersion(), text), Zone: names.Text(p.Info.GetZone(), text), AdvertiseHost: names.Text(p.Info.GetAdvertiseHost(), text),
+			Incarnation: names.Text(p.Info.GetIncarnation(), text), Namespaces: p.Info.GetNamespaces()[:min(len(p.Info.GetNamespaces()), 20)]}}
 }

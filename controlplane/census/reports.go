@@ -195,23 +195,20 @@ func bound(report *discoveryv1.ReportStatusRequest) {
 	if c := report.Config; c != nil {
 		c.Rejections = c.Rejections[:min(len(c.Rejections), maxRejections)]
 		for _, j := range c.Rejections {
-			j.Name, j.Version, j.Field, j.Reason = clip(j.Name, maxText), clip(j.Version, maxText), clip(j.Field, maxText), clip(j.Reason, maxText)
+			j.Name, j.Version, j.Field, j.Reason = names.Text(j.Name, maxText), names.Text(j.Version, maxText), names.Text(j.Field, maxText), names.Text(j.Reason, maxText)
 		}
 		c.Withheld = c.Withheld[:min(len(c.Withheld), maxNames)]
 		for i, name := range c.Withheld {
-			c.Withheld[i] = clip(name, maxText)
+			c.Withheld[i] = names.Text(name, maxText)
 		}
-		c.Lineage = clip(c.Lineage, maxText)
+		c.Lineage = names.Text(c.Lineage, maxText)
 		c.Digests = c.Digests[:min(len(c.Digests), maxKinds)]
 	}
 	report.Stores = report.Stores[:min(len(report.Stores), maxNames)]
 	for _, s := range report.Stores {
-		s.Name, s.Reason, s.Message = clip(s.Name, maxText), clip(s.Reason, maxText), clip(s.Message, maxText)
+		s.Name, s.Reason, s.Message = names.Text(s.Name, maxText), names.Text(s.Reason, maxText), names.Text(s.Message, maxText)
 	}
 }
-
-// clip makes of a proxy's text one of at most n bytes that can be shown.
-func clip(s string, n int) string { return names.Text(s, n) }
 
 // Report is the newest report of a node; nil where it has no stream. It must not
 // be changed.
