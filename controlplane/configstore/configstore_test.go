@@ -2,6 +2,7 @@ package configstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -292,7 +293,7 @@ func TestLineage(t *testing.T) {
 	for i := range stores {
 		stores[i] = New(Config{Client: w.etcd, Log: slog.New(slog.DiscardHandler)})
 		wg.Go(func() {
-			if snap, err := stores[i].read(w.ctx); err != nil {
+			if snap, err := stores[i].read(w.ctx, true); err != nil {
 				t.Error(err)
 			} else {
 				stores[i].now.Store(snap)
@@ -570,11 +571,14 @@ func TestCompacted(t *testing.T) {
 func TestRestored(t *testing.T) {
 	for name, tc := range map[string]struct {
 		// later are the writes to the restored etcd, beside what the backup had.
-		later int
-		says  string
+		later   int
+		lineage string // "" is the same
+		says    string
 	}{
-		"behind":         {0, "etcd is at revision"},
-		"beyond, unlike": {20, "is another one than was made|does not follow|at which it was not so"},
+		"behind":         {0, "", "etcd is at revision"},
+		"beyond, unlike": {20, "", "is another one than was made|does not follow|at which it was not so"},
+		"empty":          {-1, "", "etcd has no mesh any more"},
+		"another mesh":   {20, "1-other", "etcd is of lineage 1-other, which does not follow 1-"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -592,14 +596,19 @@ func TestRestored(t *testing.T) {
 			w.must(err)
 			// The backup has the same lineage and another content.
 			b := &world{t, ctx, clientOf(t, backup)}
-			_, err = b.etcd.Put(ctx, DefaultPrefix+"m/lineage", held.Lineage)
-			b.must(err)
-			other := b.replica(b.etcd, io.Discard)
-			b.write(other, Change{Put: []*configv1.Resource{res("a", "0")}})
-			b.waitFor(other, "eventstore/demo/a")
-			for i := range tc.later {
-				b.write(other, Change{Put: []*configv1.Resource{res("c", fmt.Sprint(i))}})
-				b.waitFor(other, "eventstore/demo/c")
+			write := func() {
+				other := b.replica(b.etcd, io.Discard)
+				b.write(other, Change{Put: []*configv1.Resource{res("a", "0")}})
+				b.waitFor(other, "eventstore/demo/a")
+				for i := range tc.later {
+					b.write(other, Change{Put: []*configv1.Resource{res("c", fmt.Sprint(i))}})
+					b.waitFor(other, "eventstore/demo/c")
+				}
+			}
+			if tc.later >= 0 {
+				_, err = b.etcd.Put(ctx, DefaultPrefix+"m/lineage", cmp.Or(tc.lineage, held.Lineage))
+				b.must(err)
+				write()
 			}
 			way.set(true)
 			way.mu.Lock()
@@ -620,6 +629,9 @@ func TestRestored(t *testing.T) {
 				t.Errorf("a write: %v", err)
 			}
 			// Somebody says that this is the history now.
+			if tc.later < 0 {
+				write() // of a replica that knows nothing of what was
+			}
 			_, err = b.etcd.Put(ctx, DefaultPrefix+"m/lineage", "2-restored")
 			b.must(err)
 			for w.current(s).Lineage != "2-restored" {

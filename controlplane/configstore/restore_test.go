@@ -15,21 +15,6 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 )
 
-// TestNewLineage: the counter is above all that are known, and no two are one.
-func TestNewLineage(t *testing.T) {
-	seen := map[string]bool{}
-	for _, c := range []struct {
-		others []string
-		want   string
-	}{{nil, "1-"}, {[]string{"1-aa", ""}, "2-"}, {[]string{"3-aa", "7-bb"}, "8-"}, {[]string{"x", "-1-x", "99999999999999999999-x"}, "1-"}} {
-		got, err := newLineage(c.others...)
-		if err != nil || !strings.HasPrefix(got, c.want) || seen[got] || len(got) != len(c.want)+16 {
-			t.Errorf("after %q comes %q, %v", c.others, got, err)
-		}
-		seen[got] = true
-	}
-}
-
 // TestDeclareRestore: every replica follows the new lineage with what etcd has,
 // what was decided on the old one is refused, and the audit record says why.
 func TestDeclareRestore(t *testing.T) {
@@ -79,7 +64,7 @@ func TestDeclareRestore(t *testing.T) {
 func TestLookBack(t *testing.T) {
 	w := newWorld(t)
 	s := New(Config{Client: w.etcd, MaxRetry: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
-	snap, err := s.read(w.ctx)
+	snap, err := s.read(w.ctx, true)
 	w.must(err)
 	for name, c := range map[string]struct {
 		now  Snapshot

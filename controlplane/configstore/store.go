@@ -23,6 +23,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/lineage"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -87,7 +88,7 @@ type suspicion struct {
 }
 
 func (x *suspicion) message() string {
-	return x.what + `: it was restored from a backup, or written around the control plane. The last configuration stays in force and nothing can be changed; "weft admin restore" declares that what etcd has is in force`
+	return x.what + `: it was emptied, restored from a backup, or written around the control plane. The last configuration stays in force and nothing can be changed; "weft admin restore" declares that what etcd has is in force`
 }
 
 func (s *Store) suspect(x *suspicion) {
@@ -255,11 +256,11 @@ func (s *Store) Run(ctx context.Context) error {
 // follow reads everything once and then watches; it returns when the watch
 // breaks. Broke is why it did the last time.
 func (s *Store) follow(ctx context.Context, broke error, good func()) error {
-	snap, err := s.read(ctx)
+	old := s.now.Get()
+	snap, err := s.read(ctx, old == nil)
 	if err != nil {
 		return err
 	}
-	old := s.now.Get()
 	suspected := s.suspected.Load()
 	if suspected != nil && suspected.lineage != snap.Lineage {
 		s.suspect(nil)
@@ -348,9 +349,10 @@ func (s *Store) lookBack(ctx context.Context, cancel context.CancelCauseFunc) {
 // readPage is how many keys one read takes.
 const readPage = 1000
 
-// read reads everything at one revision.
-func (s *Store) read(ctx context.Context) (*Snapshot, error) {
-	lineage, err := s.lineage(ctx)
+// read reads everything at one revision. The lineage is "" where etcd has none and
+// none may begin.
+func (s *Store) read(ctx context.Context, begin bool) (*Snapshot, error) {
+	lineage, err := s.lineage(ctx, begin)
 	if err != nil {
 		return nil, err
 	}
@@ -393,22 +395,29 @@ func (s *Store) read(ctx context.Context) (*Snapshot, error) {
 	return x.commit(rev), nil
 }
 
-// lineage reads the lineage, or makes the first one.
-func (s *Store) lineage(ctx context.Context) (string, error) {
+// lineage reads the lineage. Where there is none it makes the first one, if it may:
+// who has a configuration already would give an etcd that was emptied the last word.
+func (s *Store) lineage(ctx context.Context, begin bool) (string, error) {
 	key := s.prefix + dirMeta + "lineage"
-	mine, err := newLineage()
+	mine, err := lineage.New()
 	if err != nil {
 		return "", err
 	}
-	resp, err := s.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
-		Then(clientv3.OpPut(key, mine)).Else(clientv3.OpGet(key)).Commit()
-	if err != nil {
-		return "", err
+	none, get := clientv3.Compare(clientv3.CreateRevision(key), "=", 0), clientv3.OpGet(key)
+	var first []clientv3.Op
+	if begin {
+		first = append(first, clientv3.OpPut(key, mine))
 	}
-	if resp.Succeeded {
+	resp, err := s.client.Txn(ctx).If(none).Then(first...).Else(get).Commit()
+	switch {
+	case err != nil:
+		return "", err
+	case !resp.Succeeded:
+		return string(resp.Responses[0].GetResponseRange().Kvs[0].Value), nil
+	case begin:
 		return mine, nil
 	}
-	return string(resp.Responses[0].GetResponseRange().Kvs[0].Value), nil
+	return "", nil
 }
 
 // keepLog carries the log of changes over a new reading of everything, by
@@ -457,7 +466,14 @@ func keepLog(old, now *Snapshot) *Snapshot {
 // read before; "" where it can. What etcd says was written up to then must be what
 // was there then: else etcd was restored from a backup, or written by hand.
 func contradicts(old, now *Snapshot) string {
-	if old == nil || old.Lineage != now.Lineage {
+	switch {
+	case old == nil:
+		return ""
+	case now.Lineage == "":
+		return fmt.Sprintf("etcd has no mesh any more, and had one at revision %d", old.Revision)
+	case !lineage.Follows(now.Lineage, old.Lineage):
+		return fmt.Sprintf("etcd is of lineage %s, which does not follow %s, of which it was", now.Lineage, old.Lineage)
+	case old.Lineage != now.Lineage:
 		return ""
 	}
 	if now.Revision < old.Revision {

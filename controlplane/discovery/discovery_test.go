@@ -466,8 +466,8 @@ func TestResume(t *testing.T) {
 			tok.Revision = rev - 1
 			tok.Rejected = []*discoveryv1.Rejection{{Name: "eventstore/demo/refused", Version: refused}}
 		}, []string{"*"}, "+demo/a +demo/b -demo/gone"},
-		"another lineage":      {func(tok *discoveryv1.ResumeToken) { tok.Lineage = "1-other" }, []string{"*"}, all},
-		"newer, of another":    {func(tok *discoveryv1.ResumeToken) { tok.Lineage, tok.Revision = "1-other", 1<<40 }, []string{"*"}, all},
+		"another lineage":      {func(tok *discoveryv1.ResumeToken) { tok.Lineage = "0-before" }, []string{"*"}, all},
+		"newer, of another":    {func(tok *discoveryv1.ResumeToken) { tok.Lineage, tok.Revision = "0-before", 1<<40 }, []string{"*"}, all},
 		"before the log":       {func(tok *discoveryv1.ResumeToken) { tok.Revision = 0 }, []string{"*"}, all},
 		"another scope":        {func(tok *discoveryv1.ResumeToken) { tok.Scope = []string{"*/other/*"} }, []string{"*"}, all},
 		"another subscription": {func(*discoveryv1.ResumeToken) {}, []string{"*/demo/*"}, all},
@@ -492,11 +492,6 @@ type lagging struct {
 
 func (l lagging) Snapshot() (*configstore.Snapshot, <-chan struct{}) { return l.at, nil }
 
-func (l lagging) WaitFor(ctx context.Context, _ int64) (*configstore.Snapshot, error) {
-	<-ctx.Done()
-	return nil, ctx.Err()
-}
-
 // TestNeverThePast: a replica that is behind what a proxy has catches up or sends
 // it elsewhere; one whose etcd is behind it says so to people too.
 func TestNeverThePast(t *testing.T) {
@@ -505,10 +500,10 @@ func TestNeverThePast(t *testing.T) {
 	snap, err := w.store.Current()
 	w.must(err)
 	quick := Config{CatchUp: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}
-	refused := func(cfg Config, revision int64, says string) *Server {
+	refused := func(cfg Config, lineage string, revision int64, says string) *Server {
 		t.Helper()
 		s, addr := serve(t, cfg)
-		p := w.connect(addr, &discoveryv1.ResumeToken{Lineage: snap.Lineage, Revision: revision, Scope: []string{"*"}})
+		p := w.connect(addr, &discoveryv1.ResumeToken{Lineage: lineage, Revision: revision, Scope: []string{"*"}})
 		p.ask("*")
 		if resp, err := p.rpc.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), says) {
 			t.Errorf("%v, %v", resp, err)
@@ -517,12 +512,18 @@ func TestNeverThePast(t *testing.T) {
 	}
 	quick.Source = lagging{w.store, snap}
 	newer := w.put("2", "demo/a")
-	if s := refused(quick, newer, "try another"); len(s.Alarms()) != 0 {
+	if s := refused(quick, snap.Lineage, newer, "try another"); len(s.Alarms()) != 0 {
 		t.Errorf("a replica that lags raises %v", s.Alarms())
 	}
 	quick.Source = w.store
-	if a := refused(quick, newer+1, "restored from a backup").Alarms(); len(a) != 1 || a[0].Reason != "RestoreSuspected" || !strings.Contains(a[0].Message, "node-1") {
+	if a := refused(quick, snap.Lineage, newer+1, "restored from a backup").Alarms(); len(a) != 1 || a[0].Reason != "RestoreSuspected" || !strings.Contains(a[0].Message, "node-1") {
 		t.Errorf("the alarms are %v", a)
+	}
+	// Nor one whose etcd knows nothing of what the proxy has: it was emptied.
+	for _, lineage := range []string{"1-other", "7-later"} {
+		if a := refused(quick, lineage, 1, "etcd was emptied").Alarms(); len(a) != 1 || a[0].Reason != "RestoreSuspected" || !strings.Contains(a[0].Message, lineage) {
+			t.Errorf("the alarms are %v", a)
+		}
 	}
 	snap, err = w.store.Current()
 	w.must(err)
@@ -775,8 +776,3 @@ func (fixed) Snapshot() (*configstore.Snapshot, <-chan struct{}) {
 func (fixed) Head(context.Context) (string, int64, error) { return "1-x", 7, nil }
 
 func (fixed) Suspected() (string, time.Time) { return "", time.Time{} }
-
-func (fixed) WaitFor(ctx context.Context, _ int64) (*configstore.Snapshot, error) {
-	<-ctx.Done()
-	return nil, ctx.Err()
-}

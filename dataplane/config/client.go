@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +35,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/configfile"
+	"github.com/weft-mesh/weft/pkg/lineage"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -257,7 +257,7 @@ func newer(file, disk *memory) bool {
 	if file.lineage == disk.lineage {
 		return file.revision > disk.revision
 	}
-	return restores(file.lineage) > restores(disk.lineage)
+	return lineage.Follows(file.lineage, disk.lineage)
 }
 
 // fromDisk is the last good configuration; nil where there is none.
@@ -389,23 +389,13 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	}
 }
 
-// restores is how many restores a lineage counts, "<count>-<random>"; 0 where it
-// counts none.
-func restores(lineage string) uint64 {
-	count, _, _ := strings.Cut(lineage, "-")
-	n, err := strconv.ParseUint(count, 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n
-}
-
 // take applies a delta that is complete and returns the error detail of the
 // answer: nil to acknowledge.
 func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*statuspb.Status, error) {
-	if restores(man.Lineage) < restores(c.mem.lineage) {
+	if !lineage.Follows(man.Lineage, c.mem.lineage) {
 		c.metrics.older.Inc()
-		return nil, fmt.Errorf("the control plane is of lineage %s, this proxy of %s, which is newer: it has not heard of a restore yet", man.Lineage, c.mem.lineage)
+		return nil, fmt.Errorf("the control plane is of lineage %s, which does not follow that of this proxy, %s: it has not heard of a restore yet, its etcd was emptied, or it is another mesh. "+
+			"This proxy keeps its configuration; \"weft admin restore\" declares that what etcd has is in force; a proxy that moves to another mesh needs an empty data folder", man.Lineage, c.mem.lineage)
 	}
 	if man.Lineage == c.mem.lineage && man.Revision < c.mem.revision {
 		c.metrics.older.Inc()

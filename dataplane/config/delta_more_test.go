@@ -407,6 +407,12 @@ func TestLineage(t *testing.T) {
 	if s := f.states.Get(); s.Lineage != "2-y" || s.Revision != 6 {
 		t.Errorf("it went back to before the restore: %+v", s)
 	}
+	// One whose etcd was emptied, or is another mesh's.
+	st = srv.accept(t)
+	st.refused([]*discoveryv3.Resource{closing("2-z", 90, true, nil)})
+	if s := f.states.Get(); s.Lineage != "2-y" || len(s.Set) != 1 {
+		t.Errorf("it was emptied: %+v", s)
+	}
 }
 
 // TestRejection: the answer names what was refused, the rest is applied, the

@@ -538,7 +538,9 @@ func (w *world) restore(backup string, written int) {
 	w.era.Add(1)
 	if w.restored(written) {
 		await("the restore is suspected", func(r *replica) error {
-			v, err := metric(ctx, r.ops, "weft_controlplane_restore_suspected")
+			mctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
+			defer cancel()
+			v, err := metric(mctx, r.ops, "weft_controlplane_restore_suspected")
 			if err == nil && v != 1 {
 				err = errors.New("it is not")
 			}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -380,4 +381,39 @@ func TestDamagedDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestEmptiedEtcd: a control plane whose etcd lost everything empties no proxy, until
+// somebody declares that this is so.
+func TestEmptiedEtcd(t *testing.T) {
+	ctx := testContext(t)
+	a, b := startReplica(ctx, t, startEtcd(ctx, t)), startReplica(ctx, t, startEtcd(ctx, t))
+	apply(ctx, t, a, eventStore("demo", "main", "1"))
+	n := startNode(t, t.TempDir(), nil, nil, a.Addrs().Discovery, b.Addrs().Discovery)
+	before := n.await(ctx, t, "the configuration", func(s config.State) bool { return len(s.Set) > 0 })
+	a.stop()
+	suspected := func() bool {
+		st, err := b.admin.GetStatus(ctx, &adminv1.GetStatusRequest{Local: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(st.Alarms, func(a *adminv1.Alarm) bool { return a.Reason == "RestoreSuspected" && strings.Contains(a.Message, before.Lineage) })
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !suspected() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("nobody is told")
+		}
+	}
+	if now := n.states.Get(); now.Lineage != before.Lineage || len(now.Set) != len(before.Set) {
+		t.Errorf("the proxy has %s and %d resources", now.Lineage, len(now.Set))
+	}
+	resp, err := b.admin.DeclareRestore(ctx, &adminv1.DeclareRestoreRequest{Reason: "begin anew"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.await(ctx, t, "the end of the configuration", func(s config.State) bool { return s.Lineage == resp.Lineage && len(s.Set) == 0 })
 }

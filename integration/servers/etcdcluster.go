@@ -179,7 +179,13 @@ func (c *EtcdCluster) Save(ctx context.Context, file string) error {
 			continue
 		}
 		cctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-		err := run(cctx, c.dir, filepath.Join(c.tools, "etcdctl"), "--endpoints="+m.Endpoint, "snapshot", "save", file)
+		// A member that was away may lack what the others have: it is healthy
+		// once it has answered a linearizable read.
+		etcdctl := filepath.Join(c.tools, "etcdctl")
+		err := run(cctx, c.dir, etcdctl, "--endpoints="+m.Endpoint, "endpoint", "health", "--command-timeout=15s")
+		if err == nil {
+			err = run(cctx, c.dir, etcdctl, "--endpoints="+m.Endpoint, "snapshot", "save", file)
+		}
 		cancel()
 		if err == nil {
 			return nil

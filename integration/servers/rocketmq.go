@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
@@ -131,7 +132,7 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 	r.Broker = &Process{
 		Name: "RocketMQ broker", Log: filepath.Join(dir, "broker.log"),
 		Args:  jvm("org.apache.rocketmq.broker.BrokerStartup", brokerFile, "512m", "512m"),
-		Ready: printed("boot success"),
+		Ready: r.brokerReady,
 	}
 	if err := need("java", "openjdk-17-jdk-headless"); err != nil {
 		return nil, err
@@ -157,6 +158,33 @@ func accessControl(accessKey, secretKey string) []string {
 		"authorizationMetadataProvider=" + auth + "authorization.provider.LocalAuthorizationMetadataProvider",
 	}
 }
+
+// brokerReady is ready once the broker serves and the name server says where it
+// is. A registration that fails, as on a machine that is busy, is tried again by
+// the broker half a minute later, long after it has printed that it is up.
+func (r *RocketMQ) brokerReady(ctx context.Context, output []byte) error {
+	if err := printed("boot success")(ctx, output); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c, err := remoting.Dial(ctx, r.NameServer, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	cmd, err := c.Call(ctx, reqCluster, nil, nil)
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(cmd.Body, []byte(r.BrokerAddr)) {
+		return fmt.Errorf("the name server does not know the broker at %s", r.BrokerAddr)
+	}
+	return nil
+}
+
+// reqCluster asks the name server for its brokers.
+const reqCluster = 106
 
 // Codes of the broker's requests about users.
 const (
