@@ -397,7 +397,9 @@ func TestEmptiedEtcd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return slices.ContainsFunc(st.Alarms, func(a *adminv1.Alarm) bool { return a.Reason == "RestoreSuspected" && strings.Contains(a.Message, before.Lineage) })
+		return slices.ContainsFunc(st.Alarms, func(a *adminv1.Alarm) bool {
+			return a.Reason == "RestoreSuspected" && strings.Contains(a.Message, before.Lineage)
+		})
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
