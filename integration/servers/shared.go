@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -19,6 +20,9 @@ const (
 	EnvRocketMQ = "WEFT_TEST_ROCKETMQ" // name server, host:port
 	EnvEtcd     = "WEFT_TEST_ETCD"     // endpoint, http://host:port
 	EnvNacos    = "WEFT_TEST_NACOS"    // host:port
+	// EnvTurn is a file that packages lock while they run: those with real
+	// servers and processes take turns, so that each has the machine.
+	EnvTurn = "WEFT_TEST_TURN"
 )
 
 // StartTimeout bounds a start, downloads not counted; generous, since machines
@@ -32,9 +36,20 @@ var shared struct {
 	addrs map[string]string
 }
 
-// Main runs the tests of a package that uses shared servers and stops those that
-// it started. Call it from TestMain: os.Exit(servers.Main(m)).
+// Main runs the tests of a package that uses real servers, when it is its turn,
+// and stops those that it started. Call it from TestMain: os.Exit(servers.Main(m)).
 func Main(m *testing.M) int {
+	if file := os.Getenv(EnvTurn); file != "" {
+		turn, err := os.OpenFile(file, os.O_RDWR, 0)
+		if err == nil {
+			err = syscall.Flock(int(turn.Fd()), syscall.LOCK_EX) // until the process ends
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "servers: waiting for a turn:", err)
+			return 1
+		}
+		defer turn.Close()
+	}
 	code := m.Run()
 	shared.Lock()
 	defer shared.Unlock()

@@ -4,7 +4,8 @@
 //	testservers -rocketmq -etcd -nacos -- go test ./...
 //
 // The command gets the addresses in its environment (WEFT_TEST_ROCKETMQ,
-// WEFT_TEST_ETCD, WEFT_TEST_NACOS); its exit status is passed on. With -env they
+// WEFT_TEST_ETCD, WEFT_TEST_NACOS), and a file that test packages lock to take
+// turns (WEFT_TEST_TURN); its exit status is passed on. With -env they
 // are written to a file too, for a shell to source, with etcd's process id
 // (WEFT_TEST_ETCD_PID).
 package main
@@ -117,9 +118,14 @@ func run(rocketmq, etcd, nacos bool, envFile string, command []string) (code int
 		<-ctx.Done()
 		return 0, nil
 	}
+	turn, err := os.CreateTemp("", "weft-turn-")
+	if err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, turn.Close(), os.Remove(turn.Name())) }()
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = os.Environ()
+	cmd.Env = append(os.Environ(), servers.EnvTurn+"="+turn.Name())
 	for _, s := range running {
 		cmd.Env = append(cmd.Env, s.env+"="+s.addr)
 	}
