@@ -6,7 +6,7 @@
 //
 // The patches are applied, one at a time, to a copy of the tree; the named test
 // must fail there, by failing, not by failing to build. With -check they are only
-// checked to apply.
+// checked to apply. Arguments are parts of the names of those to try; all without.
 package main
 
 import (
@@ -28,12 +28,11 @@ import (
 
 func main() {
 	check := flag.Bool("check", false, "only check that every patch applies and names a test")
-	only := flag.String("run", "", "only the patches whose file name contains this")
 	dir := flag.String("dir", "integration/mutants", "where the patches are")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *dir, *only, *check); err != nil {
+	if err := run(ctx, *dir, flag.Args(), *check); err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(1)
 	}
@@ -46,14 +45,15 @@ type mutant struct {
 	breaks string
 }
 
-func run(ctx context.Context, dir, only string, check bool) error {
+func run(ctx context.Context, dir string, only []string, check bool) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*.patch"))
 	if err != nil {
 		return err
 	}
 	var mutants []mutant
 	for _, f := range files {
-		if !strings.Contains(filepath.Base(f), only) {
+		name := strings.TrimSuffix(filepath.Base(f), ".patch")
+		if len(only) > 0 && !slices.ContainsFunc(only, func(part string) bool { return strings.Contains(name, part) }) {
 			continue
 		}
 		m, err := parse(f)
@@ -63,7 +63,7 @@ func run(ctx context.Context, dir, only string, check bool) error {
 		mutants = append(mutants, m)
 	}
 	if len(mutants) == 0 {
-		return fmt.Errorf("no patch in %s matches %q", dir, only)
+		return fmt.Errorf("no patch in %s has one of %q in its name", dir, only)
 	}
 	if check {
 		for _, m := range mutants {
