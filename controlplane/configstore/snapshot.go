@@ -181,6 +181,10 @@ func (s *Snapshot) Log(revision int64) (changes []Changed, ok bool) {
 	return changes, true
 }
 
+// Floor is the revision to which Log reaches back: that at which this replica read
+// everything, or a later one of which the log was trimmed.
+func (s *Snapshot) Floor() int64 { return s.floor }
+
 // Since names what changed after revision, as Log does.
 func (s *Snapshot) Since(revision int64) (names []string, ok bool) {
 	changes, ok := s.Log(revision)

@@ -45,7 +45,8 @@ func (p *proxy) says(id string, info *discoveryv1.NodeInfo) *corev3.Node {
 
 // TestResumeDigests: a token whose digests are of another content than etcd had at
 // its revision brings everything, and an alarm; one that agrees does not; and where
-// the log does not reach back, one that agrees with what is there now goes on.
+// the log does not reach back, one that agrees with what was there where it begins goes
+// on from there.
 func TestResumeDigests(t *testing.T) {
 	w := newWorld(t)
 	w.put("1", "demo/a", "demo/b", "other/x")
@@ -100,6 +101,10 @@ func TestResumeDigests(t *testing.T) {
 	if a := s.Alarms(); len(a) != 0 {
 		t.Errorf("of what it cannot know: %v", a)
 	}
+	_, err = young.WaitFor(w.ctx, w.put("4", "demo/b"))
+	w.must(err)
+	resumes(addr, token(same), "+demo/b", false)
+	resumes(addr, token(other), "+demo/b +demo/c", true)
 	// The alarm ends with the lineage.
 	_, err = w.etcd.Put(w.ctx, configstore.DefaultPrefix+"m/lineage", "2-restored")
 	w.must(err)

@@ -389,10 +389,14 @@ func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) error {
 			" with another content than etcd had then: if that is so, etcd was restored from a backup, or written around the control plane. The proxy was sent everything; \"weft admin restore\" declares that what etcd has is in force")
 		st.server.cfg.Log.Error("a proxy has another content than etcd at the same revision; it is sent everything", "node", st.nodeID, "revision", from)
 		return nil
-	case !ok && len(t.Digests) > 0 && sameDigests(digestsOf(v.sums), t.Digests):
-		from = snap.Revision // the log does not reach so far, but nothing has changed
 	case !ok:
-		return nil
+		// The log does not reach so far: where nothing has changed in between,
+		// the proxy has what was there where it begins, as when a replica starts.
+		from = max(from, snap.Floor())
+		changes, _ = snap.Log(from)
+		if len(t.Digests) == 0 || !sameDigests(digestsOf(v.at(changes)), t.Digests) {
+			return nil
+		}
 	}
 	st.full, st.resumed = false, from
 	st.server.metrics.resumes.Inc()
