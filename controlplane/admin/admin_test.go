@@ -51,7 +51,7 @@ type world struct {
 
 func newWorld(t *testing.T, replicas int) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	w := &world{T: t, ctx: ctx}
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
