@@ -55,6 +55,7 @@ type Service struct {
 	cfg      Config
 	metrics  metrics
 	refusals refusals
+	removed  removed
 	// exporting has a place for the one snapshot that is exported at a time: it is
 	// in memory as a whole.
 	exporting chan struct{}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,7 +48,11 @@ type world struct {
 	api      []adminv1.AdminServiceClient
 	stores   []*configstore.Store
 	services []*Service
+	// ahead is how far the replicas' clocks are, in nanoseconds.
+	ahead atomic.Int64
 }
+
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
 
 func newWorld(t *testing.T, replicas int) *world {
 	t.Helper()
@@ -60,7 +65,7 @@ func newWorld(t *testing.T, replicas int) *world {
 	validator, err := validate.New()
 	w.must(err)
 	for range replicas {
-		store := configstore.New(configstore.Config{Client: e.Client(), Log: slog.New(slog.DiscardHandler)})
+		store := configstore.New(configstore.Config{Client: e.Client(), Clock: w.now, Log: slog.New(slog.DiscardHandler)})
 		rctx, stop := context.WithCancel(context.Background())
 		ended := make(chan error, 2)
 		go func() { ended <- store.Run(rctx) }()
@@ -71,7 +76,7 @@ func newWorld(t *testing.T, replicas int) *world {
 		w.must(err)
 		access, err := NewAccess(AccessConfig{})
 		w.must(err)
-		service := New(Config{Store: store, Validator: validator, Mesh: alone(e.Client(), store), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
+		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
 			JoinTokens: jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler),
 			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
 		srv := grpc.NewServer(service.ServerOptions(access)...)

@@ -55,6 +55,8 @@ type AuditRecord struct {
 	// Repeats counts refusals of the same caller before this one that have no
 	// records.
 	Repeats uint32 `json:"repeats,omitempty"`
+	// AllowMassRemoval: it was said that more than a share of what exists may go.
+	AllowMassRemoval bool `json:"allow_mass_removal,omitempty"`
 	// Changes are what was changed or, without contents, was to be changed.
 	Changes []AuditChange `json:"changes,omitempty"`
 }

@@ -36,6 +36,9 @@ type Change struct {
 	// Actor is who does it, Peer from where and Method by which call, for the
 	// audit record.
 	Actor, Peer, Method string
+	// AllowMassRemoval: it was said that more than a share may go; for the audit
+	// record.
+	AllowMassRemoval bool
 }
 
 // Fits tells whether one transaction takes as many writes.
@@ -58,7 +61,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.Unavailable, "configstore.commit", "restore-suspected", "%s", message)
 	}
 	c.Delete = append(slices.Clone(c.Delete), outdated(at, c)...)
-	audit := AuditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method}
+	audit := AuditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method, AllowMassRemoval: c.AllowMassRemoval}
 	var ops []clientv3.Op
 	size := 0
 	for _, r := range c.Put {

@@ -137,6 +137,9 @@ func printHistory(w io.Writer, records []*adminv1.AuditRecord) error {
 		if r.Refused != "" {
 			text = strings.TrimSpace(text + " REFUSED: " + strings.ReplaceAll(r.Refused, "\n", " "))
 		}
+		if r.AllowMassRemoval {
+			text += " (mass removal allowed)"
+		}
 		if r.Repeats > 0 {
 			text += fmt.Sprintf(" (after %d more that have no record)", r.Repeats)
 		}
@@ -240,12 +243,13 @@ func rollbackStages(cmd *cobra.Command, c adminv1.AdminServiceClient, req *admin
 		return err
 	}
 	stages := p.stages()
-	if len(stages) > 1 && !req.AllowMassRemoval {
-		if err := p.guard(); err != nil {
+	text := output == "text"
+	if len(stages) > 0 && !req.DryRun {
+		// What would be refused is said before anybody is asked.
+		if _, err := applyStage(cmd.Context(), c, requestOf(stages, true, req.AllowMassRemoval)); err != nil {
 			return err
 		}
 	}
-	text := output == "text"
 	if text {
 		n, err := writeDiff(cmd.OutOrStdout(), p.items)
 		if err != nil {
@@ -276,7 +280,7 @@ func backTo(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.Roll
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{there: map[string]int{}}
+	p := &plan{}
 	// As it is now, with the version that is changed.
 	now := map[string]*configv1.Resource{}
 	listed := map[string]bool{}
@@ -287,7 +291,7 @@ func backTo(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.Roll
 		}
 		if !listed[ns] {
 			listed[ns] = true
-			if err := userResources(ctx, c, ns, p.there, now); err != nil {
+			if err := userResources(ctx, c, ns, now); err != nil {
 				return nil, err
 			}
 		}

@@ -346,6 +346,7 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	f.StringVar(&cfg.AdminTLS.CA, "admin-ca", "", "file with the authority of those who may administer")
 	f.StringVar(&cfg.AdminAccess, "admin-access", proxycmd.Env("WEFT_ADMIN_ACCESS", ""), "file that says who may administer what, read again when it changes; without it all who come over loopback, or with a certificate of --admin-ca, may everything (WEFT_ADMIN_ACCESS)")
 	f.Float64Var(&cfg.Guard.Share, "mass-removal-share", admin.DefaultRemovalShare, "share of what is in a namespace, or in the mesh, that one change may remove without --allow-mass-removal")
+	f.DurationVar(&cfg.Guard.Window, "mass-removal-window", admin.DefaultRemovalWindow, "how long what somebody has removed counts with what he removes next, at most 24h")
 	f.IntVar(&cfg.Guard.Least, "mass-removal-least", admin.DefaultRemovalLeast, "how many resources one change may always remove")
 	f.StringVar(&cfg.DiscoveryAddr, "discovery", proxycmd.Env("WEFT_DISCOVERY", "127.0.0.1:7421"), "address of discovery (WEFT_DISCOVERY)")
 	f.StringVar(&cfg.DiscoveryTLS.Cert, "discovery-cert", "", "file with discovery's certificate; without TLS files only loopback is listened on")

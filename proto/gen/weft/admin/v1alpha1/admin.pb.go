@@ -211,8 +211,12 @@ type ApplyRequest struct {
 	// The change may remove more than the control plane's share of what exists in
 	// the mesh or in a namespace; otherwise that is refused (FAILED_PRECONDITION).
 	AllowMassRemoval bool `protobuf:"varint,4,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Where this is one of several calls that make one change: how many resources
+	// they still remove together, this one among them, by namespace. The whole is
+	// judged with each of them, so that the first is refused where the last would.
+	PlannedRemovals map[string]uint32 `protobuf:"bytes,5,rep,name=planned_removals,json=plannedRemovals,proto3" json:"planned_removals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ApplyRequest) Reset() {
@@ -271,6 +275,13 @@ func (x *ApplyRequest) GetAllowMassRemoval() bool {
 		return x.AllowMassRemoval
 	}
 	return false
+}
+
+func (x *ApplyRequest) GetPlannedRemovals() map[string]uint32 {
+	if x != nil {
+		return x.PlannedRemovals
+	}
+	return nil
 }
 
 // ApplyResponse is what an Apply did or, with dry_run, would do.
@@ -1925,9 +1936,11 @@ type AuditRecord struct {
 	Repeats uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
 	// What was done, or was to be done, beside changing resources: the reason of a
 	// restore, the node of a join token, a command.
-	Detail        string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Detail string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
+	// The change was allowed to remove more than the control plane's share.
+	AllowMassRemoval bool `protobuf:"varint,10,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *AuditRecord) Reset() {
@@ -2021,6 +2034,13 @@ func (x *AuditRecord) GetDetail() string {
 		return x.Detail
 	}
 	return ""
+}
+
+func (x *AuditRecord) GetAllowMassRemoval() bool {
+	if x != nil {
+		return x.AllowMassRemoval
+	}
+	return false
 }
 
 // AuditChange is what became of one resource.
@@ -3105,12 +3125,16 @@ var File_weft_admin_v1alpha1_admin_proto protoreflect.FileDescriptor
 
 const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\xe2\x01\n" +
+	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\x9a\x03\n" +
 	"\fApplyRequest\x12F\n" +
 	"\tresources\x18\x01 \x03(\v2\x1e.weft.config.v1alpha1.ResourceB\b\xbaH\x05\x92\x01\x02\x10dR\tresources\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12C\n" +
 	"\x06delete\x18\x03 \x03(\v2!.weft.admin.v1alpha1.DeleteTargetB\b\xbaH\x05\x92\x01\x02\x10dR\x06delete\x12,\n" +
-	"\x12allow_mass_removal\x18\x04 \x01(\bR\x10allowMassRemoval\"g\n" +
+	"\x12allow_mass_removal\x18\x04 \x01(\bR\x10allowMassRemoval\x12r\n" +
+	"\x10planned_removals\x18\x05 \x03(\v26.weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntryB\x0f\xbaH\f\x9a\x01\t\x10\xe8\a\"\x04r\x02\x18 R\x0fplannedRemovals\x1aB\n" +
+	"\x14PlannedRemovalsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"g\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12:\n" +
 	"\aresults\x18\x02 \x03(\v2 .weft.admin.v1alpha1.ApplyResultR\aresults\"\xc3\x02\n" +
@@ -3253,7 +3277,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\fchanges_only\x18\a \x01(\bR\vchangesOnly\"y\n" +
 	"\x13ListHistoryResponse\x12:\n" +
 	"\arecords\x18\x01 \x03(\v2 .weft.admin.v1alpha1.AuditRecordR\arecords\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa3\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd1\x02\n" +
 	"\vAuditRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3263,7 +3287,9 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\arefused\x18\x06 \x01(\tR\arefused\x12:\n" +
 	"\achanges\x18\a \x03(\v2 .weft.admin.v1alpha1.AuditChangeR\achanges\x12\x18\n" +
 	"\arepeats\x18\b \x01(\rR\arepeats\x12\x16\n" +
-	"\x06detail\x18\t \x01(\tR\x06detail\"e\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\x12,\n" +
+	"\x12allow_mass_removal\x18\n" +
+	" \x01(\bR\x10allowMassRemoval\"e\n" +
 	"\vAuditChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2(.weft.admin.v1alpha1.ApplyResult.OutcomeR\aoutcome\"\xc7\x01\n" +
@@ -3373,7 +3399,7 @@ func file_weft_admin_v1alpha1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_weft_admin_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_weft_admin_v1alpha1_admin_proto_goTypes = []any{
 	(ApplyResult_Outcome)(0),              // 0: weft.admin.v1alpha1.ApplyResult.Outcome
 	(Condition_State)(0),                  // 1: weft.admin.v1alpha1.Condition.State
@@ -3420,88 +3446,90 @@ var file_weft_admin_v1alpha1_admin_proto_goTypes = []any{
 	(*JoinToken)(nil),                     // 42: weft.admin.v1alpha1.JoinToken
 	(*RevokeJoinTokensRequest)(nil),       // 43: weft.admin.v1alpha1.RevokeJoinTokensRequest
 	(*RevokeJoinTokensResponse)(nil),      // 44: weft.admin.v1alpha1.RevokeJoinTokensResponse
-	(*v1alpha1.Resource)(nil),             // 45: weft.config.v1alpha1.Resource
-	(*timestamppb.Timestamp)(nil),         // 46: google.protobuf.Timestamp
-	(*v1alpha11.NodeInfo)(nil),            // 47: weft.discovery.v1alpha1.NodeInfo
-	(*v1alpha11.Rejection)(nil),           // 48: weft.discovery.v1alpha1.Rejection
-	(*v1alpha11.ReportStatusRequest)(nil), // 49: weft.discovery.v1alpha1.ReportStatusRequest
-	(*v1alpha1.Withheld)(nil),             // 50: weft.config.v1alpha1.Withheld
+	nil,                                   // 45: weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
+	(*v1alpha1.Resource)(nil),             // 46: weft.config.v1alpha1.Resource
+	(*timestamppb.Timestamp)(nil),         // 47: google.protobuf.Timestamp
+	(*v1alpha11.NodeInfo)(nil),            // 48: weft.discovery.v1alpha1.NodeInfo
+	(*v1alpha11.Rejection)(nil),           // 49: weft.discovery.v1alpha1.Rejection
+	(*v1alpha11.ReportStatusRequest)(nil), // 50: weft.discovery.v1alpha1.ReportStatusRequest
+	(*v1alpha1.Withheld)(nil),             // 51: weft.config.v1alpha1.Withheld
 }
 var file_weft_admin_v1alpha1_admin_proto_depIdxs = []int32{
-	45, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
+	46, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
 	11, // 1: weft.admin.v1alpha1.ApplyRequest.delete:type_name -> weft.admin.v1alpha1.DeleteTarget
-	5,  // 2: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
-	0,  // 3: weft.admin.v1alpha1.ApplyResult.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	45, // 4: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
-	45, // 5: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
-	22, // 6: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
-	45, // 7: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
-	11, // 8: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
-	45, // 9: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
-	20, // 10: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
-	21, // 11: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
-	17, // 12: weft.admin.v1alpha1.GetStatusResponse.fleet:type_name -> weft.admin.v1alpha1.FleetSummary
-	18, // 13: weft.admin.v1alpha1.GetStatusResponse.replicas:type_name -> weft.admin.v1alpha1.ReplicaStatus
-	19, // 14: weft.admin.v1alpha1.GetStatusResponse.alarms:type_name -> weft.admin.v1alpha1.Alarm
-	46, // 15: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
-	47, // 16: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
-	46, // 17: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
-	48, // 18: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	46, // 19: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
-	49, // 20: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
-	50, // 21: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
-	22, // 22: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
-	1,  // 23: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
-	46, // 24: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
-	46, // 25: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
-	25, // 26: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
-	46, // 27: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	26, // 28: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
-	0,  // 29: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	29, // 30: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	45, // 31: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
-	45, // 32: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
-	29, // 33: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	2,  // 34: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
-	46, // 35: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
-	42, // 36: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
-	46, // 37: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	46, // 38: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	3,  // 39: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
-	6,  // 40: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
-	8,  // 41: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
-	10, // 42: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
-	13, // 43: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
-	15, // 44: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
-	23, // 45: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
-	27, // 46: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
-	30, // 47: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
-	32, // 48: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
-	34, // 49: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
-	36, // 50: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
-	38, // 51: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
-	40, // 52: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
-	43, // 53: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
-	4,  // 54: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
-	7,  // 55: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
-	9,  // 56: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
-	12, // 57: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
-	14, // 58: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
-	16, // 59: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
-	24, // 60: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
-	28, // 61: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
-	31, // 62: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
-	33, // 63: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
-	35, // 64: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
-	37, // 65: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
-	39, // 66: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
-	41, // 67: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
-	44, // 68: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
-	54, // [54:69] is the sub-list for method output_type
-	39, // [39:54] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	45, // 2: weft.admin.v1alpha1.ApplyRequest.planned_removals:type_name -> weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
+	5,  // 3: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
+	0,  // 4: weft.admin.v1alpha1.ApplyResult.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
+	46, // 5: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
+	46, // 6: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
+	22, // 7: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
+	46, // 8: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
+	11, // 9: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
+	46, // 10: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
+	20, // 11: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
+	21, // 12: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
+	17, // 13: weft.admin.v1alpha1.GetStatusResponse.fleet:type_name -> weft.admin.v1alpha1.FleetSummary
+	18, // 14: weft.admin.v1alpha1.GetStatusResponse.replicas:type_name -> weft.admin.v1alpha1.ReplicaStatus
+	19, // 15: weft.admin.v1alpha1.GetStatusResponse.alarms:type_name -> weft.admin.v1alpha1.Alarm
+	47, // 16: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
+	48, // 17: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
+	47, // 18: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
+	49, // 19: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	47, // 20: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	50, // 21: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
+	51, // 22: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
+	22, // 23: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
+	1,  // 24: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
+	47, // 25: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
+	47, // 26: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
+	25, // 27: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
+	47, // 28: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	26, // 29: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
+	0,  // 30: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
+	29, // 31: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	46, // 32: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
+	46, // 33: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
+	29, // 34: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	2,  // 35: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
+	47, // 36: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 37: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
+	47, // 38: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	47, // 39: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	3,  // 40: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
+	6,  // 41: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
+	8,  // 42: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
+	10, // 43: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
+	13, // 44: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
+	15, // 45: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
+	23, // 46: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
+	27, // 47: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
+	30, // 48: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
+	32, // 49: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
+	34, // 50: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
+	36, // 51: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
+	38, // 52: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
+	40, // 53: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
+	43, // 54: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
+	4,  // 55: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
+	7,  // 56: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
+	9,  // 57: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
+	12, // 58: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
+	14, // 59: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
+	16, // 60: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
+	24, // 61: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
+	28, // 62: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
+	31, // 63: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
+	33, // 64: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
+	35, // 65: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
+	37, // 66: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
+	39, // 67: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
+	41, // 68: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
+	44, // 69: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
+	55, // [55:70] is the sub-list for method output_type
+	40, // [40:55] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_weft_admin_v1alpha1_admin_proto_init() }
@@ -3515,7 +3543,7 @@ func file_weft_admin_v1alpha1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_admin_v1alpha1_admin_proto_rawDesc), len(file_weft_admin_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   42,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
