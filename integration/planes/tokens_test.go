@@ -162,6 +162,7 @@ func (g *gateway) openSessions(bearer string) map[string]func() error {
 // that was opened with them, also those that are idle, and no other session and
 // no connection. What a client shows afterwards is judged anew.
 func TestTokensEnd(t *testing.T) {
+	ctx := testContext(t)
 	issuer := newSigner(t)
 	const key, other = "weft_abcdefgh_0123456789abcdef", "weft_ijklmnop_0123456789abcdef"
 	for name, tc := range map[string]struct {
@@ -188,7 +189,6 @@ func TestTokensEnd(t *testing.T) {
 			}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx := testContext(t)
 			cp := startReplica(ctx, t, startEtcd(ctx, t))
 			cfg := proxyConfig(filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)
 			var later atomic.Int64 // how far the proxy's clock is ahead
