@@ -17,6 +17,7 @@ var measures = map[string]string{
 	"pkg/clock/clock.go":                  "is where wall time is read",
 	"pkg/jwtauth/keys.go":                 "time since keys were looked at",
 	"pkg/tlsconf/tlsconf.go":              "time since files were looked at",
+	"pkg/outage/outage.go":                "how long an outage lasts",
 	"controlplane/census/records.go":      "how old a record is",
 	"dataplane/report/report.go":          "time since the last report",
 	"controlplane/discovery/stream.go":    "time from a delta to its answer",

@@ -35,8 +35,9 @@ type Config struct {
 	// Credentials are asked for at each log-in; nil for a server without
 	// authentication. The user needs access to the admin API.
 	Credentials func() (user, password string, err error)
-	// TLS to a server with https; nil trusts the system's authorities.
-	TLS *tls.Config
+	// TLS gives the configuration of a connection to a server with https, which
+	// takes it; nil trusts the system's authorities.
+	TLS func() *tls.Config
 	// Namespace is the id of Nacos's namespace, which must exist there; "public"
 	// when empty. (It has nothing to do with namespaces of the mesh.)
 	Namespace string
