@@ -40,7 +40,7 @@ type Manifest struct {
 	Withheld []*Withheld `protobuf:"bytes,5,rep,name=withheld,proto3" json:"withheld,omitempty"`
 	// It closes nothing: there is more withheld than one response takes, and this is
 	// a part of it. The manifest that closes the delta has the last part.
-	Continues     bool `protobuf:"varint,6,opt,name=continues,proto3" json:"continues,omitempty"`
+	Continues     bool `protobuf:"varint,7,opt,name=continues,proto3" json:"continues,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -269,7 +269,7 @@ const file_weft_config_v1alpha1_manifest_proto_rawDesc = "" +
 	"\x05kinds\x18\x03 \x03(\v2 .weft.config.v1alpha1.KindDigestR\x05kinds\x12\x1a\n" +
 	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12:\n" +
 	"\bwithheld\x18\x05 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\x12\x1c\n" +
-	"\tcontinues\x18\x06 \x01(\bR\tcontinues\"j\n" +
+	"\tcontinues\x18\a \x01(\bR\tcontinues\"j\n" +
 	"\bWithheld\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
