@@ -715,3 +715,52 @@ func TestQuarantine(t *testing.T) {
 		<-changed
 	}
 }
+
+// TestQuarantineBehindCompaction: where etcd has compacted the version before the one
+// that is quarantined, the audit record of the change still has it; what was deleted
+// meanwhile, or written around the control plane, has none.
+func TestQuarantineBehindCompaction(t *testing.T) {
+	w := newWorld(t)
+	s := w.replica(w.etcd, io.Discard)
+	const a, again, around, first = "eventstore/demo/a", "eventstore/demo/again", "eventstore/demo/around", "eventstore/demo/first"
+	of := func(uid string, r *configv1.Resource) *configv1.Resource {
+		r.Metadata.Uid = uid
+		return r
+	}
+	w.write(s, Change{Put: []*configv1.Resource{of("1", res("a", "good")), of("1", res("again", "good")), of("1", res("around", "good"))}})
+	good := w.waitFor(s, a)
+	w.must(s.Note(w.ctx, AuditRecord{Method: "Apply", Refused: "no"}))
+	w.write(s, Change{Put: []*configv1.Resource{of("2", res("other", "1"))}})
+	w.write(s, Change{Delete: []string{again}})
+	parent := w.write(s, Change{Put: []*configv1.Resource{of("2", res("other", "2"))}})
+	w.must(s.Note(w.ctx, AuditRecord{Method: "Apply", Refused: "no"}))
+	w.write(s, Change{Put: []*configv1.Resource{of("1", res("a", "bad")), of("2", res("again", "bad")), of("1", res("first", "bad"))}})
+	b, err := resource.Marshal(of("1", res("around", "bad")))
+	w.must(err)
+	put, err := w.etcd.Put(w.ctx, DefaultPrefix+dirResources+around, string(b))
+	w.must(err)
+	w.write(s, Change{Put: []*configv1.Resource{of("2", res("other", "3"))}})
+	snap, err := s.WaitFor(w.ctx, put.Header.Revision)
+	w.must(err)
+	_, err = w.etcd.Compact(w.ctx, snap.Revision)
+	w.must(err)
+	for _, name := range []string{a, again, around, first} {
+		w.must(s.Quarantine(w.ctx, name, snap.Get(name).Version(), "no", []string{"n1"}))
+	}
+	for len(snap.quarantined) < 4 {
+		var err error
+		snap, err = s.WaitFor(w.ctx, snap.Revision+1)
+		w.must(err)
+	}
+	for _, snap := range []*Snapshot{snap, w.current(w.replica(w.etcd, io.Discard))} {
+		// It has a version that nothing else under this name ever had.
+		if served, why := snap.Served(a); served == nil || !bytes.Equal(served.Bytes, good.Bytes) || served.ModRevision != parent || why.GetReason() != "no" {
+			t.Errorf("%v is served, %v", served, why)
+		}
+		for _, name := range []string{again, around, first} {
+			if served, why := snap.Served(name); served != nil || why == nil {
+				t.Errorf("%v is served of %s, %v", served, name, why)
+			}
+		}
+	}
+}

@@ -353,18 +353,48 @@ func (v *view) encode(d delta, of shown) (*bundle, error) {
 		chunk.RemovedResources = append(chunk.RemovedResources, name)
 	}
 	if v.manifest {
-		body, err := proto.Marshal(&configv1.Resource{Name: resource.ManifestName, Spec: &configv1.Resource_Manifest{Manifest: &configv1.Manifest{
-			Lineage: v.snap.Lineage, Revision: v.snap.Revision, Complete: d.complete, Kinds: digestsOf(of.sums), Withheld: of.withheld, Names: of.names}}})
-		if err != nil {
-			return nil, err
+		parts := parts(of.withheld)
+		for i, part := range parts {
+			m := &configv1.Manifest{Lineage: v.snap.Lineage, Revision: v.snap.Revision, Withheld: part, Continues: i < len(parts)-1}
+			if !m.Continues {
+				m.Complete, m.Kinds, m.Names = d.complete, digestsOf(of.sums), of.names
+			}
+			body, err := proto.Marshal(&configv1.Resource{Name: resource.ManifestName, Spec: &configv1.Resource_Manifest{Manifest: m}})
+			if err != nil {
+				return nil, err
+			}
+			if err := room(len(body) + 128); err != nil {
+				return nil, err
+			}
+			chunk.Resources = append(chunk.Resources, &discoveryv3.Resource{Name: resource.ManifestName, Version: strconv.FormatInt(v.snap.Revision, 10),
+				Resource: &anypb.Any{TypeUrl: resource.TypeURL, Value: body}})
+			if m.Continues {
+				if err := flush(); err != nil {
+					return nil, err
+				}
+			}
 		}
-		if err := room(len(body) + 128); err != nil {
-			return nil, err
-		}
-		chunk.Resources = append(chunk.Resources, &discoveryv3.Resource{Name: resource.ManifestName, Version: strconv.FormatInt(v.snap.Revision, 10),
-			Resource: &anypb.Any{TypeUrl: resource.TypeURL, Value: body}})
 	}
 	return b, flush()
+}
+
+// maxWithheld bounds what one manifest names as withheld, in bytes; digests have the
+// rest of maxChunk.
+const maxWithheld = maxChunk - 64<<10
+
+// parts cuts what is withheld into what one manifest takes; the last part may be
+// empty, and is there always.
+func parts(withheld []*configv1.Withheld) [][]*configv1.Withheld {
+	var out [][]*configv1.Withheld
+	from, size := 0, 0
+	for i, w := range withheld {
+		n := proto.Size(w) + 4
+		if size+n > maxWithheld {
+			out, from, size = append(out, withheld[from:i]), i, 0
+		}
+		size += n
+	}
+	return append(out, withheld[from:])
 }
 
 // wire is an entry as delta streams have it.

@@ -202,6 +202,8 @@ func (p *proxy) next() string {
 func (p *proxy) delta() (*discoveryv3.DeltaDiscoveryResponse, string) {
 	p.Helper()
 	var said []string
+	var withheld []*configv1.Withheld
+	manifests := 0
 	for {
 		resp := p.recv()
 		if n := proto.Size(resp); n > maxChunk {
@@ -212,10 +214,13 @@ func (p *proxy) delta() (*discoveryv3.DeltaDiscoveryResponse, string) {
 			if r.Name == resource.ManifestName {
 				var body configv1.Resource
 				p.must(r.Resource.UnmarshalTo(&body))
-				p.last, closed = body.GetManifest(), true
+				p.last = body.GetManifest()
+				withheld = append(withheld, p.last.Withheld...)
+				p.last.Withheld, closed = withheld, !p.last.Continues
+				manifests++
 				continue
 			}
-			if closed && !p.plain {
+			if manifests > 0 {
 				p.Errorf("%s comes behind the manifest", r.Name)
 			}
 			said, p.has[r.Name] = append(said, "+"+strings.TrimPrefix(r.Name, "eventstore/")), r.Version

@@ -189,6 +189,53 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
+// TestManyWithheld: more names than a response takes are told in several; each is as
+// small as any, and none is missing.
+func TestManyWithheld(t *testing.T) {
+	w := newWorld(t)
+	const many = 10050
+	w.put("1", "demo/old")
+	filler, want := strings.Repeat("x", 50), []string{}
+	for from := 0; from < many; from += 100 {
+		var c configstore.Change
+		for i := from; i < min(from+100, many); i++ {
+			r := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: fmt.Sprintf("t-%05d-%s", i, filler), Uid: "u"}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{}}}
+			r.Name = resource.NameOf(r)
+			c.Put, want = append(c.Put, r), append(want, r.Name)
+		}
+		w.commit(c)
+	}
+	p := w.connect(w.addr, nil)
+	p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says("old", &discoveryv1.NodeInfo{Manifest: true,
+		Capabilities: slices.DeleteFunc(resource.AllFeatures(), func(f string) bool { return f == "kind/topic" })}), ResourceNamesSubscribe: []string{"*"}})
+	told := func(complete bool) {
+		t.Helper()
+		var got []string
+		for _, l := range p.last.Withheld {
+			got = append(got, l.Name)
+		}
+		if !slices.Equal(got, want) || p.last.Complete != complete || len(p.last.Kinds) != 1 {
+			t.Errorf("%d are withheld, want %d; %v, %v", len(got), len(want), p.last.Complete, p.last.Kinds)
+		}
+	}
+	p.wants("+demo/old")
+	told(true)
+	if s := w.server.Proxies()[0]; len(s.Withheld) != many {
+		t.Errorf("the status has %d", len(s.Withheld))
+	}
+	// In the next too, and with less than it was.
+	w.put("2", "demo/old")
+	p.wants("+demo/old")
+	told(false)
+	w.commit(configstore.Change{Delete: want[:1]})
+	want = want[1:]
+	p.wants("-topic/demo/t-00000-" + filler)
+	told(false)
+	if most := parts(p.last.Withheld); len(most) < 2 {
+		t.Errorf("%d parts", len(most))
+	}
+}
+
 // valueOf is the value of a counter or gauge.
 func valueOf(t *testing.T, m prometheus.Metric) float64 {
 	t.Helper()

@@ -83,6 +83,8 @@ type stream struct {
 	// flight is the bundle that is not acknowledged yet; nil for none.
 	flight     *bundle
 	flightSent time.Time
+	// late ends the stream where the flight is not answered.
+	late *time.Timer
 
 	mu       sync.Mutex
 	info     *discoveryv1.NodeInfo
@@ -312,6 +314,9 @@ func (st *stream) beside(v *view) shown {
 // send sends a bundle; it stands until its last response is answered.
 func (st *stream) send(b *bundle) error {
 	st.flight, st.flightSent = b, time.Now()
+	st.late = time.AfterFunc(st.server.cfg.Answer, func() {
+		st.server.end(st, status.Errorf(codes.DeadlineExceeded, "what was sent is not answered since %s", st.server.cfg.Answer))
+	})
 	if len(st.rejected) > 0 {
 		// A newer version may be good, and what is gone is not refused.
 		put := map[string]string{}
@@ -472,6 +477,7 @@ func (st *stream) answer(nonce string, e *rpcstatus.Status) error {
 		st.mu.Unlock()
 		st.server.metrics.seconds.Observe(time.Since(st.flightSent).Seconds())
 		st.flight = nil
+		st.late.Stop()
 		st.server.changed()
 	}
 	return nil

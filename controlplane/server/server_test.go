@@ -4,11 +4,14 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
@@ -37,7 +40,7 @@ func TestAddresses(t *testing.T) {
 }
 
 // TestOperations: readiness follows the reading of etcd; pages of the web are
-// not served.
+// not served; a connection to discovery takes few streams.
 func TestOperations(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -86,6 +89,28 @@ func TestOperations(t *testing.T) {
 		t.Error("the metrics lack the connections")
 	}
 	client.CloseIdleConnections()
+	// A connection to discovery takes few streams.
+	conn, err := net.Dial("tcp", s.Addrs().Discovery)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	framer := http2.NewFramer(conn, conn)
+	if _, err = io.WriteString(conn, http2.ClientPreface); err == nil {
+		err = framer.WriteSettings()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame, err := framer.ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if settings, ok := frame.(*http2.SettingsFrame); !ok {
+		t.Errorf("it begins with %v", frame)
+	} else if n, ok := settings.Value(http2.SettingMaxConcurrentStreams); !ok || n != 16 {
+		t.Errorf("a connection takes %d streams", n)
+	}
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
