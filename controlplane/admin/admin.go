@@ -97,7 +97,7 @@ func refused(problems []validate.Problem) error {
 func precondition(problems []validate.Problem) bool {
 	for _, p := range problems {
 		switch p.Rule {
-		case "reference", "in-use", "conflict", "not-found":
+		case "reference", "in-use", "conflict", "not-found", "newer":
 		default:
 			return false
 		}

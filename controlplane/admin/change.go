@@ -197,6 +197,13 @@ func (s *Service) plan(snap *configstore.Snapshot, c change, r removals) (plan, 
 				res.Outcome, res.Version = adminv1.ApplyResult_OUTCOME_UNCHANGED, old.Version()
 			}
 		}
+		if old != nil && res.Outcome != adminv1.ApplyResult_OUTCOME_UNCHANGED {
+			// Whoever got it here has not seen the field.
+			if path := resource.UnknownField(old.Resource); path != "" {
+				problems = append(problems, validate.Problem{Resource: name, Field: path, Rule: "newer", Message: "what is there has a field that this version does not know, and would lose it: apply at a control plane of the newer version"})
+				continue
+			}
+		}
 		res.Uid = md.Uid
 		put = append(put, next)
 		if res.Outcome != adminv1.ApplyResult_OUTCOME_UNCHANGED {

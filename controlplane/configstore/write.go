@@ -50,6 +50,10 @@ func (c Change) Fits() error {
 	return nil
 }
 
+// commitTime bounds the wait for etcd's answer to one change. It is longer than an
+// election takes.
+const commitTime = 5 * time.Second
+
 // ErrConflict is returned by Commit where the configuration changed since the
 // snapshot, or a condition of Only did not hold: look again and decide again.
 var ErrConflict = errors.New("the configuration changed meanwhile")
@@ -103,7 +107,9 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		clientv3.OpPut(generation, hex.EncodeToString(id)+" "+at.chain),
 		clientv3.OpPut(s.changeKey(at.Generation), string(record)))
 	began := time.Now()
-	resp, err := s.client.Txn(ctx).
+	tctx, cancel := context.WithTimeout(ctx, commitTime)
+	defer cancel()
+	resp, err := s.client.Txn(tctx).
 		If(append([]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
 			clientv3.Compare(clientv3.Value(s.prefix+dirMeta+"lineage"), "=", at.Lineage)}, c.Only...)...).
 		Then(ops...).Commit()
