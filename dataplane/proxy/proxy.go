@@ -25,6 +25,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/config"
 	"github.com/weft-mesh/weft/dataplane/issuers"
+	"github.com/weft-mesh/weft/dataplane/push"
 	"github.com/weft-mesh/weft/dataplane/report"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
@@ -58,6 +59,7 @@ type Proxy struct {
 	stores    *stores.Manager
 	issuers   *issuers.Manager
 	sources   []*tlsconf.Source
+	pusher    *push.Pusher
 	snapshots *latest.Value[*snapshot.Snapshot]
 	mesh      *mesh
 	engine    engine
