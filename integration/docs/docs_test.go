@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -481,7 +482,31 @@ func TestStoreCredentialsExample(t *testing.T) {
 		step{begins: "sed", says: []string{`eventstore/demo/signed created`, `SecretMissing`}},
 		step{begins: "mkdir", says: []string{`topic/demo/payments +Ready`, `payment-1 is kept at`}, after: func() { s.must(broker.SetUser(s.ctx, "proxy", "proxys-second-secret")) }},
 		step{begins: "(umask"},
-		step{begins: "until", says: []string{`payment-2 is kept at`, `(?m)^payments  payment-1 `, `(?m)^payments  payment-2 `, `eventstore/demo/signed deleted`}})
+		step{begins: "until", says: []string{`payment-2 is kept at`, `(?m)^payments  payment-1 `, `(?m)^payments  payment-2 `}},
+		step{begins: "weft get", says: []string{`file: /\S+/secrets/proxy-secret`, `file: /\S+/secrets/admin-secret`, `eventstore/demo/signed deleted`}})
+	// Nothing else has a key, not even the data folder, in which etcd is too.
+	found := 0
+	s.must(filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, key := range []string{"proxys-first-secret", "proxys-second-secret", "admins-secret"} {
+			switch has := bytes.Contains(b, []byte(key)); {
+			case has && strings.Contains(path, "/secrets/"):
+				found++
+			case has && !strings.Contains(path, "/examples/"):
+				t.Errorf("%s is in %s", key, path)
+			}
+		}
+		return nil
+	}))
+	if found != 2 {
+		t.Errorf("%d keys are where they belong", found)
+	}
 }
 
 // TestReadme is the README's quick start.
