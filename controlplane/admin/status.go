@@ -1,7 +1,10 @@
 package admin
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -84,6 +87,7 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	if at == 0 {
 		at = snap.Revision
 	}
+	failing := failingTargets(here)
 	resp.Fleet = census.Summarize(here, snap.Lineage, at)
 	census.Sort(here, snap.Lineage, at)
 	resp.Proxies = seen(callerOf(ctx), census.Fit(here, proxies))
@@ -93,7 +97,51 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	if req.WithoutResources {
 		return resp, nil
 	}
-	return resp, s.resourceStatus(ctx, snap, req, resp)
+	return resp, s.resourceStatus(ctx, snap, req, failing, resp)
+}
+
+// failingTargets are the conditions of Subscriptions whose push targets fail at some
+// connected proxy, by canonical name.
+func failingTargets(proxies []*adminv1.ProxyStatus) map[string]*adminv1.Condition {
+	out := map[string]*adminv1.Condition{}
+	at := map[string]map[string][]string{} // proxies by what they say
+	for _, p := range proxies {
+		if !p.Connected {
+			continue
+		}
+		for _, t := range p.GetReport().GetTargets() {
+			c := out[t.Name]
+			if c == nil {
+				c = &adminv1.Condition{Type: "TargetFailing", State: adminv1.Condition_STATE_TRUE, Since: t.Since}
+				out[t.Name], at[t.Name] = c, map[string][]string{}
+			}
+			if t.Since.AsTime().Before(c.Since.AsTime()) {
+				c.Since = t.Since
+			}
+			says := t.Reason + "\x00" + t.Message
+			at[t.Name][says] = append(at[t.Name][says], p.NodeId)
+		}
+	}
+	for name, by := range at {
+		// What most say is first, and gives the word.
+		all := slices.SortedFunc(maps.Keys(by), func(a, b string) int {
+			return cmp.Or(cmp.Compare(len(by[b]), len(by[a])), strings.Compare(a, b))
+		})
+		var texts []string
+		for _, says := range all[:min(len(all), 3)] {
+			_, message, _ := strings.Cut(says, "\x00")
+			nodes := by[says]
+			slices.Sort(nodes)
+			who := strings.Join(nodes[:min(len(nodes), 3)], ", ")
+			if more := len(nodes) - 3; more > 0 {
+				who += fmt.Sprintf(" and %d more", more)
+			}
+			texts = append(texts, who+": "+message)
+		}
+		out[name].Reason, _, _ = strings.Cut(all[0], "\x00")
+		out[name].Message = strings.Join(texts, "; ")
+	}
+	return out
 }
 
 // seen are proxies as a caller may see them: who they are and whether they have
@@ -131,8 +179,9 @@ func distinct(in []*adminv1.Alarm) []*adminv1.Alarm {
 }
 
 // resourceStatus adds the resources of the selection: those that are not ready
-// first, then by name.
-func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot, req *adminv1.GetStatusRequest, resp *adminv1.GetStatusResponse) error {
+// first, then those that are and whose push target fails, then the others, each by
+// name.
+func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot, req *adminv1.GetStatusRequest, failing map[string]*adminv1.Condition, resp *adminv1.GetStatusResponse) error {
 	most, err := listed("max_resources", req.MaxResources, maxResources)
 	if err != nil {
 		return err
@@ -146,7 +195,7 @@ func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot
 	if err != nil {
 		return err
 	}
-	var bad, good []*adminv1.ResourceStatus
+	var bad, fails, good []*adminv1.ResourceStatus
 	for _, kind := range []resource.Kind{resource.EventStore, resource.Topic, resource.Subscription} {
 		prefix, match, err := selection(ctx, string(kind), req.Namespace)
 		if err != nil {
@@ -157,17 +206,23 @@ func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot
 				continue
 			}
 			r := &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e)}
+			c := failing[e.Name]
+			if c != nil {
+				r.Conditions = append(r.Conditions, c)
+			}
 			resp.ResourcesTotal++
 			switch {
 			case !ready(r):
 				bad = append(bad, r)
+			case c != nil:
+				fails = append(fails, r)
 			case len(good) < most:
 				good = append(good, r)
 			}
 		}
 	}
 	resp.ResourcesNotReady = uint32(len(bad))
-	resp.Resources = append(bad, good...)
+	resp.Resources = slices.Concat(bad, fails, good)
 	resp.Resources = resp.Resources[:min(len(resp.Resources), most)]
 	return nil
 }

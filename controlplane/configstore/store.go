@@ -24,6 +24,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/lineage"
+	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -231,15 +232,16 @@ const minRetry = 50 * time.Millisecond
 // Run reads everything and follows it until ctx ends. It survives the loss of
 // etcd: the last snapshot stays.
 func (s *Store) Run(ctx context.Context) error {
+	away := outage.New(s.log, "etcd cannot be followed; the last configuration stays in force", "etcd is followed again")
 	retry := minRetry
 	var err error
 	for {
-		err = s.follow(ctx, err, func() { retry = minRetry })
+		err = s.follow(ctx, err, func() { retry = minRetry; away.Is(nil) })
 		if ctx.Err() != nil {
 			return nil
 		}
 		s.metrics.lost.Inc()
-		s.log.Warn("etcd cannot be followed; the last configuration stays in force", "error", err, "retry", retry)
+		away.Is(err)
 		timer := time.NewTimer(retry/2 + mrand.N(retry))
 		select {
 		case <-timer.C:

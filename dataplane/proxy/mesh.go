@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/latest"
 )
 
@@ -36,6 +38,7 @@ type mesh struct {
 	ready     func() error
 	clock     clock.Clock
 	metrics   meshMetrics
+	refused   func(identity string, why jwtauth.Reason) // counts tokens
 }
 
 type meshMetrics struct {
@@ -81,6 +84,9 @@ func (m *mesh) Authenticate(ctx context.Context, c policy.Credentials) (*policy.
 	outcome := "ok"
 	if err != nil {
 		outcome = fault.From(err).Reason
+		if t, ok := errors.AsType[*policy.RefusedToken](err); ok {
+			m.refused(t.Identity, t.Reason)
+		}
 	}
 	m.metrics.authentications.WithLabelValues(outcome).Inc()
 	return p, err

@@ -25,6 +25,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/config"
 	"github.com/weft-mesh/weft/dataplane/issuers"
+	"github.com/weft-mesh/weft/dataplane/push"
 	"github.com/weft-mesh/weft/dataplane/report"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
@@ -58,6 +59,7 @@ type Proxy struct {
 	stores    *stores.Manager
 	issuers   *issuers.Manager
 	sources   []*tlsconf.Source
+	pusher    *push.Pusher
 	snapshots *latest.Value[*snapshot.Snapshot]
 	mesh      *mesh
 	engine    engine
@@ -163,7 +165,7 @@ func (p *Proxy) compose() error {
 	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
 		SnapshotFile: p.cfg.SnapshotFile, SnapshotKey: key,
 		Check: snapshot.Check, Apply: p.apply, Connected: reporter.Run, Metrics: p.registry, Log: p.cfg.Log})
-	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry)}
+	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry), refused: p.issuers.Refused}
 	return p.wire()
 }
 

@@ -379,6 +379,23 @@ func TestCertificatesRotate(t *testing.T) {
 	})
 	enough()
 
+	// docs/metrics.md has what is shown.
+	page := string(contents(t, "../../docs/metrics.md"))
+	for _, from := range []scraped{scrape(t, s.Addrs().Ops), scrape(t, p.Addrs().Ops)} {
+		listed := 0
+		for name, f := range from.families {
+			if _, name, ok := strings.Cut(name, "_tls_"); ok {
+				listed++
+				if !strings.Contains(page, "| `tls_"+name+"` | "+strings.ToLower(f.GetType().String())+" | ") || !strings.Contains(page, " | "+f.GetHelp()+" |") {
+					t.Errorf("docs/metrics.md lacks tls_%s: %s", name, f.GetHelp())
+				}
+			}
+		}
+		if listed != 3 {
+			t.Errorf("%d metrics of TLS files", listed)
+		}
+	}
+
 	// What cannot be used.
 	now, good := shown(p.Addrs().GRPC), contents(t, issued["listen"].Cert)
 	replace(t, issued["listen"].Cert, []byte("not a certificate"))

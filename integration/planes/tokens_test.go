@@ -8,7 +8,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -55,13 +58,15 @@ func (s signer) jwks() string {
 }
 
 // token is one of sub for audience demo that is good until end.
-func (s signer) token(sub string, end time.Time) string {
+func (s signer) token(sub string, end time.Time) string { return s.tokenFor("demo", sub, end) }
+
+func (s signer) tokenFor(audience, sub string, end time.Time) string {
 	s.t.Helper()
 	j, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.EdDSA, Key: s.key}, (&jose.SignerOptions{}).WithHeader("kid", "1"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	payload, err := json.Marshal(map[string]any{"iss": "https://issuer", "aud": "demo", "sub": sub, "exp": end.Unix()})
+	payload, err := json.Marshal(map[string]any{"iss": "https://issuer", "aud": audience, "sub": sub, "exp": end.Unix()})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -312,4 +317,110 @@ func TestTokensAreRenewed(t *testing.T) {
 func unauthenticated(err error) bool {
 	e, ok := errors.AsType[*client.Error](err)
 	return ok && e.Code == codes.Unauthenticated
+}
+
+// TestIssuerOutage: keys of an issuer that went away are good for 7 days, over a
+// restart too, and then tokens are refused as what cannot be checked, until it is
+// back. What is refused is counted by reason, how old the keys are is shown, and an
+// outage is one line of the log, and its end another.
+func TestIssuerOutage(t *testing.T) {
+	ctx := testContext(t)
+	issuer := newSigner(t)
+	var down atomic.Bool
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if down.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		_, _ = w.Write([]byte(issuer.jwks()))
+	}))
+	t.Cleanup(s.Close)
+	cp := startReplica(ctx, t, startEtcd(ctx, t))
+	cfg := proxyConfig(filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)
+	var later atomic.Int64
+	now := func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	log := &lines{}
+	cfg.Clock, cfg.Log = now, slog.New(slog.NewTextHandler(log, nil))
+	g := runProxy(ctx, t, cfg)
+	staff := tokensOf("")
+	staff.GetIdentity().GetJwt().Keys = &configv1.JwtIssuer_JwksUri{JwksUri: s.URL}
+	apply(ctx, t, cp, eventStore("demo", "main", "1"), topic("demo", "orders"), staff, policyOf(everything("alice")))
+	g.await("the topic", ready([]string{"orders"}, nil))
+	shows := func(token string) (int, string) {
+		t.Helper()
+		h := binary("1")
+		h["Authorization"] = "Bearer " + token
+		return g.post("orders", "x", h)
+	}
+	accepted := func(when string) {
+		t.Helper()
+		if code, body := shows(issuer.token("alice", now().Add(time.Hour))); code != http.StatusOK {
+			t.Errorf("%s: %d %s", when, code, body)
+		}
+	}
+	until(ctx, t, "the keys", func() error {
+		if code, body := shows(issuer.token("alice", now().Add(time.Hour))); code != http.StatusOK {
+			return errors.New(body)
+		}
+		return nil
+	})
+	want := map[string]float64{}
+	for reason, token := range map[string]string{"expired": issuer.token("alice", now().Add(-time.Second)), "audience": issuer.tokenFor("other", "alice", now().Add(time.Hour)),
+		"signature": newSigner(t).token("alice", now().Add(time.Hour)), "principal": issuer.token("a/b", now().Add(time.Hour))} {
+		if code, body := shows(token); code != http.StatusUnauthorized {
+			t.Errorf("%s: %d %s", reason, code, body)
+		}
+		want[reason] = 1
+	}
+	page := scrape(t, g.Addrs().Ops)
+	for reason, n := range want {
+		if v := page.value(`weft_proxy_issuer_tokens_refused_total{identity="identity/demo/staff",reason="` + reason + `"}`); v != n {
+			t.Errorf("%v are counted for %s", v, reason)
+		}
+	}
+	fetched := page.value(`weft_proxy_issuer_keys_fetched_timestamp_seconds{identity="identity/demo/staff"}`)
+	if age := float64(now().Unix()) - fetched; age < 0 || age > time.Hour.Seconds() {
+		t.Errorf("the keys are %v s old", age)
+	}
+
+	down.Store(true)
+	later.Store(int64(6 * 24 * time.Hour))
+	accepted("6 days later")
+	g.stop()
+	g = runProxy(ctx, t, cfg)
+	g.await("the topic", ready([]string{"orders"}, nil))
+	accepted("6 days later, after a restart")
+	until(ctx, t, "a look that fails", func() error {
+		page := scrape(t, g.Addrs().Ops)
+		if v := page.value(`weft_proxy_issuer_key_fetches_total{identity="identity/demo/staff",outcome="failed"}`); v < 2 {
+			return fmt.Errorf("%v looks have failed", v)
+		}
+		if v := page.value(`weft_proxy_issuer_keys_fetched_timestamp_seconds{identity="identity/demo/staff"}`); v != fetched {
+			t.Fatalf("the keys were fetched at %v, by the metric at %v", fetched, v)
+		}
+		return nil
+	})
+	later.Store(int64(8 * 24 * time.Hour))
+	if code, body := shows(issuer.token("alice", now().Add(time.Hour))); code != http.StatusServiceUnavailable || !strings.Contains(body, "issuer-unreachable") {
+		t.Errorf("8 days later: %d %s", code, body)
+	}
+	if v := scrape(t, g.Addrs().Ops).value(`weft_proxy_issuer_tokens_refused_total{identity="identity/demo/staff",reason="stale-keys"}`); v != 1 {
+		t.Errorf("%v are counted for stale keys", v)
+	}
+	if n := log.count("level=WARN", "identity=identity/demo/staff", "cannot be fetched"); n != 1 {
+		t.Errorf("the outage is %d lines", n)
+	}
+	down.Store(false)
+	until(ctx, t, "the issuer to be back", func() error {
+		if code, body := shows(issuer.token("alice", now().Add(time.Hour))); code != http.StatusOK {
+			return errors.New(body)
+		}
+		return nil
+	})
+	until(ctx, t, "the log", func() error {
+		if n := log.count("level=INFO", "identity=identity/demo/staff", "are fetched again"); n != 1 {
+			return fmt.Errorf("that it is back is %d lines", n)
+		}
+		return nil
+	})
 }

@@ -138,6 +138,9 @@ func inShort(p *adminv1.ProxyStatus, st *adminv1.GetStatusResponse, now time.Tim
 	if n := len(p.GetReport().GetStores()); n > 0 {
 		what = append(what, fmt.Sprintf("cannot use %d stores", n))
 	}
+	if n := len(p.GetReport().GetTargets()); n > 0 {
+		what = append(what, fmt.Sprintf("pushes to %d targets in vain", n))
+	}
 	return strings.Join(what, ", ")
 }
 
@@ -186,6 +189,9 @@ func reasons(w io.Writer, st *adminv1.GetStatusResponse, everything bool) {
 		}
 		for _, s := range p.GetReport().GetStores() {
 			add("cannot use %s: %s: %s", s.Name, s.Reason, s.Message)
+		}
+		for _, t := range p.GetReport().GetTargets() {
+			add("pushes in vain for %s: %s: %s", t.Name, t.Reason, t.Message)
 		}
 	}
 	whys := slices.SortedFunc(maps.Keys(who), func(a, b string) int {
@@ -284,6 +290,9 @@ func printProxy(w io.Writer, st *adminv1.GetStatusResponse, p *adminv1.ProxyStat
 	}
 	for _, s := range p.GetReport().GetStores() {
 		fmt.Fprintf(w, "cannot use %s: %s: %s\n", s.Name, s.Reason, s.Message)
+	}
+	for _, s := range p.GetReport().GetTargets() {
+		fmt.Fprintf(w, "pushes in vain for %s: %s: %s\n", s.Name, s.Reason, s.Message)
 	}
 	return nil
 }

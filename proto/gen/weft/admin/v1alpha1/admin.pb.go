@@ -1088,7 +1088,8 @@ type GetStatusResponse struct {
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Proxies, known to any replica: those that lack something first, then by node id.
 	Proxies []*ProxyStatus `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
-	// Resources with conditions: those that are not ready first, then by name.
+	// Resources with conditions: those that are not ready first, then those whose push
+	// target fails, then by name.
 	Resources []*ResourceStatus `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Version of the replica.
 	Version string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
@@ -1679,7 +1680,8 @@ type Condition struct {
 	// What: "Ready" (topics, subscriptions), "Reachable" (event stores),
 	// "Provisioned" (topics whose store no longer gave, or gives again, what they
 	// were admitted for), "Quarantined" (anything, of which several proxies refused
-	// the version that it has).
+	// the version that it has), "TargetFailing" (subscriptions whose push target does
+	// not take what proxies send; there while it is so, and only in a status).
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// Whether.
 	State Condition_State `protobuf:"varint,2,opt,name=state,proto3,enum=weft.admin.v1alpha1.Condition_State" json:"state,omitempty"`
