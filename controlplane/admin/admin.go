@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -56,6 +57,8 @@ type Service struct {
 	metrics  metrics
 	refusals refusals
 	removed  removed
+	// flushEvery is the constant; shorter in tests.
+	flushEvery time.Duration
 	// exporting has a place for the one snapshot that is exported at a time: it is
 	// in memory as a whole.
 	exporting chan struct{}
@@ -66,7 +69,7 @@ type Service struct {
 
 // New makes the service. What serves it must authorise each call: see Access.
 func New(cfg Config) *Service {
-	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), turn: make(chan struct{}, 1), exporting: make(chan struct{}, 1)}
+	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), flushEvery: flushEvery, turn: make(chan struct{}, 1), exporting: make(chan struct{}, 1)}
 }
 
 // refused is an INVALID_ARGUMENT or FAILED_PRECONDITION with every problem.
