@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -442,9 +445,6 @@ func TestRefusalsAreFlushed(t *testing.T) {
 		}
 	}
 	refuse(callerBurst + counted)
-	gone, cancel := context.WithCancel(w.ctx)
-	cancel()
-	w.services[0].Flush(gone) // cannot write
 	w.services[0].Flush(w.ctx)
 	records := w.history(&adminv1.ListHistoryRequest{})
 	if r := records[0]; len(records) != callerBurst+1 || r.Repeats != counted-1 || r.Actor != "local" || r.Method != "Delete" || !strings.HasPrefix(r.Refused, "NotFound: ") || r.Changes[0].Name != "topic/demo/none" || r.Peer == "" {
@@ -465,6 +465,19 @@ func TestRefusalsAreFlushed(t *testing.T) {
 	}
 	stop()
 	w.must(<-ended)
+
+	// What cannot be written stays counted.
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://127.0.0.1:1"}, Logger: zap.NewNop()})
+	w.must(err)
+	defer client.Close()
+	dead := New(Config{Store: configstore.New(configstore.Config{Client: client, Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler)})
+	dead.refusals.again("x", 7, configstore.AuditRecord{Actor: "x"}, time.Now())
+	gone, cancel := context.WithCancel(w.ctx)
+	cancel()
+	dead.Flush(gone)
+	if again := dead.refusals.drain(flushRecords); len(again) != 1 || again[0].record.Repeats != 6 || again[0].record.Actor != "x" {
+		t.Errorf("%+v", again)
+	}
 
 	// However many there are.
 	r, now, refused, written := newRefusals(), time.Now(), 0, 0
