@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -35,10 +36,17 @@ import (
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
-// alone is the view of a replica to which no proxy is connected.
-func alone(etcd *clientv3.Client, store *configstore.Store) *census.Mesh {
-	return census.New(census.Config{Etcd: etcd, StatusKey: store.StatusKey, Connected: func() []*adminv1.ProxyStatus { return nil },
-		Report: func(string) *discoveryv1.ReportStatusRequest { return nil }, Offices: &election.Offices{}, Log: slog.New(slog.DiscardHandler)})
+// alone is the view of a replica that has no others, and of proxies what connected says.
+func alone(etcd *clientv3.Client, store *configstore.Store, connected func() []*adminv1.ProxyStatus) *census.Mesh {
+	return census.New(census.Config{Etcd: etcd, StatusKey: store.StatusKey, Connected: connected,
+		Report: func(id string) *discoveryv1.ReportStatusRequest {
+			for _, p := range connected() {
+				if p.NodeId == id {
+					return p.Report
+				}
+			}
+			return nil
+		}, Offices: &election.Offices{}, Log: slog.New(slog.DiscardHandler)})
 }
 
 // world is the API of some replicas above a real etcd.
@@ -48,8 +56,21 @@ type world struct {
 	api      []adminv1.AdminServiceClient
 	stores   []*configstore.Store
 	services []*Service
+	// connected are the proxies that are connected to each replica.
+	connected atomic.Pointer[[]*adminv1.ProxyStatus]
 	// ahead is how far the replicas' clocks are, in nanoseconds.
 	ahead atomic.Int64
+}
+
+// proxies are copies: they are sorted and shortened in place.
+func (w *world) proxies() []*adminv1.ProxyStatus {
+	var out []*adminv1.ProxyStatus
+	if list := w.connected.Load(); list != nil {
+		for _, p := range *list {
+			out = append(out, proto.Clone(p).(*adminv1.ProxyStatus))
+		}
+	}
+	return out
 }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
@@ -76,7 +97,7 @@ func newWorld(t *testing.T, replicas int) *world {
 		w.must(err)
 		access, err := NewAccess(AccessConfig{})
 		w.must(err)
-		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
+		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
 			JoinTokens: jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler),
 			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
 		srv := grpc.NewServer(service.ServerOptions(access)...)

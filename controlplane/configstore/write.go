@@ -127,6 +127,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 	case !resp.Succeeded:
 		return 0, ErrConflict
 	}
+	s.wrote(len(record))
 	return resp.Header.Revision, nil
 }
 

@@ -37,6 +37,7 @@ func (f *applyFlags) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.prune, "prune", false, "also delete what is in the namespace of -n, with the labels of -l, of the kinds of --kind, and not in the files")
 	cmd.Flags().StringToStringVarP(&f.selector, "selector", "l", nil, "labels that what is pruned has: key=value,…")
 	cmd.Flags().StringSliceVar(&f.kinds, "kind", nil, "kinds that are pruned; all when empty")
+	completeKindFlag(cmd, "kind")
 	cmd.Flags().BoolVar(&f.mass, "allow-mass-removal", false, "the change may remove more than the control plane lets go unasked")
 }
 
@@ -348,7 +349,7 @@ Where one fails, it says which are in force; the same command goes on from there
 					return err
 				}
 				if ask && n > 0 {
-					if err := confirm(cmd, fmt.Sprintf("%d resources change. Apply?", n)); err != nil {
+					if err := confirm(cmd, change(n)+". Apply?"); err != nil {
 						return err
 					}
 				}
@@ -377,6 +378,7 @@ Where one fails, it says which are in force; the same command goes on from there
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until every proxy has it, as weft wait does, at most so long")
 	cmd.Flags().BoolVar(&showDiff, "diff", false, "show what changes, also where it does not ask")
+	completeNamespace(cmd, &admin)
 	outputFlag(cmd, &output)
 	return cmd
 }
@@ -426,7 +428,7 @@ func applyStages(cmd *cobra.Command, c adminv1.AdminServiceClient, stages [][]it
 	}
 	for n, stage := range stages {
 		if len(stages) > 1 {
-			fmt.Fprintf(to, "stage %d of %d: %d resources … ", n+1, len(stages), len(stage))
+			fmt.Fprintf(to, "stage %d of %d: %s … ", n+1, len(stages), counted(len(stage), "resource", "resources"))
 		}
 		began := time.Now()
 		resp, err := applyStage(cmd.Context(), c, requestOf(stages[n:], dryRun, mass))

@@ -57,7 +57,7 @@ func historyCommand() *cobra.Command {
 		changes   bool
 		output    string
 	)
-	cmd := &cobra.Command{Use: "history [KIND [NAME]]", Short: "Show who changed, or was refused, what", Args: cobra.MaximumNArgs(2),
+	cmd := &cobra.Command{Use: "history [KIND [NAME]]", Short: "Show who changed, or was refused, what", Args: cobra.MaximumNArgs(2), ValidArgsFunction: completeResources(&admin, &namespace, 1),
 		Long: `Shows changes and refusals, newest first, from the audit records, which are kept
 for 90 days. A revision that is shown can be given to weft diff and weft rollback.
 Refusals of one caller without end are not written down one by one, but counted.`,
@@ -158,6 +158,12 @@ func rollbackCommand() *cobra.Command {
 		output    string
 	)
 	cmd := &cobra.Command{Use: "rollback REVISION [KIND [NAME]]", Short: "Make resources what they were at a revision", Args: cobra.RangeArgs(1, 3),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 0 {
+				return completeRevisions(cmd, &admin)
+			}
+			return completeResources(&admin, &namespace, 1)(cmd, args[1:], typed)
+		},
 		Long: `Makes all resources, those of a namespace, of a kind or one of them what they were
 at a revision, in one transaction: a new revision with the old content, judged like
 any change. What was deleted since comes back as a new resource (a Topic with
@@ -204,7 +210,7 @@ to first and deletions last. Where one fails, the same command goes on from ther
 			}
 			if !req.DryRun && len(resp.Changes) > 0 {
 				if !yes && output == "text" && isTerminal(cmd.OutOrStdout()) && isTerminal(cmd.InOrStdin()) {
-					if err := confirm(cmd, fmt.Sprintf("%d resources change. Roll back?", len(resp.Changes))); err != nil {
+					if err := confirm(cmd, change(len(resp.Changes))+". Roll back?"); err != nil {
 						return err
 					}
 				}
@@ -219,9 +225,9 @@ to first and deletions last. Where one fails, the same command goes on from ther
 			case len(resp.Changes) == 0:
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing differs")
 			case req.DryRun:
-				fmt.Fprintf(cmd.OutOrStdout(), "%d resources would be as they were at revision %d\n", len(resp.Changes), req.ToRevision)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s at revision %d\n", counted(len(resp.Changes), "resource would be as it was", "resources would be as they were"), req.ToRevision)
 			default:
-				fmt.Fprintf(cmd.OutOrStdout(), "%d resources are as they were at revision %d; that is revision %d\n", len(resp.Changes), req.ToRevision, resp.Revision)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s at revision %d; that is revision %d\n", counted(len(resp.Changes), "resource is as it was", "resources are as they were"), req.ToRevision, resp.Revision)
 			}
 			return nil
 		}}
@@ -256,7 +262,7 @@ func rollbackStages(cmd *cobra.Command, c adminv1.AdminServiceClient, req *admin
 			return err
 		}
 		if !req.DryRun && n > 0 && !yes && isTerminal(cmd.OutOrStdout()) && isTerminal(cmd.InOrStdin()) {
-			if err := confirm(cmd, fmt.Sprintf("%d resources change. Roll back?", n)); err != nil {
+			if err := confirm(cmd, change(n)+". Roll back?"); err != nil {
 				return err
 			}
 		}
