@@ -363,12 +363,12 @@ func TestSlowStreams(t *testing.T) {
 // they do not read that; what they had is free.
 func TestSlowEnd(t *testing.T) {
 	w := newWorld(t)
-	for i := range 8 {
+	for i := range 8 { // two responses: the second is not sent while nobody reads
 		var list []string
-		for j := range 100 {
+		for j := range 20 {
 			list = append(list, fmt.Sprintf("demo/a-%d-%d", i, j))
 		}
-		w.put(strings.Repeat("x", 60), list...)
+		w.put(strings.Repeat("x", 10<<10), list...)
 	}
 	s, addr := serve(t, Config{Source: w.store, FirstRequest: 20 * time.Millisecond, Answer: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 	deadline := strconv.Itoa(int(codes.DeadlineExceeded))
