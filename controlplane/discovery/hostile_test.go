@@ -374,7 +374,7 @@ func TestSlowEnd(t *testing.T) {
 	deadline := strconv.Itoa(int(codes.DeadlineExceeded))
 	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
 	defer cancel()
-	reads, blind := w.attack(addr, 1<<20), w.attack(addr, 0)
+	reads, blind := w.attack(addr, 1<<24), w.attack(addr, 0)
 	if got := reads.over(ctx, reads.open(t, "")); got != deadline {
 		t.Errorf("who asks nothing: status %s", got)
 	}
