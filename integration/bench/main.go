@@ -49,6 +49,7 @@ var figures = []figure{
 	{"consume-rocketmq", consumeRocketMQ},
 	{"consume-embedded", consumeEmbedded},
 	{"fleet", fleet},
+	{"resume", resume},
 	{"curves", curves},
 	{"admin", adminApplies},
 	{"start", startProxy},
