@@ -5,12 +5,14 @@ package tlsconf
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,8 +40,28 @@ type reloader struct {
 	mu      sync.Mutex
 	checked time.Time
 	stamp   [3]time.Time
-	cert    *tls.Certificate
-	pool    *x509.CertPool
+	now     content
+}
+
+// content is what the files say, and the sessions that were made with it. A session
+// brings back who the other side was without showing it again: so none outlives what
+// either side's files said then.
+type content struct {
+	cert *tls.Certificate
+	pool *x509.CertPool
+	// tickets is the key of a server's sessions, drawn anew after ticketLife.
+	tickets [32]byte
+	drawn   time.Time
+	// sessions are a client's.
+	sessions tls.ClientSessionCache
+}
+
+// ticketLife bounds the use of one key for the sessions of a server.
+const ticketLife = 24 * time.Hour
+
+func (c *content) draw() {
+	c.drawn = time.Now()
+	_, _ = rand.Read(c.tickets[:]) // never fails
 }
 
 func newReloader(f Files) (*reloader, error) {
@@ -59,12 +81,14 @@ func (r *reloader) stamps() (s [3]time.Time) {
 }
 
 func (r *reloader) load() error {
+	next := content{sessions: tls.NewLRUClientSessionCache(0)}
+	next.draw()
 	if r.files.Cert != "" {
 		c, err := tls.LoadX509KeyPair(r.files.Cert, r.files.Key)
 		if err != nil {
 			return fmt.Errorf("certificate %s with key %s: %w", r.files.Cert, r.files.Key, err)
 		}
-		r.cert = &c
+		next.cert = &c
 	}
 	if r.files.CA != "" {
 		b, err := os.ReadFile(r.files.CA)
@@ -75,14 +99,15 @@ func (r *reloader) load() error {
 		if !pool.AppendCertsFromPEM(b) {
 			return fmt.Errorf("authorities: %s has no certificate in PEM", r.files.CA)
 		}
-		r.pool = pool
+		next.pool = pool
 	}
+	r.now = next
 	return nil
 }
 
 // current gives what the files say; where they cannot be read any more, what
 // they said last.
-func (r *reloader) current() (*tls.Certificate, *x509.CertPool) {
+func (r *reloader) current() content {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if now := time.Now(); now.Sub(r.checked) >= checkEvery {
@@ -90,14 +115,18 @@ func (r *reloader) current() (*tls.Certificate, *x509.CertPool) {
 		if s := r.stamps(); s != r.stamp && r.load() == nil {
 			r.stamp = s
 		}
+		if now.Sub(r.now.drawn) >= ticketLife {
+			r.now.draw()
+		}
 	}
-	return r.cert, r.pool
+	return r.now
 }
 
 // Server is the configuration of a listener with the certificate of f. With
 // f.CA clients must have a certificate of it; otherwise they are asked for one,
 // which is not verified here (the proxy's identities do that). protos are the
-// ALPN protocols.
+// ALPN protocols. Over TLS 1.3 a client may resume its session, as who it was, until
+// the files change, its certificate expires or a day has passed.
 func Server(f Files, protos ...string) (*tls.Config, error) {
 	return server(f, tls.RequireAndVerifyClientCert, protos)
 }
@@ -117,11 +146,13 @@ func server(f Files, withCA tls.ClientAuthType, protos []string) (*tls.Config, e
 		return nil, err
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			cert, pool := r.current()
-			c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, Certificates: []tls.Certificate{*cert}, ClientAuth: tls.RequestClientCert}
-			if pool != nil {
-				c.ClientAuth, c.ClientCAs = withCA, pool
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			now := r.current()
+			c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, Certificates: []tls.Certificate{*now.cert}, ClientAuth: tls.RequestClientCert,
+				SessionTicketsDisabled: !slices.Contains(hello.SupportedVersions, tls.VersionTLS13)}
+			c.SetSessionTicketKeys([][32]byte{now.tickets})
+			if now.pool != nil {
+				c.ClientAuth, c.ClientCAs = withCA, now.pool
 			}
 			return c, nil
 		}}, nil
@@ -139,7 +170,8 @@ func Client(f Files) (*tls.Config, error) {
 }
 
 // ClientCredentials are Client for gRPC: what the files say when a connection is
-// made. change, unless nil, changes the configuration of each connection.
+// made, and the sessions of connections that were made with the same. change, unless
+// nil, changes the configuration of each connection.
 func ClientCredentials(f Files, change func(*tls.Config)) (credentials.TransportCredentials, error) {
 	r, err := newClient(f)
 	if err != nil {
@@ -147,6 +179,7 @@ func ClientCredentials(f Files, change func(*tls.Config)) (credentials.Transport
 	}
 	c := clientCredentials{credentials.NewTLS(r.client()), func() *tls.Config {
 		c := r.client()
+		c.ClientSessionCache = r.current().sessions
 		if change != nil {
 			change(c)
 		}
@@ -175,12 +208,10 @@ func newClient(f Files) (*reloader, error) {
 }
 
 func (r *reloader) client() *tls.Config {
-	_, pool := r.current()
-	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: r.current().pool}
 	if r.files.Cert != "" {
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			cert, _ := r.current()
-			return cert, nil
+			return r.current().cert, nil
 		}
 	}
 	return c
