@@ -21,6 +21,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/discovery"
 	"github.com/weft-mesh/weft/integration/servers"
 )
 
@@ -117,9 +118,6 @@ func fleet(ctx context.Context, r *run) error {
 		return err
 	}
 	defer r.end(ours)
-	if err := r.oneFleet(ctx, ours); err != nil {
-		return err
-	}
 	theirs, err := r.startLinear(ctx, fleetResources)
 	if err != nil {
 		return err
@@ -215,9 +213,14 @@ func resume(ctx context.Context, r *run) error {
 	return nil
 }
 
-// oneFleet measures what only a control plane of ours does: syncs from nothing,
+// fleetAlone measures what only a control plane of ours does: syncs from nothing,
 // memory, changes in one namespace.
-func (r *run) oneFleet(ctx context.Context, s *configServer) error {
+func fleetAlone(ctx context.Context, r *run) error {
+	s, err := r.startControl(ctx, "alone", fleetResources)
+	if err != nil {
+		return err
+	}
+	defer r.end(s)
 	f := newSimulated(s)
 	defer f.stop()
 	// 100 at once, from nothing; the first one apart, so that the code is warm.
@@ -250,8 +253,8 @@ func (r *run) oneFleet(ctx context.Context, s *configServer) error {
 		return err
 	}
 	var one reach
-	for round := range 10 * r.rounds {
-		if err := f.changes(ctx, &one, round, "s"+strconv.Itoa(round%fleetSpaces), "x"+fmt.Sprint(round), 1); err != nil {
+	for round := range 5 * r.rounds {
+		if err := f.changes(ctx, &one, round, "s"+strconv.Itoa(round%fleetSpaces), "x"+fmt.Sprint(round), 10); err != nil {
 			return err
 		}
 	}
@@ -355,6 +358,10 @@ type acknowledgement struct {
 	at    time.Time
 }
 
+// rest is between two changes that are measured: one that comes too soon after another
+// waits, as long as discovery.PaceEvery.
+const rest = 2 * discovery.PaceEvery
+
 // changes makes a resource of a namespace new a few times, one after another, and
 // adds what one of them cost.
 func (f *simulated) changes(ctx context.Context, found *reach, space int, name, version string, times int) error {
@@ -368,6 +375,7 @@ func (f *simulated) changes(ctx context.Context, found *reach, space int, name, 
 	cpu := cpuOf(f.server.pid)
 	for i := range times {
 		label := fmt.Sprintf("%s.%d", version, i)
+		wait(ctx, rest)
 		began := time.Now()
 		if err := f.server.change(ctx, fleetSpace(space), name, label); err != nil {
 			return err
