@@ -326,7 +326,8 @@ func TestQuarantine(t *testing.T) {
 // sotwClient is a raw client of State-of-the-World.
 type sotwClient struct {
 	*world
-	rpc discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
+	rpc   discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
+	asked []string
 }
 
 func (w *world) sotw(addr string) *sotwClient {
@@ -336,7 +337,7 @@ func (w *world) sotw(addr string) *sotwClient {
 	w.Cleanup(func() { _ = conn.Close() })
 	rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(w.ctx)
 	w.must(err)
-	return &sotwClient{w, rpc}
+	return &sotwClient{world: w, rpc: rpc}
 }
 
 func (c *sotwClient) send(req *discoveryv3.DiscoveryRequest) {
@@ -523,5 +524,47 @@ func TestShared(t *testing.T) {
 	defer w.server.mu.Unlock()
 	if len(w.server.classes) != 0 || len(w.server.streams) != 0 {
 		t.Errorf("%d classes and %d streams are left", len(w.server.classes), len(w.server.streams))
+	}
+}
+
+// TestSharedWorld: so are those of State-of-the-World, marshalled once; one that asks
+// for names has its own.
+func TestSharedWorld(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a", "other/x")
+	var all []*sotwClient
+	// seen gives how many different responses all receive.
+	seen := func() int {
+		t.Helper()
+		different, acks := map[string]bool{}, []func(){}
+		for _, c := range all {
+			resp, _ := c.next()
+			b, err := proto.MarshalOptions{Deterministic: true}.Marshal(resp)
+			w.must(err)
+			different[resp.Nonce+string(b)] = true
+			acks = append(acks, func() {
+				c.send(&discoveryv3.DiscoveryRequest{VersionInfo: resp.VersionInfo, ResponseNonce: resp.Nonce, ResourceNames: c.asked})
+			})
+		}
+		for _, ack := range acks { // they live until then
+			ack()
+		}
+		return len(different)
+	}
+	for i := range 7 {
+		c := w.sotw(w.addr)
+		c.asked = [][]string{{"*"}, {"*/demo/*"}, {"eventstore/demo/a"}}[min(i/3, 2)]
+		c.send(&discoveryv3.DiscoveryRequest{ResourceNames: c.asked})
+		all = append(all, c)
+	}
+	for i := range 3 {
+		if n := seen(); n != 3 {
+			t.Errorf("%d different responses after %d changes", n, i)
+		}
+		w.put(fmt.Sprint(2+i), "demo/a")
+	}
+	seen()
+	if n := valueOf(t, w.server.metrics.fullSyncs); n != 7 {
+		t.Errorf("%v full syncs are counted", n)
 	}
 }
