@@ -44,6 +44,8 @@ type configServer struct {
 	pid int
 	// change makes a new version of one resource, whose label v is version.
 	change func(ctx context.Context, space, name, version string) error
+	// apply changes several and gives the revision; nil where that is not measured.
+	apply func(ctx context.Context, list []*configv1.Resource) (revision int64, err error)
 	// inUse is the memory in use, in bytes; nil where that cannot be asked.
 	inUse func(ctx context.Context) (float64, error)
 	tls   *fleetTLS
@@ -94,8 +96,12 @@ func (r *run) startControl(ctx context.Context, name string, resources int) (_ *
 		return nil
 	}
 	admin := adminv1.NewAdminServiceClient(conn)
+	s.apply = func(ctx context.Context, list []*configv1.Resource) (int64, error) {
+		resp, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: list})
+		return resp.GetRevision(), err
+	}
 	s.change = func(ctx context.Context, space, name, version string) error {
-		_, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{store(space, name, version)}})
+		_, err := s.apply(ctx, []*configv1.Resource{store(space, name, version)})
 		return err
 	}
 	for from := 0; from < resources; from += 100 {
@@ -103,7 +109,7 @@ func (r *run) startControl(ctx context.Context, name string, resources int) (_ *
 		for i := from; i < min(from+100, resources); i++ {
 			batch = append(batch, store(fleetSpace(i), fmt.Sprintf("s%d", i), "0"))
 		}
-		if _, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: batch}); err != nil {
+		if _, err := s.apply(ctx, batch); err != nil {
 			return s, err
 		}
 	}
@@ -278,6 +284,8 @@ type simulated struct {
 	token  string   // to resume everywhere
 	// sessions are the TLS sessions of each node.
 	sessions map[string]tls.ClientSessionCache
+	// log is of what comes; nil keeps none.
+	log *pushes
 }
 
 func newSimulated(s *configServer) *simulated {

@@ -51,6 +51,7 @@ var figures = []figure{
 	{"fleet", fleet},
 	{"fleet-alone", fleetAlone},
 	{"fleet-resumes", resume},
+	{"churn", churn},
 	{"curves", curves},
 	{"admin", adminApplies},
 	{"start", startProxy},

@@ -78,6 +78,9 @@ func (f *simulated) follow(ctx context.Context, node string, sessions tls.Client
 		if err := st.SendMsg(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.TypeURL, ResponseNonce: resp.nonce}); err != nil {
 			return err
 		}
+		if f.log != nil && began {
+			f.log.add(node, resp.manifest.GetRevision())
+		}
 		if resp.label != "" {
 			select {
 			case f.acked <- acknowledgement{resp.label, time.Now()}:
