@@ -143,6 +143,15 @@ func (a *acking) SendMsg(m any) error {
 	return nil
 }
 
+func (a *acking) next() (request, error) {
+	select {
+	case r := <-a.requests:
+		return r, nil
+	case <-a.ctx.Done():
+		return nil, a.ctx.Err()
+	}
+}
+
 // TestPushesOfAProxy: while a thousand changes a second are made, a proxy that answers
 // at once is pushed at most twenty in any second, and has the last of them a moment
 // after; by its own log.
@@ -166,14 +175,7 @@ func TestPushesOfAProxy(t *testing.T) {
 		rpc := &acking{taken: taken{ctx: ctx}, requests: make(chan request, 2)}
 		rpc.requests <- deltaRequest{&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "n"}, TypeUrl: resource.TypeURL}}
 		go func() {
-			ended <- s.serve(rpc, nil, func() (request, error) {
-				select {
-				case r := <-rpc.requests:
-					return r, nil
-				case <-ctx.Done():
-					return nil, ctx.Err()
-				}
-			})
+			ended <- s.serve(rpc, nil, rpc.next)
 		}()
 		for _, snap := range history[1:] {
 			<-time.After(time.Millisecond)
