@@ -40,7 +40,7 @@ type class struct {
 	mu   sync.Mutex
 	view *view
 	// bundles to view's snapshot, by the revision that they begin at, 0 for
-	// nothing. They live as long as a stream has one on its way.
+	// nothing, or theWorld. They live as long as a stream has one on its way.
 	bundles map[int64]weak.Pointer[bundle]
 }
 
@@ -282,6 +282,21 @@ var nonces atomic.Uint64
 // bundle is what leads streams of the class from a revision (0: from nothing) to
 // v's snapshot, of which changes is the log.
 func (v *view) bundle(from int64, changes []configstore.Changed) (*bundle, error) {
+	return v.shared(from, func() (*bundle, error) {
+		d := v.since(&v.scope, changes)
+		if from == 0 {
+			d = v.whole(&v.scope)
+		}
+		return v.encode(d, shown{sums: v.sums, withheld: v.withheld})
+	})
+}
+
+// theWorld is where State-of-the-World bundles begin among a class's bundles.
+const theWorld = -1
+
+// shared is the class's bundle from a revision, or theWorld; it is made where there is
+// none.
+func (v *view) shared(from int64, make func() (*bundle, error)) (*bundle, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	current := v.class.view == v
@@ -290,11 +305,7 @@ func (v *view) bundle(from int64, changes []configstore.Changed) (*bundle, error
 			return b, nil
 		}
 	}
-	d := v.since(&v.scope, changes)
-	if from == 0 {
-		d = v.whole(&v.scope)
-	}
-	b, err := v.encode(d, shown{sums: v.sums, withheld: v.withheld})
+	b, err := make()
 	if err == nil && current && len(v.bundles) < maxBundles {
 		v.bundles[from] = weak.Make(b)
 	}

@@ -389,6 +389,38 @@ func TestNames(t *testing.T) {
 	p.wants("+demo/a +demo/c +demo/later -other/none")
 }
 
+// TestStaleNonce: an answer to an older response, or to none, acknowledges nothing and
+// refuses nothing.
+func TestStaleNonce(t *testing.T) {
+	const clusters = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	w := newWorld(t)
+	before := w.put("1", "demo/a")
+	p := w.connect(w.addr, nil)
+	p.ask("*")
+	old, _ := p.delta()
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: old.Nonce})
+	w.put("2", "demo/a")
+	resp, _ := p.delta()
+	newest := w.put("3", "demo/a")
+	for _, nonce := range []string{old.Nonce, "none", resp.Nonce + "0"} {
+		p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: nonce})
+		p.send(nack(nonce))
+		// Were it an answer, what is newest would come before this.
+		p.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusters, ResourceNamesSubscribe: []string{"c"}})
+		if got := p.recv(); got.TypeUrl != clusters {
+			t.Errorf("nonce %q is an answer: %v", nonce, got)
+		}
+		if s := w.server.Proxies()[0]; s.AckedRevision != before || len(s.Rejections) != 0 {
+			t.Errorf("after nonce %q: %v", nonce, s)
+		}
+	}
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: resp.Nonce})
+	p.wants("+demo/a")
+	if p.last.Revision != newest {
+		t.Errorf("revision %d came, want %d", p.last.Revision, newest)
+	}
+}
+
 // TestOtherTypes: whoever asks for a type of Envoy's, first or later, hears that
 // there is nothing, once; and then for ours, is served.
 func TestOtherTypes(t *testing.T) {

@@ -363,18 +363,18 @@ func TestSlowStreams(t *testing.T) {
 // they do not read that; what they had is free.
 func TestSlowEnd(t *testing.T) {
 	w := newWorld(t)
-	for i := range 8 {
+	for i := range 8 { // two responses: the second is not sent while nobody reads
 		var list []string
-		for j := range 100 {
+		for j := range 20 {
 			list = append(list, fmt.Sprintf("demo/a-%d-%d", i, j))
 		}
-		w.put(strings.Repeat("x", 60), list...)
+		w.put(strings.Repeat("x", 10<<10), list...)
 	}
 	s, addr := serve(t, Config{Source: w.store, FirstRequest: 20 * time.Millisecond, Answer: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 	deadline := strconv.Itoa(int(codes.DeadlineExceeded))
 	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
 	defer cancel()
-	reads, blind := w.attack(addr, 1<<20), w.attack(addr, 0)
+	reads, blind := w.attack(addr, 1<<24), w.attack(addr, 0)
 	if got := reads.over(ctx, reads.open(t, "")); got != deadline {
 		t.Errorf("who asks nothing: status %s", got)
 	}

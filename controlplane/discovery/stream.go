@@ -331,6 +331,7 @@ func (st *stream) send(b *bundle) error {
 		}
 		st.forget(func(name, version string) bool { now, is := put[name]; return is && now != version })
 	}
+	full := b.full || st.sotw != nil && st.full
 	st.full, st.initial = false, nil
 	clear(st.fresh)
 	st.mu.Lock()
@@ -340,7 +341,7 @@ func (st *stream) send(b *bundle) error {
 	m.put.Add(float64(len(b.put)))
 	m.removed.Add(float64(len(b.removed)))
 	m.bytes.Add(float64(b.bytes))
-	if b.full {
+	if full {
 		m.fullSyncs.Inc()
 	}
 	for _, p := range b.parts {
