@@ -5,12 +5,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/integration/history"
 	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/client"
@@ -130,12 +142,17 @@ func (r *replica) metric(name string) float64 {
 	return v
 }
 
+// exchangeTime bounds a start, below the time of a test.
+const exchangeTime = 90 * time.Second
+
 // exchange stops a process gracefully and starts it with another command.
 func (m *mesh) exchange(p *servers.Process, bin string) {
 	m.Helper()
 	m.stopped(p)
 	p.Args[0] = bin
-	m.must(p.Start(m.ctx))
+	ctx, cancel := context.WithTimeout(m.ctx, exchangeTime)
+	defer cancel()
+	m.must(p.Start(ctx))
 }
 
 // stopped ends a process as an orchestrator does; it must end by itself.
@@ -276,5 +293,87 @@ func (m *mesh) take(p *proxy, key, name string, want map[string]error) {
 	}, client.SubscribeOptions{Credit: 1})
 	if !errors.Is(err, context.Canceled) || m.ctx.Err() != nil {
 		m.Fatalf("the subscription ended with %v; there came %v", err, got)
+	}
+}
+
+// TestFieldOfTheNext: a control plane of the next version has stored a resource with
+// a field that neither this version nor the baseline knows. Replicas and proxies of
+// both go on: a proxy keeps the version before it, and says so, and takes what else
+// changes; no replica, whichever starts or writes, loses the field.
+func TestFieldOfTheNext(t *testing.T) {
+	before := servers.NeedBaseline(t)
+	now := weftBinary.path(t)
+	m := prepareMesh(t, servers.SharedEtcd(t))
+	replicas := m.replicas(2)
+	key, identity := m.key("shop")
+	m.bin = before
+	p1 := m.proxy("p1")
+	m.bin = now
+	p2 := m.proxy("p2")
+	m.apply(onDisk + topicYAML("orders") + policyYAML("shop") + identity)
+	m.settled(2)
+
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{m.etcd}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	m.must(err)
+	t.Cleanup(func() { _ = etcd.Close() })
+	next := configstore.New(configstore.Config{Client: etcd, Prefix: m.prefix(), Log: slog.New(slog.DiscardHandler)})
+	ctx, stop := context.WithCancel(m.ctx)
+	var running sync.WaitGroup
+	running.Go(func() { _ = next.Run(ctx) })
+	t.Cleanup(func() { stop(); running.Wait() })
+	_, err = next.WaitFor(m.ctx, 0)
+	m.must(err)
+	name := "topic/" + m.ns + "/orders"
+	field := protowire.AppendVarint(protowire.AppendTag(nil, 15000, protowire.VarintType), 7)
+	m.await("the resource to be written", func() error {
+		snap, err := next.Current()
+		if err != nil {
+			return err
+		}
+		r := proto.Clone(snap.Resource(name)).(*configv1.Resource)
+		r.GetTopic().ProtoReflect().SetUnknown(field)
+		_, err = next.Commit(m.ctx, snap, configstore.Change{Put: []*configv1.Resource{r}})
+		return err
+	})
+	agree := func(also string) {
+		t.Helper()
+		m.apply(topicYAML(also))
+		m.await("every proxy to keep the version before it, and to take the rest", func() error {
+			st, err := m.adminOf(replicas[0]).GetStatus(m.ctx, &adminv1.GetStatusRequest{})
+			if err != nil {
+				return err
+			}
+			for _, p := range st.Proxies {
+				if p.AckedRevision < st.Revision {
+					return fmt.Errorf("%s has not: %v", p.NodeId, p)
+				}
+			}
+			for _, p := range []*proxy{p1, p2} {
+				for _, topic := range []string{"orders", also} {
+					if _, err := m.client(key, p).Publish(m.ctx, m.ns, topic, textEvent(also, "x")); err != nil {
+						return fmt.Errorf("%s: %s: %w", p.name, topic, err)
+					}
+				}
+			}
+			return nil
+		})
+	}
+	agree("with-both")
+	for _, r := range replicas {
+		m.exchange(r.Process, before)
+	}
+	agree("with-the-baseline")
+	m.exchange(p1.Process, now)
+	m.exchange(p2.Process, before)
+	agree("exchanged")
+	out, err := m.administer("", "status")
+	m.must(err)
+	if !strings.Contains(out, "orders") || !strings.Contains(out, "does not know") {
+		t.Errorf("the status does not tell of it:\n%s", out)
+	}
+	got, err := etcd.Get(m.ctx, m.prefix()+"r/"+name)
+	m.must(err)
+	if len(got.Kvs) != 1 || !bytes.Contains(got.Kvs[0].Value, field) {
+		t.Error("the field is lost")
 	}
 }
