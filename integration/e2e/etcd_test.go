@@ -62,8 +62,11 @@ func TestWithoutQuorum(t *testing.T) {
 		}
 		m.await("the readiness of "+r.Name, func() error {
 			code, body, err := m.get("http://" + r.ops + "/readyz")
-			if err == nil && (code != http.StatusOK || !strings.HasPrefix(body, "ok\netcd does not answer this replica")) {
-				err = fmt.Errorf("%d %s", code, body)
+			if err == nil && code != http.StatusOK {
+				m.Fatalf("%s is not ready: %s", r.Name, body)
+			}
+			if err == nil && !strings.HasPrefix(body, "ok\netcd does not answer this replica") {
+				err = errors.New(body)
 			}
 			return err
 		})
