@@ -58,7 +58,7 @@ func TestLongOutage(t *testing.T) {
 	sent := func() (pushes, resources float64) {
 		t.Helper()
 		for name, sum := range map[string]*float64{
-			`weft_controlplane_discovery_answers_total{answer="ack"}`:     &pushes,
+			`weft_controlplane_discovery_answers_total{answer="ack"}`:        &pushes,
 			`weft_controlplane_discovery_resources_sent_total{change="put"}`: &resources,
 		} {
 			v, err := metric(m.ctx, m.ops, name)
