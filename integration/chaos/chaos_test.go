@@ -557,11 +557,6 @@ func (w *world) restore(backup string, written int) {
 	w.must(w.real.Start(w.ctx))
 	w.gate.Unlock()
 	w.hold(10)
-	// A replica that starts now takes what there is for the configuration.
-	anew := w.cps[w.rnd.IntN(replicas)]
-	w.must(anew.Kill())
-	w.must(anew.Start(w.ctx))
-	w.hold(10)
 	// Watches that wait for what is lost end.
 	w.compact()
 	if err := w.full(pb.AlarmRequest_ACTIVATE); err != nil {
