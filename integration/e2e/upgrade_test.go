@@ -66,8 +66,13 @@ func TestRollingUpgrade(t *testing.T) {
 		}
 		m.settled(2)
 		for _, p := range both {
-			if _, err := m.client(key, p).Publish(m.ctx, m.ns, fmt.Sprintf("after-%d", topics), textEvent(p.name, "x")); err != nil {
+			// The client of this version, and the command line of either.
+			topic := fmt.Sprintf("after-%d", topics)
+			if _, err := m.client(key, p).Publish(m.ctx, m.ns, topic, textEvent(p.name, "x")); err != nil {
 				t.Errorf("publishing at %s: %v", p.name, err)
+			}
+			if out, err := m.weft("", "publish", topic, "-n", m.ns, "--type", "t", "--data", "x", "--proxy", p.grpc, "--api-key-file", key); err != nil {
+				t.Errorf("publishing at %s: %s %v", p.name, out, err)
 			}
 		}
 		for _, r := range replicas {
