@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
-# buf breaking against the last release tag, once there is one.
+# buf breaking against what upgrades are tried from and back to: the last release
+# tag or, before the first, the baseline of integration/servers/baseline.go.
 set -euo pipefail
 buf=$1
-tag=$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true)
-if [ -z "$tag" ]; then
-	echo "buf breaking: no release tag yet, nothing to compare with"
+cd "$(dirname "$0")/.."
+against=$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true)
+if [ -z "$against" ]; then
+	against=$(sed -n 's/^const Baseline = "\([0-9a-f]*\)"$/\1/p' integration/servers/baseline.go)
+fi
+if ! git cat-file -e "$against^{commit}" 2>/dev/null; then
+	echo "buf breaking: the clone lacks $against, nothing to compare with"
 	exit 0
 fi
-"$buf" breaking --against ".git#tag=$tag"
+tree=$(mktemp -d)
+trap 'rm -rf "$tree"' EXIT
+git archive "$against" proto buf.yaml | tar -x -C "$tree"
+"$buf" breaking --against "$tree"

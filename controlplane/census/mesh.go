@@ -181,7 +181,7 @@ func (m *Mesh) Others(ctx context.Context, req *adminv1.GetStatusRequest) View {
 		v.Proxies = append(v.Proxies, past(p, known.replicas, answered, m.now()))
 	}
 	slices.SortFunc(v.Replicas, func(a, b *adminv1.ReplicaStatus) int { return cmp.Compare(a.Id, b.Id) })
-	v.Alarms = append(v.Alarms, m.alarms()...)
+	v.Alarms = append(v.Alarms, m.Alarms()...)
 	return v
 }
 
@@ -230,8 +230,8 @@ func (m *Mesh) Command(ctx context.Context, req *adminv1.CommandProxiesRequest) 
 	return told, silent
 }
 
-// alarms has one while etcd cannot be reached.
-func (m *Mesh) alarms() []*adminv1.Alarm {
+// Alarms has one while etcd cannot be reached.
+func (m *Mesh) Alarms() []*adminv1.Alarm {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.lost.IsZero() {

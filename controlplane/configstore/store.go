@@ -411,25 +411,30 @@ func (s *Store) read(ctx context.Context, begin bool) (*Snapshot, error) {
 // who has a configuration already would give an etcd that was emptied the last word.
 func (s *Store) lineage(ctx context.Context, begin bool) (string, error) {
 	key := s.prefix + dirMeta + "lineage"
+	// Read before anything is written: an etcd that is full refuses each transaction
+	// that might write.
+	there, err := s.client.Get(ctx, key)
+	switch {
+	case err != nil:
+		return "", err
+	case len(there.Kvs) > 0:
+		return string(there.Kvs[0].Value), nil
+	case !begin:
+		return "", nil
+	}
 	mine, err := lineage.New()
 	if err != nil {
 		return "", err
 	}
-	none, get := clientv3.Compare(clientv3.CreateRevision(key), "=", 0), clientv3.OpGet(key)
-	var first []clientv3.Op
-	if begin {
-		first = append(first, clientv3.OpPut(key, mine))
-	}
-	resp, err := s.client.Txn(ctx).If(none).Then(first...).Else(get).Commit()
+	resp, err := s.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
+		Then(clientv3.OpPut(key, mine)).Else(clientv3.OpGet(key)).Commit()
 	switch {
 	case err != nil:
 		return "", err
-	case !resp.Succeeded:
-		return string(resp.Responses[0].GetResponseRange().Kvs[0].Value), nil
-	case begin:
+	case resp.Succeeded:
 		return mine, nil
 	}
-	return "", nil
+	return string(resp.Responses[0].GetResponseRange().Kvs[0].Value), nil
 }
 
 // keepLog carries the log of changes over a new reading of everything, by

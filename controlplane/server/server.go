@@ -363,7 +363,11 @@ func (s *Server) operations() http.Handler {
 			http.Error(w, "the configuration was not read from etcd yet", http.StatusServiceUnavailable)
 			return
 		}
+		// Without etcd it still serves proxies, and no other replica could more.
 		_, _ = w.Write([]byte("ok\n"))
+		for _, a := range s.census.Alarms() {
+			_, _ = fmt.Fprintln(w, a.Message)
+		}
 	})
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

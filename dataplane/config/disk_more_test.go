@@ -1,8 +1,11 @@
 package config
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -91,6 +94,94 @@ func TestEveryDamage(t *testing.T) {
 	loads(t, d, "a page of zeros before it", 1, 1)
 	put(whole)
 	loads(t, d, "whole again", 2, 0)
+}
+
+// TestAnyDamage: whatever happens to any of the generations (bits, cuts, blocks that
+// were lost, written twice or are another file's, a folder in its place), the newest
+// that is whole is used, as a whole, each that is not is named, and what is saved
+// next is used next.
+func TestAnyDamage(t *testing.T) {
+	dir := t.TempDir()
+	saved(t, disk{dir}, 1, 2, 3)
+	names, err := disk{dir}.list() // newest first
+	if err != nil || len(names) != generations {
+		t.Fatal(names, err)
+	}
+	var whole [][]byte
+	for _, name := range names {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole = append(whole, b)
+	}
+	const block = 16
+	damages := map[string]func(rnd *rand.Rand, b, other []byte) []byte{
+		"flip": func(rnd *rand.Rand, b, _ []byte) []byte { b[rnd.IntN(len(b))] ^= 1 << rnd.IntN(8); return b },
+		"cut":  func(rnd *rand.Rand, b, _ []byte) []byte { return b[:rnd.IntN(len(b))] },
+		"longer": func(rnd *rand.Rand, b, other []byte) []byte {
+			return append(b, other[:1+rnd.IntN(len(other))]...)
+		},
+		"zeros": func(rnd *rand.Rand, b, _ []byte) []byte {
+			at := rnd.IntN(len(b))
+			clear(b[at:min(len(b), at+block)])
+			return b
+		},
+		"lost": func(rnd *rand.Rand, b, _ []byte) []byte {
+			at := rnd.IntN(len(b) - block)
+			return slices.Delete(b, at, at+block)
+		},
+		"twice": func(rnd *rand.Rand, b, _ []byte) []byte {
+			at := rnd.IntN(len(b) - block)
+			return slices.Insert(b, at, b[at:at+block]...)
+		},
+		"end of another": func(rnd *rand.Rand, b, other []byte) []byte {
+			at := len("WEFTCFG1") + sha256.Size // an earlier one could be all of the other
+			at += rnd.IntN(len(b) - at)
+			return append(b[:at], other[min(at, len(other)):]...)
+		},
+		"folder": nil,
+	}
+	kinds := slices.Sorted(maps.Keys(damages))
+	for seed := range uint64(500) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		d := disk{filepath.Join(t.TempDir(), "config")}
+		if err := os.Mkdir(d.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		want, problems := int64(0), 0
+		what := fmt.Sprint("seed ", seed)
+		for i, name := range names {
+			file := filepath.Join(d.dir, name)
+			b, kind := slices.Clone(whole[i]), ""
+			if rnd.IntN(2) == 0 {
+				kind = kinds[rnd.IntN(len(kinds))]
+				what += fmt.Sprintf(", %s: %s", name, kind)
+			}
+			if kind == "folder" {
+				if err := os.Mkdir(file, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				if kind != "" {
+					b = damages[kind](rnd, b, whole[(i+1)%generations])
+				}
+				if err := os.WriteFile(file, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			switch {
+			case want > 0: // older ones are not looked at
+			case bytes.Equal(b, whole[i]) && kind != "folder":
+				want = int64(generations - i)
+			default:
+				problems++
+			}
+		}
+		loads(t, d, what, want, problems)
+		saved(t, d, 4)
+		loads(t, d, what+"; saved again", 4, 0)
+	}
 }
 
 // TestGenerations: three are kept, private to the user; what a crash left aside

@@ -48,7 +48,7 @@ const (
 	proxies  = 20
 	writers  = 2
 	keys     = 4 // of each writer
-	faults   = 14
+	faults   = faultKinds
 	prefix   = "/chaos/"
 	// convergeTime bounds the wait for everything to be everywhere once all is
 	// well; machines are small and busy.
@@ -71,6 +71,7 @@ type world struct {
 	*log
 	ctx   context.Context
 	rnd   *rand.Rand // the nemesis's own
+	kinds []int      // of the faults to come
 	dir   string
 	etcd  *servers.EtcdCluster
 	own   *clientv3.Client // the test's, to all members
@@ -489,7 +490,7 @@ func (w *world) nemesis() {
 		f := w.fault()
 		w.printf("fault: %s", f.name)
 		open = append(open, f)
-		w.hold(10 + w.rnd.IntN(60))
+		w.hold(10 + w.rnd.IntN(40))
 		if len(open) == 2 || w.rnd.IntN(2) == 0 {
 			healOne()
 			w.hold(w.rnd.IntN(20))
@@ -555,7 +556,19 @@ func (w *world) restore(backup string, written int) {
 	w.must(w.real.Kill())
 	w.must(w.real.Start(w.ctx))
 	w.gate.Unlock()
-	w.hold(30)
+	w.hold(10)
+	// Watches that wait for what is lost end.
+	w.compact()
+	if err := w.full(pb.AlarmRequest_ACTIVATE); err != nil {
+		w.printf("etcd could not be filled: %v", err)
+	}
+	w.hold(10)
+	for w.full(pb.AlarmRequest_DEACTIVATE) != nil {
+		if w.ctx.Err() != nil {
+			w.Fatal("etcd stays full")
+		}
+	}
+	w.hold(10)
 	w.gate.Lock()
 	for {
 		cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -574,6 +587,10 @@ func (w *world) restore(backup string, written int) {
 	}
 }
 
+// faultKinds is how many kinds of faults there are. Each comes once before any comes
+// again, so that even a short run has all.
+const faultKinds = 13
+
 // fault breaks something.
 func (w *world) fault() fault {
 	w.Helper()
@@ -585,7 +602,12 @@ func (w *world) fault() fault {
 			f(k)
 		}
 	}
-	switch w.rnd.IntN(13) {
+	if len(w.kinds) == 0 {
+		w.kinds = w.rnd.Perm(faultKinds)
+	}
+	kind := w.kinds[0]
+	w.kinds = w.kinds[1:]
+	switch kind {
 	case 0:
 		w.must(cp.Kill())
 		return fault{cp.Name + " is killed", func() { w.startAgain(cp.Process) }}

@@ -15,11 +15,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/weft-mesh/weft/integration/servers"
 )
@@ -601,4 +606,92 @@ func TestRestore(t *testing.T) {
 		step{begins: "etcdutl"},
 		step{begins: "etcd --name a"},
 		step{begins: "weft admin restore", says: []string{`lineage 2-\S+ begins at revision 10000\d+`, have, `state: before-the-backup`}})
+}
+
+// TestEtcdFull is what docs/operations.md says of an etcd that is full: a change is
+// refused with what to do, and nothing else breaks, not even where everything starts
+// again; the commands of the page end it.
+func TestEtcdFull(t *testing.T) {
+	servers.NeedServers(t)
+	s := newShell(t)
+	tools, err := servers.EtcdTools(s.ctx, nil)
+	s.must(err)
+	s.must(os.Symlink(filepath.Join(tools, "etcdctl"), filepath.Join(s.dir, "bin", "etcdctl")))
+	etcd, err := servers.StartEtcd(s.ctx, servers.EtcdOptions{Args: []string{"--quota-backend-bytes=" + strconv.Itoa(16<<20)}})
+	s.must(err)
+	t.Cleanup(func() {
+		if err := etcd.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.replace("http://127.0.0.1:2379", etcd.Endpoint)
+	const begin = `
+weft control-plane --etcd http://127.0.0.1:2379 > control-plane-$n.log 2>&1 &
+echo $! > control-plane.pid
+curl -sSf -o /dev/null --retry 60 --retry-all-errors --retry-delay 1 http://127.0.0.1:7429/readyz
+weft proxy --control-plane 127.0.0.1:7421 --data ./proxy-data --node-id p1 > proxy-$n.log 2>&1 &
+echo $! > proxy.pid
+curl -sSf -o /dev/null --retry 60 --retry-all-errors --retry-delay 1 http://127.0.0.1:7418/readyz
+`
+	const end = `
+for p in proxy control-plane; do kill $(cat $p.pid); while kill -0 $(cat $p.pid) 2>/dev/null; do sleep 0.1; done; done
+`
+	label := func(text string) string {
+		return `
+weft apply -f - <<YAML
+apiVersion: weft/v1alpha1
+kind: EventStore
+metadata: {namespace: shop, name: main, labels: {state: ` + text + `}}
+spec: {embedded: {}}
+YAML
+`
+	}
+	const publish = "weft publish orders -n shop --type t --data x\n"
+	s.does("n=1\n"+begin+label("before")+`
+weft apply -f - <<YAML
+apiVersion: weft/v1alpha1
+kind: Topic
+metadata: {namespace: shop, name: orders}
+spec: {store: main}
+---
+apiVersion: weft/v1alpha1
+kind: AccessPolicy
+metadata: {namespace: shop, name: access}
+spec: {rules: [{name: all, effect: allow, principals: [shop], actions: [publish, subscribe], topics: [">"]}]}
+YAML
+weft apikey shop -n shop --key-file shop.key | weft apply -f -
+export WEFT_API_KEY_FILE=shop.key
+weft status --wait 1m
+`+publish, `1 of 1 proxies have all of it`)
+
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	s.must(err)
+	defer client.Close()
+	for err == nil {
+		_, err = client.Put(s.ctx, "another program's", strings.Repeat("x", 1<<20))
+	}
+	if !errors.Is(err, rpctypes.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	refused := "if " + strings.TrimSpace(label("full")) + "\nthen exit 9; fi\n"
+	why := []string{`etcd has used up its space and takes no writes; nothing was changed: compact and defragment it, then disarm its alarm`}
+	s.does(refused+publish, why...)
+	s.does(end+"n=2\n"+begin+publish+"weft get eventstore main -n shop -o yaml\nweft status\n"+refused, append(why, `state: before`, `1 of 1 proxies have all of it`)...)
+	s.walk(blocks(t, "docs/operations.md", "## When etcd is full"),
+		step{begins: "etcdctl", says: []string{`alarm:NOSPACE`}},
+		step{begins: "revision=", says: []string{`compacted revision \d+`, `Finished defragmenting`, `alarm:NOSPACE`}},
+		step{begins: "weft status", says: []string{`1 of 1 proxies have all of it`}})
+	s.does(label("after")+"weft status --wait 1m\nweft get eventstore main -n shop -o yaml\n"+publish, `eventstore/shop/main updated`, `1 of 1 proxies have all of it`, `state: after`)
+}
+
+// does runs commands that are on no page.
+func (s *shell) does(commands string, say ...string) {
+	s.Helper()
+	cmd, out := s.start(commands)
+	if err := cmd.Wait(); err != nil {
+		s.Fatalf("%s%s\n%v", s.page(commands), out, err)
+	}
+	if err := says(out.String(), say); err != nil {
+		s.Errorf("%s%s\n%v", s.page(commands), out, err)
+	}
 }

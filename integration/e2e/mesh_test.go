@@ -45,7 +45,7 @@ type binary struct {
 
 var (
 	weftBinary   = binary{pkg: "../../tools/cmd/weft", race: "-race=true"}
-	finderBinary = binary{pkg: "./finder", race: "-race=false"}
+	finderBinary = binary{pkg: "./finder", race: "-race=true"}
 )
 
 func (b *binary) path(t *testing.T) string {
@@ -79,6 +79,9 @@ type mesh struct {
 	adminFlags []string
 	processes  []*servers.Process
 	dataDirs   []string
+	// bin is the command weft that proxies, the first control plane and the
+	// command line are of; the tree's own when empty.
+	bin string
 	// secrets by what they are; none may be anywhere (see spilled).
 	secrets map[string]string
 }
@@ -105,12 +108,21 @@ func newMesh(t *testing.T, etcd string, controlPlane ...string) *mesh {
 	return m
 }
 
+// weftPath is the command weft of this mesh.
+func (m *mesh) weftPath() string {
+	m.Helper()
+	if m.bin != "" {
+		return m.bin
+	}
+	return weftBinary.path(m.T)
+}
+
 func (m *mesh) prefix() string { return "/" + m.ns + "/" }
 
 func (m *mesh) startControlPlane(args ...string) {
 	m.Helper()
 	m.cp = m.process(&servers.Process{Name: "control-plane",
-		Args: append([]string{weftBinary.path(m.T), "control-plane", "--etcd", m.etcd, "--etcd-prefix", m.prefix(),
+		Args: append([]string{m.weftPath(), "control-plane", "--etcd", m.etcd, "--etcd-prefix", m.prefix(),
 			"--admin", m.admin, "--discovery", m.disco, "--ops", m.ops}, args...),
 		Ready: answers("http://" + m.ops + "/readyz")})
 	m.must(m.cp.Start(m.ctx))
@@ -219,7 +231,7 @@ func (p *proxy) dataDir() string { return filepath.Join(p.m.dir, p.name) }
 // settle chooses ports, others than before.
 func (p *proxy) settle() {
 	p.http, p.grpc, p.health, p.ops = port(p.m.T), port(p.m.T), port(p.m.T), port(p.m.T)
-	p.Args = append([]string{weftBinary.path(p.m.T), "proxy", "--control-plane", p.m.disco, "--data", p.dataDir(), "--node-id", p.name,
+	p.Args = append([]string{p.m.weftPath(), "proxy", "--control-plane", p.m.disco, "--data", p.dataDir(), "--node-id", p.name,
 		"--http", p.http, "--grpc", p.grpc, "--health", p.health, "--ops", p.ops}, p.args...)
 	p.Ready = answers("http://" + p.health + "/readyz")
 }
@@ -273,7 +285,7 @@ func (p *proxy) connections(listener string) int {
 
 // weft runs a command.
 func (m *mesh) weft(stdin string, args ...string) (string, error) {
-	cmd := exec.CommandContext(m.ctx, weftBinary.path(m.T), args...)
+	cmd := exec.CommandContext(m.ctx, m.weftPath(), args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {

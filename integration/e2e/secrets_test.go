@@ -64,7 +64,7 @@ func (m *mesh) spilled(text string) (where []string, err error) {
 			return err
 		}))
 	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{m.etcd}, DialTimeout: 5 * time.Second})
+	c, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(m.etcd, ","), DialTimeout: 5 * time.Second})
 	if err != nil {
 		return where, errors.Join(append(errs, err)...)
 	}

@@ -6,6 +6,7 @@ package planes
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -380,6 +381,50 @@ func TestDamagedDisk(t *testing.T) {
 		if err := os.WriteFile(files[2-i], b, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestDamagedDiskMended: with a control plane there, a proxy has the newest
+// configuration again, however many of its generations are damaged, goes on the way
+// from the newest that is whole, and writes good ones.
+func TestDamagedDiskMended(t *testing.T) {
+	ctx := testContext(t)
+	cp := startReplica(ctx, t, startEtcd(ctx, t))
+	dir := t.TempDir()
+	n := startNode(t, dir, nil, nil, cp.Addrs().Discovery)
+	for _, v := range []string{"1", "2", "3", "4", "5"} {
+		apply(ctx, t, cp, eventStore("demo", "main", v))
+		n.await(ctx, t, v, at("eventstore/demo/main", v))
+	}
+	n.stop()
+	for damaged := range 4 {
+		mine := filepath.Join(t.TempDir(), "config")
+		if err := os.CopyFS(mine, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		files, err := filepath.Glob(filepath.Join(mine, "last-good.*"))
+		if err != nil || len(files) != 3 {
+			t.Fatalf("%d generations: %v", len(files), err)
+		}
+		for _, file := range files[3-damaged:] {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, b[:len(b)-1], 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n := startNode(t, mine, nil, nil, cp.Addrs().Discovery)
+		n.await(ctx, t, fmt.Sprintf("the newest with %d damaged", damaged), at("eventstore/demo/main", "5"))
+		next := fmt.Sprint(6 + damaged)
+		apply(ctx, t, cp, eventStore("demo", "main", next))
+		n.await(ctx, t, next, at("eventstore/demo/main", next))
+		n.stop()
+		n = startNode(t, mine, nil, nil, "127.0.0.1:1")
+		n.await(ctx, t, next+" from disk", at("eventstore/demo/main", next))
+		n.stop()
+		apply(ctx, t, cp, eventStore("demo", "main", "5"))
 	}
 }
 

@@ -37,6 +37,7 @@ type Process struct {
 	mu   sync.Mutex
 	pid  int
 	done chan struct{} // closed when the process is gone
+	exit int           // its status once it is gone
 	from int64         // where this start's output begins in Log
 }
 
@@ -69,6 +70,9 @@ func (p *Process) Start(ctx context.Context) error {
 		started <- err
 		if err == nil {
 			_ = cmd.Wait()
+			p.mu.Lock()
+			p.exit = cmd.ProcessState.ExitCode()
+			p.mu.Unlock()
 		}
 		close(done)
 	}()
@@ -130,6 +134,14 @@ func (p *Process) PID() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pid
+}
+
+// ExitStatus is with what the process of the last start ended, -1 where a signal
+// ended it.
+func (p *Process) ExitStatus() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.exit
 }
 
 // Done is closed when the process of the last start is gone.

@@ -2,6 +2,7 @@ package servers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"os"
@@ -125,8 +126,9 @@ func sharedAddr(t testing.TB, env string, start func(context.Context) (string, f
 	return addr
 }
 
-// NeedServers skips a test that starts real servers when -short is given. It is
-// the only reason for which a test of this repository may be skipped.
+// NeedServers skips a test that starts real servers when -short is given. Beside
+// NeedBaseline it is the only reason for which a test of this repository may be
+// skipped.
 func NeedServers(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -135,6 +137,23 @@ func NeedServers(t testing.TB) {
 }
 
 var namespaces atomic.Uint32
+
+// NeedBaseline is the command weft of the Baseline. The test is skipped under
+// -short, and where the clone lacks that commit.
+func NeedBaseline(t testing.TB) string {
+	t.Helper()
+	NeedServers(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*StartTimeout)
+	defer cancel()
+	bin, err := BaselineBinary(ctx, func(s string) { t.Log(s) })
+	if errors.Is(err, ErrNoHistory) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
 
 // Namespace is a namespace that no other test has, [a-z0-9-], at most 32
 // characters, so that tests share servers without meeting.
