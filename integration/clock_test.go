@@ -29,6 +29,7 @@ var measures = map[string]string{
 	"dataplane/proxy/drain.go":            "how long a drain takes",
 	"dataplane/stores/keeper.go":          "how long a store is not used",
 	"registry/nacos/client.go":            "how long a log-in lasts",
+	"registry/nacos/nacos.go":             "time since an entry was written",
 	"registry/nacos/resolver.go":          "how long a set is doubted",
 	"store/rocketmq/cluster.go":           "how old a route is",
 	"store/rocketmq/keys.go":              "time since keys were read",

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
@@ -91,23 +93,46 @@ func (s *Store) Quarantine(ctx context.Context, name, version, reason string, no
 	}
 }
 
-// before fills in the version before e, as far as etcd still has it: of the same
-// resource, not of one of that name which was deleted.
+// before fills in the version before e, as far as etcd or the audit record still has
+// it: of the same resource, not of one of that name which was deleted.
 func (s *Store) before(ctx context.Context, e *Entry, q *configv1.Quarantine) error {
+	var old *Entry
 	resp, err := s.client.Get(ctx, s.prefix+dirResources+e.Name, clientv3.WithRev(e.ModRevision-1))
-	if errors.Is(err, rpctypes.ErrCompacted) {
-		return nil
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, rpctypes.ErrCompacted):
+		if old, err = s.replaced(ctx, e); err != nil {
+			return err
+		}
+	case err != nil:
 		return fault.Wrap(fault.Unavailable, "configstore.quarantine", "etcd", err)
+	case len(resp.Kvs) > 0:
+		old = s.entry(resp.Kvs[0])
 	}
-	if len(resp.Kvs) == 0 {
-		return nil
-	}
-	old := s.entry(resp.Kvs[0])
 	if old == nil || old.Resource.GetMetadata().GetUid() != e.Resource.GetMetadata().GetUid() {
 		return nil
 	}
 	q.LastGood, q.LastGoodVersion = old.Bytes, old.Version()
 	return nil
+}
+
+// replaced is what e replaced, as the audit record of that change has it; nil where
+// there is none. Its version is the revision of the change before that one: it was
+// in force then, and nothing else had that name and that version.
+func (s *Store) replaced(ctx context.Context, e *Entry) (*Entry, error) {
+	from := strings.TrimPrefix(s.auditKey(e.ModRevision-1), s.auditDir()) // no other change's record comes before it
+	for r, err := range s.Audit(ctx, from) {
+		if err != nil {
+			return nil, err
+		}
+		if !r.Change || r.Revision != e.ModRevision {
+			break
+		}
+		for _, c := range r.Changes {
+			if c.Name == e.Name && c.Old != nil {
+				return s.entry(&mvccpb.KeyValue{Key: []byte(s.prefix + dirResources + e.Name), Value: c.Old, ModRevision: r.Parent}), nil
+			}
+		}
+		break
+	}
+	return nil, nil
 }

@@ -50,7 +50,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {
@@ -202,6 +202,8 @@ func (p *proxy) next() string {
 func (p *proxy) delta() (*discoveryv3.DeltaDiscoveryResponse, string) {
 	p.Helper()
 	var said []string
+	var withheld []*configv1.Withheld
+	manifests := 0
 	for {
 		resp := p.recv()
 		if n := proto.Size(resp); n > maxChunk {
@@ -212,10 +214,13 @@ func (p *proxy) delta() (*discoveryv3.DeltaDiscoveryResponse, string) {
 			if r.Name == resource.ManifestName {
 				var body configv1.Resource
 				p.must(r.Resource.UnmarshalTo(&body))
-				p.last, closed = body.GetManifest(), true
+				p.last = body.GetManifest()
+				withheld = append(withheld, p.last.Withheld...)
+				p.last.Withheld, closed = withheld, !p.last.Continues
+				manifests++
 				continue
 			}
-			if closed && !p.plain {
+			if manifests > 0 {
 				p.Errorf("%s comes behind the manifest", r.Name)
 			}
 			said, p.has[r.Name] = append(said, "+"+strings.TrimPrefix(r.Name, "eventstore/")), r.Version
@@ -382,6 +387,38 @@ func TestNames(t *testing.T) {
 	p.plain = true
 	p.ask("*", "eventstore/other/none")
 	p.wants("+demo/a +demo/c +demo/later -other/none")
+}
+
+// TestStaleNonce: an answer to an older response, or to none, acknowledges nothing and
+// refuses nothing.
+func TestStaleNonce(t *testing.T) {
+	const clusters = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	w := newWorld(t)
+	before := w.put("1", "demo/a")
+	p := w.connect(w.addr, nil)
+	p.ask("*")
+	old, _ := p.delta()
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: old.Nonce})
+	w.put("2", "demo/a")
+	resp, _ := p.delta()
+	newest := w.put("3", "demo/a")
+	for _, nonce := range []string{old.Nonce, "none", resp.Nonce + "0"} {
+		p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: nonce})
+		p.send(nack(nonce))
+		// Were it an answer, what is newest would come before this.
+		p.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusters, ResourceNamesSubscribe: []string{"c"}})
+		if got := p.recv(); got.TypeUrl != clusters {
+			t.Errorf("nonce %q is an answer: %v", nonce, got)
+		}
+		if s := w.server.Proxies()[0]; s.AckedRevision != before || len(s.Rejections) != 0 {
+			t.Errorf("after nonce %q: %v", nonce, s)
+		}
+	}
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: resp.Nonce})
+	p.wants("+demo/a")
+	if p.last.Revision != newest {
+		t.Errorf("revision %d came, want %d", p.last.Revision, newest)
+	}
 }
 
 // TestOtherTypes: whoever asks for a type of Envoy's, first or later, hears that

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -189,6 +190,53 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
+// TestManyWithheld: more names than a response takes are told in several; each is as
+// small as any, and none is missing.
+func TestManyWithheld(t *testing.T) {
+	w := newWorld(t)
+	const many = 10050
+	w.put("1", "demo/old")
+	filler, want := strings.Repeat("x", 50), []string{}
+	for from := 0; from < many; from += 100 {
+		var c configstore.Change
+		for i := from; i < min(from+100, many); i++ {
+			r := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: fmt.Sprintf("t-%05d-%s", i, filler), Uid: "u"}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{}}}
+			r.Name = resource.NameOf(r)
+			c.Put, want = append(c.Put, r), append(want, r.Name)
+		}
+		w.commit(c)
+	}
+	p := w.connect(w.addr, nil)
+	p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says("old", &discoveryv1.NodeInfo{Manifest: true,
+		Capabilities: slices.DeleteFunc(resource.AllFeatures(), func(f string) bool { return f == "kind/topic" })}), ResourceNamesSubscribe: []string{"*"}})
+	told := func(complete bool) {
+		t.Helper()
+		var got []string
+		for _, l := range p.last.Withheld {
+			got = append(got, l.Name)
+		}
+		if !slices.Equal(got, want) || p.last.Complete != complete || len(p.last.Kinds) != 1 {
+			t.Errorf("%d are withheld, want %d; %v, %v", len(got), len(want), p.last.Complete, p.last.Kinds)
+		}
+	}
+	p.wants("+demo/old")
+	told(true)
+	if s := w.server.Proxies()[0]; len(s.Withheld) != many {
+		t.Errorf("the status has %d", len(s.Withheld))
+	}
+	// In the next too, and with less than it was.
+	w.put("2", "demo/old")
+	p.wants("+demo/old")
+	told(false)
+	w.commit(configstore.Change{Delete: want[:1]})
+	want = want[1:]
+	p.wants("-topic/demo/t-00000-" + filler)
+	told(false)
+	if most := parts(p.last.Withheld); len(most) < 2 {
+		t.Errorf("%d parts", len(most))
+	}
+}
+
 // valueOf is the value of a counter or gauge.
 func valueOf(t *testing.T, m prometheus.Metric) float64 {
 	t.Helper()
@@ -279,7 +327,8 @@ func TestQuarantine(t *testing.T) {
 // sotwClient is a raw client of State-of-the-World.
 type sotwClient struct {
 	*world
-	rpc discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
+	rpc   discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
+	asked []string
 }
 
 func (w *world) sotw(addr string) *sotwClient {
@@ -289,7 +338,7 @@ func (w *world) sotw(addr string) *sotwClient {
 	w.Cleanup(func() { _ = conn.Close() })
 	rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(w.ctx)
 	w.must(err)
-	return &sotwClient{w, rpc}
+	return &sotwClient{world: w, rpc: rpc}
 }
 
 func (c *sotwClient) send(req *discoveryv3.DiscoveryRequest) {
@@ -378,9 +427,11 @@ func TestStateOfTheWorld(t *testing.T) {
 	named.acked("demo/a=4 demo/b=3", "eventstore/demo/a", "eventstore/demo/b")
 	// Another type has nothing.
 	named.send(&discoveryv3.DiscoveryRequest{TypeUrl: "type.googleapis.com/envoy.config.cluster.v3.Cluster"})
-	if resp, has := named.next(); has != "" || resp.TypeUrl != "type.googleapis.com/envoy.config.cluster.v3.Cluster" {
+	resp, has = named.next()
+	if has != "" || resp.TypeUrl != "type.googleapis.com/envoy.config.cluster.v3.Cluster" {
 		t.Errorf("of another type %q came", has)
 	}
+	named.send(&discoveryv3.DiscoveryRequest{TypeUrl: resp.TypeUrl, ResponseNonce: resp.Nonce, VersionInfo: resp.VersionInfo}) // is not answered
 	named.must(named.rpc.CloseSend())
 	if _, err := named.rpc.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the half-close: %v", err)
@@ -412,6 +463,37 @@ func TestAge(t *testing.T) {
 	}
 }
 
+// TestAges: no two streams that began together end together: each is as old as
+// MaxAge, or up to a fifth younger or older.
+func TestAges(t *testing.T) {
+	const streams, age = 200, time.Hour
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{Source: still{snap: configstore.Empty("1-x", 7)}, MaxAge: age, Log: slog.New(slog.DiscardHandler)})
+		began, ages := time.Now(), make(chan time.Duration, streams)
+		for i := range streams {
+			go func() {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				rpc := &acking{taken: taken{ctx: ctx}, requests: make(chan request, 2)}
+				rpc.requests <- deltaRequest{&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: fmt.Sprint("n", i)}, TypeUrl: resource.TypeURL}}
+				if err := s.serve(rpc, nil, rpc.next); err != nil {
+					t.Error(err)
+				}
+				ages <- time.Since(began)
+			}()
+		}
+		var all []time.Duration
+		for range streams {
+			all = append(all, <-ages)
+		}
+		slices.Sort(all)
+		first, last := all[0], all[streams-1]
+		if first < age*4/5 || last > age*6/5 || last-first < age/5 || len(slices.Compact(all)) < streams/2 {
+			t.Errorf("they ended after %s to %s", first, last)
+		}
+	})
+}
+
 // TestFullSyncTurns: while others are sent their whole scope a stream waits for its
 // turn; one that resumes does not.
 func TestFullSyncTurns(t *testing.T) {
@@ -438,6 +520,37 @@ func TestFullSyncTurns(t *testing.T) {
 	}
 	release()
 	waits.wants("+demo/a")
+}
+
+// TestFullSyncTurnEnds: whoever has his turn and does not read keeps the others
+// waiting for a bounded time.
+func TestFullSyncTurnEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{Source: fixed{}, FullSyncs: 1, Log: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithCancel(t.Context())
+		first, err := s.fullSync(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		second, err := s.fullSync(ctx)
+		if err != nil || time.Since(began) != fullSyncTurn {
+			t.Errorf("the next is let in after %s, %v", time.Since(began), err)
+		}
+		// The first one's end gives away nobody's turn but its own.
+		first()
+		third := make(chan error, 1)
+		go func() {
+			_, err := s.fullSync(ctx)
+			third <- err
+		}()
+		synctest.Wait()
+		cancel()
+		if err := <-third; !errors.Is(err, context.Canceled) {
+			t.Errorf("a third beside the second: %v", err)
+		}
+		second()
+	})
 }
 
 // TestShared: streams that are shown the same are sent the same bytes, marshalled
@@ -476,5 +589,47 @@ func TestShared(t *testing.T) {
 	defer w.server.mu.Unlock()
 	if len(w.server.classes) != 0 || len(w.server.streams) != 0 {
 		t.Errorf("%d classes and %d streams are left", len(w.server.classes), len(w.server.streams))
+	}
+}
+
+// TestSharedWorld: so are those of State-of-the-World, marshalled once; one that asks
+// for names has its own.
+func TestSharedWorld(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a", "other/x")
+	var all []*sotwClient
+	// seen gives how many different responses all receive.
+	seen := func() int {
+		t.Helper()
+		different, acks := map[string]bool{}, []func(){}
+		for _, c := range all {
+			resp, _ := c.next()
+			b, err := proto.MarshalOptions{Deterministic: true}.Marshal(resp)
+			w.must(err)
+			different[resp.Nonce+string(b)] = true
+			acks = append(acks, func() {
+				c.send(&discoveryv3.DiscoveryRequest{VersionInfo: resp.VersionInfo, ResponseNonce: resp.Nonce, ResourceNames: c.asked})
+			})
+		}
+		for _, ack := range acks { // they live until then
+			ack()
+		}
+		return len(different)
+	}
+	for i := range 7 {
+		c := w.sotw(w.addr)
+		c.asked = [][]string{{"*"}, {"*/demo/*"}, {"eventstore/demo/a"}}[min(i/3, 2)]
+		c.send(&discoveryv3.DiscoveryRequest{ResourceNames: c.asked})
+		all = append(all, c)
+	}
+	for i := range 3 {
+		if n := seen(); n != 3 {
+			t.Errorf("%d different responses after %d changes", n, i)
+		}
+		w.put(fmt.Sprint(2+i), "demo/a")
+	}
+	seen()
+	if n := valueOf(t, w.server.metrics.fullSyncs); n != 7 {
+		t.Errorf("%v full syncs are counted", n)
 	}
 }

@@ -1,24 +1,28 @@
 package discovery
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -55,7 +59,7 @@ func (s still) Snapshot() (*configstore.Snapshot, <-chan struct{}) { return s.sn
 // FuzzStream: whatever is asked on a stream, in whatever order, it stays within its
 // bounds and is never shown what its credential does not allow.
 func FuzzStream(f *testing.F) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	e, err := embedetcd.Start(ctx, filepath.Join(f.TempDir(), "etcd"))
 	if err != nil {
@@ -138,6 +142,11 @@ func FuzzStream(f *testing.F) {
 					t.Fatal(err)
 				}
 				defer s.close(st)
+				defer func() {
+					if st.late != nil {
+						st.late.Stop()
+					}
+				}()
 			}
 			st.turn.Lock()
 			if err := req.take(st); err != nil {
@@ -177,56 +186,239 @@ func FuzzStream(f *testing.F) {
 	})
 }
 
-// TestSlowStreams: proxies that do not read, or do not answer, hold up nobody, and
-// what waits for them does not grow with what happens.
-func TestSlowStreams(t *testing.T) {
-	const streams, connections = 600, 6
-	w := newWorld(t)
-	w.put("1", "demo/a")
-	for i := range connections {
-		conn, err := grpc.NewClient(w.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-		w.must(err)
-		w.Cleanup(func() { _ = conn.Close() })
-		for j := range streams / connections {
-			rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(w.ctx)
-			w.must(err)
-			w.must(rpc.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: fmt.Sprintf("slow-%d-%d", i, j)}, TypeUrl: resource.TypeURL}))
+// attacker is a connection that keeps nothing of what comes and gives no more room for
+// it than it says.
+type attacker struct {
+	*http2.Framer
+	conn    net.Conn
+	streams uint32
+	// mu is of writing, ended of the streams that the other side has ended.
+	mu    sync.Mutex
+	ended map[uint32]string // grpc-status, or "reset"
+	news  *sync.Cond
+}
+
+// attack connects; window is the room that each stream has for what comes.
+func (w *world) attack(addr string, window uint32) *attacker {
+	w.Helper()
+	conn, err := net.Dial("tcp", addr)
+	w.must(err)
+	w.Cleanup(func() { _ = conn.Close() })
+	_, err = io.WriteString(conn, http2.ClientPreface)
+	w.must(err)
+	a := &attacker{Framer: http2.NewFramer(conn, conn), conn: conn, ended: map[uint32]string{}}
+	a.news = sync.NewCond(&a.mu)
+	a.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	w.must(a.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window}))
+	go a.read(window)
+	return a
+}
+
+// read drains the connection until it ends. A byte makes room for a byte.
+func (a *attacker) read(window uint32) {
+	defer a.news.Broadcast()
+	for {
+		f, err := a.ReadFrame()
+		if err != nil {
+			return
 		}
-	}
-	sent := func() int {
-		n := 0
-		for _, p := range w.server.Proxies() {
-			if p.SentRevision > 0 {
-				n++
+		a.mu.Lock()
+		switch f := f.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				err = a.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			if !f.IsAck() {
+				err = a.WritePing(true, f.Data)
+			}
+		case *http2.DataFrame:
+			if n := uint32(len(f.Data())); n > 0 && window > 0 {
+				err = errors.Join(a.WriteWindowUpdate(0, n), a.WriteWindowUpdate(f.StreamID, 1))
+			}
+		case *http2.RSTStreamFrame:
+			if a.ended[f.StreamID] == "" {
+				a.ended[f.StreamID] = "reset"
+			}
+		case *http2.MetaHeadersFrame:
+			for _, h := range f.Fields {
+				if h.Name == "grpc-status" {
+					a.ended[f.StreamID] = h.Value
+				}
 			}
 		}
-		return n
+		a.mu.Unlock()
+		a.news.Broadcast()
+		if err != nil {
+			return
+		}
 	}
-	for sent() < streams {
-		w.must(w.ctx.Err())
-		runtime.Gosched()
+}
+
+// open opens a stream and asks, as node, for everything; "" asks nothing.
+func (a *attacker) open(t *testing.T, node string) (id uint32) {
+	t.Helper()
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName}, {":authority", "x"},
+		{"content-type", "application/grpc"}, {"te", "trailers"}} {
+		if err := enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	good := w.connect(w.addr, nil)
-	good.ask("*")
-	good.next()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	id = 2*a.streams + 1
+	a.streams++
+	err := a.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndHeaders: true})
+	if node != "" && err == nil {
+		var b []byte
+		if b, err = proto.Marshal(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: node}, TypeUrl: resource.TypeURL}); err == nil {
+			err = a.WriteData(id, false, append([]byte{0, byte(len(b) >> 24), byte(len(b) >> 16), byte(len(b) >> 8), byte(len(b))}, b...))
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// over waits until the other side has ended a stream and gives its status; "" where ctx
+// ends before.
+func (a *attacker) over(ctx context.Context, id uint32) string {
+	defer context.AfterFunc(ctx, a.news.Broadcast)()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for a.ended[id] == "" && ctx.Err() == nil {
+		a.news.Wait()
+	}
+	return a.ended[id]
+}
+
+// TestSlowStreams: ten thousand streams that do not read, read a byte at a time, do not
+// answer or do not even ask hold up nobody, and what waits for them does not grow with
+// what happens.
+func TestSlowStreams(t *testing.T) {
+	const streams, connections = 10000, 20
+	w := newWorld(t)
+	large := strings.Repeat("x", 60)
+	for i := range 10 {
+		w.put("1", fmt.Sprintf("demo/a%d-%s", i, large))
+	}
+	s, addr := serve(t, Config{Source: w.store, FirstRequest: time.Hour, Log: slog.New(slog.DiscardHandler)})
 	memory := func() uint64 {
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		return m.HeapInuse + m.StackInuse
 	}
-	before, goroutines := memory(), runtime.NumGoroutine()
-	large := strings.Repeat("x", 60)
+	before := memory()
+	asking := 0
+	for i := range connections {
+		a := w.attack(addr, []uint32{0, 1, 64 << 10}[i%3])
+		for j := range streams / connections {
+			node := fmt.Sprintf("slow-%d-%d", i, j)
+			if j%10 == 0 {
+				node = ""
+			} else {
+				asking++
+			}
+			a.open(t, node)
+		}
+	}
+	sent := func() int {
+		n := 0
+		for _, p := range s.Proxies() {
+			if p.SentRevision > 0 {
+				n++
+			}
+		}
+		return n
+	}
+	for sent() < asking {
+		w.must(w.ctx.Err())
+		runtime.Gosched()
+	}
+	good := w.connect(addr, nil)
+	good.ask("*")
+	good.next()
+	open := memory()
+	if each := (open - before) / streams; each > 64<<10 {
+		t.Errorf("%d bytes a stream", each)
+	}
+	goroutines := runtime.NumGoroutine()
 	for i := range 50 {
-		w.put(fmt.Sprint(i), "demo/a", "demo/"+large+fmt.Sprint(i))
+		w.put(fmt.Sprint(i), fmt.Sprintf("demo/a%d-%s", i%10, large), "demo/"+large+fmt.Sprint(i))
 		good.next()
 	}
 	if n := runtime.NumGoroutine(); n > goroutines+50 {
 		t.Errorf("%d goroutines, there were %d", n, goroutines)
 	}
-	if after := memory(); after > before+streams*20<<10 {
-		t.Errorf("%d bytes in use, there were %d", after, before)
+	if after := memory(); after > open+streams<<10 {
+		t.Errorf("%d bytes in use, there were %d", after, open)
 	}
+}
+
+// TestSlowEnd: streams that do not ask, or do not answer, end after a time, also where
+// they do not read that; what they had is free.
+func TestSlowEnd(t *testing.T) {
+	w := newWorld(t)
+	for i := range 8 { // two responses: the second is not sent while nobody reads
+		var list []string
+		for j := range 20 {
+			list = append(list, fmt.Sprintf("demo/a-%d-%d", i, j))
+		}
+		w.put(strings.Repeat("x", 10<<10), list...)
+	}
+	s, addr := serve(t, Config{Source: w.store, FirstRequest: 20 * time.Millisecond, Answer: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	deadline := strconv.Itoa(int(codes.DeadlineExceeded))
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	reads, blind := w.attack(addr, 1<<24), w.attack(addr, 0)
+	if got := reads.over(ctx, reads.open(t, "")); got != deadline {
+		t.Errorf("who asks nothing: status %s", got)
+	}
+	if got := reads.over(ctx, reads.open(t, "n1")); got != deadline {
+		t.Errorf("who does not answer: status %s", got)
+	}
+	blind.open(t, "n2")
+	open := func() (left, nodes int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.streams), len(s.perNode)
+	}
+	for valueOf(t, s.metrics.fullSyncs) < 2 {
+		w.must(ctx.Err())
+		runtime.Gosched()
+	}
+	for left, nodes := open(); left+nodes > 0; left, nodes = open() {
+		w.must(ctx.Err())
+		runtime.Gosched()
+	}
+}
+
+// TestStreamsOfANode: one node has so many streams and no more; others are let in.
+func TestStreamsOfANode(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a")
+	_, addr := serve(t, Config{Source: w.store, NodeStreams: 2, Log: slog.New(slog.DiscardHandler)})
+	join := func(id string) *proxy {
+		p := w.connect(addr, nil)
+		p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says(id, &discoveryv1.NodeInfo{Manifest: true}), ResourceNamesSubscribe: []string{"*"}})
+		return p
+	}
+	first := join("n")
+	first.wants("+demo/a")
+	join("n").wants("+demo/a")
+	if err := join("n").ends(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "node n has 2 streams") {
+		t.Errorf("a third: %v", err)
+	}
+	join("other").wants("+demo/a")
+	w.must(first.rpc.CloseSend())
+	if err := first.ends(); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	join("n").wants("+demo/a")
 }
 
 // TestGiant: a request beyond the bounds ends its stream and no other.

@@ -2,13 +2,24 @@ package discovery
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // churning is a Source that the test changes.
@@ -100,6 +111,95 @@ func TestPaceCatchUp(t *testing.T) {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// acking is a stream's transport that acknowledges at once whatever is sent, and logs
+// when that was.
+type acking struct {
+	taken
+	requests chan request
+	mu       sync.Mutex
+	log      []time.Time
+	last     int64
+}
+
+func (a *acking) SendMsg(m any) error {
+	b, ok := m.(frame)
+	if !ok {
+		return nil
+	}
+	var resp discoveryv3.DeltaDiscoveryResponse
+	if err := proto.Unmarshal(b, &resp); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.log = append(a.log, time.Now())
+	_, revision, _ := strings.Cut(resp.SystemVersionInfo, "/")
+	a.last, _ = strconv.ParseInt(revision, 10, 64)
+	a.mu.Unlock()
+	a.requests <- deltaRequest{&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.TypeURL, ResponseNonce: resp.Nonce}}
+	return nil
+}
+
+func (a *acking) next() (request, error) {
+	select {
+	case r := <-a.requests:
+		return r, nil
+	case <-a.ctx.Done():
+		return nil, a.ctx.Err()
+	}
+}
+
+// TestPushesOfAProxy: while a thousand changes a second are made, a proxy that answers
+// at once is pushed at most twenty in any second, and has the last of them a moment
+// after; by its own log.
+func TestPushesOfAProxy(t *testing.T) {
+	w := newWorld(t)
+	var history []*configstore.Snapshot
+	for i := range 1500 {
+		w.put(fmt.Sprint(i), fmt.Sprintf("demo/a%d", i%10))
+		snap, err := w.store.Current()
+		w.must(err)
+		history = append(history, snap)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		src := churning{Source: fixed{}, now: latest.New(history[0])}
+		p := Pace(src, 0)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 2)
+		go func() { ended <- p.Run(ctx) }()
+		synctest.Wait()
+		s := New(Config{Source: p, Log: slog.New(slog.DiscardHandler)})
+		rpc := &acking{taken: taken{ctx: ctx}, requests: make(chan request, 2)}
+		rpc.requests <- deltaRequest{&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "n"}, TypeUrl: resource.TypeURL}}
+		go func() {
+			ended <- s.serve(rpc, nil, rpc.next)
+		}()
+		for _, snap := range history[1:] {
+			<-time.After(time.Millisecond)
+			src.now.Store(snap)
+		}
+		<-time.After(PaceEvery)
+		synctest.Wait()
+		newest := history[len(history)-1].Revision
+		for from, i := 0, 0; i < len(rpc.log); i++ {
+			for rpc.log[i].Sub(rpc.log[from]) >= time.Second {
+				from++
+			}
+			if n := i - from + 1; n > 20 {
+				t.Errorf("%d pushes in the second before the one numbered %d", n, i)
+			}
+		}
+		if n := len(rpc.log); n < 25 || rpc.last != newest {
+			t.Errorf("%d pushes, the last of revision %d, want %d", n, rpc.last, newest)
+		}
+		cancel()
+		for range 2 {
+			if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
 		}
 	})
 }

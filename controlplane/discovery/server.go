@@ -71,6 +71,13 @@ type Config struct {
 	Allowed func(ctx context.Context) (map[string]bool, error)
 	// MaxStreams bounds open streams; 20,000 when 0.
 	MaxStreams int
+	// NodeStreams bounds those of one node id; 16 when 0.
+	NodeStreams int
+	// FirstRequest bounds the wait for a stream's first request; 30 s when 0.
+	FirstRequest time.Duration
+	// Answer bounds the wait for the answer to what was sent, which a stream
+	// keeps in memory until then; 5 min when 0.
+	Answer time.Duration
 	// CatchUp bounds the wait for a revision that a proxy has and this
 	// replica has not; 2 s when 0.
 	CatchUp time.Duration
@@ -111,6 +118,7 @@ type Server struct {
 	mu       sync.Mutex
 	streams  map[*stream]chan error // to end each with
 	nodes    map[string]*stream     // the newest stream of each node id
+	perNode  map[string]int         // how many there are
 	classes  map[string]*class
 	interned map[string][]string
 	stop     func() // ends the pusher; nil while there is no stream
@@ -155,6 +163,9 @@ func newMetrics(reg prometheus.Registerer, behind func() float64) serverMetrics 
 // New makes a server.
 func New(cfg Config) *Server {
 	cfg.MaxStreams = cmp.Or(cfg.MaxStreams, 20000)
+	cfg.NodeStreams = cmp.Or(cfg.NodeStreams, 16)
+	cfg.FirstRequest = cmp.Or(cfg.FirstRequest, 30*time.Second)
+	cfg.Answer = cmp.Or(cfg.Answer, 5*time.Minute)
 	cfg.CatchUp = cmp.Or(cfg.CatchUp, 2*time.Second)
 	cfg.MaxAge = cmp.Or(cfg.MaxAge, time.Hour)
 	cfg.FullSyncs = cmp.Or(cfg.FullSyncs, 16)
@@ -162,7 +173,7 @@ func New(cfg Config) *Server {
 	if cfg.Allowed == nil {
 		cfg.Allowed = byCertificate
 	}
-	s := &Server{cfg: cfg, streams: map[*stream]chan error{}, nodes: map[string]*stream{}, classes: map[string]*class{}, interned: map[string][]string{},
+	s := &Server{cfg: cfg, streams: map[*stream]chan error{}, nodes: map[string]*stream{}, perNode: map[string]int{}, classes: map[string]*class{}, interned: map[string][]string{},
 		syncing: make(chan struct{}, cfg.FullSyncs)}
 	s.refusals.server = s
 	s.metrics = newMetrics(cfg.Metrics, func() float64 {
@@ -209,7 +220,7 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 	if err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
-	first, err := next()
+	first, err := s.first(next)
 	if errors.Is(err, io.EOF) {
 		return nil // it asks for nothing
 	}
@@ -261,10 +272,51 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 	case <-age.C:
 	case <-ctx.Done():
 	}
-	st.turn.Lock() // what is being sent is sent, and nothing after it
-	st.closed = true
-	st.turn.Unlock()
+	// What is being sent is sent, and nothing after it. Whoever does not read is not
+	// waited for: what is being sent fails when this returns.
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		st.turn.Lock()
+		st.closed = true
+		if st.late != nil {
+			st.late.Stop()
+		}
+		st.turn.Unlock()
+	}()
+	reads := time.NewTimer(lastWords)
+	defer reads.Stop()
+	select {
+	case <-over:
+	case <-reads.C:
+	case <-ctx.Done():
+	}
 	return err
+}
+
+// lastWords bounds the wait, at the end of a stream, for what is being sent.
+const lastWords = time.Second
+
+// first waits for the first request of a stream, for a bounded time: until then it
+// counts among no node's streams. Where it does not come, the stream's end ends next.
+func (s *Server) first(next func() (request, error)) (request, error) {
+	type received struct {
+		request
+		err error
+	}
+	got := make(chan received, 1)
+	go func() {
+		req, err := next()
+		got <- received{req, err}
+	}()
+	late := time.NewTimer(s.cfg.FirstRequest)
+	defer late.Stop()
+	select {
+	case r := <-got:
+		return r.request, r.err
+	case <-late.C:
+		return nil, status.Errorf(codes.DeadlineExceeded, "nothing was asked within %s", s.cfg.FirstRequest)
+	}
 }
 
 // end ends a stream, with OK where err is nil. The first reason counts.
@@ -331,7 +383,7 @@ func (s *Server) push(stopped <-chan struct{}) {
 // classify gives a stream, whose turn the caller has, the class of its
 // subscription.
 func (s *Server) classify(st *stream) {
-	c := &class{scope: scope{allowed: st.scope.allowed, serves: st.scope.serves, all: st.scope.all, spaces: maps.Clone(st.scope.spaces)},
+	c := &class{scope: scope{allowed: st.scope.allowed, serves: st.scope.serves, all: st.scope.all, spaces: maps.Clone(st.scope.spaces), governing: maps.Clone(st.scope.governing)},
 		can: st.can, declared: st.declared, manifest: st.manifest}
 	sum := sha256.Sum256(fmt.Appendf(nil, "%v %t %t %s", c.can, c.declared, c.manifest, c.scope.key()))
 	c.key = string(sum[:])
@@ -475,6 +527,9 @@ func (s *Server) admit(st *stream) (ended <-chan error, err error) {
 	if other := s.nodes[st.nodeID]; other != nil && other.credential.subject != st.credential.subject {
 		return nil, status.Errorf(codes.PermissionDenied, "node %s is connected with another certificate", st.nodeID)
 	}
+	if s.perNode[st.nodeID] >= s.cfg.NodeStreams {
+		return nil, status.Errorf(codes.ResourceExhausted, "node %s has %d streams", st.nodeID, s.cfg.NodeStreams)
+	}
 	if len(s.streams) == 0 {
 		stopped := make(chan struct{})
 		s.stop = func() { close(stopped) }
@@ -483,6 +538,7 @@ func (s *Server) admit(st *stream) (ended <-chan error, err error) {
 	end := make(chan error, 1)
 	s.streams[st] = end
 	s.nodes[st.nodeID] = st
+	s.perNode[st.nodeID]++
 	return end, nil
 }
 
@@ -491,6 +547,9 @@ func (s *Server) close(st *stream) {
 	delete(s.streams, st)
 	if s.nodes[st.nodeID] == st {
 		delete(s.nodes, st.nodeID)
+	}
+	if s.perNode[st.nodeID]--; s.perNode[st.nodeID] == 0 {
+		delete(s.perNode, st.nodeID)
 	}
 	s.leave(st.class)
 	if len(s.streams) == 0 {

@@ -79,17 +79,26 @@ func (w *sotw) subscribe(st *stream, asked []string) error {
 	return nil
 }
 
-// bundle is everything of the subscription.
+// bundle is everything of the subscription: the class's, where it has no names of its
+// own.
 func (w *sotw) bundle(st *stream, v *view) (*bundle, error) {
+	if len(st.scope.exact) == 0 {
+		return v.shared(theWorld, func() (*bundle, error) { return v.world(v.whole(&v.scope)) })
+	}
 	d := v.whole(&st.scope)
 	for name := range st.scope.exact {
-		if _, ns, _, err := resource.Split(name); err == nil && st.scope.has(name, ns) && !st.scope.covers(ns) {
+		if kind, ns, _, err := resource.Split(name); err == nil && st.scope.has(kind, name, ns) && !st.scope.covers(kind, ns) {
 			if e := v.get(name); e != nil {
 				d.put = append(d.put, e)
 			}
 		}
 	}
-	b := &bundle{to: v.snap, full: st.full}
+	return v.world(d)
+}
+
+// world is a bundle of one State-of-the-World response.
+func (v *view) world(d delta) (*bundle, error) {
+	b := &bundle{to: v.snap}
 	resp := &discoveryv3.DiscoveryResponse{TypeUrl: resource.TypeURL, VersionInfo: versionInfo(v.snap), Nonce: strconv.FormatUint(nonces.Add(1), 36)}
 	for _, e := range d.put {
 		if b.bytes += len(e.Bytes) + 64; b.bytes > maxSotw {

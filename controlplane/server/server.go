@@ -77,6 +77,8 @@ type Config struct {
 	AdminAccess string
 	// Guard bounds what one change may remove without saying that it means to.
 	Guard admin.Guard
+	// AuditBytes is configstore.Config's.
+	AuditBytes int64
 	// AdminAdvertise is the address of the admin API as other replicas reach it,
 	// "host:port"; when empty AdminAddr, with this machine's name where that is
 	// every address. Replicas show each other AdminTLS's certificate.
@@ -201,6 +203,9 @@ func New(cfg Config) (_ *Server, err error) {
 	if err := cfg.Guard.Check(); err != nil {
 		return nil, err
 	}
+	if cfg.AuditBytes < 0 {
+		return nil, errors.New("audit records cannot take less room than none")
+	}
 	if cfg.AdminAdvertise != "" {
 		if _, _, err := net.SplitHostPort(cfg.AdminAdvertise); err != nil {
 			return nil, fmt.Errorf("the advertised address of the admin API: %w", err)
@@ -210,7 +215,7 @@ func New(cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, AuditBytes: cfg.AuditBytes, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.paced = discovery.Pace(s.store, 0)
 	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
@@ -305,6 +310,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.store.Run(gctx) })
 	g.Go(func() error { return s.paced.Run(gctx) })
 	g.Go(func() error { return s.store.RunAudit(gctx) })
+	g.Go(func() error { return s.admin.Run(gctx) })
 	g.Go(func() error { return s.joins.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
 	g.Go(func() error { return s.census.Run(gctx) })
@@ -339,6 +345,8 @@ func (s *Server) Run(ctx context.Context) error {
 		return ops.Close()
 	})
 	err := g.Wait()
+	// Nobody calls any more. What was counted and not written is not forgotten.
+	s.admin.Flush(context.WithoutCancel(ctx))
 	if ctx.Err() != nil {
 		return nil
 	}

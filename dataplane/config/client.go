@@ -457,8 +457,16 @@ func (d *staged) add(resp *discoveryv3.DeltaDiscoveryResponse) (man *configv1.Ma
 			if err := proto.Unmarshal(r.Resource.Value, m); err != nil {
 				return nil, fmt.Errorf("manifest: %w", err)
 			}
-			if man = m.GetManifest(); man == nil {
+			part := m.GetManifest()
+			if part == nil {
 				return nil, errors.New("the manifest has no content")
+			}
+			if d.bytes += len(r.Resource.Value); d.bytes > maxStaged {
+				return nil, fmt.Errorf("the control plane sent more than %d bytes without a manifest", maxStaged)
+			}
+			d.withheld = append(d.withheld, part.Withheld...)
+			if !part.Continues {
+				man, part.Withheld = part, d.withheld
 			}
 			continue
 		}

@@ -95,7 +95,9 @@ type offer struct {
 type staged struct {
 	put     []offer
 	removed []string
-	bytes   int
+	// withheld is of the manifests up to now.
+	withheld []*configv1.Withheld
+	bytes    int
 }
 
 // apply makes m what the delta says, and returns what of it was refused: those

@@ -71,6 +71,38 @@ func TestWithheld(t *testing.T) {
 	}
 }
 
+// TestWithheldInParts: where what is withheld comes in several manifests, nothing of it
+// counts before the last one, and then all of it.
+func TestWithheldInParts(t *testing.T) {
+	srv := startDelta(t, "127.0.0.1:0")
+	f := follow(t, "", srv.addr)
+	st := srv.accept(t)
+	holds := map[string]string{nameA: "5", nameB: "5"}
+	st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5"), wire(storeRes("b", "1", testUID), "5"), closing("1-x", 5, true, holds)})
+	part := func(name string) *discoveryv3.Resource {
+		return wire(&configv1.Resource{Name: resource.ManifestName, Spec: &configv1.Resource_Manifest{Manifest: &configv1.Manifest{
+			Lineage: "1-x", Revision: 6, Continues: true, Withheld: []*configv1.Withheld{{Name: name, Version: "6"}}}}}, "6")
+	}
+	for _, name := range []string{nameA, "picture/other/p"} {
+		if a := st.send([]*discoveryv3.Resource{part(name)}); a.ErrorDetail != nil {
+			t.Fatalf("a part is refused: %v", a.ErrorDetail)
+		}
+		if s := f.states.Get(); s.Revision != 5 || s.label(nameA) != "1" || len(s.Withheld) != 0 {
+			t.Errorf("before the last part: %+v", s)
+		}
+	}
+	delete(holds, nameA)
+	st.send([]*discoveryv3.Resource{withholding(t, closing("1-x", 6, false, holds), &configv1.Withheld{Name: "quota/demo/q", Version: "6"})})
+	if s := f.states.Get(); s.Revision != 6 || len(s.Set) != 1 || !slices.Equal(s.Withheld, []string{nameA, "picture/other/p", "quota/demo/q"}) {
+		t.Errorf("%+v", s)
+	}
+	// The next one begins anew.
+	st.send([]*discoveryv3.Resource{withholding(t, closing("1-x", 7, false, holds), &configv1.Withheld{Name: nameA, Version: "6"})})
+	if s := f.states.Get(); s.Revision != 7 || !slices.Equal(s.Withheld, []string{nameA}) {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestEndedInGoodOrder: a stream that its control plane ends with OK is opened again
 // at once, by the token, and is no failure.
 func TestEndedInGoodOrder(t *testing.T) {

@@ -49,10 +49,10 @@ type joining struct {
 }
 
 // withhold keeps an expired certificate back, with which no control plane would
-// talk.
+// talk, and sessions that were made with it.
 func (j *joining) withhold(c *tls.Config) {
 	if !j.certified() {
-		c.GetClientCertificate = nil
+		c.GetClientCertificate, c.ClientSessionCache = nil, nil
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/discovery"
 	"github.com/weft-mesh/weft/integration/servers"
 )
 
@@ -42,10 +44,14 @@ type configServer struct {
 	pid int
 	// change makes a new version of one resource, whose label v is version.
 	change func(ctx context.Context, space, name, version string) error
+	// apply changes several and gives the revision; nil where that is not measured.
+	apply func(ctx context.Context, list []*configv1.Resource) (revision int64, err error)
 	// inUse is the memory in use, in bytes; nil where that cannot be asked.
 	inUse func(ctx context.Context) (float64, error)
 	tls   *fleetTLS
 	stop  func() error
+	// restart kills it and starts it again; nil where that is not measured.
+	restart func(ctx context.Context) error
 }
 
 // startControl starts a control plane with so many resources.
@@ -79,9 +85,23 @@ func (r *run) startControl(ctx context.Context, name string, resources int) (_ *
 		return nil, err
 	}
 	s.stop = func() error { return errors.Join(conn.Close(), m.control.Stop()) }
+	s.restart = func(ctx context.Context) error {
+		if err := m.control.Kill(); err != nil {
+			return err
+		}
+		if err := m.control.Start(ctx); err != nil {
+			return err
+		}
+		s.pid = m.control.PID()
+		return nil
+	}
 	admin := adminv1.NewAdminServiceClient(conn)
+	s.apply = func(ctx context.Context, list []*configv1.Resource) (int64, error) {
+		resp, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: list})
+		return resp.GetRevision(), err
+	}
 	s.change = func(ctx context.Context, space, name, version string) error {
-		_, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{store(space, name, version)}})
+		_, err := s.apply(ctx, []*configv1.Resource{store(space, name, version)})
 		return err
 	}
 	for from := 0; from < resources; from += 100 {
@@ -89,7 +109,7 @@ func (r *run) startControl(ctx context.Context, name string, resources int) (_ *
 		for i := from; i < min(from+100, resources); i++ {
 			batch = append(batch, store(fleetSpace(i), fmt.Sprintf("s%d", i), "0"))
 		}
-		if _, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: batch}); err != nil {
+		if _, err := s.apply(ctx, batch); err != nil {
 			return s, err
 		}
 	}
@@ -104,9 +124,6 @@ func fleet(ctx context.Context, r *run) error {
 		return err
 	}
 	defer r.end(ours)
-	if err := r.oneFleet(ctx, ours); err != nil {
-		return err
-	}
 	theirs, err := r.startLinear(ctx, fleetResources)
 	if err != nil {
 		return err
@@ -156,9 +173,60 @@ func (r *run) meshWide(ctx context.Context, contenders ...*configServer) (a, b r
 	return found[0], found[len(found)-1], nil
 }
 
-// oneFleet measures what only a control plane of ours does: syncs from nothing,
-// resumes, memory, changes in one namespace.
-func (r *run) oneFleet(ctx context.Context, s *configServer) error {
+// resume measures how a fleet comes back: by token, to a control plane that it knows
+// and to one that has just started; with and without the TLS sessions that it had.
+func resume(ctx context.Context, r *run) error {
+	s, err := r.startControl(ctx, "resume", fleetResources)
+	if err != nil {
+		return err
+	}
+	defer r.end(s)
+	f := newSimulated(s)
+	defer f.stop()
+	if err := f.connect(ctx, fleetNodes, everywhere, true); err != nil { // knows the token, and has sessions
+		return err
+	}
+	var same, again, fresh struct{ took, cpu []float64 }
+	for range r.rounds {
+		for _, one := range []struct {
+			found           *struct{ took, cpu []float64 }
+			restart, forget bool
+		}{{&same, false, false}, {&again, true, false}, {&fresh, false, true}} {
+			f.stop()
+			if one.restart {
+				if err := s.restart(ctx); err != nil {
+					return err
+				}
+			}
+			if one.forget {
+				clear(f.sessions)
+			}
+			profiled := r.profileOf(ctx, s, fmt.Sprintf("resume-restart-%t-forget-%t", one.restart, one.forget))
+			began, cpu := time.Now(), cpuOf(s.pid)
+			if err := f.connect(ctx, fleetNodes, everywhere, true); err != nil {
+				return err
+			}
+			one.found.took, one.found.cpu = append(one.found.took, time.Since(began).Seconds()), append(one.found.cpu, (cpuOf(s.pid)-cpu).Seconds())
+			profiled()
+		}
+	}
+	for _, one := range []struct {
+		name string
+		of   struct{ took, cpu []float64 }
+	}{{"with the TLS sessions that they had", same}, {"the same, at a control plane that has just started", again}, {"with whole TLS handshakes", fresh}} {
+		r.note("%d proxies resumed by token, %s: %s s and %s s of CPU (aimed at 2 s and 1 s)", fleetNodes, one.name, spread(one.of.took, "%.2f"), spread(one.of.cpu, "%.2f"))
+	}
+	return nil
+}
+
+// fleetAlone measures what only a control plane of ours does: syncs from nothing,
+// memory, changes in one namespace.
+func fleetAlone(ctx context.Context, r *run) error {
+	s, err := r.startControl(ctx, "alone", fleetResources)
+	if err != nil {
+		return err
+	}
+	defer r.end(s)
 	f := newSimulated(s)
 	defer f.stop()
 	// 100 at once, from nothing; the first one apart, so that the code is warm.
@@ -177,12 +245,9 @@ func (r *run) oneFleet(ctx context.Context, s *configServer) error {
 	if err != nil {
 		return err
 	}
-	began, cpu = time.Now(), cpuOf(s.pid)
 	if err := f.connect(ctx, fleetNodes, everywhere, true); err != nil {
 		return err
 	}
-	took, spent = time.Since(began), cpuOf(s.pid)-cpu
-	r.note("%d proxies resumed by token: %s and %s of CPU, %d TLS handshakes in it (aimed at 2 s and 1 s)", fleetNodes, took.Round(10*time.Millisecond), spent, fleetNodes)
 	after, err := s.inUse(ctx)
 	if err != nil {
 		return err
@@ -194,8 +259,8 @@ func (r *run) oneFleet(ctx context.Context, s *configServer) error {
 		return err
 	}
 	var one reach
-	for round := range 10 * r.rounds {
-		if err := f.changes(ctx, &one, round, "s"+strconv.Itoa(round%fleetSpaces), "x"+fmt.Sprint(round), 1); err != nil {
+	for round := range 5 * r.rounds {
+		if err := f.changes(ctx, &one, round, "s"+strconv.Itoa(round%fleetSpaces), "x"+fmt.Sprint(round), 10); err != nil {
 			return err
 		}
 	}
@@ -217,10 +282,14 @@ type simulated struct {
 	wg     *sync.WaitGroup
 	scopes []string // of each node
 	token  string   // to resume everywhere
+	// sessions are the TLS sessions of each node.
+	sessions map[string]tls.ClientSessionCache
+	// log is of what comes; nil keeps none.
+	log *pushes
 }
 
 func newSimulated(s *configServer) *simulated {
-	return &simulated{server: s, cancel: func() {}, wg: &sync.WaitGroup{}}
+	return &simulated{server: s, cancel: func() {}, wg: &sync.WaitGroup{}, sessions: map[string]tls.ClientSessionCache{}}
 }
 
 func everywhere(int) string { return "" }
@@ -241,8 +310,13 @@ func (f *simulated) connect(ctx context.Context, nodes int, scope func(int) stri
 			token = f.token
 		}
 		began++
+		node := fmt.Sprintf("node-%d", i)
+		if f.sessions[node] == nil {
+			f.sessions[node] = tls.NewLRUClientSessionCache(1)
+		}
+		sessions := f.sessions[node]
 		f.wg.Go(func() {
-			if err := f.follow(ctx, fmt.Sprintf("node-%d", i), f.scopes[i], token, synced); err != nil && ctx.Err() == nil {
+			if err := f.follow(ctx, node, sessions, f.scopes[i], token, synced); err != nil && ctx.Err() == nil {
 				f.failed <- err
 			}
 		})
@@ -292,6 +366,10 @@ type acknowledgement struct {
 	at    time.Time
 }
 
+// rest is between two changes that are measured: one that comes too soon after another
+// waits, as long as discovery.PaceEvery.
+const rest = 2 * discovery.PaceEvery
+
 // changes makes a resource of a namespace new a few times, one after another, and
 // adds what one of them cost.
 func (f *simulated) changes(ctx context.Context, found *reach, space int, name, version string, times int) error {
@@ -305,6 +383,7 @@ func (f *simulated) changes(ctx context.Context, found *reach, space int, name, 
 	cpu := cpuOf(f.server.pid)
 	for i := range times {
 		label := fmt.Sprintf("%s.%d", version, i)
+		wait(ctx, rest)
 		began := time.Now()
 		if err := f.server.change(ctx, fleetSpace(space), name, label); err != nil {
 			return err

@@ -110,6 +110,17 @@ func (r *run) measure(ctx context.Context, c *contender) error {
 	return nil
 }
 
+// profileOf keeps a CPU profile of a control plane over one slice, where profiles are
+// asked for; wait waits until it is written.
+func (r *run) profileOf(ctx context.Context, s *configServer, id string) (wait func()) {
+	if r.profiles == "" {
+		return func() {}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { r.profile(ctx, &contender{name: s.name, ops: s.ops, id: id}) })
+	return wg.Wait
+}
+
 // profile keeps a CPU profile of the proxy over one measurement.
 func (r *run) profile(ctx context.Context, c *contender) {
 	name := filepath.Join(r.profiles, strings.Map(func(x rune) rune {

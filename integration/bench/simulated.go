@@ -40,8 +40,10 @@ import (
 
 // follow is one simulated proxy: it acknowledges what it gets, decodes what is
 // small, and tells synced its resume token once it has everything.
-func (f *simulated) follow(ctx context.Context, node, space, token string, synced chan<- string) error {
-	conn, err := grpc.NewClient(f.server.disco, grpc.WithTransportCredentials(credentials.NewTLS(f.server.tls.client.Clone())),
+func (f *simulated) follow(ctx context.Context, node string, sessions tls.ClientSessionCache, space, token string, synced chan<- string) error {
+	config := f.server.tls.client.Clone()
+	config.ClientSessionCache = sessions
+	conn, err := grpc.NewClient(f.server.disco, grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(4<<10),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: time.Minute}),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.ForceCodecV2(lazyCodec{encoding.GetCodecV2(protocodec.Name)}), grpc.MaxCallRecvMsgSize(64<<20)))
@@ -75,6 +77,9 @@ func (f *simulated) follow(ctx context.Context, node, space, token string, synce
 		}
 		if err := st.SendMsg(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.TypeURL, ResponseNonce: resp.nonce}); err != nil {
 			return err
+		}
+		if f.log != nil && began {
+			f.log.add(node, resp.manifest.GetRevision())
 		}
 		if resp.label != "" {
 			select {

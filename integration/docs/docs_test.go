@@ -330,7 +330,7 @@ func TestSeparate(t *testing.T) {
 		}},
 		step{begins: "source bin/servers.env"},
 		step{begins: "echo weft-test-password", after: s.answers("http://127.0.0.1:7429/readyz")},
-		step{begins: "weft apply -f - <<YAML", says: []string{`eventstore/` + ns + `/main created`, `identity/` + ns + `/\S+ created`, `1 of 1 proxies have all of it`, `topic/` + ns + `/orders +Ready`, `subscription/` + ns + `/billing +Ready`}},
+		step{begins: "weft apply -f - <<YAML", says: []string{`eventstore/` + ns + `/main created`, `identity/` + ns + `/\S+ created`, `1 of 1 proxy has all of it`, `topic/` + ns + `/orders +Ready`, `subscription/` + ns + `/billing +Ready`}},
 		step{begins: "curl -sS http://127.0.0.1:7410", says: []string{`"position":"`, `order-2 is kept at `, order(1), order(2)}},
 		service,
 		step{begins: "weft snapshot", says: []string{ns + `\.snapshot: \d+ resources of \*/` + ns + `/\* at revision \d+`}},
@@ -416,7 +416,7 @@ func TestQuickStart(t *testing.T) {
 	}
 	s.walk(blocks(t, "docs/quickstart.md", ""),
 		step{begins: "make run", instead: s.up},
-		step{begins: "export PATH", says: []string{`1 of 1 proxies have all of it`, `topic/demo/hello +Ready`}},
+		step{begins: "export PATH", says: []string{`1 of 1 proxy has all of it`, `topic/demo/hello +Ready`}},
 		step{begins: "# binary", says: []string{`(?s)"position":.*"position":.*"results":\[\{"position":`}},
 		step{begins: "weft subscribe --tail hello", says: []string{`(?m)^hello  1  greeting  \{"hello": ?"world"\}$`, `(?m)^hello  2  greeting  \{"hello":"world"\}$`, `(?m)^hello  3  greeting  $`}},
 		step{begins: "curl -sSN", follow: true, says: []string{`data: \{[^\n]*"id":"1"`, `data: \{[^\n]*"id":"2"[^\n]*"data":\{"hello":"world"\}`, `data: \{[^\n]*"id":"3"`}},
@@ -561,7 +561,7 @@ func TestSecurity(t *testing.T) {
 		step{begins: "weft control-plane", after: s.answers("http://127.0.0.1:7429/readyz")},
 		step{begins: "weft admin join-token", says: []string{`join token \S+ of node edge-7`, `edge-7 +demo +20`}},
 		step{begins: "weft apply", says: []string{`identity/demo/services created`, `identity/demo/shop-\S+ created`}},
-		step{begins: "weft apply", says: []string{`1 of 1 proxies have all of it`, `"position":`, `order-2 is kept`, `(?m)^orders  order-1  .*\{"order": ?1\}$`, `(?m)^orders  order-2  .*\{"order": ?2\}$`}},
+		step{begins: "weft apply", says: []string{`1 of 1 proxy has all of it`, `"position":`, `order-2 is kept`, `(?m)^orders  order-1  .*\{"order": ?1\}$`, `(?m)^orders  order-2  .*\{"order": ?2\}$`}},
 		step{begins: "curl", says: []string{`"status":401`, `no AccessPolicy of namespace demo allows demo/billing to publish topic orders`, `(?s)weft: .*does it know the certificate`}},
 		step{begins: "b64()", says: []string{`identity/demo/staff created`, `"position":`, `"status":401`, `the token has expired`}},
 		step{begins: "weft delete identity", says: []string{`identity/demo/shop-\S+ deleted`, `weft: .*not valid`}},
@@ -592,7 +592,7 @@ func TestRestore(t *testing.T) {
 	s.must(err)
 	s.replace("127.0.0.1:2379", fmt.Sprintf("127.0.0.1:%d", port))
 	s.replace("127.0.0.1:2380", fmt.Sprintf("127.0.0.1:%d", port+1))
-	have := `1 of 1 proxies have all of it`
+	have := `1 of 1 proxy has all of it`
 	s.walk(blocks(t, "docs/restore.md", ""),
 		step{begins: "etcd --name a", says: []string{`eventstore/shop/main created`, have}},
 		step{begins: "etcdctl"},

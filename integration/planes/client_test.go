@@ -349,7 +349,7 @@ func TestClientPublisher(t *testing.T) {
 	if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != codes.InvalidArgument || e.Reason != "bad-name" {
 		t.Errorf("a topic that cannot be: %v", err)
 	}
-	cctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	cctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	_ = p.Close(cctx)
 }

@@ -5,6 +5,7 @@ package tlsconf
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,10 +48,30 @@ type Source struct {
 	mu            sync.Mutex
 	checked       time.Time
 	stamp         [3]stamp
-	cert          *tls.Certificate
-	pool          *x509.CertPool
+	now           content
 	failed        error // why what the files say is not in force
 	loads, faults int
+}
+
+// content is what the files say, and the sessions that were made with it. A session
+// brings back who the other side was without showing it again: so none outlives what
+// either side's files said then.
+type content struct {
+	cert *tls.Certificate
+	pool *x509.CertPool
+	// tickets is the key of a server's sessions, drawn anew after ticketLife.
+	tickets [32]byte
+	drawn   time.Time
+	// sessions are a client's.
+	sessions tls.ClientSessionCache
+}
+
+// ticketLife bounds the use of one key for the sessions of a server.
+const ticketLife = 24 * time.Hour
+
+func (c *content) draw() {
+	c.drawn = time.Now()
+	_, _ = rand.Read(c.tickets[:]) // never fails
 }
 
 // stamp tells a file from what it was before.
@@ -92,12 +114,14 @@ func (s *Source) stamps() (out [3]stamp) {
 // cannot be read, nor the other way round.
 func (s *Source) load() error {
 	var errs []error
+	s.now.sessions = tls.NewLRUClientSessionCache(0)
+	s.now.draw()
 	if s.files.Cert != "" {
 		c, err := tls.LoadX509KeyPair(s.files.Cert, s.files.Key)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("certificate %s with key %s: %w", s.files.Cert, s.files.Key, err))
 		} else {
-			s.cert = &c
+			s.now.cert = &c
 		}
 	}
 	if s.files.CA != "" {
@@ -109,7 +133,7 @@ func (s *Source) load() error {
 		case !pool.AppendCertsFromPEM(b):
 			errs = append(errs, fmt.Errorf("authorities: %s has no certificate in PEM", s.files.CA))
 		default:
-			s.pool = pool
+			s.now.pool = pool
 		}
 	}
 	return errors.Join(errs...)
@@ -117,11 +141,11 @@ func (s *Source) load() error {
 
 // current gives what the files say; where they cannot be read any more, what
 // they said last.
-func (s *Source) current() (*tls.Certificate, *x509.CertPool) {
+func (s *Source) current() content {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.look()
-	return s.cert, s.pool
+	return s.now
 }
 
 // look reads files that have changed. A change that cannot be used is tried again
@@ -132,6 +156,9 @@ func (s *Source) look() {
 		return
 	}
 	s.checked = now
+	if now.Sub(s.now.drawn) >= ticketLife {
+		s.now.draw()
+	}
 	found, same := s.stamps(), true
 	for i := range found {
 		same = same && found[i].same(s.stamp[i])
@@ -151,17 +178,20 @@ func (s *Source) look() {
 // Server is the configuration of a listener with the certificate of the files.
 // With authorities in them withCA says what is asked of clients; otherwise they
 // are asked for a certificate that is not verified here (the proxy's identities do
-// that). protos are the ALPN protocols.
+// that). protos are the ALPN protocols. Over TLS 1.3 a client may resume its session,
+// as who it was, until the files change, its certificate expires or a day has passed.
 func (s *Source) Server(withCA tls.ClientAuthType, protos ...string) (*tls.Config, error) {
 	if s.files.Cert == "" {
 		return nil, errors.New("a TLS listener needs a certificate and a key")
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			cert, pool := s.current()
-			c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, Certificates: []tls.Certificate{*cert}, ClientAuth: tls.RequestClientCert}
-			if pool != nil {
-				c.ClientAuth, c.ClientCAs = withCA, pool
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			now := s.current()
+			c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, Certificates: []tls.Certificate{*now.cert}, ClientAuth: tls.RequestClientCert,
+				SessionTicketsDisabled: !slices.Contains(hello.SupportedVersions, tls.VersionTLS13)}
+			c.SetSessionTicketKeys([][32]byte{now.tickets})
+			if now.pool != nil {
+				c.ClientAuth, c.ClientCAs = withCA, now.pool
 			}
 			return c, nil
 		}}, nil
@@ -171,25 +201,29 @@ func (s *Source) Server(withCA tls.ClientAuthType, protos ...string) (*tls.Confi
 // authorities that the files have now (the system's where they name none) and
 // shows their certificate, if any. Ask for another for the next connection.
 func (s *Source) Client() *tls.Config {
-	cert, pool := s.current()
-	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
-	if cert != nil {
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	now := s.current()
+	return now.client()
+}
+
+func (c *content) client() *tls.Config {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: c.pool}
+	if cert := c.cert; cert != nil {
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
-	return c
+	return cfg
 }
 
 // Certificate is the own one; nil without.
-func (s *Source) Certificate() *tls.Certificate {
-	cert, _ := s.current()
-	return cert
-}
+func (s *Source) Certificate() *tls.Certificate { return s.current().cert }
 
-// Credentials are Client for gRPC: what the files say when a connection is made.
-// change, unless nil, changes the configuration of each connection.
+// Credentials are Client for gRPC: what the files say when a connection is made, and
+// the sessions of connections that were made with the same. change, unless nil,
+// changes the configuration of each connection.
 func (s *Source) Credentials(change func(*tls.Config)) credentials.TransportCredentials {
 	return clientCredentials{credentials.NewTLS(s.Client()), func() *tls.Config {
-		c := s.Client()
+		now := s.current()
+		c := now.client()
+		c.ClientSessionCache = now.sessions
 		if change != nil {
 			change(c)
 		}

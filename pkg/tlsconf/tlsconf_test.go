@@ -28,6 +28,12 @@ import (
 // mint writes a new authority and a certificate of it into files below dir.
 func mint(t *testing.T, dir string, serial int64) Files {
 	t.Helper()
+	return mintFor(t, dir, serial, time.Hour)
+}
+
+// mintFor mints what is good for so long.
+func mintFor(t *testing.T, dir string, serial int64, life time.Duration) Files {
+	t.Helper()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -40,8 +46,8 @@ func mint(t *testing.T, dir string, serial int64) Files {
 		return k
 	}
 	caKey, leafKey := key(), key()
-	ca := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Now().Add(time.Hour),
+	ca := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(life), IsCA: true, BasicConstraintsValid: true}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Now().Add(life),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
 	must(err)
@@ -109,14 +115,14 @@ func TestReload(t *testing.T) {
 			t.Errorf("the metrics are %v, want %v", got, want)
 		}
 	}
-	_, before := s.current()
+	before := s.current().pool
 	mint(t, dir, 2)
 	if serial() != 1 {
 		t.Error("files are read for every connection")
 	}
 	shows(0, 0, 0)
 	age(t, s)
-	if _, after := s.current(); serial() != 2 || after.Equal(before) || s.Client().RootCAs.Equal(before) {
+	if after := s.current().pool; serial() != 2 || after.Equal(before) || s.Client().RootCAs.Equal(before) {
 		t.Error("certificate or authority of the files before")
 	}
 	shows(1, 0, 0)
@@ -130,7 +136,7 @@ func TestReload(t *testing.T) {
 		age(t, s)
 		shows(1, n+1, 1)
 	}
-	if _, after := s.current(); serial() != 3 || after == nil || after.Equal(before) {
+	if after := s.current().pool; serial() != 3 || after == nil || after.Equal(before) {
 		t.Error("authorities that cannot be read hold a certificate up, or are none")
 	}
 	mint(t, dir, 4)
@@ -284,5 +290,130 @@ func TestRotationKeepsConnections(t *testing.T) {
 		}
 		echo(next)
 		echo(old)
+	})
+}
+
+// TestSessions: a client resumes its session, as who it was, and none outlives what
+// the files of either side said when it was made, its certificate, or a day; there are
+// none over TLS 1.2.
+func TestSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		serverDir, clientDir := t.TempDir(), t.TempDir()
+		served, shown := mintFor(t, serverDir, 1, 1000*time.Hour), mintFor(t, clientDir, 2, 80*time.Hour)
+		// What the server trusts is a file of its own.
+		clients := filepath.Join(serverDir, "clients")
+		trust := func(files ...string) {
+			t.Helper()
+			var all []byte
+			for _, name := range files {
+				b, err := os.ReadFile(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all = append(all, b...)
+			}
+			if err := os.WriteFile(clients, all, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		trust(shown.CA)
+		config, err := open(t, Files{Cert: served.Cert, Key: served.Key, CA: clients}).Server(tls.RequireAndVerifyClientCert, "h2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		most := uint16(tls.VersionTLS13)
+		creds := open(t, Files{Cert: shown.Cert, Key: shown.Key, CA: served.CA}).Credentials(func(c *tls.Config) { c.MaxVersion = most })
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		type seen struct {
+			resumed bool
+			serial  int64
+			chains  int
+			err     error
+		}
+		connect := func() seen {
+			t.Helper()
+			near, err := net.Dial("tcp", l.Addr().String()) // a pipe holds nothing, and a ticket is sent unasked
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer near.Close()
+			far, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make(chan seen, 1)
+			go func() {
+				defer far.Close()
+				c := tls.Server(far, config)
+				if err := c.Handshake(); err != nil {
+					got <- seen{err: err}
+					return
+				}
+				s := c.ConnectionState()
+				got <- seen{s.DidResume, s.PeerCertificates[0].SerialNumber.Int64(), len(s.VerifiedChains), nil}
+				_, _ = c.Write([]byte("x"))
+			}()
+			conn, _, err := creds.ClientHandshake(context.Background(), "127.0.0.1:1", near)
+			if err == nil {
+				_, err = conn.Read(make([]byte, 1)) // what comes before it is the ticket
+			}
+			s := <-got
+			if (err == nil) != (s.err == nil) {
+				t.Errorf("the server: %v, the client: %v", s.err, err)
+			}
+			return s
+		}
+		whole := func(what string, serial int64) {
+			t.Helper()
+			if s := connect(); s != (seen{false, serial, 1, nil}) {
+				t.Errorf("%s: %+v", what, s)
+			}
+			if s := connect(); s != (seen{true, serial, 1, nil}) {
+				t.Errorf("%s, and again: %+v", what, s)
+			}
+		}
+		later := func(d time.Duration) { <-time.After(d) } // of the bubble
+		whole("a new client", 2)
+		other, renewed := mint(t, t.TempDir(), 9), mintFor(t, t.TempDir(), 3, 70*time.Hour)
+		trust(shown.CA, renewed.CA)
+		later(checkEvery)
+		whole("another authority beside", 2)
+		// Who renews his certificate is not taken for who he was.
+		for to, from := range map[string]string{shown.Cert: renewed.Cert, shown.Key: renewed.Key, shown.CA: renewed.CA} {
+			if err := os.Rename(from, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		later(checkEvery)
+		whole("another certificate", 3)
+		later(ticketLife)
+		whole("a day later", 3)
+		later(ticketLife)
+		whole("two days later", 3)
+		most = tls.VersionTLS12
+		for range 2 {
+			if s := connect(); s.resumed || s.err != nil {
+				t.Errorf("over TLS 1.2: %+v", s)
+			}
+		}
+		most = tls.VersionTLS13
+		later(23 * time.Hour) // expired, and the key is not drawn anew yet
+		if s := connect(); s.err == nil {
+			t.Errorf("with a certificate that has expired: %+v", s)
+		}
+		// An authority that is trusted no more is so at the next connection.
+		mintFor(t, clientDir, 4, time.Hour)
+		trust(shown.CA)
+		later(checkEvery)
+		whole("once more", 4)
+		trust(other.CA)
+		later(checkEvery)
+		if s := connect(); s.err == nil {
+			t.Errorf("of an authority that is not trusted any more: %+v", s)
+		}
 	})
 }

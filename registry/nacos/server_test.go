@@ -321,7 +321,7 @@ func TestOutlives(t *testing.T) {
 	if err := n.client.call(t.Context(), http.MethodPost, "/v3/client/ns/instance", n.params(clock, "ip", "127.0.0.1", "port", "9", "ephemeral", "true"), nil); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	seen := false
 	for {

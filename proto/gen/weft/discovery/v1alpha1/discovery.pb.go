@@ -5,7 +5,8 @@
 // The only type URL is "type.googleapis.com/weft.config.v1alpha1.Resource".
 // A resource's discovery name is its canonical name; its version is the etcd
 // mod revision of its key, in decimal. Subscriptions: "*", "*/<namespace>/*",
-// or exact names. system_version_info is "<lineage>/<revision>".
+// "governing/<namespace>/*" (AccessPolicies, Identities and Routes: what applies
+// without being named), or exact names. system_version_info is "<lineage>/<revision>".
 //
 // Stream metadata: a proxy that resumes sends "weft-resume", the bytes of a
 // ResumeToken in unpadded base64url.
@@ -834,7 +835,10 @@ type ResumeToken struct {
 	// manifest has them. Where they differ from the control plane's at that
 	// revision, etcd was restored or written around the control plane: the proxy
 	// is sent its whole scope, and an alarm is raised. Not compared when empty.
-	Digests       []*v1alpha1.KindDigest `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
+	Digests []*v1alpha1.KindDigest `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
+	// Names in the subscription that are no wildcards, as in Manifest.names, which
+	// then are not in scope. Empty: all of it is in scope.
+	Names         []byte `protobuf:"bytes,6,opt,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -900,6 +904,13 @@ func (x *ResumeToken) GetRejected() []*Rejection {
 func (x *ResumeToken) GetDigests() []*v1alpha1.KindDigest {
 	if x != nil {
 		return x.Digests
+	}
+	return nil
+}
+
+func (x *ResumeToken) GetNames() []byte {
+	if x != nil {
+		return x.Names
 	}
 	return nil
 }
@@ -1276,13 +1287,14 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"PortsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xd5\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xeb\x01\n" +
 	"\vResumeToken\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05scope\x18\x03 \x03(\tR\x05scope\x12>\n" +
 	"\brejected\x18\x04 \x03(\v2\".weft.discovery.v1alpha1.RejectionR\brejected\x12:\n" +
-	"\adigests\x18\x05 \x03(\v2 .weft.config.v1alpha1.KindDigestR\adigests\"P\n" +
+	"\adigests\x18\x05 \x03(\v2 .weft.config.v1alpha1.KindDigestR\adigests\x12\x14\n" +
+	"\x05names\x18\x06 \x01(\fR\x05names\"P\n" +
 	"\n" +
 	"Rejections\x12B\n" +
 	"\n" +
