@@ -24,7 +24,7 @@ func TestLog(t *testing.T) {
 		for range 2 {
 			for range 3600 {
 				l.Is(errors.New("gone"))
-				time.Sleep(time.Second)
+				<-time.After(time.Second) // of the bubble
 			}
 			if n := lines("it fails"); n != 6 || lines("gone") != 6 || lines("of=x") != 6 {
 				t.Errorf("an hour is %d lines", n)
