@@ -55,11 +55,17 @@ func (m *mesh) template(name string) *x509.Certificate {
 // issue makes a certificate for a server on loopback and, with a URI, for a
 // client of that name. Its key is a secret of the mesh.
 func (a *authority) issue(name, uri string) tlsconf.Files {
+	a.m.Helper()
+	return a.issueUntil(name, uri, time.Now().Add(time.Hour))
+}
+
+func (a *authority) issueUntil(name, uri string, until time.Time) tlsconf.Files {
 	m := a.m
 	m.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	m.must(err)
 	template := m.template(name)
+	template.NotAfter = until
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
