@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -132,11 +133,11 @@ func first(ctx context.Context, conn *grpc.ClientConn, method string, data []byt
 	if err != nil {
 		return err
 	}
-	if err := s.SendMsg(&data); err != nil && err != io.EOF {
+	if err := s.SendMsg(&data); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	_ = s.CloseSend()
-	if err := s.RecvMsg(answer); err != io.EOF {
+	if err := s.RecvMsg(answer); !errors.Is(err, io.EOF) {
 		return err
 	}
 	return nil
