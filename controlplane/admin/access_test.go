@@ -86,7 +86,7 @@ func gaugeOf(t *testing.T, g prometheus.Gauge) float64 {
 	return m.GetGauge().GetValue()
 }
 
-func write(t *testing.T, path, text string) {
+func write(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -124,7 +124,7 @@ func (w *world) dial(addr string, creds credentials.TransportCredentials) adminv
 func (w *world) access(text string) *Access {
 	w.Helper()
 	file := filepath.Join(w.TempDir(), "access.yaml")
-	write(w.T, file, text)
+	write(w, file, text)
 	a, err := NewAccess(AccessConfig{File: file, Every: 5 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 	w.must(err)
 	return a

@@ -51,11 +51,12 @@ func alone(etcd *clientv3.Client, store *configstore.Store, connected func() []*
 
 // world is the API of some replicas above a real etcd.
 type world struct {
-	*testing.T
+	testing.TB
 	ctx      context.Context
 	api      []adminv1.AdminServiceClient
 	stores   []*configstore.Store
 	services []*Service
+	conns    []*grpc.ClientConn
 	// connected are the proxies that are connected to each replica.
 	connected atomic.Pointer[[]*adminv1.ProxyStatus]
 	// ahead is how far the replicas' clocks are, in nanoseconds.
@@ -75,11 +76,14 @@ func (w *world) proxies() []*adminv1.ProxyStatus {
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
 
-func newWorld(t *testing.T, replicas int) *world {
+func newWorld(t testing.TB, replicas int) *world {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	if _, fuzzing := t.(*testing.F); fuzzing {
+		ctx, cancel = context.WithCancel(context.Background())
+	}
 	t.Cleanup(cancel)
-	w := &world{T: t, ctx: ctx}
+	w := &world{TB: t, ctx: ctx}
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	w.must(err)
 	t.Cleanup(e.Close)
@@ -88,7 +92,7 @@ func newWorld(t *testing.T, replicas int) *world {
 	for range replicas {
 		store := configstore.New(configstore.Config{Client: e.Client(), Clock: w.now, Log: slog.New(slog.DiscardHandler)})
 		rctx, stop := context.WithCancel(context.Background())
-		ended := make(chan error, 2)
+		ended := make(chan error, 3)
 		go func() { ended <- store.Run(rctx) }()
 		if _, err := store.WaitFor(ctx, 0); err != nil {
 			t.Fatal(err)
@@ -97,18 +101,22 @@ func newWorld(t *testing.T, replicas int) *world {
 		w.must(err)
 		access, err := NewAccess(AccessConfig{})
 		w.must(err)
+		joins := jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)})
+		go func() { ended <- joins.Run(rctx) }()
 		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
-			JoinTokens: jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler),
+			JoinTokens: joins, Log: slog.New(slog.DiscardHandler),
 			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
 		srv := grpc.NewServer(service.ServerOptions(access)...)
 		adminv1.RegisterAdminServiceServer(srv, service)
 		go func() { ended <- srv.Serve(l) }()
 		conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 		w.must(err)
+		w.conns = append(w.conns, conn)
 		t.Cleanup(func() {
 			_ = conn.Close()
 			srv.Stop()
 			stop()
+			<-ended
 			<-ended
 			<-ended
 		})
