@@ -486,13 +486,13 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest, sub
 		c.resync = true
 		return nil, fmt.Errorf("the configuration has drifted: %s; syncing from nothing", what)
 	}
+	c.follows()
 	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete || !sameWithheld(withheld, man.Withheld) {
 		c.confirmed = true
 		c.applyLive(ctx)
 	}
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
-	c.follows()
 	c.note(snapshot.Live, man)
 	if c.mem.revision != before || len(refused) > 0 || len(c.mem.names) != known {
 		c.keep()
