@@ -157,8 +157,8 @@ func New(cfg Config) *Client {
 	}}
 	if cfg.Demand != nil {
 		c.scope = configfile.Governing(cfg.Info.GetNamespaces())
-		c.demand = newDemand(*cfg.Demand, cfg.Metrics)
 	}
+	c.demand = newDemand(cfg.Demand, cfg.Metrics)
 	c.mem.scope = c.scope
 	if cfg.Metrics != nil {
 		m := &c.metrics

@@ -85,14 +85,23 @@ type use struct {
 	err   error
 }
 
-func newDemand(cfg Demand, reg prometheus.Registerer) *demand {
+// newDemand makes a demand, or only its metrics, where there is no configuration for
+// it.
+func newDemand(wanted *Demand, reg prometheus.Registerer) *demand {
+	var cfg Demand
+	if wanted != nil {
+		cfg = *wanted
+	}
 	cfg.Idle = cmp.Or(cfg.Idle, time.Hour)
 	cfg.Max = cmp.Or(cfg.Max, 1000)
 	cfg.Wait = cmp.Or(cfg.Wait, 5*time.Second)
 	cfg.MaxWaiting = cmp.Or(cfg.MaxWaiting, 1000)
 	d := &demand{cfg: cfg, changed: make(chan struct{}, 1), preloaded: make(chan struct{}), uses: map[Name]*use{},
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_on_demand_misses_total",
-			Help: "Calls for a name that was not here, by outcome: arrived, absent, or the reason of the refusal."}, []string{"outcome"})}
+			Help: "On demand: calls for a name that was not here, by outcome: arrived, absent, or the reason of the refusal."}, []string{"outcome"})}
+	for _, outcome := range []string{"arrived", "absent"} {
+		d.calls.WithLabelValues(outcome)
+	}
 	for _, n := range cfg.Preload {
 		d.uses[n] = &use{preload: true, known: make(chan struct{})}
 	}
@@ -100,15 +109,18 @@ func newDemand(cfg Demand, reg prometheus.Registerer) *demand {
 	if reg != nil {
 		held := func(state string, is func(*use) bool) prometheus.Collector {
 			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_on_demand_names", ConstLabels: prometheus.Labels{"state": state},
-				Help: "Topics and Subscriptions followed since they are used, by state: there, absent, or asked."}, func() float64 { return d.count(is) })
+				Help: "On demand: topics and Subscriptions that are followed since they are used, by state: there, absent, or asked."}, func() float64 { return d.count(is) })
 		}
 		reg.MustRegister(d.calls, held("there", func(u *use) bool { return u.done && !u.absent }), held("absent", func(u *use) bool { return u.done && u.absent }),
 			held("asked", func(u *use) bool { return !u.done }),
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_on_demand_waiting", Help: "Calls that wait for a name."}, func() float64 {
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_on_demand_waiting", Help: "On demand: calls that wait for a name."}, func() float64 {
 				d.mu.Lock()
 				defer d.mu.Unlock()
 				return float64(d.waiting)
 			}))
+	}
+	if wanted == nil {
+		return nil
 	}
 	return d
 }

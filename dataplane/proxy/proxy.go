@@ -190,18 +190,24 @@ func (p *Proxy) Addrs() Addrs {
 // NodeID is the node id in use.
 func (p *Proxy) NodeID() string { return p.nodeID }
 
-// Ready waits until a configuration is in force.
+// Ready waits until a configuration is in force, with what is to be preloaded.
 func (p *Proxy) Ready(ctx context.Context) error {
 	for {
 		s, replaced := p.snapshots.Load()
 		if s.Lineage != "" {
-			return nil
+			break
 		}
 		select {
 		case <-replaced:
 		case <-ctx.Done():
 			return fmt.Errorf("the proxy has no configuration yet: %w", context.Cause(ctx))
 		}
+	}
+	select {
+	case <-p.client.Preloaded():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the proxy has not heard of what it is to preload: %w", context.Cause(ctx))
 	}
 }
 
