@@ -187,6 +187,13 @@ func TestCapabilities(t *testing.T) {
 	if got := names(named); !slices.Equal(got, []string{"accesspolicy/demo/p"}) || len(named.last.Kinds) != 1 {
 		t.Errorf("withheld is %v, digests %v", got, named.last.Kinds)
 	}
+	// Of what governs, only what does is named.
+	governed := w.connect(w.addr, nil)
+	governed.send(&discoveryv3.DeltaDiscoveryRequest{Node: governed.says("governed", &discoveryv1.NodeInfo{Manifest: true, Capabilities: lacking}), ResourceNamesSubscribe: []string{"governing/demo/*"}})
+	governed.wants("")
+	if got := names(governed); !slices.Equal(got, []string{"accesspolicy/demo/p"}) || !governed.last.Withheld[0].Governs || len(governed.last.Kinds) != 0 {
+		t.Errorf("withheld is %v, digests %v", governed.last.Withheld, governed.last.Kinds)
+	}
 }
 
 // valueOf is the value of a counter or gauge.
