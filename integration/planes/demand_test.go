@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/dataplane/proxy"
@@ -313,5 +315,70 @@ func TestStale(t *testing.T) {
 		g.await("what is on disk", ready([]string{"orders"}, nil))
 		g.answers("orders", "4", tc.code, tc.part)
 		g.stop()
+	}
+}
+
+// TestOnDemandDenied: nobody is asked for what a client may not use; a tail by pattern,
+// which cannot be asked for, is refused, and one by name keeps its topic.
+func TestOnDemandDenied(t *testing.T) {
+	ctx := testContext(t)
+	cp, _ := demandMesh(ctx, t)
+	rule := everything("local")
+	rule.Topics, rule.Subscriptions = []string{"entry"}, []string{"none"}
+	apply(ctx, t, cp, policyOf(rule))
+	g := runProxy(ctx, t, onDemand(filepath.Join(t.TempDir(), "sidecar"), cp.Addrs().Discovery))
+	g.live()
+	g.answers("never", "1", http.StatusForbidden, "access-denied")
+	g.answers("nothing", "1", http.StatusForbidden, "access-denied")
+	if _, err := g.join(ctx, "billing"); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("who may not consume hears %v", err)
+	}
+	tail := func(topic string) (int, string) {
+		t.Helper()
+		tctx, cancel := context.WithCancel(ctx)
+		t.Cleanup(cancel)
+		req, err := http.NewRequestWithContext(tctx, http.MethodGet, "http://"+g.Addrs().HTTP+"/v1/demo/topics/"+topic+"/events", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode == http.StatusOK {
+			return resp.StatusCode, ""
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(b)
+	}
+	if code, body := tail("never"); code != http.StatusForbidden {
+		t.Errorf("a tail of what may not be read: %d %s", code, body)
+	}
+	if code, body := tail(url.PathEscape("ent*")); code == http.StatusOK {
+		t.Errorf("a tail by pattern: %d %s", code, body)
+	}
+	stream, err := g.events.Subscribe(ctx)
+	if err == nil {
+		err = stream.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: "demo", Credit: 1,
+			Source: &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{">"}}}}}})
+	}
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "pattern") {
+		t.Errorf("a tail by pattern hears %v", err)
+	}
+	metrics := scrape(t, g.Addrs().Ops)
+	for _, state := range []string{"asked", "absent", "there"} {
+		if n := metrics.value(fmt.Sprintf("weft_proxy_on_demand_names{state=%q}", state)); n != 0 {
+			t.Errorf("%v names are %s", n, state)
+		}
+	}
+	if code, body := tail("entry"); code != http.StatusOK || g.has() != "entry kept" {
+		t.Errorf("a tail of what may be read: %d %s, it has %q", code, body, g.has())
 	}
 }
