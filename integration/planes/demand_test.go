@@ -149,6 +149,9 @@ func TestOnDemand(t *testing.T) {
 	g.answers("orders", "4", http.StatusOK, "")
 	g.answers("never", "5", http.StatusServiceUnavailable, "control-plane-unreachable")
 	g.answers("nobody", "5", http.StatusServiceUnavailable, "control-plane-unreachable")
+	if _, err := g.join(ctx, "nobody"); status.Code(err) != codes.Unavailable {
+		t.Errorf("what was not there when there was a control plane: %v", err)
+	}
 	if m, err = g.join(ctx, "billing"); err != nil {
 		t.Fatal(err)
 	}
