@@ -188,6 +188,13 @@ func TestCapabilities(t *testing.T) {
 	if got := names(named); !slices.Equal(got, []string{"accesspolicy/demo/p"}) || len(named.last.Kinds) != 1 {
 		t.Errorf("withheld is %v, digests %v", got, named.last.Kinds)
 	}
+	// Of what governs, only what does is named.
+	governed := w.connect(w.addr, nil)
+	governed.send(&discoveryv3.DeltaDiscoveryRequest{Node: governed.says("governed", &discoveryv1.NodeInfo{Manifest: true, Capabilities: lacking}), ResourceNamesSubscribe: []string{"governing/demo/*"}})
+	governed.wants("")
+	if got := names(governed); !slices.Equal(got, []string{"accesspolicy/demo/p"}) || !governed.last.Withheld[0].Governs || len(governed.last.Kinds) != 0 {
+		t.Errorf("withheld is %v, digests %v", governed.last.Withheld, governed.last.Kinds)
+	}
 }
 
 // TestManyWithheld: more names than a response takes are told in several; each is as
@@ -259,14 +266,19 @@ func TestQuarantine(t *testing.T) {
 	s, addr := serve(t, Config{Source: w.store, Quarantine: w.store.Quarantine, Metrics: reg, Log: slog.New(slog.DiscardHandler)})
 	good := strconv.FormatInt(w.put("good", "demo/a"), 10)
 	var ps []*proxy
-	join := func(id string) *proxy {
+	join := func(id string, names ...string) *proxy {
 		p := w.connect(addr, nil)
-		p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says(id, &discoveryv1.NodeInfo{Manifest: true}), ResourceNamesSubscribe: []string{"*"}})
+		p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says(id, &discoveryv1.NodeInfo{Manifest: true}), ResourceNamesSubscribe: names})
 		return p
 	}
-	for i := range 3 {
-		ps = append(ps, join(fmt.Sprint("n", i)))
-		ps[i].wants("+demo/a")
+	onDemand := []string{"governing/demo/*", "eventstore/demo/a", "eventstore/demo/b"}
+	for i := range 3 { // one of which has it by name
+		names, first := []string{"*"}, "+demo/a"
+		if i == 2 {
+			names, first = onDemand, "+demo/a -demo/b"
+		}
+		ps = append(ps, join(fmt.Sprint("n", i), names...))
+		ps[i].wants(first)
 	}
 	w.put("bad", "demo/a", "demo/b")
 	refuse := func(p *proxy) {
@@ -279,7 +291,7 @@ func TestQuarantine(t *testing.T) {
 	refuse(ps[0])
 	refuse(ps[1])
 	// The same node again is not another one.
-	again := join("n0")
+	again := join("n0", "*")
 	resp, _ := again.delta()
 	again.send(nack(resp.Nonce))
 	for s.Proxies()[0].AckedRevision < s.Proxies()[0].SentRevision {
@@ -302,10 +314,15 @@ func TestQuarantine(t *testing.T) {
 			p.next()
 		}
 	}
-	late, tool := join("late"), w.connect(addr, nil)
+	late, tool := join("late", "*"), w.connect(addr, nil)
 	late.wants("+demo/a")
 	if late.has["eventstore/demo/a"] != good || len(late.last.Withheld) != 1 || late.last.Withheld[0].Name != "eventstore/demo/b" || !strings.Contains(late.last.Withheld[0].Reason, "quarantined") {
 		t.Errorf("%v, withheld %v", late.has, late.last.Withheld)
+	}
+	named := join("named", onDemand...)
+	named.wants("+demo/a")
+	if named.has["eventstore/demo/a"] != good || len(named.last.Withheld) != 1 || named.last.Kinds[0].Count != 1 {
+		t.Errorf("by names: %v, the manifest says %v", named.has, named.last)
 	}
 	tool.plain = true
 	tool.send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "tool"}, ResourceNamesSubscribe: []string{"*", "eventstore/demo/b", configstore.QuarantineName("demo", "eventstore/demo/a")}})

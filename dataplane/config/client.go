@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -34,6 +34,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/configfile"
 	"github.com/weft-mesh/weft/pkg/lineage"
 	"github.com/weft-mesh/weft/pkg/outage"
@@ -74,6 +75,11 @@ type Config struct {
 	SnapshotFile string
 	SnapshotKey  ed25519.PublicKey
 	Times
+	// Demand, if set, makes the client follow of its namespaces, which then must
+	// be named, only what governs them and what is used.
+	Demand *Demand
+	// Clock tells how old a configuration on disk is; the machine's when nil.
+	Clock clock.Clock
 	// Check judges one resource by itself; field is what is wrong.
 	Check func(*configv1.Resource) (field string, err error)
 	// Apply puts a state in force. It is called by one goroutine and must
@@ -104,8 +110,10 @@ type Times struct {
 // Client follows a control plane.
 type Client struct {
 	cfg   Config
-	scope []string
+	scope []string // wildcards
 	disk  disk
+	// demand is nil where everything is followed.
+	demand *demand
 	// loaded is closed when disk was read.
 	loaded chan struct{}
 	mem    *memory
@@ -113,17 +121,13 @@ type Client struct {
 	confirmed bool
 	// resync: streams start from nothing until one has brought the whole.
 	resync bool
-	// contact is when a control plane last confirmed the configuration, or
-	// the client was made; nil while one is followed. Not wall time: a clock
-	// that is set makes no configuration stale.
-	contact atomic.Pointer[time.Time]
+	*age
 	applied applied
 	metrics clientMetrics
 }
 
 type clientMetrics struct {
 	connected, revision, rejected, lastContact, fromDisk, fromSnapshot prometheus.Gauge
-	age                                                                prometheus.GaugeFunc
 	applied                                                            *prometheus.CounterVec
 	attempts, drift, older, diskErrors, lost                           prometheus.Counter
 }
@@ -138,7 +142,7 @@ func New(cfg Config) *Client {
 			*d.field = d.value
 		}
 	}
-	c := &Client{cfg: cfg, scope: configfile.Scope(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, loaded: make(chan struct{}), mem: newMemory(), applied: newApplied(), metrics: clientMetrics{
+	c := &Client{cfg: cfg, scope: configfile.Scope(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, age: newAge(cfg.Dir, cfg.Clock), loaded: make(chan struct{}), mem: newMemory(), applied: newApplied(), metrics: clientMetrics{
 		connected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
@@ -152,17 +156,16 @@ func New(cfg Config) *Client {
 		older:        prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_older_refused_total", Help: "Deltas that were refused because they lead to an older revision or lineage."}),
 		diskErrors:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_proxy_config_disk_errors_total", Help: "Failures to keep or read the last good configuration."}),
 	}}
-	made := time.Now()
-	c.contact.Store(&made)
-	c.metrics.age = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_config_age_seconds", Help: "For how long no control plane has confirmed the configuration; 0 while one is followed."}, func() float64 {
-		if at := c.contact.Load(); at != nil {
-			return time.Since(*at).Seconds()
-		}
-		return 0
-	})
+	if cfg.Demand != nil {
+		c.scope = configfile.Governing(cfg.Info.GetNamespaces())
+	}
+	c.demand = newDemand(cfg.Demand, cfg.Metrics)
+	c.mem.scope = c.scope
 	if cfg.Metrics != nil {
 		m := &c.metrics
-		cfg.Metrics.MustRegister(m.fromDisk, m.fromSnapshot, m.age, m.lost, m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.attempts, m.drift, m.older, m.diskErrors)
+		cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_config_age_seconds", Help: "For how long no control plane has confirmed the configuration; 0 while one is followed."},
+			func() float64 { return c.Age().Seconds() }),
+			m.fromDisk, m.fromSnapshot, m.lost, m.connected, m.revision, m.rejected, m.lastContact, m.applied, m.attempts, m.drift, m.older, m.diskErrors)
 	}
 	return c
 }
@@ -196,8 +199,7 @@ func (c *Client) Run(ctx context.Context) error {
 		told := false
 		err := c.follow(ctx, addr, func() { told, retry = true, minRetry; away.Is(nil) })
 		c.metrics.connected.Set(0)
-		lost := time.Now()
-		c.contact.CompareAndSwap(nil, &lost)
+		c.lose()
 		if ctx.Err() != nil {
 			break
 		}
@@ -240,11 +242,16 @@ func (c *Client) load(ctx context.Context) error {
 		return nil
 	}
 	c.mem = m
+	if origin == snapshot.FromDisk {
+		c.since(c.disk.written())
+	}
+	c.adopt()
 	// What an older version of this program refused may be fine for this one:
 	// with a token it would not be offered again.
 	c.resync = len(m.rejections()) > 0
 	c.apply(ctx, origin)
 	c.note(origin, nil)
+	c.settle()
 	c.cfg.Log.Info("started from the configuration "+map[snapshot.Origin]string{snapshot.FromDisk: "on disk", snapshot.FromFile: "in the snapshot file"}[origin],
 		"revision", m.revision, "resources", len(m.resources))
 	if origin == snapshot.FromFile {
@@ -300,7 +307,7 @@ func (c *Client) keep() {
 	if c.cfg.Dir == "" {
 		return
 	}
-	if err := c.disk.save(c.mem, c.scope, c.cfg.NodeID); err != nil {
+	if err := c.disk.save(c.mem, c.mem.subscribed(), c.cfg.NodeID); err != nil {
 		c.metrics.diskErrors.Inc()
 		c.cfg.Log.Error("the configuration cannot be kept on disk; a restart without a control plane would use an older one", "error", err)
 	}
@@ -349,7 +356,8 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	// as good as none.
 	hung := time.AfterFunc(c.cfg.AnswerTimeout, cancel)
 	defer hung.Stop()
-	if token := c.token(); token != "" {
+	token := c.token()
+	if token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, resumeHeader, token)
 	}
 	rpc, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
@@ -360,14 +368,39 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	if err != nil {
 		return err
 	}
-	if err := rpc.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: resource.TypeURL, ResourceNamesSubscribe: c.scope}); err != nil {
+	sub := c.first(token != "")
+	if err := rpc.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: resource.TypeURL, ResourceNamesSubscribe: slices.Concat(c.scope, slices.Sorted(maps.Keys(sub.asked)))}); err != nil {
 		return err
 	}
 	var d staged
+	responses := receive(ctx, rpc, &beside)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var changed <-chan struct{} // nil until the first delta is in: then names are asked for as they are used
 	for {
-		resp, err := rpc.Recv()
-		if err != nil {
-			return err
+		var resp *discoveryv3.DeltaDiscoveryResponse
+		select {
+		case r := <-responses:
+			if r.err != nil {
+				return r.err
+			}
+			resp = r.resp
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+			if err := c.ask(ctx, rpc, sub); err != nil {
+				return err
+			}
+			continue
+		case <-look.C:
+			c.confirm()
+			if changed == nil {
+				continue
+			}
+			if err := c.ask(ctx, rpc, sub); err != nil {
+				return err
+			}
+			continue
 		}
 		if hung.Stop() && c.cfg.Connected != nil {
 			beside.Go(func() { c.cfg.Connected(ctx, conn) })
@@ -379,7 +412,7 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 		}
 		answer := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.TypeURL, ResponseNonce: resp.Nonce}
 		if man != nil {
-			if answer.ErrorDetail, err = c.take(ctx, d, man); err != nil {
+			if answer.ErrorDetail, err = c.take(ctx, d, man, sub); err != nil {
 				return err
 			}
 			d = staged{}
@@ -388,12 +421,48 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 		if err := rpc.Send(answer); err != nil {
 			return err
 		}
+		if man != nil && c.demand != nil {
+			changed = c.demand.changed
+			if err := c.ask(ctx, rpc, sub); err != nil {
+				return err
+			}
+		}
 	}
+}
+
+// lookEvery is how often a stream looks for names that nobody uses any more, and
+// notes on disk that the configuration is confirmed.
+const lookEvery = 30 * time.Second
+
+// received is what came of a stream.
+type received struct {
+	resp *discoveryv3.DeltaDiscoveryResponse
+	err  error
+}
+
+// receive reads a stream until it, or ctx, ends. Nothing is read before the last
+// response was taken.
+func receive(ctx context.Context, rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, running *sync.WaitGroup) <-chan received {
+	out := make(chan received)
+	running.Go(func() {
+		for {
+			resp, err := rpc.Recv()
+			select {
+			case out <- received{resp, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	return out
 }
 
 // take applies a delta that is complete and returns the error detail of the
 // answer: nil to acknowledge.
-func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*statuspb.Status, error) {
+func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest, sub *subscription) (*statuspb.Status, error) {
 	if !lineage.Follows(man.Lineage, c.mem.lineage) {
 		c.metrics.older.Inc()
 		return nil, fmt.Errorf("the control plane is of lineage %s, which does not follow that of this proxy, %s: it has not heard of a restore yet, its etcd was emptied, or it is another mesh. "+
@@ -410,22 +479,24 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	if man.Complete {
 		c.resync = false
 	}
-	before, withheld := c.mem.revision, c.mem.withheld
+	d = c.mine(sub, d, man)
+	before, withheld, known := c.mem.revision, c.mem.withheld, len(c.mem.names)
 	refused := c.mem.apply(d, man, c.cfg.Check)
-	if what := c.mem.drift(man); what != "" {
+	comparable := c.answered(sub, d, man)
+	if what := c.mem.drift(man); comparable && what != "" {
 		c.metrics.drift.Inc()
 		c.resync = true
 		return nil, fmt.Errorf("the configuration has drifted: %s; syncing from nothing", what)
 	}
+	c.follows()
 	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete || !sameWithheld(withheld, man.Withheld) {
 		c.confirmed = true
-		c.apply(ctx, snapshot.Live)
+		c.applyLive(ctx)
 	}
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
-	c.contact.Store(nil)
 	c.note(snapshot.Live, man)
-	if c.mem.revision != before || len(refused) > 0 {
+	if c.mem.revision != before || len(refused) > 0 || len(c.mem.names) != known {
 		c.keep()
 	}
 	if len(refused) == 0 {
@@ -441,6 +512,9 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest) (*s
 	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: fmt.Sprintf("%d resources were refused: %s: %s", len(refused), refused[0].Name, refused[0].Reason),
 		Details: []*anypb.Any{detail}}, nil
 }
+
+// applyLive puts in force what a control plane has confirmed.
+func (c *Client) applyLive(ctx context.Context) { c.apply(ctx, snapshot.Live) }
 
 func sameWithheld(a, b []*configv1.Withheld) bool {
 	return slices.EqualFunc(a, b, func(x, y *configv1.Withheld) bool { return proto.Equal(x, y) })
@@ -490,10 +564,13 @@ func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 256)], ""
 // token is the resume token, as it stands in the header; "" to start from
 // nothing.
 func (c *Client) token() string {
-	if c.mem.lineage == "" || c.resync {
+	if c.mem.lineage == "" || c.resync || !slices.Equal(c.mem.scope, c.scope) {
 		return ""
 	}
 	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope), Digests: c.mem.digests()}
+	if len(c.mem.names) > 0 {
+		t.Names = c.first(true).sum.Bytes()
+	}
 	for _, r := range c.mem.rejections() {
 		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: clip(r.Reason)})
 	}

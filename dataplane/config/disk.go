@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -152,11 +153,15 @@ func (d disk) read(name string, scope []string, nodeID string, check func(*confi
 	if err != nil {
 		return nil, err
 	}
-	if lg.NodeId != nodeID || !slices.Equal(lg.Scope, scope) {
-		return nil, fmt.Errorf("is of node %s and scope %v, not of this one", lg.NodeId, lg.Scope)
+	wildcards, names := configfile.Split(lg.Scope)
+	if lg.NodeId != nodeID || !slices.Equal(wildcards, scope) && !enough(wildcards, scope) {
+		return nil, fmt.Errorf("is of node %s and scope %v, not of this one", lg.NodeId, wildcards)
 	}
 	m := newMemory()
-	m.lineage, m.revision, m.withheld = lg.Lineage, lg.Revision, lg.Withheld
+	m.lineage, m.revision, m.withheld, m.scope = lg.Lineage, lg.Revision, lg.Withheld, wildcards
+	for _, name := range names {
+		m.names[name] = true
+	}
 	for _, r := range lg.Resources {
 		digest, ok := resource.ParseDigest(r.OfferedDigest)
 		if !ok {
@@ -180,4 +185,23 @@ func (d disk) read(name string, scope []string, nodeID string, check func(*confi
 		k.good, k.bytes = snapshot.Versioned{Resource: res, Version: r.Version}, r.Resource
 	}
 	return m, nil
+}
+
+// enough reports whether what was kept of whole namespaces has what a client on
+// demand begins with.
+func enough(kept, scope []string) bool {
+	return !slices.ContainsFunc(scope, func(s string) bool {
+		_, governs := resource.CutGoverning(s)
+		return !governs || !configfile.CoversScope(kept, s)
+	})
+}
+
+// written is when the newest generation was.
+func (d disk) written() (at time.Time) {
+	if list, err := d.list(); err == nil && len(list) > 0 {
+		if i, err := os.Stat(filepath.Join(d.dir, list[0])); err == nil {
+			at = i.ModTime()
+		}
+	}
+	return at
 }

@@ -15,18 +15,20 @@ import (
 )
 
 // cut makes a memory of what of a snapshot file is of the own scope. What cannot be
-// enforced here is withheld, as a control plane that knows this proxy would do.
+// enforced here is withheld, as a control plane that knows this proxy would do. On
+// demand it is all of the namespaces: what of it is used is found when it is.
 func (c *Client) cut(lg *discoveryv1.LastGood) (*memory, error) {
-	for _, mine := range c.scope {
+	scope := configfile.Scope(c.cfg.Info.GetNamespaces())
+	for _, mine := range scope {
 		if !configfile.CoversScope(lg.Scope, mine) {
 			return nil, fmt.Errorf("is of %s and does not have %s, which this proxy serves", strings.Join(lg.Scope, " "), mine)
 		}
 	}
 	can := resource.FeaturesOf(c.cfg.Info.GetCapabilities())
 	m := newMemory()
-	m.lineage, m.revision = lg.Lineage, lg.Revision
+	m.lineage, m.revision, m.scope = lg.Lineage, lg.Revision, scope
 	for _, r := range lg.Resources {
-		if !configfile.Covers(c.scope, r.Name) {
+		if !configfile.Covers(scope, r.Name) {
 			continue
 		}
 		res := &configv1.Resource{}
@@ -50,7 +52,7 @@ func (c *Client) cut(lg *discoveryv1.LastGood) (*memory, error) {
 		m.add(r.Name, &kept{offered: r.Version, digest: digest, good: snapshot.Versioned{Resource: res, Version: r.Version}, bytes: r.Resource})
 	}
 	for _, w := range lg.Withheld {
-		if configfile.Covers(c.scope, w.Name) {
+		if configfile.Covers(scope, w.Name) {
 			m.withheld = append(m.withheld, w)
 		}
 	}

@@ -48,8 +48,12 @@ type kept struct {
 
 // memory is the client's state between deltas.
 type memory struct {
-	lineage   string
-	revision  int64
+	lineage  string
+	revision int64
+	// scope are the wildcards that this is of, and names the names beside them of
+	// which it is known what there is.
+	scope     []string
+	names     map[string]bool
 	resources map[string]*kept
 	// sums are the digests of what was offered, by kind; kinds that this version
 	// does not know count too.
@@ -59,7 +63,7 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{resources: map[string]*kept{}, sums: map[string]resource.Digest{}}
+	return &memory{names: map[string]bool{}, resources: map[string]*kept{}, sums: map[string]resource.Digest{}}
 }
 
 // count adds to the digests, or takes away, what was offered of a resource.
@@ -83,6 +87,11 @@ func (m *memory) remove(name string) {
 func (m *memory) add(name string, k *kept) {
 	m.resources[name] = k
 	m.count(name, func(d resource.Digest) resource.Digest { return d.Add(k.digest) })
+}
+
+// subscribed is the scope that this is of, with its names.
+func (m *memory) subscribed() []string {
+	return slices.Sorted(slices.Values(slices.Concat(m.scope, slices.Collect(maps.Keys(m.names)))))
 }
 
 // offer is a resource as it came.

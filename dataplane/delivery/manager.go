@@ -206,10 +206,13 @@ func (m *Manager) left(r *runtime) {
 // Subscribe on each topic that it reads.
 func mayConsume(snap *snapshot.Snapshot, who *policy.Principal, namespace, name string) error {
 	if who == nil {
-		return nil // the proxy itself
+		return snap.Refusal(namespace) // the proxy itself
 	}
 	if d := snap.Rules.Authorize(who, policy.Consume, namespace, name); !d.Allowed {
 		return denied(d)
+	}
+	if err := snap.Refusal(namespace); err != nil {
+		return err
 	}
 	if sub := snap.Subscriptions[snapshot.Key{Namespace: namespace, Name: name}]; sub != nil {
 		for _, s := range sub.Sources {

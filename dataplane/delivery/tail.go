@@ -110,6 +110,9 @@ func (t *tail) selected(snap *snapshot.Snapshot, who *policy.Principal) ([]*snap
 			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.r.Namespace, who)
 		}
 	}
+	if err := snap.Refusal(t.r.Namespace); err != nil && len(out) > 0 {
+		return nil, err
+	}
 	if len(out) == 0 {
 		if refused == nil {
 			// Whether there are topics is told only to those who may know.

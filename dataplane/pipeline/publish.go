@@ -108,7 +108,7 @@ func authorise(snap *snapshot.Snapshot, who *policy.Principal, namespace, name s
 	if d := snap.Rules.Authorize(who, policy.Publish, namespace, name); !d.Allowed {
 		return &fault.Error{Class: fault.Denied, Op: "authorise", Reason: "access-denied", Msg: d.Why}
 	}
-	return nil
+	return snap.Refusal(namespace)
 }
 
 // usable tells whether a topic can take events.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/weft-mesh/weft/dataplane/config"
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
@@ -16,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // publisher is the way in, deliverer the way out.
@@ -36,6 +38,7 @@ type mesh struct {
 	in        publisher
 	out       deliverer
 	ready     func() error
+	demand    *demand
 	clock     clock.Clock
 	metrics   meshMetrics
 	refused   func(identity string, why jwtauth.Reason) // counts tokens
@@ -95,6 +98,9 @@ func (m *mesh) Authenticate(ctx context.Context, c policy.Credentials) (*policy.
 // Publish takes events to their store.
 func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error {
 	who, _, err := m.Current(who)
+	if err == nil {
+		err = m.demand.need(ctx, m.snapshots.Get(), who, policy.Publish, config.Name{Kind: resource.Topic, Namespace: namespace, Name: topic})
+	}
 	if err != nil {
 		for i := range res {
 			res[i] = frontend.Result{Err: err}
@@ -110,7 +116,15 @@ func (m *mesh) Join(ctx context.Context, who *policy.Principal, namespace, subsc
 	if err != nil {
 		return nil, err
 	}
-	return m.out.Join(ctx, who, namespace, subscription)
+	name := config.Name{Kind: resource.Subscription, Namespace: namespace, Name: subscription}
+	if err := m.demand.need(ctx, m.snapshots.Get(), who, policy.Consume, name); err != nil {
+		return nil, err
+	}
+	mem, err := m.out.Join(ctx, who, namespace, subscription)
+	if err != nil || m.demand == nil {
+		return mem, err
+	}
+	return pinnedMember{mem, m.demand.pin(name)}, nil
 }
 
 // Tail begins to follow topics.
@@ -119,7 +133,18 @@ func (m *mesh) Tail(ctx context.Context, who *policy.Principal, r delivery.TailR
 	if err != nil {
 		return nil, err
 	}
-	return m.out.Tail(ctx, who, r)
+	if err := m.demand.topics(ctx, m.snapshots.Get(), who, r); err != nil {
+		return nil, err
+	}
+	t, err := m.out.Tail(ctx, who, r)
+	if err != nil || m.demand == nil {
+		return t, err
+	}
+	var topics []config.Name
+	for _, name := range r.Topics {
+		topics = append(topics, config.Name{Kind: resource.Topic, Namespace: r.Namespace, Name: name})
+	}
+	return pinnedTail{t, m.demand.pin(topics...)}, nil
 }
 
 // Ready is nil when the proxy serves.

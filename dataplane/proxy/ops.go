@@ -65,6 +65,7 @@ type view struct {
 	Lineage       string          `json:"lineage"`
 	Revision      int64           `json:"revision"`
 	Origin        snapshot.Origin `json:"origin"`
+	Stale         bool            `json:"stale,omitempty"`
 	Withheld      []string        `json:"withheld,omitempty"`
 	Stores        []stores.Status `json:"stores"`
 	Topics        []thing         `json:"topics"`
@@ -79,7 +80,7 @@ type thing struct {
 
 func (p *Proxy) debugConfig(w http.ResponseWriter, _ *http.Request) {
 	s := p.snapshots.Get()
-	v := view{Node: p.nodeID, Incarnation: p.incarnation, Version: version.String(), Lineage: s.Lineage, Revision: s.Revision, Origin: s.Origin,
+	v := view{Node: p.nodeID, Incarnation: p.incarnation, Version: version.String(), Lineage: s.Lineage, Revision: s.Revision, Origin: s.Origin, Stale: p.stale.Load(),
 		Withheld: p.withheld(), Stores: p.stores.Status(), Topics: things(s.Topics, func(t *snapshot.Topic) thing { return thing{t.Key.String(), t.UID, t.NotReady} }),
 		Subscriptions: things(s.Subscriptions, func(t *snapshot.Subscription) thing { return thing{t.Key.String(), t.UID, t.NotReady} })}
 	w.Header().Set("Content-Type", "application/json")
@@ -115,14 +116,19 @@ func connections(ls map[string]*listener.Listener) []prometheus.Collector {
 	return out
 }
 
-// ready is nil while the proxy serves: it has a configuration and is not
-// stopping.
+// ready is nil while the proxy serves: it has a configuration, with what is to be
+// preloaded, and is not stopping.
 func (p *Proxy) ready() error {
 	switch s := p.snapshots.Get(); {
 	case p.draining.Load():
 		return fmt.Errorf("the proxy is shutting down")
 	case s.Lineage == "":
 		return fmt.Errorf("%s", errNoConfiguration.Msg)
+	}
+	select {
+	case <-p.client.Preloaded():
+	default:
+		return fmt.Errorf("the names to preload have not been heard of")
 	}
 	return nil
 }

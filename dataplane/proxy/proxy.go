@@ -65,6 +65,7 @@ type Proxy struct {
 	engine    engine
 
 	draining atomic.Bool
+	stale    atomic.Bool // what is in force was compiled as a stale configuration
 	// leave is closed when the control plane asks this proxy to stop.
 	leave   chan struct{}
 	leaving sync.Once
@@ -163,9 +164,13 @@ func (p *Proxy) compose() error {
 	p.issuers = issuers.New(issuers.Config{Dir: filepath.Join(p.cfg.DataDir, "issuers"), Allow: p.cfg.PushAllow, Clock: p.cfg.Clock,
 		Changed: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
 	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
-		SnapshotFile: p.cfg.SnapshotFile, SnapshotKey: key,
+		SnapshotFile: p.cfg.SnapshotFile, SnapshotKey: key, Demand: p.cfg.onDemand(), Clock: p.cfg.Clock,
 		Check: snapshot.Check, Apply: p.apply, Connected: reporter.Run, Metrics: p.registry, Log: p.cfg.Log})
+	p.registry.MustRegister(p.staleMetric())
 	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry), refused: p.issuers.Refused}
+	if p.cfg.OnDemand {
+		p.mesh.demand = &demand{p.client}
+	}
 	return p.wire()
 }
 
@@ -201,18 +206,24 @@ func (p *Proxy) Addrs() Addrs {
 // NodeID is the node id in use.
 func (p *Proxy) NodeID() string { return p.nodeID }
 
-// Ready waits until a configuration is in force.
+// Ready waits until a configuration is in force, with what is to be preloaded.
 func (p *Proxy) Ready(ctx context.Context) error {
 	for {
 		s, replaced := p.snapshots.Load()
 		if s.Lineage != "" {
-			return nil
+			break
 		}
 		select {
 		case <-replaced:
 		case <-ctx.Done():
 			return fmt.Errorf("the proxy has no configuration yet: %w", context.Cause(ctx))
 		}
+	}
+	select {
+	case <-p.client.Preloaded():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the proxy has not heard of what it is to preload: %w", context.Cause(ctx))
 	}
 }
 
@@ -237,9 +248,17 @@ func (p *Proxy) applyLocked(ctx context.Context) {
 			tokens[name] = j
 		}
 	}
-	snap := snapshot.Compile(snapshot.Input{Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, Origin: s.Origin, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
+	stale := p.isStale()
+	var refuses func(string) error
+	if stale {
+		refuses = p.cfg.stale.refusal(p.cfg.StaleAfter)
+	}
+	snap := snapshot.Compile(snapshot.Input{Refuses: refuses, Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, Origin: s.Origin, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
 	p.stores.Apply(ctx, snap)
 	p.snapshots.Store(snap)
+	if p.stale.Swap(stale) != stale && stale {
+		p.cfg.Log.Error("the configuration is stale: no control plane has confirmed it", "for", p.client.Age())
+	}
 }
 
 func (p *Proxy) withheld() []string {
@@ -291,6 +310,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	r.start(&r.config, "configuration", p.client.Run)
 	r.start(&r.config, "stores", p.runAgain)
+	r.start(&r.config, "staleness", p.runStale)
 	r.start(&r.config, "issuers", p.issuers.Run)
 	for _, f := range p.engine.frontends {
 		r.start(&r.frontends, f.name, func(ctx context.Context) error {

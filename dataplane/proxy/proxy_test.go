@@ -69,6 +69,21 @@ func TestSettings(t *testing.T) {
 		"grace longer than the drain":  {func(c *Config) { c.DrainGrace = time.Minute }, "grace"},
 		"weight":                       {func(c *Config) { c.Weight = 20000 }, "weight"},
 		"no drivers":                   {func(c *Config) { c.Options = nil }, "drivers"},
+		"on demand": {func(c *Config) {
+			c.OnDemand, c.Namespaces, c.Preload = true, []string{"demo"}, []string{"topic/demo/a"}
+		}, ""},
+		"on demand of everything": {func(c *Config) { c.OnDemand = true }, "namespaces"},
+		"preload for nothing":     {func(c *Config) { c.Namespaces, c.Preload = []string{"demo"}, []string{"topic/demo/a"} }, "preload"},
+		"preload of elsewhere": {func(c *Config) {
+			c.OnDemand, c.Namespaces, c.Preload = true, []string{"demo"}, []string{"topic/shop/a"}
+		}, "topic/shop/a"},
+		"preload of a store": {func(c *Config) {
+			c.OnDemand, c.Namespaces, c.Preload = true, []string{"demo"}, []string{"eventstore/demo/a"}
+		}, "neither a topic nor"},
+		"negative age":           {func(c *Config) { c.StaleAfter = -1 }, "negative"},
+		"on stale":               {func(c *Config) { c.OnStale = []string{"deny", "demo=serve"} }, ""},
+		"on stale, otherwise":    {func(c *Config) { c.OnStale = []string{"demo=drop"} }, "on stale"},
+		"on stale, no namespace": {func(c *Config) { c.OnStale = []string{"De=deny"} }, "on stale"},
 	} {
 		c := testConfig(t)
 		tc.change(&c)

@@ -48,6 +48,21 @@ type Config struct {
 	NodeID string
 	// Namespaces to serve; all that the control plane lets it see when empty.
 	Namespaces []string
+	// OnDemand takes of the namespaces, which then must be named, only what
+	// governs them and what clients use. Preload are canonical names of topics and
+	// subscriptions that are used from the start. OnDemandIdle is how long a name
+	// that nobody uses is kept (1 h when 0), OnDemandWait how long a call waits for
+	// one (5 s when 0), and OnDemandMax how many are used at a time (1,000 when 0).
+	OnDemand                   bool
+	Preload                    []string
+	OnDemandIdle, OnDemandWait time.Duration
+	OnDemandMax                int
+	// StaleAfter is from which age on a configuration that no control plane
+	// confirms is stale; 1 h when 0. OnStale says what that may do: "serve" (the
+	// default) or "deny", for one namespace as "namespace=deny".
+	StaleAfter time.Duration
+	OnStale    []string
+	stale      staleness
 
 	// Addresses to listen on. 127.0.0.1 with ports 7410 (clients over HTTP),
 	// 7411 (clients over gRPC), 7418 (readiness alone) and 7419 (operations;
@@ -156,6 +171,32 @@ func (c *Config) check() error {
 	}
 	slices.Sort(c.Namespaces)
 	c.Namespaces = slices.Compact(c.Namespaces)
+	if c.OnDemand && len(c.Namespaces) == 0 {
+		bad("on demand needs the namespaces to be named")
+	}
+	if len(c.Preload) > 0 && !c.OnDemand {
+		bad("there are names to preload, and the configuration is not taken on demand: all of it is")
+	}
+	for _, s := range c.Preload {
+		if n, err := config.ParseName(s); err != nil {
+			bad("preload: %w", err)
+		} else if !slices.Contains(c.Namespaces, n.Namespace) {
+			bad("preload: %s is of no namespace that is served", s)
+		}
+	}
+	if len(c.Preload) > maxPreload {
+		bad("at most %d names can be preloaded", maxPreload)
+	}
+	if c.OnDemandIdle < 0 || c.OnDemandWait < 0 || c.OnDemandMax < 0 || c.StaleAfter < 0 {
+		bad("no setting of on demand, and no age, may be negative")
+	}
+	if c.StaleAfter == 0 {
+		c.StaleAfter = time.Hour
+	}
+	var err error
+	if c.stale, err = parseStale(c.OnStale); err != nil {
+		bad("on stale: %w", err)
+	}
 	if c.NodeID != "" && !names.ValidNodeID(c.NodeID) {
 		bad("the node id must be 1 to 128 of [A-Za-z0-9._-]")
 	}
@@ -173,6 +214,9 @@ func (c *Config) check() error {
 	}
 	return errors.Join(problems...)
 }
+
+// maxPreload bounds the names to preload.
+const maxPreload = 500
 
 // isLoopback reports whether addr ("host:port") names this machine's loopback.
 func isLoopback(addr string) (bool, error) {

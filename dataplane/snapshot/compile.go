@@ -56,12 +56,14 @@ type Input struct {
 	TrustLoopback bool
 	// Shadowed: see policy.Rules.
 	Shadowed func(policy, rule string)
+	// Refuses: see Snapshot.
+	Refuses func(namespace string) error
 }
 
 // Compile makes a snapshot. It cannot fail: what refers to something that is
 // not there is not ready and says why.
 func Compile(in Input) *Snapshot {
-	s := &Snapshot{Lineage: in.Lineage, Revision: in.Revision, Origin: in.Origin,
+	s := &Snapshot{Lineage: in.Lineage, Revision: in.Revision, Origin: in.Origin, Refuses: in.Refuses,
 		Topics: map[Key]*Topic{}, Subscriptions: map[Key]*Subscription{}, Stores: map[string]*Store{}}
 	c := compiler{in: in, out: s}
 	byKind := map[resource.Kind][]Versioned{}

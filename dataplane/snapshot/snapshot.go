@@ -46,6 +46,17 @@ type Snapshot struct {
 	Rules *policy.Rules
 	// Identities authenticate; never nil.
 	Identities *policy.Identities
+	// Refuses tells why nothing of a namespace may be used, whoever asks; nil where
+	// all may.
+	Refuses func(namespace string) error
+}
+
+// Refusal is why nothing of a namespace may be used; nil where it may.
+func (s *Snapshot) Refusal(namespace string) error {
+	if s.Refuses == nil {
+		return nil
+	}
+	return s.Refuses(namespace)
 }
 
 // Topic is a compiled Topic with its binding, admission and route.

@@ -57,16 +57,45 @@ func Scope(namespaces []string) []string {
 	return slices.Compact(out)
 }
 
-// Covers reports whether a scope has the resource called name.
+// Governing is the scope of what applies unasked in these namespaces, sorted, each
+// once.
+func Governing(namespaces []string) []string {
+	out := make([]string, 0, len(namespaces))
+	for _, ns := range namespaces {
+		out = append(out, resource.Governing(ns))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Split takes the names of single resources out of a scope.
+func Split(scope []string) (wildcards, names []string) {
+	for _, s := range scope {
+		if s == Everything || strings.HasSuffix(s, "/*") {
+			wildcards = append(wildcards, s)
+		} else {
+			names = append(names, s)
+		}
+	}
+	return wildcards, names
+}
+
+// Covers reports whether the wildcards of a scope have the resource called name. A
+// kind that is not known here may be one that governs.
 func Covers(scope []string, name string) bool {
-	_, rest, _ := strings.Cut(name, "/")
+	kind, rest, _ := strings.Cut(name, "/")
 	ns, _, _ := strings.Cut(rest, "/")
-	return slices.Contains(scope, Everything) || slices.Contains(scope, "*/"+ns+"/*")
+	if slices.Contains(scope, Everything) || slices.Contains(scope, "*/"+ns+"/*") {
+		return true
+	}
+	info, known := resource.Lookup(kind)
+	return (!known || resource.Unasked(info.Kind)) && slices.Contains(scope, resource.Governing(ns))
 }
 
 // CoversScope reports whether a scope has all of one entry of another.
 func CoversScope(scope []string, entry string) bool {
-	return slices.Contains(scope, Everything) || slices.Contains(scope, entry)
+	ns, governs := resource.CutGoverning(entry)
+	return slices.Contains(scope, Everything) || slices.Contains(scope, entry) || governs && slices.Contains(scope, "*/"+ns+"/*")
 }
 
 // EncodeKept is the file that a proxy keeps on its disk.
