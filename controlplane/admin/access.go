@@ -134,10 +134,14 @@ func toWrite(name string) need {
 // caller may not see, or asks for the role of each thing that it finds.
 func needs(req any) (all []need, ok bool) {
 	read := func(kind, namespace, name string) []need {
-		if namespace == "" && name != "" {
-			_, namespace, _, _ = resource.Split(name)
+		if name == "" {
+			return []need{{role: Viewer, namespace: namespace}}
 		}
-		return []need{{role: Viewer, namespace: namespace}}
+		_, of, _, _ := resource.Split(name)
+		if namespace == "" {
+			namespace = of
+		}
+		return []need{{role: Viewer, namespace: of}, {role: Viewer, namespace: namespace}}
 	}
 	write := func(targets []*adminv1.DeleteTarget) {
 		for _, t := range targets {
@@ -166,7 +170,7 @@ func needs(req any) (all []need, ok bool) {
 	case *adminv1.WatchRequest:
 		return read(r.Kind, r.Namespace, ""), true
 	case *adminv1.GetStatusRequest:
-		return read("", r.Namespace, ""), true
+		return read(r.Kind, r.Namespace, r.Name), true
 	case *adminv1.ListHistoryRequest:
 		return read(r.Kind, r.Namespace, r.Name), true
 	case *adminv1.DiffRequest:

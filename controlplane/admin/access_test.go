@@ -405,6 +405,11 @@ func TestOnlyWhatHeSees(t *testing.T) {
 		w.must(err)
 		told = append(told, m)
 	}
+	for _, name := range []string{"topic/b/hidden", "eventstore/b/main", "topic/b/none"} {
+		if _, err := c.GetStatus(ctx, &adminv1.GetStatusRequest{Name: name, Namespace: "a"}); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("the status of %s: %v", name, err)
+		}
+	}
 	for i, m := range told {
 		text := m.String()
 		if !strings.Contains(text, `"a"`) && !strings.Contains(text, "/a/") {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -55,6 +56,9 @@ type Service struct {
 	cfg      Config
 	metrics  metrics
 	refusals refusals
+	removed  removed
+	// flushEvery is the constant; shorter in tests.
+	flushEvery time.Duration
 	// exporting has a place for the one snapshot that is exported at a time: it is
 	// in memory as a whole.
 	exporting chan struct{}
@@ -65,8 +69,12 @@ type Service struct {
 
 // New makes the service. What serves it must authorise each call: see Access.
 func New(cfg Config) *Service {
-	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), turn: make(chan struct{}, 1), exporting: make(chan struct{}, 1)}
+	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), flushEvery: flushEvery, turn: make(chan struct{}, 1), exporting: make(chan struct{}, 1)}
 }
+
+// maxRefusal bounds what a refusal tells, in bytes: it is sent in a header. Beyond,
+// problems are counted.
+const maxRefusal = 24 << 10
 
 // refused is an INVALID_ARGUMENT or FAILED_PRECONDITION with every problem.
 func refused(problems []validate.Problem) error {
@@ -74,10 +82,18 @@ func refused(problems []validate.Problem) error {
 	if precondition(problems) {
 		code = codes.FailedPrecondition
 	}
-	lines := make([]string, len(problems))
+	var lines []string
 	br := &errdetails.BadRequest{}
+	room := maxRefusal
 	for i, p := range problems {
-		lines[i] = p.String()
+		line := p.String()
+		if room -= len(line); room < 0 {
+			rest := fmt.Sprintf("%d more are not shown", len(problems)-i)
+			lines = append(lines, rest)
+			br.FieldViolations = append(br.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: "…", Description: rest})
+			break
+		}
+		lines = append(lines, line)
 		br.FieldViolations = append(br.FieldViolations, &errdetails.BadRequest_FieldViolation{
 			Field: p.Resource + ": " + p.Field, Description: p.Message, Reason: p.Rule})
 	}
@@ -96,7 +112,7 @@ func refused(problems []validate.Problem) error {
 func precondition(problems []validate.Problem) bool {
 	for _, p := range problems {
 		switch p.Rule {
-		case "reference", "in-use", "conflict", "not-found":
+		case "reference", "in-use", "conflict", "not-found", "newer":
 		default:
 			return false
 		}

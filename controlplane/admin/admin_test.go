@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -34,10 +36,17 @@ import (
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
-// alone is the view of a replica to which no proxy is connected.
-func alone(etcd *clientv3.Client, store *configstore.Store) *census.Mesh {
-	return census.New(census.Config{Etcd: etcd, StatusKey: store.StatusKey, Connected: func() []*adminv1.ProxyStatus { return nil },
-		Report: func(string) *discoveryv1.ReportStatusRequest { return nil }, Offices: &election.Offices{}, Log: slog.New(slog.DiscardHandler)})
+// alone is the view of a replica that has no others, and of proxies what connected says.
+func alone(etcd *clientv3.Client, store *configstore.Store, connected func() []*adminv1.ProxyStatus) *census.Mesh {
+	return census.New(census.Config{Etcd: etcd, StatusKey: store.StatusKey, Connected: connected,
+		Report: func(id string) *discoveryv1.ReportStatusRequest {
+			for _, p := range connected() {
+				if p.NodeId == id {
+					return p.Report
+				}
+			}
+			return nil
+		}, Offices: &election.Offices{}, Log: slog.New(slog.DiscardHandler)})
 }
 
 // world is the API of some replicas above a real etcd.
@@ -47,11 +56,28 @@ type world struct {
 	api      []adminv1.AdminServiceClient
 	stores   []*configstore.Store
 	services []*Service
+	// connected are the proxies that are connected to each replica.
+	connected atomic.Pointer[[]*adminv1.ProxyStatus]
+	// ahead is how far the replicas' clocks are, in nanoseconds.
+	ahead atomic.Int64
 }
+
+// proxies are copies: they are sorted and shortened in place.
+func (w *world) proxies() []*adminv1.ProxyStatus {
+	var out []*adminv1.ProxyStatus
+	if list := w.connected.Load(); list != nil {
+		for _, p := range *list {
+			out = append(out, proto.Clone(p).(*adminv1.ProxyStatus))
+		}
+	}
+	return out
+}
+
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
 
 func newWorld(t *testing.T, replicas int) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	w := &world{T: t, ctx: ctx}
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
@@ -60,7 +86,7 @@ func newWorld(t *testing.T, replicas int) *world {
 	validator, err := validate.New()
 	w.must(err)
 	for range replicas {
-		store := configstore.New(configstore.Config{Client: e.Client(), Log: slog.New(slog.DiscardHandler)})
+		store := configstore.New(configstore.Config{Client: e.Client(), Clock: w.now, Log: slog.New(slog.DiscardHandler)})
 		rctx, stop := context.WithCancel(context.Background())
 		ended := make(chan error, 2)
 		go func() { ended <- store.Run(rctx) }()
@@ -71,7 +97,7 @@ func newWorld(t *testing.T, replicas int) *world {
 		w.must(err)
 		access, err := NewAccess(AccessConfig{})
 		w.must(err)
-		service := New(Config{Store: store, Validator: validator, Mesh: alone(e.Client(), store), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
+		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
 			JoinTokens: jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler),
 			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
 		srv := grpc.NewServer(service.ServerOptions(access)...)

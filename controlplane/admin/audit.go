@@ -1,9 +1,11 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,8 +22,9 @@ import (
 
 // Bounds of the records of refusals, on each replica: what somebody may do who
 // may do nothing. Within them each refusal has its record; beyond, refusals are
-// counted and the next record of the same caller says how many there were. In 90
-// days that is at most 130,000 records of less than a kilobyte.
+// counted, and the next record of the same caller says how many there were, or one
+// that is written for it: every flushEvery, and when the replica stops. In 90 days
+// that is at most 210,000 records of less than a kilobyte.
 const (
 	// refusalBurst are written at once, and one more each refusalEvery.
 	refusalBurst = 200
@@ -31,6 +34,10 @@ const (
 	callerEvery = 10 * time.Minute
 	// maxCallers are told apart; all others count as one.
 	maxCallers = 1000
+	// flushEvery is how often what was counted and has no record gets one: each of
+	// the flushRecords callers with the most, and one for all others.
+	flushEvery   = 10 * time.Minute
+	flushRecords = 5
 	// maxReason and maxNames bound one record.
 	maxReason = 512
 	maxNames  = 10
@@ -69,16 +76,30 @@ type refusals struct {
 
 type refusedCaller struct {
 	bucket
+	// repeats counts refusals that have no record; last is the last of them.
 	repeats uint32
+	last    configstore.AuditRecord
 }
 
 func newRefusals() refusals { return refusals{callers: map[string]*refusedCaller{}} }
 
 // take reports whether a refusal of who is to be written, and how many before it
 // were not.
-func (r *refusals) take(who string, now time.Time) (repeats uint32, ok bool) {
+func (r *refusals) take(who string, rec configstore.AuditRecord, now time.Time) (repeats uint32, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	c := r.of(who, now)
+	if !c.take(now, callerBurst, callerEvery) || !r.all.take(now, refusalBurst, refusalEvery) {
+		c.repeats++
+		c.last = rec
+		return 0, false
+	}
+	repeats, c.repeats = c.repeats, 0
+	return repeats, true
+}
+
+// of is what is known of a caller, or of all those that there are too many of.
+func (r *refusals) of(who string, now time.Time) *refusedCaller {
 	c := r.callers[who]
 	if c == nil {
 		if len(r.callers) >= maxCallers {
@@ -96,18 +117,101 @@ func (r *refusals) take(who string, now time.Time) (repeats uint32, ok bool) {
 			r.callers[who] = c
 		}
 	}
-	if !c.take(now, callerBurst, callerEvery) || !r.all.take(now, refusalBurst, refusalEvery) {
-		c.repeats++
-		return 0, false
+	return c
+}
+
+// again counts refusals whose record could not be written.
+func (r *refusals) again(who string, n uint32, rec configstore.AuditRecord, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.of(who, now)
+	c.repeats += n
+	c.last = rec
+}
+
+// mergedRefusals is a record of refusals that have none of their own, and how many of them
+// are whose.
+type mergedRefusals struct {
+	record configstore.AuditRecord
+	of     map[string]uint32
+}
+
+// drain makes records of what was counted: as many as most, and one more.
+func (r *refusals) drain(most int) []mergedRefusals {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var who []string
+	for name, c := range r.callers {
+		if c.repeats > 0 {
+			who = append(who, name)
+		}
 	}
-	repeats, c.repeats = c.repeats, 0
-	return repeats, true
+	slices.SortFunc(who, func(a, b string) int {
+		return cmp.Or(cmp.Compare(r.callers[b].repeats, r.callers[a].repeats), strings.Compare(a, b))
+	})
+	var out []mergedRefusals
+	for i, name := range who {
+		c := r.callers[name]
+		if i <= most {
+			// The record is that of the last one, after all others.
+			m := mergedRefusals{c.last, map[string]uint32{name: c.repeats}}
+			m.record.Repeats = c.repeats - 1
+			out = append(out, m)
+		} else {
+			m := &out[most]
+			m.of[name] = c.repeats
+			m.record.Repeats += c.repeats
+		}
+		c.repeats, c.last = 0, configstore.AuditRecord{}
+	}
+	for i := range out {
+		m := &out[i]
+		if n := len(m.of); n > 1 {
+			m.record = configstore.AuditRecord{Actor: "several", Repeats: m.record.Repeats,
+				Refused: clip(fmt.Sprintf("calls of %d callers, among them %s", n, strings.Join(who[most:min(len(who), most+maxNames)], ", ")))}
+		} else if _, all := m.of[""]; all {
+			m.record.Refused = clip("with others of callers that are too many to be told apart: " + m.record.Refused)
+		}
+	}
+	return out
+}
+
+// Run writes down, every now and then, which refusals were counted, until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	tick := time.NewTicker(s.flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.Flush(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Flush writes down which refusals were counted and have no record yet. What
+// cannot be written stays counted, and is logged.
+func (s *Service) Flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*noteTimeout)
+	defer cancel()
+	for _, m := range s.refusals.drain(flushRecords) {
+		err := s.cfg.Store.Note(ctx, m.record)
+		if err == nil {
+			continue
+		}
+		s.cfg.Log.Error("refusals that were counted could not be written down", "actor", m.record.Actor, "refused", m.record.Refused, "refusals", m.record.Repeats+1, "error", err)
+		for who, n := range m.of {
+			s.refusals.again(who, n, m.record, s.cfg.Clock.Now())
+		}
+	}
 }
 
 // audit writes down what became of a call that changes something, or was to: a
 // refusal, or an act that left no record with its change.
 func (s *Service) audit(ctx context.Context, method string, req any, err error) {
 	who := callerOf(ctx)
+	caller := who.Subject + " " + who.host()
 	r := configstore.AuditRecord{Actor: who.Subject, Peer: who.Peer, Method: path.Base(method), Detail: clip(act(req))}
 	for _, name := range namesOf(req) {
 		if len(r.Changes) == maxNames {
@@ -119,14 +223,13 @@ func (s *Service) audit(ctx context.Context, method string, req any, err error) 
 		if !isRefusal(err, writes(req)) || isDryRun(req) {
 			return
 		}
-		repeats, room := s.refusals.take(who.Subject+" "+who.host(), s.cfg.Clock.Now())
-		if !room {
+		st := status.Convert(err)
+		r.Refused = clip(st.Code().String() + ": " + st.Message())
+		var room bool
+		if r.Repeats, room = s.refusals.take(caller, r, s.cfg.Clock.Now()); !room {
 			s.metrics.unwritten.Inc()
 			return
 		}
-		r.Repeats = repeats
-		st := status.Convert(err)
-		r.Refused = clip(st.Code().String() + ": " + st.Message())
 	} else if !writes(req) || recorded(req) {
 		return
 	}
@@ -134,6 +237,9 @@ func (s *Service) audit(ctx context.Context, method string, req any, err error) 
 	defer cancel()
 	if err := s.cfg.Store.Note(ctx, r); err != nil {
 		s.cfg.Log.Error("an audit record could not be written", "actor", r.Actor, "peer", r.Peer, "method", r.Method, "refused", r.Refused, "error", err)
+		if r.Refused != "" {
+			s.refusals.again(caller, r.Repeats+1, r, s.cfg.Clock.Now())
+		}
 	}
 }
 

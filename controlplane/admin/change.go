@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,10 +28,15 @@ type change struct {
 	remove           []*adminv1.DeleteTarget
 	dryRun           bool
 	allowMassRemoval bool
+	// planned are the removals of the whole of which this is a part.
+	planned map[string]uint32
 }
 
 // maxChange is how many resources one change may have.
 const maxChange = 100
+
+// maxPlanned is how many namespaces the removals of one change are told of.
+const maxPlanned = 1000
 
 // maxTries bounds how often a write is decided anew because another one came
 // first.
@@ -44,7 +50,10 @@ func (s *Service) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv
 	if size := proto.Size(req); size > configstore.MaxWriteBytes {
 		return nil, status.Errorf(codes.InvalidArgument, "an Apply has at most %d bytes, this one has %d: split it", configstore.MaxWriteBytes, size)
 	}
-	return s.execute(ctx, change{"Apply", req.Resources, req.Delete, req.DryRun, req.AllowMassRemoval})
+	if n := len(req.PlannedRemovals); n > maxPlanned {
+		return nil, status.Errorf(codes.InvalidArgument, "planned_removals has %d namespaces, the most is %d", n, maxPlanned)
+	}
+	return s.execute(ctx, change{"Apply", req.Resources, req.Delete, req.DryRun, req.AllowMassRemoval, req.PlannedRemovals})
 }
 
 // Delete deletes resources in one transaction.
@@ -52,7 +61,7 @@ func (s *Service) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admi
 	if n := len(req.Targets); n == 0 || n > maxChange {
 		return nil, status.Errorf(codes.InvalidArgument, "a Delete has 1 to %d targets, this one has %d", maxChange, n)
 	}
-	resp, err := s.execute(ctx, change{"Delete", nil, req.Targets, req.DryRun, req.AllowMassRemoval})
+	resp, err := s.execute(ctx, change{"Delete", nil, req.Targets, req.DryRun, req.AllowMassRemoval, nil})
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +92,17 @@ func (s *Service) execute(ctx context.Context, c change) (*adminv1.ApplyResponse
 		if err != nil {
 			return nil, toStatus(err)
 		}
-		plan, err := s.plan(snap, c)
+		r := removals{planned: c.planned, who: who.Subject}
+		for _, t := range c.remove {
+			r.gone = append(r.gone, t.Name)
+		}
+		if r.any() && !c.allowMassRemoval {
+			since := s.cfg.Clock.Now().Add(-cmp.Or(s.cfg.Guard.Window, DefaultRemovalWindow))
+			if r.before, err = s.removed.before(ctx, s.cfg.Store, snap, r.who, since); err != nil {
+				return nil, toStatus(err)
+			}
+		}
+		plan, err := s.plan(snap, c, r)
 		if err != nil {
 			return nil, err
 		}
@@ -92,6 +111,7 @@ func (s *Service) execute(ctx context.Context, c change) (*adminv1.ApplyResponse
 			return plan.resp, nil
 		}
 		plan.change.Actor, plan.change.Peer, plan.change.Method = who.Subject, who.Peer, c.method
+		plan.change.AllowMassRemoval = c.allowMassRemoval
 		rev, err := s.commit(ctx, snap, plan.change)
 		if errors.Is(err, configstore.ErrConflict) {
 			s.metrics.conflicts.Inc()
@@ -136,7 +156,7 @@ type plan struct {
 	resp   *adminv1.ApplyResponse
 }
 
-func (s *Service) plan(snap *configstore.Snapshot, c change) (plan, error) {
+func (s *Service) plan(snap *configstore.Snapshot, c change, r removals) (plan, error) {
 	p := plan{resp: &adminv1.ApplyResponse{}}
 	now := timestamppb.New(s.cfg.Clock.Now())
 	var put, stored []*configv1.Resource
@@ -177,6 +197,13 @@ func (s *Service) plan(snap *configstore.Snapshot, c change) (plan, error) {
 				res.Outcome, res.Version = adminv1.ApplyResult_OUTCOME_UNCHANGED, old.Version()
 			}
 		}
+		if old != nil && res.Outcome != adminv1.ApplyResult_OUTCOME_UNCHANGED {
+			// Whoever got it here has not seen the field.
+			if path := resource.UnknownField(old.Resource); path != "" {
+				problems = append(problems, validate.Problem{Resource: name, Field: path, Rule: "newer", Message: "what is there has a field that this version does not know, and would lose it: apply at a control plane of the newer version"})
+				continue
+			}
+		}
 		res.Uid = md.Uid
 		put = append(put, next)
 		if res.Outcome != adminv1.ApplyResult_OUTCOME_UNCHANGED {
@@ -202,7 +229,7 @@ func (s *Service) plan(snap *configstore.Snapshot, c change) (plan, error) {
 		return p, s.metrics.refused(problems)
 	}
 	if !c.allowMassRemoval {
-		if err := s.cfg.Guard.check(snap, gone); err != nil {
+		if err := s.cfg.Guard.check(snap, r); err != nil {
 			return p, err
 		}
 	}

@@ -120,7 +120,7 @@ func (s *Service) ListHistory(ctx context.Context, req *adminv1.ListHistoryReque
 // record is what a scope has of a record; nil for nothing. One that names no
 // resource is of the mesh.
 func (sc scope) record(r configstore.AuditRecord) *adminv1.AuditRecord {
-	out := &adminv1.AuditRecord{Revision: r.Revision, Time: timestamppb.New(r.Time), Actor: r.Actor, Peer: r.Peer, Method: r.Method, Detail: r.Detail, Refused: r.Refused, Repeats: r.Repeats}
+	out := &adminv1.AuditRecord{Revision: r.Revision, Time: timestamppb.New(r.Time), Actor: r.Actor, Peer: r.Peer, Method: r.Method, Detail: r.Detail, Refused: r.Refused, Repeats: r.Repeats, AllowMassRemoval: r.AllowMassRemoval}
 	for _, c := range r.Changes {
 		if !sc.has(c.Name) {
 			continue

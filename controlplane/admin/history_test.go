@@ -1,7 +1,9 @@
 package admin
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -9,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -397,7 +401,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 	written := 0
 	for i := range 3 * maxCallers {
 		for range 3 {
-			if _, ok := r.take(fmt.Sprint(i), now); ok {
+			if _, ok := r.take(fmt.Sprint(i), configstore.AuditRecord{}, now); ok {
 				written++
 			}
 		}
@@ -408,18 +412,18 @@ func TestRefusalsAreBounded(t *testing.T) {
 	// What was counted is said, once.
 	r = newRefusals()
 	for range callerBurst + 7 {
-		r.take("x", now)
+		r.take("x", configstore.AuditRecord{}, now)
 	}
-	if n, ok := r.take("x", now.Add(callerEvery+time.Second)); n != 7 || !ok {
+	if n, ok := r.take("x", configstore.AuditRecord{}, now.Add(callerEvery+time.Second)); n != 7 || !ok {
 		t.Errorf("%d, %v", n, ok)
 	}
-	if n, ok := r.take("x", now.Add(2*callerEvery+2*time.Second)); n != 0 || !ok {
+	if n, ok := r.take("x", configstore.AuditRecord{}, now.Add(2*callerEvery+2*time.Second)); n != 0 || !ok {
 		t.Errorf("%d, %v", n, ok)
 	}
 	// Over 90 days.
 	r, written = newRefusals(), 0
 	for d := time.Duration(0); d < configstore.AuditRetention; d += 20 * time.Second {
-		if _, ok := r.take(fmt.Sprint(d%(97*time.Second)), now.Add(d)); ok {
+		if _, ok := r.take(fmt.Sprint(d%(97*time.Second)), configstore.AuditRecord{}, now.Add(d)); ok {
 			written++
 		}
 	}
@@ -428,74 +432,78 @@ func TestRefusalsAreBounded(t *testing.T) {
 	}
 }
 
-// TestGuard: a change that removes more than a share is refused, unless that is
-// said to be meant; small ones always pass.
-func TestGuard(t *testing.T) {
+// TestRefusalsAreFlushed: what was counted and has no record gets one in time, one
+// for all beside the worst; what cannot be written stays counted.
+func TestRefusalsAreFlushed(t *testing.T) {
 	w := newWorld(t, 1)
-	fill := func(ns string, n int) {
-		for from := 0; from < n; from += 50 {
-			rs := []*configv1.Resource{eventStore(ns, "main", "")}
-			for i := from; i < min(n, from+50); i++ {
-				rs = append(rs, topic(ns, fmt.Sprintf("t%d", i)))
-			}
-			w.apply(rs...)
-		}
-	}
-	fill("small", 10)
-	fill("large", 100)
-	names := func(ns string, n int) []*adminv1.DeleteTarget {
-		var out []*adminv1.DeleteTarget
-		for i := range n {
-			out = append(out, &adminv1.DeleteTarget{Name: fmt.Sprintf("topic/%s/t%d", ns, i)})
-		}
-		return out
-	}
-	before := w.content()
-	for name, tc := range map[string]struct {
-		gone    []*adminv1.DeleteTarget
-		refused string
-	}{
-		"all of few":                {names("small", 10), ""},
-		"a fifth":                   {names("large", 20), ""},
-		"more than a fifth":         {names("large", 21), "removes 21 of the 101 resources of namespace large, more than 20 %"},
-		"nearly all":                {names("large", 100), "removes 100 of"},
-		"a fifth of each":           {append(names("large", 16), names("small", 10)...), "removes 26 of the 112 resources of the mesh"},
-		"a fifth of the namespace":  {names("large", 20), ""},
-		"more, that is not there":   {append(names("large", 10), names("none", 20)...), "does not exist"},
-		"more than it has, of none": {names("none", 11), "does not exist"},
-	} {
-		for _, call := range []func() error{
-			func() error {
-				_, err := w.api[0].Delete(w.ctx, &adminv1.DeleteRequest{Targets: tc.gone, DryRun: true})
-				return err
-			},
-			func() error {
-				_, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Delete: tc.gone, DryRun: true})
-				return err
-			},
-		} {
-			err := call()
-			if tc.refused == "" && err != nil || tc.refused != "" && (status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), tc.refused)) {
-				t.Errorf("%s: %v", name, err)
+	const counted = 30
+	refuse := func(n int) {
+		for range n {
+			if _, err := w.api[0].Delete(w.ctx, targets("topic/demo/none")); status.Code(err) != codes.NotFound {
+				t.Fatal(err)
 			}
 		}
 	}
-	if !maps.Equal(before, w.content()) {
-		t.Error("something was written")
+	refuse(callerBurst + counted)
+	w.services[0].Flush(w.ctx)
+	records := w.history(&adminv1.ListHistoryRequest{})
+	if r := records[0]; len(records) != callerBurst+1 || r.Repeats != counted-1 || r.Actor != "local" || r.Method != "Delete" || !strings.HasPrefix(r.Refused, "NotFound: ") || r.Changes[0].Name != "topic/demo/none" || r.Peer == "" {
+		t.Errorf("%d records, the last is %v", len(records), r)
 	}
-	resp, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Delete: names("large", 60), AllowMassRemoval: true})
+	w.services[0].Flush(w.ctx)
+	if n := len(w.history(&adminv1.ListHistoryRequest{})); n != callerBurst+1 {
+		t.Errorf("nothing to say makes %d records", n)
+	}
+	// By time.
+	refuse(3)
+	w.services[0].flushEvery = 10 * time.Millisecond
+	ctx, stop := context.WithCancel(w.ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- w.services[0].Run(ctx) }()
+	for len(w.history(&adminv1.ListHistoryRequest{})) == callerBurst+1 {
+		w.must(w.ctx.Err())
+	}
+	stop()
+	w.must(<-ended)
+
+	// What cannot be written stays counted.
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://127.0.0.1:1"}, Logger: zap.NewNop()})
 	w.must(err)
-	if len(resp.Results) != 60 || resp.Results[0].Outcome != adminv1.ApplyResult_OUTCOME_DELETED || resp.Results[0].Before.GetTopic() == nil {
-		t.Errorf("%v", resp.Results[0])
+	defer client.Close()
+	dead := New(Config{Store: configstore.New(configstore.Config{Client: client, Log: slog.New(slog.DiscardHandler)}), Log: slog.New(slog.DiscardHandler)})
+	dead.refusals.again("x", 7, configstore.AuditRecord{Actor: "x"}, time.Now())
+	gone, cancel := context.WithCancel(w.ctx)
+	cancel()
+	dead.Flush(gone)
+	if again := dead.refusals.drain(flushRecords); len(again) != 1 || again[0].record.Repeats != 6 || again[0].record.Actor != "x" {
+		t.Errorf("%+v", again)
 	}
-	// Putting and deleting in one transaction; each is seen as the other is done.
-	_, err = w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{topic("small", "new")}, Delete: append(names("small", 10), targets("eventstore/small/main").Targets...), AllowMassRemoval: true})
-	if status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("a store goes and its new topic comes: %v", err)
-	}
-	for _, g := range []Guard{{Share: -1}, {Share: 1.1}, {Least: -1}} {
-		if g.Check() == nil {
-			t.Errorf("%v is a guard", g)
+
+	// However many there are.
+	r, now, refused, written := newRefusals(), time.Now(), 0, 0
+	for i := range 2 * maxCallers {
+		for range 1 + i%7 {
+			refused++
+			if _, ok := r.take(fmt.Sprint("caller", i), configstore.AuditRecord{Actor: fmt.Sprint(i)}, now); ok {
+				written++
+			}
 		}
+	}
+	records2 := r.drain(flushRecords)
+	for _, m := range records2 {
+		written += int(m.record.Repeats) + 1
+		n := 0
+		for _, of := range m.of {
+			n += int(of)
+		}
+		if n != int(m.record.Repeats)+1 {
+			t.Errorf("%d of %v", n, m.record)
+		}
+	}
+	if len(records2) != flushRecords+1 || written != refused || len(r.drain(flushRecords)) != 0 {
+		t.Errorf("%d of %d refusals are told, in %d records", written, refused, len(records2))
+	}
+	if last := records2[flushRecords].record; last.Actor != "several" || !strings.Contains(last.Refused, "callers, among them caller") {
+		t.Errorf("%+v", last)
 	}
 }

@@ -22,7 +22,7 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		changes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_admin_changes_total", Help: "Resources that were created, updated or deleted, by kind; what the control plane writes along is left out."}, []string{"kind", "change"}),
 		problems:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_admin_problems_total", Help: "Problems for which changes were refused, by rule."}, []string{"rule"}),
 		conflicts: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_admin_conflicts_total", Help: "Changes that were decided again because another one came first."}),
-		unwritten: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_admin_refusals_unwritten_total", Help: "Refusals that have no audit record of their own, since their caller, or all, had too many; the caller's next record counts them."}),
+		unwritten: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_admin_refusals_unwritten_total", Help: "Refusals that have no audit record of their own, since their caller, or all, had too many; a later record counts them."}),
 	}
 	if reg != nil {
 		reg.MustRegister(m.changes, m.problems, m.conflicts, m.unwritten)

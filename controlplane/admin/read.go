@@ -40,7 +40,7 @@ func (s *Service) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.Ge
 	if e == nil {
 		return nil, status.Errorf(codes.NotFound, "%s does not exist", req.Name)
 	}
-	conditions, err := s.conditions(ctx, snap)
+	conditions, err := s.conditions(ctx, snap, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -228,8 +228,9 @@ func (w *watchParts) end() error {
 
 // conditions gives a function that tells an entry's conditions. Those of topics
 // and subscriptions follow from their admissions, those of stores from what the
-// provisioner saw.
-func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot) (func(*configstore.Entry) []*adminv1.Condition, error) {
+// provisioner saw, those of what only proxies enforce from how it stands there,
+// where that is known.
+func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot, at *standing) (func(*configstore.Entry) []*adminv1.Condition, error) {
 	seen, err := s.cfg.Conditions(ctx)
 	if err != nil {
 		return nil, toStatus(err)
@@ -254,6 +255,10 @@ func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot) (f
 			a := snap.Resource(resource.Name(resource.SubscriptionAdmission, md.Namespace, md.Name)).GetSubscriptionAdmission()
 			ready := a.GetSubscriptionUid() == md.Uid && len(a.Sources) > 0
 			out = append(out, condition(ready, a.GetReasons(), "StartFixed", "StartNotFixed"))
+		case resource.Route, resource.AccessPolicy, resource.Identity:
+			if at != nil {
+				out = append(slices.Clip(out), at.stands(e).condition())
+			}
 		}
 		return out
 	}, nil

@@ -1,7 +1,10 @@
 package admin
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -57,6 +60,11 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	if req.AtRevision < 0 {
 		return nil, status.Errorf(codes.InvalidArgument, "at_revision is %d, revisions are not negative", req.AtRevision)
 	}
+	if req.Name != "" {
+		if _, _, _, err := resource.Split(req.Name); err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+	}
 	snap, err := s.cfg.Store.Current()
 	if err != nil {
 		return nil, toStatus(err)
@@ -77,15 +85,17 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 		slices.SortFunc(resp.Replicas, func(a, b *adminv1.ReplicaStatus) int { return strings.Compare(a.Id, b.Id) })
 		resp.Alarms = append(resp.Alarms, others.Alarms...)
 	}
+	at := newStanding(here, snap.Lineage)
 	if req.NodeId != "" {
 		here = slices.DeleteFunc(here, func(p *adminv1.ProxyStatus) bool { return p.NodeId != req.NodeId })
 	}
-	at := req.AtRevision
-	if at == 0 {
-		at = snap.Revision
+	revision := req.AtRevision
+	if revision == 0 {
+		revision = snap.Revision
 	}
-	resp.Fleet = census.Summarize(here, snap.Lineage, at)
-	census.Sort(here, snap.Lineage, at)
+	failing := failingTargets(here)
+	resp.Fleet = census.Summarize(here, snap.Lineage, revision)
+	census.Sort(here, snap.Lineage, revision)
 	resp.Proxies = seen(callerOf(ctx), census.Fit(here, proxies))
 	if resp.Alarms = distinct(resp.Alarms); !callerOf(ctx).sees(mesh) {
 		resp.Alarms = nil // they name what is in any namespace
@@ -93,7 +103,51 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	if req.WithoutResources {
 		return resp, nil
 	}
-	return resp, s.resourceStatus(ctx, snap, req, resp)
+	return resp, s.resourceStatus(ctx, snap, at, req, failing, resp)
+}
+
+// failingTargets are the conditions of Subscriptions whose push targets fail at some
+// connected proxy, by canonical name.
+func failingTargets(proxies []*adminv1.ProxyStatus) map[string]*adminv1.Condition {
+	out := map[string]*adminv1.Condition{}
+	at := map[string]map[string][]string{} // proxies by what they say
+	for _, p := range proxies {
+		if !p.Connected {
+			continue
+		}
+		for _, t := range p.GetReport().GetTargets() {
+			c := out[t.Name]
+			if c == nil {
+				c = &adminv1.Condition{Type: "TargetFailing", State: adminv1.Condition_STATE_TRUE, Since: t.Since}
+				out[t.Name], at[t.Name] = c, map[string][]string{}
+			}
+			if t.Since.AsTime().Before(c.Since.AsTime()) {
+				c.Since = t.Since
+			}
+			says := t.Reason + "\x00" + t.Message
+			at[t.Name][says] = append(at[t.Name][says], p.NodeId)
+		}
+	}
+	for name, by := range at {
+		// What most say is first, and gives the word.
+		all := slices.SortedFunc(maps.Keys(by), func(a, b string) int {
+			return cmp.Or(cmp.Compare(len(by[b]), len(by[a])), strings.Compare(a, b))
+		})
+		var texts []string
+		for _, says := range all[:min(len(all), 3)] {
+			_, message, _ := strings.Cut(says, "\x00")
+			nodes := by[says]
+			slices.Sort(nodes)
+			who := strings.Join(nodes[:min(len(nodes), 3)], ", ")
+			if more := len(nodes) - 3; more > 0 {
+				who += fmt.Sprintf(" and %d more", more)
+			}
+			texts = append(texts, who+": "+message)
+		}
+		out[name].Reason, _, _ = strings.Cut(all[0], "\x00")
+		out[name].Message = strings.Join(texts, "; ")
+	}
+	return out
 }
 
 // seen are proxies as a caller may see them: who they are and whether they have
@@ -131,8 +185,9 @@ func distinct(in []*adminv1.Alarm) []*adminv1.Alarm {
 }
 
 // resourceStatus adds the resources of the selection: those that are not ready
-// first, then by name.
-func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot, req *adminv1.GetStatusRequest, resp *adminv1.GetStatusResponse) error {
+// first, then those that are and whose push target fails, then the others, each by
+// name.
+func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot, at *standing, req *adminv1.GetStatusRequest, failing map[string]*adminv1.Condition, resp *adminv1.GetStatusResponse) error {
 	most, err := listed("max_resources", req.MaxResources, maxResources)
 	if err != nil {
 		return err
@@ -142,13 +197,41 @@ func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot
 			return status.Errorf(codes.InvalidArgument, "namespace: %v", err)
 		}
 	}
-	conditions, err := s.conditions(ctx, snap)
+	conditions, err := s.conditions(ctx, snap, at)
 	if err != nil {
 		return err
 	}
-	var bad, good []*adminv1.ResourceStatus
-	for _, kind := range []resource.Kind{resource.EventStore, resource.Topic, resource.Subscription} {
-		prefix, match, err := selection(ctx, string(kind), req.Namespace)
+	statusOf := func(e *configstore.Entry) *adminv1.ResourceStatus {
+		i := at.stands(e)
+		r := &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e), Version: e.Version(), Proxies: uint32(i.proxies), InForce: uint32(max(0, i.force()))}
+		if c := failing[e.Name]; c != nil {
+			r.Conditions = append(r.Conditions, c)
+		}
+		return r
+	}
+	if req.Name != "" {
+		e := snap.Get(req.Name)
+		if e == nil {
+			return status.Errorf(codes.NotFound, "%s does not exist", names.Text(req.Name, 160))
+		}
+		r := statusOf(e)
+		r.Lacking, r.UsedBy = at.lacking(e), usedBy(snap, e, callerOf(ctx))
+		resp.Resources, resp.ResourcesTotal = []*adminv1.ResourceStatus{r}, 1
+		if !ready(r) {
+			resp.ResourcesNotReady = 1
+		}
+		return nil
+	}
+	only, known := resource.Lookup(req.Kind)
+	if req.Kind != "" && !known {
+		return status.Errorf(codes.InvalidArgument, "%q is not a kind", names.Text(req.Kind, 40))
+	}
+	var bad, fails, good []*adminv1.ResourceStatus
+	for _, info := range resource.Kinds() {
+		if info.System || known && info.Kind != only.Kind {
+			continue
+		}
+		prefix, match, err := selection(ctx, string(info.Kind), req.Namespace)
 		if err != nil {
 			return err
 		}
@@ -156,18 +239,20 @@ func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot
 			if !match(e) {
 				continue
 			}
-			r := &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e)}
+			r := statusOf(e)
 			resp.ResourcesTotal++
 			switch {
 			case !ready(r):
 				bad = append(bad, r)
+			case failing[e.Name] != nil:
+				fails = append(fails, r)
 			case len(good) < most:
 				good = append(good, r)
 			}
 		}
 	}
 	resp.ResourcesNotReady = uint32(len(bad))
-	resp.Resources = append(bad, good...)
+	resp.Resources = slices.Concat(bad, fails, good)
 	resp.Resources = resp.Resources[:min(len(resp.Resources), most)]
 	return nil
 }

@@ -88,7 +88,7 @@ func Summarize(proxies []*adminv1.ProxyStatus, lineage string, revision int64) *
 
 // Sort puts proxies that lack something of a revision first: those that refuse,
 // those that are behind, those that something is withheld from, those that are
-// not connected; then those that cannot use a store or drain, then the others.
+// not connected; then those that cannot use a store, push in vain or drain, then the others.
 // Within each they are by node id.
 func Sort(proxies []*adminv1.ProxyStatus, lineage string, revision int64) {
 	rank := func(p *adminv1.ProxyStatus) int {
@@ -101,7 +101,7 @@ func Sort(proxies []*adminv1.ProxyStatus, lineage string, revision int64) {
 			return 1
 		case l.Withheld:
 			return 2
-		case len(p.GetReport().GetStores()) > 0 || p.GetReport().GetDraining():
+		case len(p.GetReport().GetStores())+len(p.GetReport().GetTargets()) > 0 || p.GetReport().GetDraining():
 			return 4
 		}
 		return 5
@@ -156,6 +156,9 @@ func short(p *adminv1.ProxyStatus, n, text int) *adminv1.ProxyStatus {
 		}
 		for _, s := range r.Stores[:min(len(r.Stores), n)] {
 			out.Report.Stores = append(out.Report.Stores, &discoveryv1.StoreState{Name: s.Name, Reason: names.Text(s.Reason, text), Message: names.Text(s.Message, text)})
+		}
+		for _, t := range r.Targets[:min(len(r.Targets), n)] {
+			out.Report.Targets = append(out.Report.Targets, &discoveryv1.TargetState{Name: t.Name, Reason: names.Text(t.Reason, text), Message: names.Text(t.Message, text), Since: t.Since})
 		}
 	}
 	return out

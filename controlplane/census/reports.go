@@ -208,6 +208,10 @@ func bound(report *discoveryv1.ReportStatusRequest) {
 	for _, s := range report.Stores {
 		s.Name, s.Reason, s.Message = names.Text(s.Name, maxText), names.Text(s.Reason, maxText), names.Text(s.Message, maxText)
 	}
+	report.Targets = report.Targets[:min(len(report.Targets), maxNames)]
+	for _, t := range report.Targets {
+		t.Name, t.Reason, t.Message = names.Text(t.Name, maxText), names.Text(t.Reason, maxText), names.Text(t.Message, maxText)
+	}
 }
 
 // Report is the newest report of a node; nil where it has no stream. It must not

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -26,7 +27,11 @@ import (
 // AuditRetention is how long audit records are kept.
 const AuditRetention = 90 * 24 * time.Hour
 
-// trimEvery is the time between two looks for audit records that are too old.
+// DefaultAuditBytes is how much room audit records take by default, in bytes.
+const DefaultAuditBytes = 512 << 20
+
+// trimEvery is the time between two looks for audit records that are too old, or
+// too many; the latter are looked for more often where many are written.
 const trimEvery = time.Hour
 
 // AuditRecord says who did, or was refused, what.
@@ -55,6 +60,8 @@ type AuditRecord struct {
 	// Repeats counts refusals of the same caller before this one that have no
 	// records.
 	Repeats uint32 `json:"repeats,omitempty"`
+	// AllowMassRemoval: it was said that more than a share of what exists may go.
+	AllowMassRemoval bool `json:"allow_mass_removal,omitempty"`
 	// Changes are what was changed or, without contents, was to be changed.
 	Changes []AuditChange `json:"changes,omitempty"`
 }
@@ -97,6 +104,7 @@ func (s *Store) Note(ctx context.Context, r AuditRecord) error {
 	if _, err := s.client.Do(ctx, op); err != nil {
 		return fault.Wrap(fault.Unavailable, "configstore.note", "etcd", err)
 	}
+	s.wrote(len(op.ValueBytes()))
 	return nil
 }
 
@@ -174,7 +182,7 @@ func (s *Store) record(kv *mvccpb.KeyValue) (AuditRecord, error) {
 
 // ChangesSince yields the changes that led from a revision to at, newest first.
 // It fails with Precondition where records are missing: they are kept for
-// AuditRetention. Nothing else than its changes is to be trusted before it ends.
+// AuditRetention, and as many as have room. Nothing else than its changes is to be trusted before it ends.
 func (s *Store) ChangesSince(ctx context.Context, at *Snapshot, revision int64) iter.Seq2[AuditRecord, error] {
 	return func(yield func(AuditRecord, error) bool) {
 		if revision > at.Revision {
@@ -194,7 +202,7 @@ func (s *Store) ChangesSince(ctx context.Context, at *Snapshot, revision int64) 
 			case !r.Change || r.Revision > expected:
 				continue
 			case r.Revision < expected:
-				yield(AuditRecord{}, beyond(revision, expected))
+				yield(AuditRecord{}, s.beyond(revision, expected))
 				return
 			}
 			if !yield(r.AuditRecord, nil) {
@@ -204,13 +212,13 @@ func (s *Store) ChangesSince(ctx context.Context, at *Snapshot, revision int64) 
 				return
 			}
 		}
-		yield(AuditRecord{}, beyond(revision, expected))
+		yield(AuditRecord{}, s.beyond(revision, expected))
 	}
 }
 
-func beyond(revision, oldest int64) error {
+func (s *Store) beyond(revision, oldest int64) error {
 	return fault.New(fault.Precondition, "configstore.audit", "no-records",
-		"what was at revision %d cannot be told: audit records, which are kept for %d days, reach back to revision %d", revision, int(AuditRetention.Hours()/24), oldest)
+		"what was at revision %d cannot be told: audit records, which are kept for %d days and up to %d MiB, reach back to revision %d", revision, int(AuditRetention.Hours()/24), s.auditBytes>>20, oldest)
 }
 
 // TrimAudit removes the audit records from before a time.
@@ -261,7 +269,91 @@ func (s *Store) TrimAudit(ctx context.Context, before time.Time) (removed int64,
 	return removed, nil
 }
 
-// RunAudit keeps to AuditRetention until ctx ends. Any number of replicas may.
+// audited is how much room the audit records take, as far as this replica has
+// read them: each once.
+type audited struct {
+	mu sync.Mutex
+	// parts are the newest first, and each is at least a hundredth of what is kept.
+	// What others remove is at the end, where it does not matter: what stays is
+	// counted from the newest on.
+	parts []auditPart
+	// written counts what this replica has written since the last look, in bytes;
+	// due has a token when that is a sixteenth of what is kept.
+	written atomic.Int64
+	due     chan struct{}
+}
+
+// auditPart is the room that some records take which follow each other.
+type auditPart struct {
+	first string // key
+	bytes int64
+}
+
+// wrote counts an audit record that was written.
+func (s *Store) wrote(bytes int) {
+	if s.audited.written.Add(int64(bytes)) < s.auditBytes/16 {
+		return
+	}
+	select {
+	case s.audited.due <- struct{}{}:
+	default:
+	}
+}
+
+// BoundAudit removes the oldest audit records where all of them take more room
+// than they may.
+func (s *Store) BoundAudit(ctx context.Context) (removed int64, err error) {
+	a := &s.audited
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.written.Store(0)
+	end := clientv3.GetPrefixRangeEnd(s.auditDir())
+	known := end
+	if len(a.parts) > 0 {
+		known = a.parts[0].first
+	}
+	part := s.auditBytes / 100
+	var parts []auditPart
+	for next := s.auditDir(); ; {
+		resp, err := s.client.Get(ctx, next, clientv3.WithRange(known), clientv3.WithLimit(auditPage))
+		if err != nil {
+			return 0, err
+		}
+		for _, kv := range resp.Kvs {
+			if n := len(parts); n == 0 || parts[n-1].bytes >= part {
+				parts = append(parts, auditPart{first: string(kv.Key)})
+			}
+			parts[len(parts)-1].bytes += int64(len(kv.Key) + len(kv.Value))
+			next = string(kv.Key) + "\x00"
+		}
+		if !resp.More {
+			break
+		}
+	}
+	if n := len(parts); n > 0 && len(a.parts) > 0 && parts[n-1].bytes < part && a.parts[0].bytes < part {
+		a.parts[0] = auditPart{parts[n-1].first, parts[n-1].bytes + a.parts[0].bytes}
+		parts = parts[:n-1]
+	}
+	a.parts = append(parts, a.parts...)
+	total := int64(0)
+	for i, p := range a.parts {
+		if total += p.bytes; i == 0 || total <= s.auditBytes {
+			continue
+		}
+		resp, err := s.client.Delete(ctx, p.first, clientv3.WithRange(end))
+		if err != nil {
+			return 0, err
+		}
+		a.parts, total = a.parts[:i], total-p.bytes
+		removed = resp.Deleted
+		break
+	}
+	s.metrics.audit.Set(float64(total))
+	return removed, nil
+}
+
+// RunAudit keeps to AuditRetention, and to the room that records may take, until
+// ctx ends. Any number of replicas may.
 func (s *Store) RunAudit(ctx context.Context) error {
 	for {
 		if _, err := s.WaitFor(ctx, 0); err != nil {
@@ -276,9 +368,20 @@ func (s *Store) RunAudit(ctx context.Context) error {
 		case removed > 0:
 			s.log.Info("old audit records were removed", "removed", removed)
 		}
+		removed, err = s.BoundAudit(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			s.log.Warn("it cannot be told whether audit records take more room than they may; trying again", "error", err)
+		case removed > 0:
+			s.log.Warn("the oldest audit records were removed, since all take more room than they may", "removed", removed, "bytes", s.auditBytes)
+		}
 		timer := time.NewTimer(trimEvery/2 + mrand.N(trimEvery))
 		select {
 		case <-timer.C:
+		case <-s.audited.due:
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return nil

@@ -2,11 +2,14 @@ package configstore
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -184,4 +187,91 @@ func TestChangesSince(t *testing.T) {
 	if err := since(snap.Revision); err != nil {
 		t.Errorf("nothing to undo: %v", err)
 	}
+}
+
+// TestAuditIsBounded: audit records take no more room than they may, whichever
+// replica wrote them; the oldest go first, and what cannot be told then is said.
+func TestAuditIsBounded(t *testing.T) {
+	w := newWorld(t)
+	const most = 1 << 20
+	bounded := func() *Store {
+		return w.run(Config{Client: w.etcd, AuditBytes: most, Log: slog.New(slog.DiscardHandler)})
+	}
+	a, b := bounded(), bounded()
+	size := func() (bytes int64, keys []string) {
+		resp, err := w.etcd.Get(w.ctx, DefaultPrefix+dirAudit, clientv3.WithPrefix())
+		w.must(err)
+		for _, kv := range resp.Kvs {
+			bytes += int64(len(kv.Key) + len(kv.Value))
+			keys = append(keys, string(kv.Key))
+		}
+		return bytes, keys
+	}
+	// What cannot be made smaller.
+	rnd := rand.New(rand.NewPCG(5, 6))
+	noise := func(n int) string {
+		b := make([]byte, n/2)
+		for i := range b {
+			b[i] = byte(rnd.Uint32())
+		}
+		return hex.EncodeToString(b)
+	}
+	write := func(s *Store, n int) {
+		for i := range n {
+			snap := w.current(s)
+			rev, err := s.Commit(w.ctx, snap, Change{Put: []*configv1.Resource{res("main", noise(20000))}})
+			w.must(err)
+			for _, s := range []*Store{a, b} {
+				_, err = s.WaitFor(w.ctx, rev)
+				w.must(err)
+			}
+			if i%10 == 0 {
+				w.must(s.Note(w.ctx, AuditRecord{Refused: noise(100)}))
+			}
+		}
+	}
+	first := w.current(a).Revision
+	write(a, 20)
+	if removed, err := a.BoundAudit(w.ctx); removed != 0 || err != nil {
+		t.Fatalf("%d, %v: there is room", removed, err)
+	}
+	for range 4 {
+		write(a, 20)
+		write(b, 20)
+		_, before := size()
+		removed, err := a.BoundAudit(w.ctx)
+		w.must(err)
+		bytes, keys := size()
+		if removed == 0 || bytes > most || bytes < most*9/10 || !slices.Equal(keys, before[:len(keys)]) {
+			t.Errorf("%d records were removed, %d bytes are left in %d of %d", removed, bytes, len(keys), len(before))
+		}
+		// Who looks for the first time, or after another one, finds the same.
+		if removed, err := b.BoundAudit(w.ctx); removed > 3 || err != nil {
+			t.Errorf("another one removes %d more: %v", removed, err)
+		}
+		if removed, err := bounded().BoundAudit(w.ctx); removed > 3 || err != nil {
+			t.Errorf("a new one removes %d more: %v", removed, err)
+		}
+	}
+	for _, err := range a.ChangesSince(w.ctx, w.current(a), first) {
+		if err != nil && (fault.ClassOf(err) != fault.Precondition || !strings.Contains(err.Error(), "up to 1 MiB")) {
+			t.Error(err)
+		}
+	}
+	// Who writes much looks without being told.
+	ctx, stop := context.WithCancel(w.ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- a.RunAudit(ctx) }()
+	for range 40 {
+		write(a, 10)
+		for {
+			bytes, _ := size()
+			if bytes < most+most/8 {
+				break
+			}
+			w.must(w.ctx.Err())
+		}
+	}
+	stop()
+	w.must(<-ended)
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/lineage"
+	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -34,7 +35,8 @@ import (
 //	m/generation                 compared and written by every change: an id
 //	                             and that of the change before, so that a
 //	                             history which is not this one is noticed
-//	a/<revision>/…               an audit record, kept for AuditRetention
+//	a/<revision>/…               an audit record, kept for AuditRetention and while there
+//	                             is room
 //	s/…                          status; never part of a snapshot
 const (
 	dirResources = "r/"
@@ -57,6 +59,9 @@ type Config struct {
 	// ProbeEvery is how often etcd is asked for its head: a watch does not tell
 	// that etcd went back. MaxRetry when 0.
 	ProbeEvery time.Duration
+	// AuditBytes is how much room audit records take in etcd, about; the oldest are
+	// removed before there are more. DefaultAuditBytes when 0.
+	AuditBytes int64
 	// Clock dates audit records and tells which are too old.
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
@@ -79,6 +84,9 @@ type Store struct {
 	// suspected is set while etcd shows another history than before.
 	suspected atomic.Pointer[suspicion]
 	metrics   metrics
+	// auditBytes is Config.AuditBytes.
+	auditBytes int64
+	audited    audited
 }
 
 // suspicion is that etcd was restored and nobody has said so.
@@ -159,17 +167,19 @@ type metrics struct {
 	lost      prometheus.Counter
 	suspected prometheus.Gauge
 	seconds   prometheus.Histogram
+	audit     prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
 	m := metrics{
+		audit:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_audit_bytes", Help: "Room that audit records take in etcd, in bytes, when this replica looked last."}),
 		suspected: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_restore_suspected", Help: "1 while etcd shows another history than before and nobody has declared a restore, else 0."}),
 		lost:      prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_etcd_failures_total", Help: "Times that etcd could not be followed any more; each is followed by reading everything again."}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_controlplane_etcd_commit_duration_seconds", Help: "Time that etcd takes for one change of the configuration.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.lost, m.suspected, m.seconds)
+		reg.MustRegister(m.audit, m.lost, m.suspected, m.seconds)
 	}
 	return m
 }
@@ -186,7 +196,8 @@ func New(cfg Config) *Store {
 		cfg.ProbeEvery = cfg.MaxRetry
 	}
 	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, probe: cfg.ProbeEvery, clock: cfg.Clock, log: cfg.Log,
-		now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics)}
+		now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics),
+		auditBytes: cmp.Or(cfg.AuditBytes, DefaultAuditBytes), audited: audited{due: make(chan struct{}, 1)}}
 }
 
 // Client is the etcd client that the Store uses.
@@ -231,15 +242,16 @@ const minRetry = 50 * time.Millisecond
 // Run reads everything and follows it until ctx ends. It survives the loss of
 // etcd: the last snapshot stays.
 func (s *Store) Run(ctx context.Context) error {
+	away := outage.New(s.log, "etcd cannot be followed; the last configuration stays in force", "etcd is followed again")
 	retry := minRetry
 	var err error
 	for {
-		err = s.follow(ctx, err, func() { retry = minRetry })
+		err = s.follow(ctx, err, func() { retry = minRetry; away.Is(nil) })
 		if ctx.Err() != nil {
 			return nil
 		}
 		s.metrics.lost.Inc()
-		s.log.Warn("etcd cannot be followed; the last configuration stays in force", "error", err, "retry", retry)
+		away.Is(err)
 		timer := time.NewTimer(retry/2 + mrand.N(retry))
 		select {
 		case <-timer.C:

@@ -36,6 +36,9 @@ type Change struct {
 	// Actor is who does it, Peer from where and Method by which call, for the
 	// audit record.
 	Actor, Peer, Method string
+	// AllowMassRemoval: it was said that more than a share may go; for the audit
+	// record.
+	AllowMassRemoval bool
 }
 
 // Fits tells whether one transaction takes as many writes.
@@ -46,6 +49,10 @@ func (c Change) Fits() error {
 	}
 	return nil
 }
+
+// commitTime bounds the wait for etcd's answer to one change. It is longer than an
+// election takes.
+const commitTime = 5 * time.Second
 
 // ErrConflict is returned by Commit where the configuration changed since the
 // snapshot, or a condition of Only did not hold: look again and decide again.
@@ -58,7 +65,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		return 0, fault.New(fault.Unavailable, "configstore.commit", "restore-suspected", "%s", message)
 	}
 	c.Delete = append(slices.Clone(c.Delete), outdated(at, c)...)
-	audit := AuditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method}
+	audit := AuditRecord{Time: s.clock.Now().UTC(), Actor: c.Actor, Peer: c.Peer, Method: c.Method, AllowMassRemoval: c.AllowMassRemoval}
 	var ops []clientv3.Op
 	size := 0
 	for _, r := range c.Put {
@@ -100,7 +107,9 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 		clientv3.OpPut(generation, hex.EncodeToString(id)+" "+at.chain),
 		clientv3.OpPut(s.changeKey(at.Generation), string(record)))
 	began := time.Now()
-	resp, err := s.client.Txn(ctx).
+	tctx, cancel := context.WithTimeout(ctx, commitTime)
+	defer cancel()
+	resp, err := s.client.Txn(tctx).
 		If(append([]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(generation), "=", at.Generation),
 			clientv3.Compare(clientv3.Value(s.prefix+dirMeta+"lineage"), "=", at.Lineage)}, c.Only...)...).
 		Then(ops...).Commit()
@@ -118,6 +127,7 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 	case !resp.Succeeded:
 		return 0, ErrConflict
 	}
+	s.wrote(len(record))
 	return resp.Header.Revision, nil
 }
 

@@ -72,7 +72,9 @@ func newView(c *class, snap *configstore.Snapshot) *view {
 	if c.scope.wild() {
 		for ns := range c.scope.namespaces(snap) {
 			for kind, d := range snap.Digests(ns) {
-				v.sums[kind] = v.sums[kind].Add(d)
+				if c.scope.covers(kind, ns) {
+					v.sums[kind] = v.sums[kind].Add(d)
+				}
 			}
 		}
 	}
@@ -80,14 +82,14 @@ func newView(c *class, snap *configstore.Snapshot) *view {
 		return v
 	}
 	for name, q := range snap.Quarantined() {
-		if e := snap.Get(name); q.Instead == nil && c.scope.covers(e.Namespace) {
+		if e := snap.Get(name); q.Instead == nil && c.scope.covers(e.Kind, e.Namespace) {
 			v.withheld = append(v.withheld, v.withholds(name))
 		}
 	}
 	if c.declared && !resource.FeaturesOf(resource.AllFeatures()).Without(c.can).Empty() {
 		for ns := range c.scope.namespaces(snap) {
 			for e := range snap.Within(ns) {
-				if served, _ := snap.Served(e.Name); served != nil && !c.shows(served.Mark) {
+				if served, _ := snap.Served(e.Name); served != nil && c.scope.covers(e.Kind, ns) && !c.shows(served.Mark) {
 					v.sums[e.Kind] = v.sums[e.Kind].Sub(served.Mark.Digest)
 					v.withheld = append(v.withheld, v.withholds(e.Name))
 				}
@@ -162,7 +164,7 @@ func (d *delta) add(v *view, name string) {
 func (v *view) since(sc *scope, changes []configstore.Changed) delta {
 	var d delta
 	for _, c := range changes {
-		if _, ns, _, err := resource.Split(c.Name); err == nil && sc.has(c.Name, ns) {
+		if kind, ns, _, err := resource.Split(c.Name); err == nil && sc.has(kind, c.Name, ns) {
 			d.add(v, c.Name)
 		}
 	}
@@ -172,12 +174,12 @@ func (v *view) since(sc *scope, changes []configstore.Changed) delta {
 // touched reports whether any of what changed is of a scope.
 func touched(sc *scope, changes []configstore.Changed) bool {
 	return slices.ContainsFunc(changes, func(c configstore.Changed) bool {
-		_, ns, _, err := resource.Split(c.Name)
-		return err == nil && sc.has(c.Name, ns)
+		kind, ns, _, err := resource.Split(c.Name)
+		return err == nil && sc.has(kind, c.Name, ns)
 	})
 }
 
-// whole is everything in the namespaces that a scope covers.
+// whole is everything that a scope's wildcards have.
 func (v *view) whole(sc *scope) delta {
 	d := delta{complete: sc.wild()}
 	if !sc.wild() {
@@ -185,7 +187,7 @@ func (v *view) whole(sc *scope) delta {
 	}
 	for ns := range sc.namespaces(v.snap) {
 		for e := range v.snap.Within(ns) {
-			if shown := v.get(e.Name); shown != nil {
+			if shown := v.get(e.Name); shown != nil && sc.covers(e.Kind, ns) {
 				d.put = append(d.put, shown)
 			}
 		}
@@ -193,13 +195,13 @@ func (v *view) whole(sc *scope) delta {
 	return d
 }
 
-// at is the digests, by kind, of what a node of this class was shown at the
-// revision that changes begin at.
-func (v *view) at(changes []configstore.Changed) map[resource.Kind]resource.Digest {
-	sums := maps.Clone(v.sums)
+// at is the digests, by kind, of what a node of this class was shown of a scope at
+// the revision that changes begin at. sums are those of now.
+func (v *view) at(sc *scope, sums map[resource.Kind]resource.Digest, changes []configstore.Changed) map[resource.Kind]resource.Digest {
+	sums = maps.Clone(sums)
 	for _, c := range changes {
 		kind, ns, _, err := resource.Split(c.Name)
-		if err != nil || !v.scope.has(c.Name, ns) {
+		if err != nil || !sc.has(kind, c.Name, ns) {
 			continue
 		}
 		if now := v.get(c.Name); now != nil {
@@ -285,7 +287,7 @@ func (v *view) bundle(from int64, changes []configstore.Changed) (*bundle, error
 		if from == 0 {
 			d = v.whole(&v.scope)
 		}
-		return v.encode(d, v.sums, v.withheld)
+		return v.encode(d, shown{sums: v.sums, withheld: v.withheld})
 	})
 }
 
@@ -310,13 +312,21 @@ func (v *view) shared(from int64, make func() (*bundle, error)) (*bundle, error)
 	return b, err
 }
 
+// shown is what a manifest says that a node has been shown, and of which names of
+// its own.
+type shown struct {
+	sums     map[resource.Kind]resource.Digest
+	withheld []*configv1.Withheld
+	names    []byte
+}
+
 // maxBundles bounds what a class remembers; streams that begin elsewhere have
 // their own.
 const maxBundles = 256
 
 // encode makes the bundle of a delta, in responses of at most maxChunk.
-func (v *view) encode(d delta, sums map[resource.Kind]resource.Digest, withheld []*configv1.Withheld) (*bundle, error) {
-	b := &bundle{to: v.snap, removed: d.removed, full: d.complete, withheld: withheld, put: make([]sent, 0, len(d.put))}
+func (v *view) encode(d delta, of shown) (*bundle, error) {
+	b := &bundle{to: v.snap, removed: d.removed, full: d.complete, withheld: of.withheld, put: make([]sent, 0, len(d.put))}
 	id := strconv.FormatUint(nonces.Add(1), 36) + "."
 	chunk, size := &discoveryv3.DeltaDiscoveryResponse{}, 0
 	flush := func() error {
@@ -354,11 +364,11 @@ func (v *view) encode(d delta, sums map[resource.Kind]resource.Digest, withheld 
 		chunk.RemovedResources = append(chunk.RemovedResources, name)
 	}
 	if v.manifest {
-		parts := parts(withheld)
+		parts := parts(of.withheld)
 		for i, part := range parts {
 			m := &configv1.Manifest{Lineage: v.snap.Lineage, Revision: v.snap.Revision, Withheld: part, Continues: i < len(parts)-1}
 			if !m.Continues {
-				m.Complete, m.Kinds = d.complete, digestsOf(sums)
+				m.Complete, m.Kinds, m.Names = d.complete, digestsOf(of.sums), of.names
 			}
 			body, err := proto.Marshal(&configv1.Resource{Name: resource.ManifestName, Spec: &configv1.Resource_Manifest{Manifest: m}})
 			if err != nil {

@@ -38,8 +38,8 @@ type refusal struct {
 func (r *refusals) add(st *stream, what *discoveryv1.Rejection) {
 	cfg := &r.server.cfg
 	snap, _ := cfg.Source.Snapshot()
-	_, ns, _, err := resource.Split(what.Name)
-	if cfg.Quarantine == nil || err != nil || !st.scope.has(what.Name, ns) {
+	kind, ns, _, err := resource.Split(what.Name)
+	if cfg.Quarantine == nil || err != nil || !st.scope.has(kind, what.Name, ns) {
 		return
 	}
 	if e, why := snap.Served(what.Name); e == nil || why != nil || e.Version() != what.Version {

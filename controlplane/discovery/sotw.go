@@ -87,7 +87,7 @@ func (w *sotw) bundle(st *stream, v *view) (*bundle, error) {
 	}
 	d := v.whole(&st.scope)
 	for name := range st.scope.exact {
-		if _, ns, _, err := resource.Split(name); err == nil && st.scope.has(name, ns) && !st.scope.covers(ns) {
+		if kind, ns, _, err := resource.Split(name); err == nil && st.scope.has(kind, name, ns) && !st.scope.covers(kind, ns) {
 			if e := v.get(name); e != nil {
 				d.put = append(d.put, e)
 			}

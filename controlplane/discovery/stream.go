@@ -230,7 +230,7 @@ func (st *stream) own(v *view, changes []configstore.Changed, known bool) (*bund
 		d = v.whole(&st.scope)
 		d.complete = d.complete && len(st.initial) == 0
 		for name := range st.scope.exact {
-			if _, ns, _, err := resource.Split(name); err == nil && st.scope.has(name, ns) && !st.scope.covers(ns) && v.get(name) != nil {
+			if kind, ns, _, err := resource.Split(name); err == nil && st.scope.has(kind, name, ns) && !st.scope.covers(kind, ns) && v.get(name) != nil {
 				d.add(v, name)
 			}
 		}
@@ -243,9 +243,9 @@ func (st *stream) own(v *view, changes []configstore.Changed, known bool) (*bund
 		said[name] = true
 	}
 	say := func(name string) {
-		if _, ns, _, err := resource.Split(name); said[name] {
+		if kind, ns, _, err := resource.Split(name); said[name] {
 			return
-		} else if err != nil || !st.scope.has(name, ns) {
+		} else if err != nil || !st.scope.has(kind, name, ns) {
 			d.removed = append(d.removed, name) // a name that it may not see is said not to exist
 		} else {
 			d.add(v, name)
@@ -257,7 +257,7 @@ func (st *stream) own(v *view, changes []configstore.Changed, known bool) (*bund
 	}
 	// What it has, or has been shown, and is not there any more, or not for it.
 	gone := func(name string) {
-		if _, ns, _, err := resource.Split(name); err != nil || !st.scope.has(name, ns) || v.get(name) == nil {
+		if kind, ns, _, err := resource.Split(name); err != nil || !st.scope.has(kind, name, ns) || v.get(name) == nil {
 			say(name)
 		}
 	}
@@ -268,7 +268,7 @@ func (st *stream) own(v *view, changes []configstore.Changed, known bool) (*bund
 	}
 	if !known && st.cursor != nil {
 		for e := range st.cursor.All("") {
-			if st.scope.has(e.Name, e.Namespace) {
+			if st.scope.has(e.Kind, e.Name, e.Namespace) {
 				gone(e.Name)
 			}
 		}
@@ -282,23 +282,23 @@ func (st *stream) own(v *view, changes []configstore.Changed, known bool) (*bund
 	if d.empty() && st.cursor != nil {
 		return nil, nil
 	}
-	sums, withheld := v.sums, v.withheld
+	of := shown{sums: v.sums, withheld: v.withheld}
 	if st.manifest && len(st.scope.exact) > 0 {
-		sums, withheld = st.beside(v)
+		of = st.beside(v)
 	}
-	return v.encode(d, sums, withheld)
+	return v.encode(d, of)
 }
 
 // beside is what the manifest says where names of this proxy's own are beside the
 // class's namespaces.
-func (st *stream) beside(v *view) (map[resource.Kind]resource.Digest, []*configv1.Withheld) {
+func (st *stream) beside(v *view) shown {
 	sums, withheld := make(map[resource.Kind]resource.Digest, len(v.sums)), slices.Clone(v.withheld)
 	for kind, d := range v.sums {
 		sums[kind] = d
 	}
 	for name := range st.scope.exact {
 		kind, ns, _, err := resource.Split(name)
-		if err != nil || !st.scope.has(name, ns) || st.scope.covers(ns) {
+		if err != nil || !st.scope.has(kind, name, ns) || st.scope.covers(kind, ns) {
 			continue
 		}
 		if e := v.get(name); e != nil {
@@ -308,7 +308,7 @@ func (st *stream) beside(v *view) (map[resource.Kind]resource.Digest, []*configv
 		}
 	}
 	slices.SortFunc(withheld, func(a, b *configv1.Withheld) int { return strings.Compare(a.Name, b.Name) })
-	return sums, withheld
+	return shown{sums, withheld, st.scope.names.Bytes()}
 }
 
 // send sends a bundle; it stands until its last response is answered.
@@ -377,19 +377,17 @@ func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) error {
 	}
 	st.token = nil
 	snap, _ := st.server.cfg.Source.Snapshot()
-	asked := slices.Sorted(slices.Values(first.ResourceNamesSubscribe))
-	if len(asked) == 0 {
-		asked = []string{"*"}
-	}
-	if t.Lineage != snap.Lineage || t.Revision > snap.Revision || !slices.Equal(asked, t.Scope) {
+	if t.Lineage != snap.Lineage || t.Revision > snap.Revision || !st.scope.is(t) {
 		return nil
 	}
 	from := t.Revision
 	v := st.class.of(snap)
+	sums := v.sums
+	if len(st.scope.exact) > 0 {
+		sums = st.beside(v).sums
+	}
 	switch changes, ok := snap.Log(from); {
-	case len(t.Digests) > 0 && len(st.scope.exact) > 0:
-		return nil // digests are of namespaces
-	case ok && len(t.Digests) > 0 && !sameDigests(digestsOf(v.at(changes)), t.Digests):
+	case ok && len(t.Digests) > 0 && !sameDigests(digestsOf(v.at(&st.scope, sums, changes)), t.Digests):
 		st.server.metrics.mismatches.Inc()
 		st.server.alarms.raise(st.server.cfg.Clock.Now(), snap.Lineage, restoreSuspected, "node "+st.nodeID+" says that it has revision "+strconv.FormatInt(from, 10)+
 			" with another content than etcd had then: if that is so, etcd was restored from a backup, or written around the control plane. The proxy was sent everything; \"weft admin restore\" declares that what etcd has is in force")
@@ -400,7 +398,7 @@ func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) error {
 		// the proxy has what was there where it begins, as when a replica starts.
 		from = max(from, snap.Floor())
 		changes, _ = snap.Log(from)
-		if len(t.Digests) == 0 || !sameDigests(digestsOf(v.at(changes)), t.Digests) {
+		if len(t.Digests) == 0 || !sameDigests(digestsOf(v.at(&st.scope, sums, changes)), t.Digests) {
 			return nil
 		}
 	}

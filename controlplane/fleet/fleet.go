@@ -27,6 +27,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/registry"
 )
 
@@ -122,9 +123,10 @@ func New(cfg Config) *Fleet {
 func (f *Fleet) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
+		log := outage.New(f.cfg.Log, "connected proxies cannot be written down", "connected proxies can be written down again")
 		for ctx.Err() == nil {
-			if err := f.record(ctx); err != nil && ctx.Err() == nil {
-				f.cfg.Log.Warn("connected proxies cannot be written down", "error", err)
+			if err := f.record(ctx); ctx.Err() == nil {
+				log.Is(err)
 			}
 			wait(ctx, f.cfg.Every)
 		}
@@ -184,13 +186,16 @@ func (f *Fleet) term(ctx context.Context, term election.Term) error {
 	defer f.registeredProxies.Set(0)
 	defer f.trouble.set(nil, time.Time{})
 	clear(f.heard)
+	log := outage.New(f.cfg.Log, "the registry cannot be brought up to date; trying again", "the registry is up to date again")
 	elected := time.Now()
 	for ctx.Err() == nil {
 		err := f.pass(ctx, term, time.Now(), time.Since(elected) < f.cfg.Grace)
 		f.trouble.set(err, f.cfg.Clock.Now())
-		if err != nil && ctx.Err() == nil {
-			f.failures.Inc()
-			f.cfg.Log.Warn("the registry cannot be brought up to date; trying again", "error", err)
+		if ctx.Err() == nil {
+			log.Is(err)
+			if err != nil {
+				f.failures.Inc()
+			}
 		}
 		wait(ctx, f.cfg.Every)
 	}

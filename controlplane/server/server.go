@@ -64,6 +64,8 @@ type Config struct {
 	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
 	// where it names some, those namespaces; others are good for all.
 	AdminTLS, DiscoveryTLS tlsconf.Files
+	// TLSSources are TLS files beside those, of the registry, for the metrics.
+	TLSSources []*tlsconf.Source
 	// SnapshotKeyFile has the private Ed25519 key, PKCS #8 in PEM, that exported
 	// snapshots are signed with; they are not signed when it is empty. It is read
 	// once.
@@ -75,6 +77,8 @@ type Config struct {
 	AdminAccess string
 	// Guard bounds what one change may remove without saying that it means to.
 	Guard admin.Guard
+	// AuditBytes is configstore.Config's.
+	AuditBytes int64
 	// AdminAdvertise is the address of the admin API as other replicas reach it,
 	// "host:port"; when empty AdminAddr, with this machine's name where that is
 	// every address. Replicas show each other AdminTLS's certificate.
@@ -175,19 +179,21 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	adminTransport := tlsconf.Server
+	var peers credentials.TransportCredentials
+	askAdmin := tls.RequireAndVerifyClientCert
 	if cfg.AdminAccess != "" {
-		adminTransport = tlsconf.ServerOptional // others have a token
+		askAdmin = tls.VerifyClientCertIfGiven // others have a token
 	}
-	if s.adminTLS, err = transport("admin", cfg.AdminAddr, cfg.AdminTLS, cfg.AdminAccess != "", adminTransport); err != nil {
+	if s.adminTLS, peers, err = s.transport("admin", cfg.AdminAddr, cfg.AdminTLS, cfg.AdminAccess != "", askAdmin); err != nil {
 		return nil, err
 	}
-	if s.discoTLS, err = transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, false, tlsconf.ServerOptional /* others have a join token */); err != nil {
+	if s.discoTLS, _, err = s.transport("discovery", cfg.DiscoveryAddr, cfg.DiscoveryTLS, false, tls.VerifyClientCertIfGiven /* others have a join token */); err != nil {
 		return nil, err
 	}
-	if _, err := transport("operations", cfg.OpsAddr, tlsconf.Files{}, false, tlsconf.Server); err != nil {
+	if _, _, err := s.transport("operations", cfg.OpsAddr, tlsconf.Files{}, false, tls.NoClientCert); err != nil {
 		return nil, err
 	}
+	s.metrics.MustRegister(tlsconf.Metrics("weft_controlplane", s.cfg.TLSSources...))
 	var snapshotKey ed25519.PrivateKey
 	if cfg.SnapshotKeyFile != "" {
 		if snapshotKey, err = configfile.PrivateKey(cfg.SnapshotKeyFile); err != nil {
@@ -197,24 +203,19 @@ func New(cfg Config) (_ *Server, err error) {
 	if err := cfg.Guard.Check(); err != nil {
 		return nil, err
 	}
+	if cfg.AuditBytes < 0 {
+		return nil, errors.New("audit records cannot take less room than none")
+	}
 	if cfg.AdminAdvertise != "" {
 		if _, _, err := net.SplitHostPort(cfg.AdminAdvertise); err != nil {
 			return nil, fmt.Errorf("the advertised address of the admin API: %w", err)
 		}
 	}
-	var peers credentials.TransportCredentials
-	if !cfg.AdminTLS.Empty() {
-		c, err := tlsconf.Client(cfg.AdminTLS)
-		if err != nil {
-			return nil, fmt.Errorf("admin: %w", err)
-		}
-		peers = credentials.NewTLS(c)
-	}
 	validator, err := validate.New()
 	if err != nil {
 		return nil, err
 	}
-	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, AuditBytes: cfg.AuditBytes, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.paced = discovery.Pace(s.store, 0)
 	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
@@ -252,27 +253,33 @@ func New(cfg Config) (_ *Server, err error) {
 	return s, nil
 }
 
-// transport is the listener's security: TLS from files, or none on loopback.
-// tokens: callers may have those instead of a certificate, and no authority.
-func transport(name, addr string, f tlsconf.Files, tokens bool, make func(tlsconf.Files, ...string) (*tls.Config, error)) (credentials.TransportCredentials, error) {
+// transport is the listener's security and what others like it are called with:
+// TLS from files, or none on loopback. tokens: callers may have those instead of a
+// certificate, and no authority.
+func (s *Server) transport(name, addr string, f tlsconf.Files, tokens bool, ask tls.ClientAuthType) (server, client credentials.TransportCredentials, err error) {
 	if !f.Empty() {
 		if f.CA == "" && !tokens {
-			return nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
+			return nil, nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
 		}
-		c, err := make(f, "h2")
+		files, err := tlsconf.Open(name, f, s.cfg.Log)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
 		}
-		return credentials.NewTLS(c), nil
+		c, err := files.Server(ask, "h2")
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
+		}
+		s.cfg.TLSSources = append(s.cfg.TLSSources, files)
+		return credentials.NewTLS(c), files.Credentials(nil), nil
 	}
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, fmt.Errorf("%s: %s is not a loopback address: without TLS files only those are listened on", name, addr)
+		return nil, nil, fmt.Errorf("%s: %s is not a loopback address: without TLS files only those are listened on", name, addr)
 	}
-	return nil, nil
+	return nil, nil, nil
 }
 
 // Addrs tells where the server listens.
@@ -303,6 +310,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.store.Run(gctx) })
 	g.Go(func() error { return s.paced.Run(gctx) })
 	g.Go(func() error { return s.store.RunAudit(gctx) })
+	g.Go(func() error { return s.admin.Run(gctx) })
 	g.Go(func() error { return s.joins.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
 	g.Go(func() error { return s.census.Run(gctx) })
@@ -337,6 +345,8 @@ func (s *Server) Run(ctx context.Context) error {
 		return ops.Close()
 	})
 	err := g.Wait()
+	// Nobody calls any more. What was counted and not written is not forgotten.
+	s.admin.Flush(context.WithoutCancel(ctx))
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -12,7 +12,14 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
+	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 )
@@ -42,7 +49,7 @@ func TestAddresses(t *testing.T) {
 // TestOperations: readiness follows the reading of etcd; pages of the web are
 // not served; a connection to discovery takes few streams.
 func TestOperations(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {
@@ -114,5 +121,55 @@ func TestOperations(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCountedRefusalsOutliveAStop: refusals that were counted are in the audit
+// record once the control plane has stopped.
+func TestCountedRefusalsOutliveAStop(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	s, err := New(Config{Etcd: e.Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", DrainTime: time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(rctx) }()
+	if err := s.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(s.Addrs().Admin, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	const refused = 300
+	for range refused {
+		_, err := adminv1.NewAdminServiceClient(conn).Delete(ctx, &adminv1.DeleteRequest{Targets: []*adminv1.DeleteTarget{{Name: "topic/demo/none"}}})
+		if status.Code(err) != codes.NotFound {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	records, told := 0, 0
+	store := configstore.New(configstore.Config{Client: e.Client(), Log: slog.New(slog.DiscardHandler)})
+	for r, err := range store.Audit(ctx, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		records++
+		told += 1 + int(r.Repeats)
+	}
+	if told != refused || records > refused/10 {
+		t.Errorf("%d of %d refusals are told, in %d records", told, refused, records)
 	}
 }

@@ -1,6 +1,8 @@
 package validate
 
 import (
+	"iter"
+	"slices"
 	"strings"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -64,6 +66,28 @@ func sameName(kind resource.Kind, ns, name string) string {
 // usersOf: resources that name another one.
 func usersOf(kind resource.Kind, ns, name string) string {
 	return "users/" + resource.Name(kind, ns, name)
+}
+
+// Users yields what refers to r by its name, and the subscriptions that read it by
+// a pattern.
+func Users(v View, r *configv1.Resource) iter.Seq[*configv1.Resource] {
+	return func(yield func(*configv1.Resource) bool) {
+		ns, name := r.GetMetadata().GetNamespace(), r.GetMetadata().GetName()
+		for user := range v.Find(usersOf(resource.KindOf(r), ns, name)) {
+			if !yield(user) {
+				return
+			}
+		}
+		if r.GetTopic() == nil {
+			return
+		}
+		for user := range v.Find(patterns(ns)) {
+			s := user.GetSubscription()
+			if readsTopic(s, name) && !slices.Contains(s.Topics, name) && s.DeadLetterTopic != name && !yield(user) {
+				return
+			}
+		}
+	}
 }
 
 // patterns: subscriptions that read topics by pattern.

@@ -69,37 +69,72 @@ func (c *collector) route(r *configv1.Route) {
 	if err := names.CheckName("topic", r.Topic); err != nil {
 		c.add("spec.topic", "name", err.Error())
 	}
+	var all filterCost
 	for i, rule := range r.Rules {
 		path := fmt.Sprintf("spec.rules[%d]", i)
-		c.filter(rule.Filter, path+".filter")
+		all.add(c.filter(rule.Filter, path+".filter"))
 		for j, to := range rule.To {
 			if err := names.CheckName("topic", to.Topic); err != nil {
 				c.add(fmt.Sprintf("%s.to[%d].topic", path, j), "name", err.Error())
 			}
 		}
 	}
+	// Each event is judged by rule after rule, until one matches.
+	c.bound("spec.rules", "the filters of all rules together", all, maxRoute)
 }
 
-// Bounds of one filter: how deep it nests, and its expressions. Proxies have the
-// same, and refuse what is beyond.
+// Bounds of one filter, since each event of a topic is judged by it: how deep it
+// nests, how long one value is, and what it costs.
 const (
 	maxFilterDepth = 8
-	maxFilterNodes = 256
+	maxFilterValue = 1024
 )
 
-func (c *collector) filter(f *configv1.Filter, path string) {
-	nodes := 0
-	c.filterAt(f, path, 1, &nodes)
-	if nodes > maxFilterNodes {
-		c.add(path, "filter-size", fmt.Sprintf("may have %d expressions, this one has %d", maxFilterNodes, nodes))
+// filterCost is what a filter costs: its expressions, the conditions on attributes
+// in them, and the bytes of those attributes' names and values.
+type filterCost struct{ nodes, conditions, bytes int }
+
+func (f *filterCost) add(o filterCost) {
+	f.nodes, f.conditions, f.bytes = f.nodes+o.nodes, f.conditions+o.conditions, f.bytes+o.bytes
+}
+
+// The most of one filter, and of those of a Route together. Of expressions and
+// depth proxies have the same bounds, and refuse what is beyond.
+var (
+	maxFilter = filterCost{nodes: 256, conditions: 512, bytes: 16 << 10}
+	maxRoute  = filterCost{nodes: 1024, conditions: 2048, bytes: 64 << 10}
+)
+
+// bound refuses what costs more than most.
+func (c *collector) bound(path, what string, is, most filterCost) {
+	for _, b := range []struct {
+		rule, of string
+		is, most int
+	}{
+		{"filter-size", "expressions", is.nodes, most.nodes},
+		{"filter-conditions", "conditions on attributes", is.conditions, most.conditions},
+		{"filter-bytes", "bytes of names and values of attributes", is.bytes, most.bytes},
+	} {
+		if b.is > b.most {
+			c.add(path, b.rule, fmt.Sprintf("has more than %d %s, which is the most that %s may have: each event is judged by it", b.most, b.of, what))
+		}
 	}
 }
 
-func (c *collector) filterAt(f *configv1.Filter, path string, depth int, nodes *int) {
+func (c *collector) filter(f *configv1.Filter, path string) filterCost {
+	var cost filterCost
+	c.filterAt(f, path, 1, &cost)
+	c.bound(path, "a filter", cost, maxFilter)
+	return cost
+}
+
+func (c *collector) filterAt(f *configv1.Filter, path string, depth int, cost *filterCost) {
 	if f == nil {
 		return
 	}
-	*nodes++
+	if cost.nodes++; cost.nodes > maxFilter.nodes {
+		return // is refused, however much there is more
+	}
 	if depth > maxFilterDepth {
 		c.add(path, "filter-depth", fmt.Sprintf("filters may nest %d deep", maxFilterDepth))
 		return
@@ -113,6 +148,10 @@ func (c *collector) filterAt(f *configv1.Filter, path string, depth int, nodes *
 			dialects++
 		}
 		for k, v := range m.m {
+			cost.add(filterCost{conditions: 1, bytes: len(k) + len(v)})
+			if len(v) > maxFilterValue {
+				c.add(path+"."+m.name+"."+k, "filter-value", fmt.Sprintf("has %d bytes, a value may have %d", len(v), maxFilterValue))
+			}
 			if !event.ValidName(k) {
 				c.add(path+"."+m.name, "attribute-name", fmt.Sprintf("%q is not the name of an attribute ([a-z0-9])", k))
 			}
@@ -129,23 +168,39 @@ func (c *collector) filterAt(f *configv1.Filter, path string, depth int, nodes *
 			dialects++
 		}
 		for i, child := range l.l {
-			c.filterAt(child, fmt.Sprintf("%s.%s[%d]", path, l.name, i), depth+1, nodes)
+			c.filterAt(child, fmt.Sprintf("%s.%s[%d]", path, l.name, i), depth+1, cost)
 		}
 	}
 	if f.Not != nil {
 		dialects++
-		c.filterAt(f.Not, path+".not", depth+1, nodes)
+		c.filterAt(f.Not, path+".not", depth+1, cost)
 	}
 	if dialects != 1 {
 		c.add(path, "filter-dialect", "must have exactly one of exact, prefix, suffix, all, any, not")
 	}
 }
 
+// Bounds of the patterns among a Subscription's topics: each topic of the namespace
+// is compared with all of them.
+const (
+	maxPatterns  = 16
+	maxWildcards = 8
+)
+
 func (c *collector) subscription(s *configv1.Subscription) {
+	patterns := 0
 	for i, t := range s.Topics {
+		if n := strings.Count(t, "*") + strings.Count(t, ">"); n > 0 {
+			if patterns++; n > maxWildcards {
+				c.add(fmt.Sprintf("spec.topics[%d]", i), "pattern-wildcards", fmt.Sprintf("has %d wildcards, a pattern may have %d", n, maxWildcards))
+			}
+		}
 		if err := names.CheckPattern("topic", t); err != nil {
 			c.add(fmt.Sprintf("spec.topics[%d]", i), "pattern", err.Error())
 		}
+	}
+	if patterns > maxPatterns {
+		c.add("spec.topics", "patterns", fmt.Sprintf("has %d patterns, a Subscription may have %d: name the topics, or use wider ones", patterns, maxPatterns))
 	}
 	c.filter(s.Filter, "spec.filter")
 	if p := s.GetPush(); p != nil {

@@ -58,7 +58,7 @@ func New() (*Validator, error) {
 // Alone judges one resource that a user wants to apply, without looking at
 // others.
 func (v *Validator) Alone(r *configv1.Resource) []Problem {
-	c := &collector{name: resource.NameOf(r)}
+	c := &collector{name: names.Text(resource.NameOf(r), maxField)}
 	if r.GetMetadata() == nil {
 		c.name = "resource"
 	}
@@ -144,8 +144,19 @@ type collector struct {
 	problems []Problem
 }
 
+// Most problems that are told of one resource, and bytes of what is told of each:
+// that must reach the caller, and be found in reasonable time.
+const (
+	maxProblems = 100
+	maxField    = 512
+	maxMessage  = 1024
+)
+
 func (c *collector) add(field, rule, message string) {
-	p := Problem{c.name, field, rule, message}
+	if len(c.problems) == maxProblems {
+		return
+	}
+	p := Problem{c.name, names.Text(field, maxField), rule, names.Text(message, maxMessage)}
 	if !slices.Contains(c.problems, p) {
 		c.problems = append(c.problems, p)
 	}

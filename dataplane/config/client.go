@@ -36,6 +36,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/configfile"
 	"github.com/weft-mesh/weft/pkg/lineage"
+	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -181,6 +182,7 @@ func (c *Client) Run(ctx context.Context) error {
 		return err
 	}
 	close(c.loaded)
+	away := outage.New(c.cfg.Log, "the control plane cannot be followed; the last configuration stays in force", "the control plane is followed again")
 	retry := minRetry
 	at := 0
 	if n := len(c.cfg.Addresses); n > 1 {
@@ -192,7 +194,7 @@ func (c *Client) Run(ctx context.Context) error {
 		at++
 		c.metrics.attempts.Inc()
 		told := false
-		err := c.follow(ctx, addr, func() { told, retry = true, minRetry })
+		err := c.follow(ctx, addr, func() { told, retry = true, minRetry; away.Is(nil) })
 		c.metrics.connected.Set(0)
 		lost := time.Now()
 		c.contact.CompareAndSwap(nil, &lost)
@@ -206,7 +208,7 @@ func (c *Client) Run(ctx context.Context) error {
 			continue
 		}
 		c.metrics.lost.Inc()
-		c.cfg.Log.Warn("the control plane cannot be followed; the last configuration stays in force", "address", addr, "error", err)
+		away.Is(fmt.Errorf("%s: %w", addr, err))
 		timer := time.NewTimer(retry/2 + rand.N(retry))
 		select {
 		case <-timer.C:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
 )
@@ -71,14 +72,15 @@ const (
 
 // run fetches until ctx ends. What it fetched and nobody settled goes back.
 func (s *source) run(ctx context.Context) {
+	log := outage.New(s.r.m.cfg.Log.With("subscription", s.r.key, "topic", s.topic), "a subscription's topic cannot be read; trying again", "a subscription's topic is read again")
 	retry := minRetry
 	for ctx.Err() == nil {
-		err := s.follow(ctx, func() { retry = minRetry })
+		err := s.follow(ctx, func() { retry = minRetry; log.Is(nil) })
 		if ctx.Err() != nil {
 			return
 		}
 		s.r.metrics.storeErrors.Inc()
-		s.r.m.cfg.Log.Warn("a subscription's topic cannot be read; trying again", "subscription", s.r.key, "topic", s.topic, "error", err)
+		log.Is(err)
 		timer := time.NewTimer(retry/2 + rand.N(retry))
 		select {
 		case <-timer.C:

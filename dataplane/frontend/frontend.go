@@ -19,6 +19,12 @@ type Mesh interface {
 	// Unauthenticated, but for loopback on a proxy that trusts it.
 	Authenticate(ctx context.Context, c policy.Credentials) (*policy.Principal, error)
 
+	// Current is who as the newest configuration sees it; Unauthenticated where
+	// its credentials are not good any more. A session that waits asks again once
+	// changed is closed and, where the principal expires, now and then: Publish,
+	// Join and Tail ask by themselves.
+	Current(who *policy.Principal) (now *policy.Principal, changed <-chan struct{}, err error)
+
 	// Publish takes a batch of one client for one topic to the store and waits
 	// for the outcome. It borrows events, which it validates; the slice itself
 	// may be changed (trace context). res has the length of

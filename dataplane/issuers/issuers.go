@@ -27,6 +27,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/outage"
 )
 
 // maxWait is how long a client with a key that is not known yet waits for a look
@@ -53,6 +54,7 @@ type Manager struct {
 	transport *http.Transport
 	fetches   *prometheus.CounterVec
 	fetched   *prometheus.GaugeVec
+	refused   *prometheus.CounterVec
 	wanted    *latest.Value[map[string]*kept] // by canonical name; not changed
 	applying  sync.Mutex
 }
@@ -79,9 +81,11 @@ func New(cfg Config) *Manager {
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_issuer_key_fetches_total",
 			Help: "Looks at the keys of an Identity's issuer, by outcome: ok or failed; while they fail, the keys that were there stay good."}, []string{"identity", "outcome"}),
 		fetched: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "weft_proxy_issuer_keys_fetched_timestamp_seconds",
-			Help: "When the keys of an Identity's issuer were last fetched, Unix time."}, []string{"identity"})}
+			Help: "When the keys of an Identity's issuer were last fetched, Unix time; they are good for 7 days from then."}, []string{"identity"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_issuer_tokens_refused_total",
+			Help: "Tokens that an Identity's issuer is named in and that were refused, by reason."}, []string{"identity", "reason"})}
 	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(m.fetches, m.fetched)
+		cfg.Metrics.MustRegister(m.fetches, m.fetched, m.refused)
 	}
 	return m
 }
@@ -111,6 +115,13 @@ func (m *Manager) Apply(issuers map[string]*configv1.JwtIssuer) map[string]*jwta
 	return out
 }
 
+// Refused counts a token that an identity has refused.
+func (m *Manager) Refused(identity string, why jwtauth.Reason) {
+	if m.wanted.Get()[identity] != nil {
+		m.refused.WithLabelValues(identity, string(why)).Inc()
+	}
+}
+
 func (m *Manager) make(name string, spec *configv1.JwtIssuer) (*kept, error) {
 	cfg := policy.TokenRules(spec)
 	cfg.Clock, cfg.Transport, cfg.Wait = m.cfg.Clock, m.transport, maxWait
@@ -121,24 +132,34 @@ func (m *Manager) make(name string, spec *configv1.JwtIssuer) (*kept, error) {
 		sum := sha256.Sum256([]byte(name))
 		cfg.CachePath = filepath.Join(m.cfg.Dir, hex.EncodeToString(sum[:16])+".json")
 	}
+	log := outage.New(m.cfg.Log.With("identity", name), "the keys of an identity's issuer cannot be fetched or kept; those that were there stay good for 7 days", "the keys of an identity's issuer are fetched again")
+	k := &kept{spec: spec, cache: cfg.CachePath}
 	cfg.Fetched = func(changed bool, err error) {
 		outcome := "ok"
 		if err != nil {
 			outcome = "failed"
-			m.cfg.Log.Warn("the keys of an identity's issuer cannot be fetched or kept; those that were there stay good", "identity", name, "error", err)
-		} else {
-			m.fetched.WithLabelValues(name).SetToCurrentTime()
 		}
+		log.Is(err)
 		m.fetches.WithLabelValues(name, outcome).Inc()
+		m.age(name, k.verifier)
 		if changed {
 			m.cfg.Changed()
 		}
 	}
-	v, err := jwtauth.New(cfg)
+	var err error
+	k.verifier, err = jwtauth.New(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &kept{spec, v, cfg.CachePath}, nil
+	m.age(name, k.verifier)
+	return k, nil
+}
+
+// age shows when keys were fetched, also by the process before.
+func (m *Manager) age(name string, v *jwtauth.Verifier) {
+	if at := v.Fetched(); !at.IsZero() {
+		m.fetched.WithLabelValues(name).Set(float64(at.Unix()))
+	}
 }
 
 // Run fetches the keys of the issuers that are wanted until ctx ends.
@@ -184,6 +205,7 @@ func (m *Manager) Run(ctx context.Context) error {
 func (m *Manager) forget(name string, k *kept) {
 	m.fetches.DeletePartialMatch(prometheus.Labels{"identity": name})
 	m.fetched.DeleteLabelValues(name)
+	m.refused.DeletePartialMatch(prometheus.Labels{"identity": name})
 	if k.cache != "" {
 		_ = os.Remove(k.cache)
 	}

@@ -127,7 +127,7 @@ func (w *world) publish(topic string, in []event.Event) ([]frontend.Result, erro
 // kept are the ids and types that a topic of the store has.
 func (w *world) kept(topic string, n int) string {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	tail, err := w.st.Tail(ctx, store.TailRequest{Topic: topic})
 	w.must(err)

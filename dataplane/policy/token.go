@@ -26,6 +26,17 @@ func TokenRules(spec *configv1.JwtIssuer) jwtauth.Config {
 		PrincipalClaim: spec.PrincipalClaim, GroupsClaim: spec.GroupsClaim}
 }
 
+// RefusedToken is a cause of what Authenticate gives for a token of an issuer that
+// some Identity trusts.
+type RefusedToken struct {
+	// Identity is the canonical name of the one that refused it, the last where
+	// several trust its issuer.
+	Identity string
+	Reason   jwtauth.Reason
+}
+
+func (r *RefusedToken) Error() string { return "refused by " + r.Identity }
+
 // isToken tells tokens from API keys, which have no dots.
 func isToken(bearer string) bool { return strings.Contains(bearer, ".") }
 
@@ -33,6 +44,7 @@ func isToken(bearer string) bool { return strings.Contains(bearer, ".") }
 // issuer, each for its audiences, the first that this one is for decides.
 func (i *Identities) byToken(token string, verify func(*jwtauth.Verifier) (jwtauth.Claims, error)) (*Principal, error) {
 	var last error
+	var by string
 	for from, n := jwtauth.Issuer(token), 0; n < len(i.issuers); n++ {
 		is := &i.issuers[n]
 		if is.name != from || is.verifier == nil {
@@ -41,10 +53,11 @@ func (i *Identities) byToken(token string, verify func(*jwtauth.Verifier) (jwtau
 		claims, err := verify(is.verifier)
 		switch {
 		case err != nil:
-			last = err
+			last, by = err, is.identity
 			continue
 		case !validPrincipal(claims.Principal):
-			return nil, refuse("bad-credentials", "the token's principal has characters that a principal must not have")
+			return nil, &fault.Error{Class: fault.Unauthenticated, Op: "authenticate", Reason: "bad-credentials", Msg: "the token's principal has characters that a principal must not have",
+				Err: &RefusedToken{is.identity, jwtauth.BadPrincipal}}
 		}
 		p := &Principal{Namespace: is.namespace, Name: claims.Principal, Identity: is.identity, Expires: claims.Expires.UnixNano(),
 			Credential: "token", token: token}
@@ -59,8 +72,8 @@ func (i *Identities) byToken(token string, verify func(*jwtauth.Verifier) (jwtau
 		return nil, refuse("bad-credentials", "the token is not of an issuer that the mesh trusts")
 	case !errors.As(last, &why):
 		return nil, last // the caller is gone
-	case why.Reason == jwtauth.NoKeys:
-		return nil, &fault.Error{Class: fault.Unavailable, Op: "authenticate", Reason: "issuer-unreachable", Msg: why.Error(), RetryAfter: time.Second}
+	case why.Reason == jwtauth.NoKeys || why.Reason == jwtauth.StaleKeys:
+		return nil, &fault.Error{Class: fault.Unavailable, Op: "authenticate", Reason: "issuer-unreachable", Msg: why.Error(), RetryAfter: time.Second, Err: &RefusedToken{by, why.Reason}}
 	}
-	return nil, refuse("bad-credentials", why.Error())
+	return nil, &fault.Error{Class: fault.Unauthenticated, Op: "authenticate", Reason: "bad-credentials", Msg: why.Error(), Err: &RefusedToken{by, why.Reason}}
 }

@@ -21,26 +21,22 @@ const maxJoinToken = 4 << 10
 // joining sets what this proxy shows to a control plane: a certificate while there
 // is one that is good, else a join token.
 func (p *Proxy) joining(creds *credentials.TransportCredentials, calls *credentials.PerRPCCredentials) (err error) {
-	overTLS := !p.cfg.ControlPlaneTLS.Empty()
+	var files *tlsconf.Source
+	if !p.cfg.ControlPlaneTLS.Empty() {
+		if files, err = p.files("control-plane", p.cfg.ControlPlaneTLS); err != nil {
+			return fmt.Errorf("control plane: %w", err)
+		}
+	}
 	var withhold func(*tls.Config)
 	if p.cfg.JoinTokenFile != "" {
-		j := &joining{file: p.cfg.JoinTokenFile, tls: overTLS, clock: p.cfg.Clock}
+		j := &joining{file: p.cfg.JoinTokenFile, files: files, clock: p.cfg.Clock}
 		if _, err := j.token(); err != nil {
 			return err
 		}
-		if overTLS {
-			c, err := tlsconf.Client(p.cfg.ControlPlaneTLS)
-			if err != nil {
-				return fmt.Errorf("control plane: %w", err)
-			}
-			j.certificate = c.GetClientCertificate
-		}
 		*calls, withhold = j, j.withhold
 	}
-	if overTLS {
-		if *creds, err = tlsconf.ClientCredentials(p.cfg.ControlPlaneTLS, withhold); err != nil {
-			return fmt.Errorf("control plane: %w", err)
-		}
+	if files != nil {
+		*creds = files.Credentials(withhold)
 	}
 	return nil
 }
@@ -48,10 +44,8 @@ func (p *Proxy) joining(creds *credentials.TransportCredentials, calls *credenti
 // joining shows a join token while there is no certificate that is good.
 type joining struct {
 	file  string
-	tls   bool
+	files *tlsconf.Source // nil without TLS
 	clock clock.Clock
-	// certificate gives that of the files; nil without.
-	certificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 }
 
 // withhold keeps an expired certificate back, with which no control plane would
@@ -64,14 +58,11 @@ func (j *joining) withhold(c *tls.Config) {
 
 // certified reports whether there is a certificate that has not expired.
 func (j *joining) certified() bool {
-	if j.certificate == nil {
+	if j.files == nil {
 		return false
 	}
-	c, err := j.certificate(nil)
-	if err != nil || c.Leaf == nil {
-		return false
-	}
-	return j.clock.Now().Before(c.Leaf.NotAfter)
+	c := j.files.Certificate()
+	return c != nil && j.clock.Now().Before(c.Leaf.NotAfter)
 }
 
 // token reads the file. Its errors say nothing of what is in it.
@@ -106,4 +97,4 @@ func (j *joining) GetRequestMetadata(context.Context, ...string) (map[string]str
 
 // RequireTransportSecurity keeps a token off the network in the clear; without TLS
 // there is only loopback.
-func (j *joining) RequireTransportSecurity() bool { return j.tls }
+func (j *joining) RequireTransportSecurity() bool { return j.files != nil }

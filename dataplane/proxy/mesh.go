@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/latest"
 )
 
@@ -36,6 +38,7 @@ type mesh struct {
 	ready     func() error
 	clock     clock.Clock
 	metrics   meshMetrics
+	refused   func(identity string, why jwtauth.Reason) // counts tokens
 }
 
 type meshMetrics struct {
@@ -58,38 +61,32 @@ func (m meshMetrics) shadowed(policy, rule string) { m.shadows.WithLabelValues(p
 var errNoConfiguration = &fault.Error{Class: fault.Unavailable, Op: "proxy", Reason: "no-configuration",
 	Msg: "this proxy has no configuration yet", RetryAfter: time.Second}
 
-// configuration is the snapshot in force; Unavailable before the first.
-func (m *mesh) configuration() (*snapshot.Snapshot, error) {
-	s := m.snapshots.Get()
+// Current is the principal as the newest configuration sees it.
+func (m *mesh) Current(who *policy.Principal) (*policy.Principal, <-chan struct{}, error) {
+	s, changed := m.snapshots.Load()
 	if s.Lineage == "" {
-		return nil, errNoConfiguration
-	}
-	return s, nil
-}
-
-// current is the principal as the newest configuration sees it.
-func (m *mesh) current(who *policy.Principal) (*policy.Principal, error) {
-	s, err := m.configuration()
-	if err != nil {
-		return nil, err
+		return nil, changed, errNoConfiguration
 	}
 	p, ok := s.Identities.Current(who, m.clock.Now())
 	if !ok {
-		return nil, fault.New(fault.Unauthenticated, "authenticate", "credentials-revoked", "the credentials of this connection are not valid any more")
+		return nil, changed, fault.New(fault.Unauthenticated, "authenticate", "credentials-revoked", "the credentials of this connection are not valid any more")
 	}
-	return p, nil
+	return p, changed, nil
 }
 
 // Authenticate tells who the client is.
 func (m *mesh) Authenticate(ctx context.Context, c policy.Credentials) (*policy.Principal, error) {
-	s, err := m.configuration()
-	if err != nil {
-		return nil, err
+	s := m.snapshots.Get()
+	if s.Lineage == "" {
+		return nil, errNoConfiguration
 	}
 	p, err := s.Identities.Authenticate(ctx, c, m.clock.Now())
 	outcome := "ok"
 	if err != nil {
 		outcome = fault.From(err).Reason
+		if t, ok := errors.AsType[*policy.RefusedToken](err); ok {
+			m.refused(t.Identity, t.Reason)
+		}
 	}
 	m.metrics.authentications.WithLabelValues(outcome).Inc()
 	return p, err
@@ -97,7 +94,7 @@ func (m *mesh) Authenticate(ctx context.Context, c policy.Credentials) (*policy.
 
 // Publish takes events to their store.
 func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error {
-	who, err := m.current(who)
+	who, _, err := m.Current(who)
 	if err != nil {
 		for i := range res {
 			res[i] = frontend.Result{Err: err}
@@ -109,7 +106,7 @@ func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, to
 
 // Join makes the client a member of a Subscription.
 func (m *mesh) Join(ctx context.Context, who *policy.Principal, namespace, subscription string) (delivery.Member, error) {
-	who, err := m.current(who)
+	who, _, err := m.Current(who)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +115,7 @@ func (m *mesh) Join(ctx context.Context, who *policy.Principal, namespace, subsc
 
 // Tail begins to follow topics.
 func (m *mesh) Tail(ctx context.Context, who *policy.Principal, r delivery.TailRequest) (delivery.Tail, error) {
-	who, err := m.current(who)
+	who, _, err := m.Current(who)
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/config"
 	"github.com/weft-mesh/weft/dataplane/issuers"
+	"github.com/weft-mesh/weft/dataplane/push"
 	"github.com/weft-mesh/weft/dataplane/report"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/dataplane/stores"
@@ -57,6 +58,8 @@ type Proxy struct {
 	client    *config.Client
 	stores    *stores.Manager
 	issuers   *issuers.Manager
+	sources   []*tlsconf.Source
+	pusher    *push.Pusher
 	snapshots *latest.Value[*snapshot.Snapshot]
 	mesh      *mesh
 	engine    engine
@@ -93,11 +96,14 @@ func New(cfg Config) (_ *Proxy, err error) {
 		}
 	}
 	if !cfg.TLS.Empty() {
-		if p.tls[listenHTTP], err = tlsconf.Server(cfg.TLS, "h2", "http/1.1"); err != nil {
+		s, err := p.files("clients", cfg.TLS)
+		if err != nil {
 			return nil, err
 		}
-		if p.tls[listenGRPC], err = tlsconf.Server(cfg.TLS, "h2"); err != nil {
-			return nil, err
+		for name, protos := range map[string][]string{listenHTTP: {"h2", "http/1.1"}, listenGRPC: {"h2"}} {
+			if p.tls[name], err = s.Server(tls.RequireAndVerifyClientCert, protos...); err != nil {
+				return nil, err
+			}
 		}
 	}
 	for name, l := range map[string]struct {
@@ -117,6 +123,15 @@ func New(cfg Config) (_ *Proxy, err error) {
 	return p, p.compose()
 }
 
+// files opens TLS files, which the proxy's metrics show.
+func (p *Proxy) files(name string, f tlsconf.Files) (*tlsconf.Source, error) {
+	s, err := tlsconf.Open(name, f, p.cfg.Log)
+	if err == nil {
+		p.sources = append(p.sources, s)
+	}
+	return s, err
+}
+
 // compose makes the parts.
 func (p *Proxy) compose() error {
 	p.registry.MustRegister(connections(p.listeners)...)
@@ -134,6 +149,7 @@ func (p *Proxy) compose() error {
 	if err := p.joining(&creds, &join); err != nil {
 		return err
 	}
+	p.registry.MustRegister(tlsconf.Metrics("weft_proxy", p.sources...))
 	var key ed25519.PublicKey
 	if p.cfg.SnapshotKeyFile != "" {
 		var err error
@@ -149,7 +165,7 @@ func (p *Proxy) compose() error {
 	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
 		SnapshotFile: p.cfg.SnapshotFile, SnapshotKey: key,
 		Check: snapshot.Check, Apply: p.apply, Connected: reporter.Run, Metrics: p.registry, Log: p.cfg.Log})
-	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry)}
+	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry), refused: p.issuers.Refused}
 	return p.wire()
 }
 

@@ -5,9 +5,13 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/push"
 	"github.com/weft-mesh/weft/dataplane/stores"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // maxText bounds a store's problem as it is reported.
@@ -22,8 +26,15 @@ func (p *Proxy) reported() *discoveryv1.ReportStatusRequest {
 			out.Stores = append(out.Stores, storeState(s))
 		}
 	}
+	for _, f := range p.pusher.Failing() {
+		out.Targets = append(out.Targets, &discoveryv1.TargetState{Name: resource.Name(resource.Subscription, f.Subscription.Namespace, f.Subscription.Name),
+			Reason: targetReasons[f.Outcome], Message: f.Why, Since: timestamppb.New(f.Since)})
+	}
 	return out
 }
+
+// targetReasons are the words for how requests to a target fail.
+var targetReasons = map[string]string{push.Later: "Later", push.Refused: "Refused", push.Forbidden: "Forbidden", push.Failed: "Unanswered"}
 
 func storeState(s stores.Status) *discoveryv1.StoreState {
 	return &discoveryv1.StoreState{Name: "eventstore/" + s.Store, Reason: s.Reason, Message: strings.ToValidUTF8(s.Problem[:min(len(s.Problem), maxText)], "")}

@@ -44,6 +44,7 @@ func (p *Proxy) wire() error {
 	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Metrics: p.registry, Log: p.cfg.Log})
 	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Allow: p.cfg.PushAllow, Finish: p.cfg.DrainTime / 4, Clock: p.cfg.Clock,
 		Metrics: p.registry, Tracing: p.cfg.Tracing, Log: p.cfg.Log})
+	p.pusher = calls
 	p.engine = engine{
 		parts:     []enginePart{{"delivery", out.Run}},
 		push:      []enginePart{{"push", calls.Run}},

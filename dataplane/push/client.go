@@ -70,7 +70,7 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, push.URL, bytes.NewReader(d.Event.Data))
 	if err != nil {
-		return failure(outcomeFailed, "the target's URL cannot be used")
+		return failure(Failed, "the target's URL cannot be used")
 	}
 	cloudevents.EncodeBinary(req.Header, d.Event)
 	req.Header.Set("User-Agent", "weft/"+version.String())
@@ -91,10 +91,10 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key
 		// One that says "at once", or a time that has passed, gets the schedule: it
 		// would be called again and again without a pause.
 		if delay, ok := retryAfter(resp.Header.Get("Retry-After"), c.clock.Now()); ok && delay > 0 {
-			return answer{outcomeLater, "http " + strconv.Itoa(resp.StatusCode), delay}
+			return answer{Later, "http " + strconv.Itoa(resp.StatusCode), delay}
 		}
 	}
-	return failure(outcomeRefused, "http %d", resp.StatusCode)
+	return failure(Refused, "http %d", resp.StatusCode)
 }
 
 // noAnswer names why there was none. The text goes into dead letters: it tells
@@ -104,17 +104,17 @@ func noAnswer(ctx context.Context, err error) answer {
 	var cert *tls.CertificateVerificationError
 	switch {
 	case errors.Is(err, egress.ErrForbidden):
-		return failure(outcomeForbidden, "the target's address is not one that this proxy calls")
+		return failure(Forbidden, "the target's address is not one that this proxy calls")
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return failure(outcomeFailed, "no answer in time")
+		return failure(Failed, "no answer in time")
 	case ctx.Err() != nil:
-		return failure(outcomeFailed, "the proxy was stopping")
+		return failure(Failed, "the proxy was stopping")
 	case errors.As(err, &dns):
-		return failure(outcomeFailed, "the target's name was not found")
+		return failure(Failed, "the target's name was not found")
 	case errors.As(err, &cert):
-		return failure(outcomeFailed, "the target's certificate is not valid")
+		return failure(Failed, "the target's certificate is not valid")
 	}
-	return failure(outcomeFailed, "no connection to the target, or it broke")
+	return failure(Failed, "no connection to the target, or it broke")
 }
 
 // retryAfter reads the header: seconds, or a date.

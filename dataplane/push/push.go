@@ -12,8 +12,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +53,30 @@ type Pusher struct {
 	cfg     Config
 	tracer  trace.Tracer
 	metrics metrics
+
+	mu      sync.Mutex
+	failing map[*target]Failing
+}
+
+// Failing is a target that requests fail at, failingAfter or more in a row.
+type Failing struct {
+	Subscription snapshot.Key
+	// Outcome of the last one, as the metric has it, and why, for people.
+	Outcome, Why string
+	// Since is when the first failed.
+	Since time.Time
+}
+
+// failingAfter is how many requests must fail in a row.
+const failingAfter = 3
+
+// Failing gives the targets that fail, by their Subscriptions.
+func (p *Pusher) Failing() []Failing {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.SortedFunc(maps.Values(p.failing), func(a, b Failing) int {
+		return strings.Compare(a.Subscription.String(), b.Subscription.String())
+	})
 }
 
 type metrics struct {
@@ -66,7 +93,7 @@ func New(cfg Config) *Pusher {
 	if cfg.Tracing == nil {
 		cfg.Tracing = noop.NewTracerProvider()
 	}
-	p := &Pusher{cfg: cfg, tracer: cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/push"), metrics: metrics{
+	p := &Pusher{cfg: cfg, failing: map[*target]Failing{}, tracer: cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/push"), metrics: metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_push_requests_total",
 			Help: "Requests to push targets, by outcome: ok, later (the target said when), refused (another status), forbidden (an address that is not called), failed (no answer)."},
 			[]string{"namespace", "subscription", "outcome"}),
@@ -131,6 +158,9 @@ type target struct {
 	mu      sync.Mutex
 	member  delivery.Member // nil while there is none
 	granted int
+	// The requests that have failed in a row: how many, and when the first did.
+	failures int
+	since    time.Time
 }
 
 func (p *Pusher) newTarget(s *snapshot.Subscription) *target {
@@ -141,10 +171,46 @@ func (p *Pusher) newTarget(s *snapshot.Subscription) *target {
 
 // follow takes a newer configuration, for what is sent from now on.
 func (t *target) follow(push *snapshot.Push) {
-	t.push.Store(push)
+	if old := t.push.Swap(push); old.URL != push.URL {
+		t.judge(answer{outcome: outcomeOK}) // nothing is known of the new one
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.grantLocked()
+}
+
+// judge takes note of how a request went.
+func (t *target) judge(a answer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if a.outcome == outcomeOK {
+		if t.failures >= failingAfter {
+			t.log.Info("a push target works again", "failures", t.failures)
+			t.p.fails(t, nil)
+		}
+		t.failures = 0
+		return
+	}
+	if t.failures++; t.failures == 1 {
+		t.since = t.p.cfg.Clock.Now()
+	}
+	if t.failures >= failingAfter {
+		if t.failures == failingAfter {
+			t.log.Warn("a push target fails", "reason", a.reason)
+		}
+		t.p.fails(t, &Failing{t.key, a.outcome, a.reason, t.since})
+	}
+}
+
+// fails keeps what is known of a target that fails; nil is nothing.
+func (p *Pusher) fails(t *target, f *Failing) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f == nil {
+		delete(p.failing, t)
+	} else {
+		p.failing[t] = *f
+	}
 }
 
 // grantLocked makes the member's credit the target's concurrency.
@@ -247,6 +313,9 @@ func (t *target) deliver(ctx context.Context, m delivery.Member, d delivery.Deli
 	inFlight.Dec()
 	t.p.metrics.seconds.Observe(time.Since(began).Seconds())
 	t.p.metrics.requests.WithLabelValues(t.key.Namespace, t.key.Name, a.outcome).Inc()
+	if ctx.Err() == nil { // else it is this proxy that stops
+		t.judge(a)
+	}
 	if a.outcome == outcomeOK {
 		m.Ack(d.ID)
 		return
@@ -256,8 +325,9 @@ func (t *target) deliver(ctx context.Context, m delivery.Member, d delivery.Deli
 	m.Nack(a.reason, a.delay, d.ID)
 }
 
-// forget removes the target's metrics.
+// forget removes what is shown of the target.
 func (t *target) forget() {
+	t.p.fails(t, nil)
 	labels := prometheus.Labels{"namespace": t.key.Namespace, "subscription": t.key.Name}
 	t.p.metrics.requests.DeletePartialMatch(labels)
 	t.p.metrics.inFlight.DeletePartialMatch(labels)
@@ -270,13 +340,13 @@ type answer struct {
 	delay   time.Duration // until the next attempt; negative is the schedule
 }
 
-// Outcomes, as the metric has them.
+// Outcomes, as the metric has them; those that are not ok.
 const (
-	outcomeOK        = "ok"
-	outcomeLater     = "later"
-	outcomeRefused   = "refused"
-	outcomeForbidden = "forbidden"
-	outcomeFailed    = "failed"
+	outcomeOK = "ok"
+	Later     = "later"
+	Refused   = "refused"
+	Forbidden = "forbidden"
+	Failed    = "failed"
 )
 
 func failure(outcome, format string, args ...any) answer {

@@ -58,7 +58,7 @@ func candidate(name string) int {
 // lasts writes nothing any more once another holds it.
 func TestPausedHolder(t *testing.T) {
 	etcd := servers.SharedEtcd(t)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	must := func(err error) {
 		t.Helper()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -329,7 +330,7 @@ func TestSeparate(t *testing.T) {
 		}},
 		step{begins: "source bin/servers.env"},
 		step{begins: "echo weft-test-password", after: s.answers("http://127.0.0.1:7429/readyz")},
-		step{begins: "weft apply -f - <<YAML", says: []string{`eventstore/` + ns + `/main created`, `identity/` + ns + `/\S+ created`, `1 of 1 proxies have all of it`, `topic/` + ns + `/orders +Ready`, `subscription/` + ns + `/billing +Ready`}},
+		step{begins: "weft apply -f - <<YAML", says: []string{`eventstore/` + ns + `/main created`, `identity/` + ns + `/\S+ created`, `1 of 1 proxy has all of it`, `topic/` + ns + `/orders +Ready`, `subscription/` + ns + `/billing +Ready`}},
 		step{begins: "curl -sS http://127.0.0.1:7410", says: []string{`"position":"`, `order-2 is kept at `, order(1), order(2)}},
 		service,
 		step{begins: "weft snapshot", says: []string{ns + `\.snapshot: \d+ resources of \*/` + ns + `/\* at revision \d+`}},
@@ -415,7 +416,7 @@ func TestQuickStart(t *testing.T) {
 	}
 	s.walk(blocks(t, "docs/quickstart.md", ""),
 		step{begins: "make run", instead: s.up},
-		step{begins: "export PATH", says: []string{`1 of 1 proxies have all of it`, `topic/demo/hello +Ready`}},
+		step{begins: "export PATH", says: []string{`1 of 1 proxy has all of it`, `topic/demo/hello +Ready`}},
 		step{begins: "# binary", says: []string{`(?s)"position":.*"position":.*"results":\[\{"position":`}},
 		step{begins: "weft subscribe --tail hello", says: []string{`(?m)^hello  1  greeting  \{"hello": ?"world"\}$`, `(?m)^hello  2  greeting  \{"hello":"world"\}$`, `(?m)^hello  3  greeting  $`}},
 		step{begins: "curl -sSN", follow: true, says: []string{`data: \{[^\n]*"id":"1"`, `data: \{[^\n]*"id":"2"[^\n]*"data":\{"hello":"world"\}`, `data: \{[^\n]*"id":"3"`}},
@@ -428,6 +429,83 @@ func TestQuickStart(t *testing.T) {
 		step{begins: "weft get topic", says: []string{`topic/demo/orders unchanged`, `demo +orders.eu `, `topic/demo/orders deleted`, `subscription/demo/warehouse deleted`}})
 	if strings.Contains(called.String(), "order-2") {
 		t.Errorf("the webhook got a European order:\n%s", called)
+	}
+}
+
+// edit swaps a text of a file of the examples for another.
+func (s *shell) edit(name, old, now string) {
+	s.Helper()
+	file := filepath.Join(s.dir, "examples", name)
+	b, err := os.ReadFile(file)
+	s.must(err)
+	if !bytes.Contains(b, []byte(old)) {
+		s.Fatalf("%s has no %s", name, old)
+	}
+	s.must(os.WriteFile(file, bytes.ReplaceAll(b, []byte(old), []byte(now)), 0o700))
+}
+
+// TestTokenExample is examples/jwt/README.md, with another server of the keys.
+func TestTokenExample(t *testing.T) {
+	s := newShell(t)
+	keys := httptest.NewServer(http.FileServer(http.Dir(filepath.Join(s.dir, "provider"))))
+	t.Cleanup(keys.Close)
+	s.edit("jwt/identity.yaml", "http://127.0.0.1:8085", keys.URL)
+	s.replace("python3 -m http.server --bind 127.0.0.1 --directory ./provider 8085", "sleep 600")
+	s.walk(blocks(t, "examples/jwt/README.md", ""),
+		step{begins: "weft up", instead: s.up},
+		step{begins: "examples/jwt/issuer.sh keys", says: []string{`identity/demo/staff created`, `weft_proxy_issuer_key_fetches_total\{identity="identity/demo/staff",outcome="ok"\} 1`}},
+		step{begins: "issuer=", says: []string{`sale-1 is kept at`, `(?m)^\{"position":`, `no AccessPolicy of namespace demo allows demo/bob to publish topic sales`, `weft: .*the token has expired`,
+			`(?m)^sales  sale-1  .*\{"sale": ?1\}$`, `(?m)^sales  sale-2  sale  \{"sale": ?2\}$`}},
+		step{begins: "examples/jwt/issuer.sh token", says: []string{`weft: .*the token has expired`}},
+		step{begins: "kill", before: keys.Close, says: []string{`sale-4 is kept at`}},
+		step{begins: "curl", says: []string{`weft_proxy_issuer_keys_fetched_timestamp_seconds\{identity="identity/demo/staff"\} `,
+			`weft_proxy_issuer_tokens_refused_total\{identity="identity/demo/staff",reason="expired"\} [2-9]`, `identity/demo/staff deleted`}})
+}
+
+// TestStoreCredentialsExample is examples/store-credentials/README.md, with a broker
+// that takes signed requests alone.
+func TestStoreCredentialsExample(t *testing.T) {
+	servers.NeedServers(t)
+	s := newShell(t)
+	broker, err := servers.StartRocketMQ(s.ctx, servers.RocketMQOptions{AccessKey: "admin", SecretKey: "admins-secret"})
+	s.must(err)
+	t.Cleanup(func() {
+		if err := broker.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.must(broker.SetUser(s.ctx, "proxy", "proxys-first-secret"))
+	s.must(broker.Allow(s.ctx, "proxy", "Topic:*", "Group:*"))
+	s.env = append(s.env, "ROCKETMQ="+broker.NameServer)
+	s.walk(blocks(t, "examples/store-credentials/README.md", ""),
+		step{begins: "weft up", instead: s.up},
+		step{begins: "sed", says: []string{`eventstore/demo/signed created`, `SecretMissing`}},
+		step{begins: "mkdir", says: []string{`topic/demo/payments +Ready`, `payment-1 is kept at`}, after: func() { s.must(broker.SetUser(s.ctx, "proxy", "proxys-second-secret")) }},
+		step{begins: "(umask"},
+		step{begins: "until", says: []string{`payment-2 is kept at`, `(?m)^payments  payment-1 `, `(?m)^payments  payment-2 `}},
+		step{begins: "weft get", says: []string{`file: /\S+/secrets/proxy-secret`, `file: /\S+/secrets/admin-secret`, `eventstore/demo/signed deleted`}})
+	// Nothing else has a key, not even the data folder, in which etcd is too.
+	found := 0
+	s.must(filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, key := range []string{"proxys-first-secret", "proxys-second-secret", "admins-secret"} {
+			switch has := bytes.Contains(b, []byte(key)); {
+			case has && strings.Contains(path, "/secrets/"):
+				found++
+			case has && !strings.Contains(path, "/examples/"):
+				t.Errorf("%s is in %s", key, path)
+			}
+		}
+		return nil
+	}))
+	if found != 2 {
+		t.Errorf("%d keys are where they belong", found)
 	}
 }
 
@@ -483,7 +561,7 @@ func TestSecurity(t *testing.T) {
 		step{begins: "weft control-plane", after: s.answers("http://127.0.0.1:7429/readyz")},
 		step{begins: "weft admin join-token", says: []string{`join token \S+ of node edge-7`, `edge-7 +demo +20`}},
 		step{begins: "weft apply", says: []string{`identity/demo/services created`, `identity/demo/shop-\S+ created`}},
-		step{begins: "weft apply", says: []string{`1 of 1 proxies have all of it`, `"position":`, `order-2 is kept`, `(?m)^orders  order-1  .*\{"order": ?1\}$`, `(?m)^orders  order-2  .*\{"order": ?2\}$`}},
+		step{begins: "weft apply", says: []string{`1 of 1 proxy has all of it`, `"position":`, `order-2 is kept`, `(?m)^orders  order-1  .*\{"order": ?1\}$`, `(?m)^orders  order-2  .*\{"order": ?2\}$`}},
 		step{begins: "curl", says: []string{`"status":401`, `no AccessPolicy of namespace demo allows demo/billing to publish topic orders`, `(?s)weft: .*does it know the certificate`}},
 		step{begins: "b64()", says: []string{`identity/demo/staff created`, `"position":`, `"status":401`, `the token has expired`}},
 		step{begins: "weft delete identity", says: []string{`identity/demo/shop-\S+ deleted`, `weft: .*not valid`}},
@@ -514,7 +592,7 @@ func TestRestore(t *testing.T) {
 	s.must(err)
 	s.replace("127.0.0.1:2379", fmt.Sprintf("127.0.0.1:%d", port))
 	s.replace("127.0.0.1:2380", fmt.Sprintf("127.0.0.1:%d", port+1))
-	have := `1 of 1 proxies have all of it`
+	have := `1 of 1 proxy has all of it`
 	s.walk(blocks(t, "docs/restore.md", ""),
 		step{begins: "etcd --name a", says: []string{`eventstore/shop/main created`, have}},
 		step{begins: "etcdctl"},

@@ -20,8 +20,9 @@ func TestStatus(t *testing.T) {
 	}
 	s.walk(blocks(t, "docs/status.md", ""),
 		step{begins: "weft control-plane", after: s.answers("http://127.0.0.1:7418/readyz")},
-		step{begins: "weft apply", says: []string{`eventstore/demo/main created`, `revision \d+ is in force at 1 proxies`}},
-		step{begins: "weft status --server", says: []string{`1 of 1 proxies have all of it`, `(?m)^gateway-1 .* has all of it`, `serves`, `(?m)^proxy +gateway-1$`}},
-		step{begins: "kill -9", says: []string{`it does not answer|last sign of life`, `1 of 1 proxies have all of it`}},
+		step{begins: "weft apply", says: []string{`eventstore/demo/main created`, `revision \d+ is in force at 1 proxy`}},
+		step{begins: "weft status --server", says: []string{`1 of 1 proxy has all of it`, `(?m)^gateway-1 .* has all of it`, `serves`, `(?m)^proxy +gateway-1$`}},
+		step{begins: "weft status eventstore", says: []string{`(?m)^in force +1 of 1 proxy has it`, `(?m)^demo +main .*`}},
+		step{begins: "kill -9", says: []string{`it does not answer|last sign of life`, `1 of 1 proxy has all of it`}},
 		step{begins: "weft admin drain", says: []string{`gateway-1 was told`, `last connected`, `gateway-1 has not been connected for \d+s, and had revision \d+`}})
 }

@@ -108,7 +108,7 @@ spec:
 	}
 	library := m.clientOf(client.Config{Addresses: []string{p.grpc}, TLS: own.tls(shop)})
 	// It waits for a proxy that it may trust.
-	lctx, cancel := context.WithTimeout(m.ctx, 30*time.Second)
+	lctx, cancel := context.WithTimeout(m.ctx, 3*time.Minute)
 	defer cancel()
 	if _, err := library.Publish(lctx, m.ns, "orders", add(textEvent("library", "three"))); err != nil {
 		t.Fatal(err)

@@ -69,7 +69,7 @@ func (m *mesh) spilled(text string) (where []string, err error) {
 		return where, errors.Join(append(errs, err)...)
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	resp, err := c.Get(ctx, m.prefix(), clientv3.WithPrefix())
 	if err != nil {

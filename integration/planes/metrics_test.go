@@ -184,6 +184,11 @@ func TestMetrics(t *testing.T) {
 		}
 	}))
 	t.Cleanup(hook.Close)
+	issuer := newSigner(t)
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, issuer.jwks()) }))
+	t.Cleanup(keys.Close)
+	staff := tokensOf("")
+	staff.GetIdentity().GetJwt().Keys = &configv1.JwtIssuer_JwksUri{JwksUri: keys.URL}
 	billing := subscriptionRes("billing", "", "orders")
 	spec := billing.GetSubscription()
 	spec.Filter = &configv1.Filter{Prefix: map[string]string{"type": "order."}}
@@ -206,7 +211,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	change(codes.OK, false, eventStore("demo", "main", "1"), topic("demo", "orders"), topic("demo", "dead"), topic("demo", "audit"), topic("demo", "hooked"), topic("demo", "secret"), small,
-		route, billing, hooked, policyOf(everything("local"), deny, shadow))
+		route, billing, hooked, staff, policyOf(everything("local"), deny, shadow))
 	change(codes.OK, false, eventStore("demo", "main", "2"), eventStore("demo", "odd", ""))
 	change(codes.FailedPrecondition, false, &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: "lost"}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "nowhere"}}})
 	change(codes.OK, true, topic("demo", "tried"))
@@ -269,6 +274,14 @@ func TestMetrics(t *testing.T) {
 	post(503, "hooked", "f1", "fail", "x")
 	post(400, "orders", "", "t", "x")
 	post(401, "orders", "k1", "t", "x", "Authorization", "Bearer weft_abcdefgh_0123456789abcdef")
+	const fetches = `weft_proxy_issuer_key_fetches_total{identity="identity/demo/staff",outcome="ok"}`
+	until(ctx, t, "the issuer's keys", func() error {
+		if n := scrape(t, p.Addrs().Ops).value(fetches); n != 1 {
+			return fmt.Errorf("%v fetches", n)
+		}
+		return nil
+	})
+	post(401, "orders", "k2", "t", "x", "Authorization", "Bearer "+issuer.token("alice", time.Now().Add(-time.Minute)))
 	do(http.MethodGet, "/v1", "", nil)
 
 	// In over gRPC, as a batch that the subscription's filter leaves out.
@@ -383,20 +396,22 @@ func TestMetrics(t *testing.T) {
 		`weft_proxy_push_in_flight{namespace="demo",subscription="hook"}`:                          0,
 		`weft_proxy_push_duration_seconds`:                                                         3,
 		`weft_proxy_access_shadowed_total{policy="accesspolicy/demo/access",rule="no-small"}`:      1,
-		`weft_proxy_authentications_total{outcome="ok"}`:                                           httpConns - 2 + 2, // all but the bad key and the bad path; two calls
-		`weft_proxy_authentications_total{outcome="unauthenticated"}`:                              -1,
-		`weft_proxy_http_requests_total{code="200",operation="publish"}`:                           8,
-		`weft_proxy_http_requests_total{code="400",operation="publish"}`:                           2,
-		`weft_proxy_http_requests_total{code="401",operation="publish"}`:                           1,
-		`weft_proxy_http_requests_total{code="403",operation="publish"}`:                           2,
-		`weft_proxy_http_requests_total{code="404",operation="other"}`:                             1,
-		`weft_proxy_http_requests_total{code="413",operation="publish"}`:                           1,
-		`weft_proxy_http_requests_total{code="503",operation="publish"}`:                           1,
-		`weft_proxy_grpc_calls_total{code="OK",method="PublishBatch"}`:                             1,
-		`weft_proxy_connections{listener="http"}`:                                                  1, // the tail
-		`weft_proxy_connections{listener="grpc"}`:                                                  2,
-		`weft_proxy_connections_accepted_total{listener="http"}`:                                   httpConns,
-		`weft_proxy_connections_accepted_total{listener="grpc"}`:                                   2,
+		`weft_proxy_authentications_total{outcome="ok"}`:                                           httpConns - 3 + 2, // all but the bad key, the bad token and the bad path; two calls
+		fetches: 1,
+		`weft_proxy_issuer_tokens_refused_total{identity="identity/demo/staff",reason="expired"}`: 1,
+		`weft_proxy_authentications_total{outcome="unauthenticated"}`:                             -1,
+		`weft_proxy_http_requests_total{code="200",operation="publish"}`:                          8,
+		`weft_proxy_http_requests_total{code="400",operation="publish"}`:                          2,
+		`weft_proxy_http_requests_total{code="401",operation="publish"}`:                          2,
+		`weft_proxy_http_requests_total{code="403",operation="publish"}`:                          2,
+		`weft_proxy_http_requests_total{code="404",operation="other"}`:                            1,
+		`weft_proxy_http_requests_total{code="413",operation="publish"}`:                          1,
+		`weft_proxy_http_requests_total{code="503",operation="publish"}`:                          1,
+		`weft_proxy_grpc_calls_total{code="OK",method="PublishBatch"}`:                            1,
+		`weft_proxy_connections{listener="http"}`:                                                 1, // the tail
+		`weft_proxy_connections{listener="grpc"}`:                                                 2,
+		`weft_proxy_connections_accepted_total{listener="http"}`:                                  httpConns,
+		`weft_proxy_connections_accepted_total{listener="grpc"}`:                                  2,
 		`weft_proxy_ready`:                                                              1,
 		`weft_proxy_config_from_disk`:                                                   0,
 		`weft_proxy_config_from_snapshot`:                                               0,

@@ -49,6 +49,7 @@ func Main(m *testing.M) int {
 			return 1
 		}
 		defer turn.Close()
+		os.Unsetenv(EnvTurn) // what a test runs is part of its turn
 	}
 	code := m.Run()
 	shared.Lock()

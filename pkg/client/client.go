@@ -35,6 +35,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/tlsconf"
 )
 
 // Config of a Client. Either Addresses or Target is set.
@@ -48,6 +49,10 @@ type Config struct {
 	// TLS to proxies; nil is plaintext. Without a ServerName each proxy's
 	// certificate is verified for the host under which it is reached.
 	TLS *tls.Config
+	// TLSFiles are TLS from files, instead of a TLS: which authorities are
+	// trusted and what is shown. Files that change are those of the next
+	// connection.
+	TLSFiles tlsconf.Files
 	// APIKey gives the key for each call; nil sends none. It is never sent
 	// over plaintext to another machine.
 	APIKey func() (string, error)
@@ -69,9 +74,20 @@ type Client struct {
 
 // New makes a client. It connects when it is first used.
 func New(cfg Config) (*Client, error) {
-	creds := insecure.NewCredentials()
-	if cfg.TLS != nil {
+	creds, secure := insecure.NewCredentials(), true
+	switch {
+	case cfg.TLS != nil && !cfg.TLSFiles.Empty():
+		return nil, errors.New("client: TLS and TLSFiles exclude each other")
+	case cfg.TLS != nil:
 		creds = credentials.NewTLS(cfg.TLS)
+	case !cfg.TLSFiles.Empty():
+		files, err := tlsconf.Open("proxies", cfg.TLSFiles, nil)
+		if err != nil {
+			return nil, fmt.Errorf("client: %w", err)
+		}
+		creds = files.Credentials(nil)
+	default:
+		secure = false
 	}
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
@@ -107,7 +123,7 @@ func New(cfg Config) (*Client, error) {
 		opts = append(opts, grpc.WithResolvers(cfg.Resolver))
 	}
 	if cfg.APIKey != nil {
-		if cfg.TLS == nil {
+		if !secure {
 			for _, a := range cfg.Addresses {
 				if err := onThisMachine(a); err != nil {
 					return nil, err
@@ -121,7 +137,7 @@ func New(cfg Config) (*Client, error) {
 				return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 			}))
 		}
-		opts = append(opts, grpc.WithPerRPCCredentials(apiKey{cfg.APIKey, cfg.TLS != nil}))
+		opts = append(opts, grpc.WithPerRPCCredentials(apiKey{cfg.APIKey, secure}))
 	}
 	conn, err := grpc.NewClient(target, opts...)
 	if err != nil {

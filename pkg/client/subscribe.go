@@ -69,7 +69,9 @@ const (
 
 // Subscribe is a member of a Subscription until ctx ends: it calls h for each
 // delivery, up to Credit at a time, and settles. It reconnects by itself; an
-// error is returned where trying again cannot help (denied, deleted). Handlers
+// error is returned where trying again cannot help (denied, deleted, credentials
+// that are refused). Credentials that end while it is open are asked for again:
+// a token that was renewed by then is shown. Handlers
 // that run when ctx ends are waited for, and their deliveries settled.
 func (c *Client) Subscribe(ctx context.Context, namespace, subscription string, h Handler, o SubscribeOptions) error {
 	if o.Credit == 0 {
@@ -89,7 +91,12 @@ func again(ctx context.Context, f func(good func()) error) error {
 			return ctx.Err()
 		}
 		switch e := toError(err); code(e) {
-		case codes.PermissionDenied, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.Unauthenticated, codes.Unimplemented:
+		case codes.Unauthenticated:
+			// What was shown has ended; there may be another by now.
+			if e, ok := errors.AsType[*Error](e); !ok || e.Reason != "credentials-revoked" {
+				return e
+			}
+		case codes.PermissionDenied, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.Unimplemented:
 			return e
 		}
 		timer := time.NewTimer(retry/2 + rand.N(retry))

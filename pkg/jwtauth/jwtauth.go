@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -60,6 +61,11 @@ type Config struct {
 	RefreshEvery time.Duration
 	// MinRefresh is the shortest time between two looks, whoever asks; 10 s.
 	MinRefresh time.Duration
+	// MaxAge is how long keys of JWKSURL are good after they were last fetched; 7
+	// days. Until then an issuer that is away locks nobody out; after it tokens are
+	// refused until it is back, since keys that it has withdrawn meanwhile would
+	// never be heard of.
+	MaxAge time.Duration
 	// Wait bounds how long Verify waits for keys that were not there; 2 s.
 	Wait time.Duration
 	// CachePath is a file that keeps the keys of JWKSURL over a restart; none
@@ -95,6 +101,7 @@ const (
 	Algorithm    Reason = "algorithm"     // none, symmetric, or not one for the key
 	UnknownKey   Reason = "unknown-key"   // no key of the issuer has its kid
 	NoKeys       Reason = "no-keys"       // the issuer's keys were never had
+	StaleKeys    Reason = "stale-keys"    // nor fetched for Config.MaxAge
 	Signature    Reason = "signature"     // not signed with the key
 	Expired      Reason = "expired"       // or has no end
 	NotYet       Reason = "not-yet-valid" // nbf or iat are in the future
@@ -127,6 +134,7 @@ type Verifier struct {
 	source source
 	keys   *latest.Value[*keySet] // never nil; empty before the first
 	looks  *latest.Value[look]
+	fresh  atomic.Int64  // when keys of a URL were last fetched, Unix nanoseconds; 0 never
 	kick   chan struct{} // capacity 1: look now
 
 	mu       sync.Mutex
@@ -153,7 +161,7 @@ func New(cfg Config) (*Verifier, error) {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&cfg.Leeway, 30 * time.Second}, {&cfg.RefreshEvery, 5 * time.Minute}, {&cfg.MinRefresh, 10 * time.Second}, {&cfg.Wait, 2 * time.Second}} {
+	}{{&cfg.Leeway, 30 * time.Second}, {&cfg.RefreshEvery, 5 * time.Minute}, {&cfg.MinRefresh, 10 * time.Second}, {&cfg.MaxAge, 7 * 24 * time.Hour}, {&cfg.Wait, 2 * time.Second}} {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
@@ -185,8 +193,9 @@ func New(cfg Config) (*Verifier, error) {
 			return nil, fmt.Errorf("jwt: jwks url: %w", err)
 		}
 		v.source = urlSource(cfg.JWKSURL, cfg.Transport)
-		if set := loadCache(cfg); set != nil {
+		if set, fetched := loadCache(cfg); set != nil {
 			v.keys.Store(set)
+			v.fresh.Store(fetched.UnixNano())
 		}
 	default:
 		return nil, errors.New("jwt: the keys come from exactly one of the set itself, a file and a URL")
@@ -200,7 +209,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
 	seen := v.keys.Get()
 	claims, err := v.VerifyNow(token)
 	var e *Error
-	if errors.As(err, &e) && (e.Reason == UnknownKey || e.Reason == NoKeys) && v.look(ctx, seen) {
+	if errors.As(err, &e) && (e.Reason == UnknownKey || e.Reason == NoKeys || e.Reason == StaleKeys) && (v.look(ctx, seen) || e.Reason == StaleKeys) {
 		return v.VerifyNow(token)
 	}
 	if ctx.Err() != nil && err != nil {
@@ -209,12 +218,24 @@ func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
 	return claims, err
 }
 
+// Fetched is when the keys of a URL were last fetched, also before a restart; zero
+// where they never were.
+func (v *Verifier) Fetched() time.Time {
+	if at := v.fresh.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
+}
+
 // VerifyNow is Verify with the keys that are there; it never waits.
 func (v *Verifier) VerifyNow(token string) (Claims, error) {
 	if len(token) > MaxToken {
 		return refuse(Malformed, "is too long")
 	}
 	keys, now := v.keys.Get(), v.cfg.Clock.Now()
+	if at := v.Fetched(); !at.IsZero() && now.Sub(at) > v.cfg.MaxAge {
+		return refuse(StaleKeys, fmt.Sprintf("cannot be checked: the issuer's keys could not be fetched for %v", v.cfg.MaxAge))
+	}
 	sum := sha256.Sum256([]byte(token))
 	v.mu.Lock()
 	known, ok := v.verified[sum]

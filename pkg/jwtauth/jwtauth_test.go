@@ -537,6 +537,29 @@ func TestOutage(t *testing.T) {
 	if info, err := os.Stat(cache); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v, %v", info, err)
 	}
+	// After a long time, also over a restart, nobody knows what the issuer has
+	// withdrawn, until it is back; the clock may also go back.
+	for name, v := range map[string]*Verifier{"the one that was there": v, "one after a restart": again} {
+		for _, tc := range []struct {
+			at   time.Duration
+			want Reason
+		}{{7 * 24 * time.Hour, ""}, {7*24*time.Hour + time.Second, StaleKeys}, {-time.Hour, ""}} {
+			v.cfg.Clock = at(noon.Add(tc.at))
+			late := sign(t, jose.EdDSA, k.ed, "d", good(claims{"exp": noon.Add(tc.at + time.Hour).Unix()}))
+			if _, err := v.VerifyNow(late); reasonOf(err) != tc.want || tc.want == "" && err != nil {
+				t.Errorf("%s, after %v: %v", name, tc.at, err)
+			}
+		}
+	}
+	v.cfg.Clock = at(noon.Add(30 * 24 * time.Hour))
+	body := set(t, map[string]crypto.Signer{"d": k.ed})
+	i.body.Store(&body)
+	if _, err := v.Verify(t.Context(), sign(t, jose.EdDSA, k.ed, "d", good(claims{"exp": noon.Add(31 * 24 * time.Hour).Unix()}))); err != nil || !v.Fetched().Equal(noon.Add(30*24*time.Hour)) {
+		t.Errorf("when the issuer is back: %v, fetched at %v", err, v.Fetched())
+	}
+	if info, err := os.Stat(cache); err != nil || !info.ModTime().Equal(v.Fetched()) {
+		t.Errorf("%v, %v", info.ModTime(), err)
+	}
 	// What was kept of another place is not taken, nor what is damaged.
 	elsewhere := cfg
 	elsewhere.JWKSURL, elsewhere.Wait = i.URL+"/other", time.Millisecond

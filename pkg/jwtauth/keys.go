@@ -255,10 +255,14 @@ func (v *Verifier) fetch(ctx context.Context) error {
 	if changed {
 		v.keys.Store(set)
 	}
+	now := v.cfg.Clock.Now()
+	if err == nil && v.cfg.JWKSURL != "" {
+		v.fresh.Store(now.UnixNano())
+	}
 	v.looks.Store(look{began})
 	problem := err
-	if changed {
-		problem = saveCache(v.cfg, b)
+	if err == nil && v.cfg.JWKSURL != "" && v.cfg.CachePath != "" && (changed || os.Chtimes(v.cfg.CachePath, now, now) != nil) {
+		problem = saveCache(v.cfg, b, now)
 	}
 	if v.cfg.Fetched != nil {
 		v.cfg.Fetched(changed, problem)
@@ -294,39 +298,39 @@ func (v *Verifier) look(ctx context.Context, seen *keySet) bool {
 	return v.keys.Get() != seen
 }
 
-// cached is the file at Config.CachePath.
+// cached is the file at Config.CachePath. When it was last changed is when the
+// keys were fetched.
 type cached struct {
 	Issuer string          `json:"issuer"`
 	URL    string          `json:"url"`
 	JWKS   json.RawMessage `json:"jwks"`
 }
 
-// loadCache gives the kept keys of the same issuer and URL; nil without.
-func loadCache(cfg Config) *keySet {
+// loadCache gives the kept keys of the same issuer and URL, and when they were
+// fetched; nil without.
+func loadCache(cfg Config) (_ *keySet, fetched time.Time) {
 	if cfg.CachePath == "" {
-		return nil
+		return nil, fetched
 	}
 	b, err := readFile(cfg.CachePath, 2*MaxJWKS)
-	if err != nil {
-		return nil
+	info, err2 := os.Stat(cfg.CachePath)
+	if err != nil || err2 != nil {
+		return nil, fetched
 	}
 	var c cached
 	if json.Unmarshal(b, &c) != nil || c.Issuer != cfg.Issuer || c.URL != cfg.JWKSURL {
-		return nil
+		return nil, fetched
 	}
 	set, err := parseKeys(c.JWKS)
 	if err != nil {
-		return nil
+		return nil, fetched
 	}
-	return set
+	return set, info.ModTime()
 }
 
 // saveCache keeps a set: aside, synced, renamed, so that a crash leaves the one
 // before.
-func saveCache(cfg Config, jwks []byte) error {
-	if cfg.CachePath == "" || cfg.JWKSURL == "" {
-		return nil
-	}
+func saveCache(cfg Config, jwks []byte, fetched time.Time) error {
 	b, err := json.Marshal(cached{cfg.Issuer, cfg.JWKSURL, jwks})
 	if err != nil {
 		return err
@@ -340,7 +344,7 @@ func saveCache(cfg Config, jwks []byte) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err == nil {
+	if err = errors.Join(err, f.Close(), os.Chtimes(aside, fetched, fetched)); err == nil {
 		err = os.Rename(aside, cfg.CachePath)
 	}
 	if err != nil {

@@ -77,6 +77,21 @@ func Governs(kind Kind) bool {
 	return info.Governs
 }
 
+// Unasked reports whether resources of a kind apply without anybody having named
+// them: they say what is allowed, or where events go.
+func Unasked(kind Kind) bool { return Governs(kind) || kind == Route }
+
+// Governing is the subscription to what applies unasked in a namespace: its
+// resources of all kinds that the control plane counts as Unasked.
+func Governing(namespace string) string { return "governing/" + namespace + "/*" }
+
+// CutGoverning is the namespace of a subscription that Governing made.
+func CutGoverning(subscription string) (namespace string, ok bool) {
+	rest, ok := strings.CutPrefix(subscription, "governing/")
+	namespace, ok2 := strings.CutSuffix(rest, "/*")
+	return namespace, ok && ok2 && names.CheckNamespace(namespace) == nil
+}
+
 // Lookup finds a kind by its canonical name or title, in any case, also in the
 // plural ("topics").
 func Lookup(s string) (Info, bool) {

@@ -1,6 +1,6 @@
 // Package tlsconf makes TLS configurations from files. Files that change are
-// read again, so that certificates rotate without a restart and without
-// dropping connections.
+// read again, so that certificates and authorities rotate without a restart and
+// without dropping connections.
 package tlsconf
 
 import (
@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/credentials"
+
+	"github.com/weft-mesh/weft/pkg/outage"
 )
 
 // Files are the paths of PEM files.
@@ -33,14 +36,21 @@ func (f Files) Empty() bool { return f == Files{} }
 // checkEvery is how often files are looked at for a change, at most.
 const checkEvery = 5 * time.Second
 
-// reloader has what the files say now.
-type reloader struct {
+// Source has what files say. It looks at them when a connection is made, and when
+// its metrics are read. Files that changed and cannot be used leave what was
+// there in force, which is logged and shown (Metrics). It is safe for concurrent
+// use.
+type Source struct {
+	name  string
 	files Files
+	log   *outage.Log
 
 	mu      sync.Mutex
 	checked time.Time
-	stamp   [3]time.Time
-	now     content
+	stamp   [3]stamp
+	content
+	failed        error // why what the files say is not in force
+	loads, faults int
 }
 
 // content is what the files say, and the sessions that were made with it. A session
@@ -64,90 +74,119 @@ func (c *content) draw() {
 	_, _ = rand.Read(c.tickets[:]) // never fails
 }
 
-func newReloader(f Files) (*reloader, error) {
-	r := &reloader{files: f}
-	r.stamp = r.stamps()
-	r.checked = time.Now()
-	return r, r.load()
+// stamp tells a file from what it was before.
+type stamp struct {
+	info os.FileInfo // nil where there is none
 }
 
-func (r *reloader) stamps() (s [3]time.Time) {
-	for i, f := range []string{r.files.Cert, r.files.Key, r.files.CA} {
+func (s stamp) same(as stamp) bool {
+	if s.info == nil || as.info == nil {
+		return s.info == as.info
+	}
+	return os.SameFile(s.info, as.info) && s.info.ModTime().Equal(as.info.ModTime()) && s.info.Size() == as.info.Size()
+}
+
+// Open reads files. name says what they are for, in the log and as a label; log
+// may be nil.
+func Open(name string, f Files, log *slog.Logger) (*Source, error) {
+	if (f.Cert == "") != (f.Key == "") {
+		return nil, errors.New("a certificate and its key go together")
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	s := &Source{name: name, files: f, checked: time.Now(), log: outage.New(log.With("files", name),
+		"TLS files have changed and cannot be used; what they had before stays in force", "TLS files can be used again")}
+	s.stamp = s.stamps()
+	return s, s.load()
+}
+
+func (s *Source) stamps() (out [3]stamp) {
+	for i, f := range []string{s.files.Cert, s.files.Key, s.files.CA} {
 		if info, err := os.Stat(f); err == nil {
-			s[i] = info.ModTime()
+			out[i].info = info
 		}
 	}
-	return s
+	return out
 }
 
-func (r *reloader) load() error {
-	next := content{sessions: tls.NewLRUClientSessionCache(0)}
-	next.draw()
-	if r.files.Cert != "" {
-		c, err := tls.LoadX509KeyPair(r.files.Cert, r.files.Key)
+// load takes what can be taken: a certificate is not held up by authorities that
+// cannot be read, nor the other way round.
+func (s *Source) load() error {
+	var errs []error
+	s.sessions = tls.NewLRUClientSessionCache(0)
+	s.draw()
+	if s.files.Cert != "" {
+		c, err := tls.LoadX509KeyPair(s.files.Cert, s.files.Key)
 		if err != nil {
-			return fmt.Errorf("certificate %s with key %s: %w", r.files.Cert, r.files.Key, err)
+			errs = append(errs, fmt.Errorf("certificate %s with key %s: %w", s.files.Cert, s.files.Key, err))
+		} else {
+			s.cert = &c
 		}
-		next.cert = &c
 	}
-	if r.files.CA != "" {
-		b, err := os.ReadFile(r.files.CA)
-		if err != nil {
-			return fmt.Errorf("authorities: %w", err)
-		}
+	if s.files.CA != "" {
+		b, err := os.ReadFile(s.files.CA)
 		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(b) {
-			return fmt.Errorf("authorities: %s has no certificate in PEM", r.files.CA)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("authorities: %w", err))
+		case !pool.AppendCertsFromPEM(b):
+			errs = append(errs, fmt.Errorf("authorities: %s has no certificate in PEM", s.files.CA))
+		default:
+			s.pool = pool
 		}
-		next.pool = pool
 	}
-	r.now = next
-	return nil
+	return errors.Join(errs...)
 }
 
 // current gives what the files say; where they cannot be read any more, what
 // they said last.
-func (r *reloader) current() content {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if now := time.Now(); now.Sub(r.checked) >= checkEvery {
-		r.checked = now
-		if s := r.stamps(); s != r.stamp && r.load() == nil {
-			r.stamp = s
-		}
-		if now.Sub(r.now.drawn) >= ticketLife {
-			r.now.draw()
-		}
+func (s *Source) current() content {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.look()
+	return s.content
+}
+
+// look reads files that have changed. A change that cannot be used is tried again
+// at every look: files are written one after the other.
+func (s *Source) look() {
+	now := time.Now()
+	if now.Sub(s.checked) < checkEvery {
+		return
 	}
-	return r.now
+	s.checked = now
+	if now.Sub(s.drawn) >= ticketLife {
+		s.draw()
+	}
+	found, same := s.stamps(), true
+	for i := range found {
+		same = same && found[i].same(s.stamp[i])
+	}
+	if same && s.failed == nil {
+		return
+	}
+	s.stamp = found
+	if s.failed = s.load(); s.failed != nil {
+		s.faults++
+	} else {
+		s.loads++
+	}
+	s.log.Is(s.failed)
 }
 
-// Server is the configuration of a listener with the certificate of f. With
-// f.CA clients must have a certificate of it; otherwise they are asked for one,
-// which is not verified here (the proxy's identities do that). protos are the
-// ALPN protocols. Over TLS 1.3 a client may resume its session, as who it was, until
-// the files change, its certificate expires or a day has passed.
-func Server(f Files, protos ...string) (*tls.Config, error) {
-	return server(f, tls.RequireAndVerifyClientCert, protos)
-}
-
-// ServerOptional is Server, but clients need not show a certificate, even with
-// f.CA. One that they show must be of it.
-func ServerOptional(f Files, protos ...string) (*tls.Config, error) {
-	return server(f, tls.VerifyClientCertIfGiven, protos)
-}
-
-func server(f Files, withCA tls.ClientAuthType, protos []string) (*tls.Config, error) {
-	if f.Cert == "" || f.Key == "" {
+// Server is the configuration of a listener with the certificate of the files.
+// With authorities in them withCA says what is asked of clients; otherwise they
+// are asked for a certificate that is not verified here (the proxy's identities do
+// that). protos are the ALPN protocols. Over TLS 1.3 a client may resume its session,
+// as who it was, until the files change, its certificate expires or a day has passed.
+func (s *Source) Server(withCA tls.ClientAuthType, protos ...string) (*tls.Config, error) {
+	if s.files.Cert == "" {
 		return nil, errors.New("a TLS listener needs a certificate and a key")
-	}
-	r, err := newReloader(f)
-	if err != nil {
-		return nil, err
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			now := r.current()
+			now := s.current()
 			c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, Certificates: []tls.Certificate{*now.cert}, ClientAuth: tls.RequestClientCert,
 				SessionTicketsDisabled: !slices.Contains(hello.SupportedVersions, tls.VersionTLS13)}
 			c.SetSessionTicketKeys([][32]byte{now.tickets})
@@ -158,40 +197,42 @@ func server(f Files, withCA tls.ClientAuthType, protos []string) (*tls.Config, e
 		}}, nil
 }
 
-// Client is the configuration of a client that trusts f.CA (the system's
-// authorities when empty) and shows the certificate of f, if any. The authorities
-// are those that the file has now; ClientCredentials follows the file.
-func Client(f Files) (*tls.Config, error) {
-	r, err := newClient(f)
-	if err != nil {
-		return nil, err
+// Client is the configuration of one connection of a client, which trusts the
+// authorities that the files have now (the system's where they name none) and
+// shows their certificate, if any. Ask for another for the next connection.
+func (s *Source) Client() *tls.Config { return s.current().client() }
+
+func (c content) client() *tls.Config {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: c.pool}
+	if c.cert != nil {
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.cert, nil }
 	}
-	return r.client(), nil
+	return conf
 }
 
-// ClientCredentials are Client for gRPC: what the files say when a connection is
-// made, and the sessions of connections that were made with the same. change, unless
-// nil, changes the configuration of each connection.
-func ClientCredentials(f Files, change func(*tls.Config)) (credentials.TransportCredentials, error) {
-	r, err := newClient(f)
-	if err != nil {
-		return nil, err
-	}
-	c := clientCredentials{credentials.NewTLS(r.client()), func() *tls.Config {
-		c := r.client()
-		c.ClientSessionCache = r.current().sessions
+// Certificate is the own one; nil without.
+func (s *Source) Certificate() *tls.Certificate {
+	return s.current().cert
+}
+
+// Credentials are Client for gRPC: what the files say when a connection is made, and
+// the sessions of connections that were made with the same.
+// change, unless nil, changes the configuration of each connection.
+func (s *Source) Credentials(change func(*tls.Config)) credentials.TransportCredentials {
+	return clientCredentials{credentials.NewTLS(s.Client()), func() *tls.Config {
+		now := s.current()
+		c := now.client()
+		c.ClientSessionCache = now.sessions
 		if change != nil {
 			change(c)
 		}
 		return c
-	}, r}
-	return c, nil
+	}}
 }
 
 type clientCredentials struct {
 	credentials.TransportCredentials // what does not depend on the files
 	config                           func() *tls.Config
-	files                            *reloader
 }
 
 func (c clientCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -200,19 +241,11 @@ func (c clientCredentials) ClientHandshake(ctx context.Context, authority string
 
 func (c clientCredentials) Clone() credentials.TransportCredentials { return c }
 
-func newClient(f Files) (*reloader, error) {
-	if (f.Cert == "") != (f.Key == "") {
-		return nil, errors.New("a client certificate and its key go together")
+// Client is Source.Client of files that are read once.
+func Client(f Files) (*tls.Config, error) {
+	s, err := Open("", f, nil)
+	if err != nil {
+		return nil, err
 	}
-	return newReloader(f)
-}
-
-func (r *reloader) client() *tls.Config {
-	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: r.current().pool}
-	if r.files.Cert != "" {
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return r.current().cert, nil
-		}
-	}
-	return c
+	return s.Client(), nil
 }

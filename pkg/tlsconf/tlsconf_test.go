@@ -10,14 +10,20 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"io"
+	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // mint writes a new authority and a certificate of it into files below dir.
@@ -57,51 +63,101 @@ func mintFor(t *testing.T, dir string, serial int64, life time.Duration) Files {
 	return f
 }
 
-// age makes r look at its files at the next connection, whose times then differ.
-func age(t *testing.T, r *reloader) {
+func open(t *testing.T, f Files) *Source {
 	t.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.checked, r.stamp = r.checked.Add(-checkEvery), [3]time.Time{}
-}
-
-// TestReload: a certificate and an authority that change on disk are those of the
-// next connection, and the open one stays; files that cannot be read change
-// nothing.
-func TestReload(t *testing.T) {
-	dir := t.TempDir()
-	f := mint(t, dir, 1)
-	r, err := newClient(f)
+	s, err := Open("test", f, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	serial := func() int64 {
+	return s
+}
+
+// age makes s look at its files at the next connection, whose times then differ.
+func age(t *testing.T, s *Source) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checked, s.stamp = s.checked.Add(-checkEvery), [3]stamp{}
+}
+
+// TestReload: a certificate and an authority that change on disk are those of the
+// next connection; what cannot be read changes nothing, holds up nothing else, is
+// logged once, and shown until it is good again.
+func TestReload(t *testing.T) {
+	dir := t.TempDir()
+	f := mint(t, dir, 1)
+	var log bytes.Buffer
+	s, err := Open("clients", f, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial := func() int64 { return s.Certificate().Leaf.SerialNumber.Int64() }
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(Metrics("weft_test", s))
+	shows := func(ok, failed, unusable int) {
 		t.Helper()
-		c, err := r.client().GetClientCertificate(nil)
+		families, err := reg.Gather()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return c.Leaf.SerialNumber.Int64()
+		got := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.Metric {
+				name := strings.TrimPrefix(f.GetName(), "weft_test_tls_")
+				for _, l := range m.Label {
+					name += " " + l.GetValue()
+				}
+				got[name] = m.Counter.GetValue() + m.Gauge.GetValue()
+			}
+		}
+		want := map[string]float64{"reloads_total clients ok": float64(ok), "reloads_total clients failed": float64(failed), "files_unusable clients": float64(unusable),
+			"certificate_expiry_timestamp_seconds clients": float64(s.Certificate().Leaf.NotAfter.Unix())}
+		if !maps.Equal(got, want) {
+			t.Errorf("the metrics are %v, want %v", got, want)
+		}
 	}
-	before := r.current().pool
+	before := s.current().pool
 	mint(t, dir, 2)
 	if serial() != 1 {
 		t.Error("files are read for every connection")
 	}
-	age(t, r)
-	if after := r.current().pool; serial() != 2 || after.Equal(before) || r.client().RootCAs.Equal(before) {
+	shows(0, 0, 0)
+	age(t, s)
+	if after := s.current().pool; serial() != 2 || after.Equal(before) || s.Client().RootCAs.Equal(before) {
 		t.Error("certificate or authority of the files before")
 	}
+	shows(1, 0, 0)
+
+	// Authorities that cannot be read do not hold up a certificate.
+	mint(t, dir, 3)
+	if err := os.WriteFile(f.CA, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		age(t, s)
+		shows(1, n+1, 1)
+	}
+	if after := s.current().pool; serial() != 3 || after == nil || after.Equal(before) {
+		t.Error("authorities that cannot be read hold a certificate up, or are none")
+	}
+	mint(t, dir, 4)
 	if err := os.WriteFile(f.Cert, []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	age(t, r)
-	if serial() != 2 {
+	age(t, s)
+	if serial() != 3 {
 		t.Error("a file that cannot be read has taken the certificate away")
+	}
+	shows(1, 4, 1)
+	mint(t, dir, 5)
+	age(t, s)
+	shows(2, 4, 0)
+	if serial() != 5 || strings.Count(log.String(), "stays in force") != 1 || strings.Count(log.String(), "can be used again") != 1 || !strings.Contains(log.String(), f.CA) {
+		t.Errorf("certificate %d; the log: %s", serial(), &log)
 	}
 }
 
-// TestCredentialsFollow: what ClientCredentials trusts is what the file says when
+// TestCredentialsFollow: what Credentials trust is what the file says when
 // the connection is made.
 func TestCredentialsFollow(t *testing.T) {
 	serverDir, clientDir := t.TempDir(), t.TempDir()
@@ -111,7 +167,7 @@ func TestCredentialsFollow(t *testing.T) {
 	}
 	defer l.Close()
 	served := mint(t, serverDir, 1)
-	config, err := Server(Files{Cert: served.Cert, Key: served.Key}, "h2")
+	config, err := open(t, Files{Cert: served.Cert, Key: served.Key}).Server(tls.RequestClientCert, "h2")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,10 +181,8 @@ func TestCredentialsFollow(t *testing.T) {
 		}
 	}()
 	other := mint(t, clientDir, 2)
-	creds, err := ClientCredentials(Files{CA: other.CA}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	trusted := open(t, Files{CA: other.CA})
+	creds := trusted.Credentials(nil)
 	connect := func() error {
 		t.Helper()
 		conn, err := net.Dial("tcp", l.Addr().String())
@@ -149,7 +203,7 @@ func TestCredentialsFollow(t *testing.T) {
 	if err := os.WriteFile(other.CA, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	age(t, creds.(clientCredentials).files)
+	age(t, trusted)
 	if err := connect(); err != nil {
 		t.Fatalf("the authority that is in the file now: %v", err)
 	}
@@ -160,18 +214,18 @@ func TestClientCertificates(t *testing.T) {
 	f, stranger := mint(t, t.TempDir(), 1), mint(t, t.TempDir(), 2)
 	stranger.CA = f.CA
 	for name, tc := range map[string]struct {
-		make   func(Files, ...string) (*tls.Config, error)
+		ask    tls.ClientAuthType
 		client Files
 		ok     bool
 	}{
-		"needed, none":        {Server, Files{CA: f.CA}, false},
-		"needed, good":        {Server, f, true},
-		"needed, strange":     {Server, stranger, false},
-		"may, none":           {ServerOptional, Files{CA: f.CA}, true},
-		"may, good":           {ServerOptional, f, true},
-		"may, shown, strange": {ServerOptional, stranger, false},
+		"needed, none":        {tls.RequireAndVerifyClientCert, Files{CA: f.CA}, false},
+		"needed, good":        {tls.RequireAndVerifyClientCert, f, true},
+		"needed, strange":     {tls.RequireAndVerifyClientCert, stranger, false},
+		"may, none":           {tls.VerifyClientCertIfGiven, Files{CA: f.CA}, true},
+		"may, good":           {tls.VerifyClientCertIfGiven, f, true},
+		"may, shown, strange": {tls.VerifyClientCertIfGiven, stranger, false},
 	} {
-		config, err := tc.make(f)
+		config, err := open(t, f).Server(tc.ask)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,7 +249,7 @@ func TestRotationKeepsConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		f := mint(t, dir, 1)
-		config, err := Server(Files{Cert: f.Cert, Key: f.Key})
+		config, err := open(t, Files{Cert: f.Cert, Key: f.Key}).Server(tls.RequestClientCert)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -259,20 +313,23 @@ func TestSessions(t *testing.T) {
 				}
 				all = append(all, b...)
 			}
-			if err := os.WriteFile(clients, all, 0o600); err != nil {
+			if err := errors.Join(os.WriteFile(clients+".new", all, 0o600), os.Rename(clients+".new", clients)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		show := func(f Files) {
+			t.Helper()
+			if err := errors.Join(os.Rename(f.Cert, shown.Cert), os.Rename(f.Key, shown.Key), os.Rename(f.CA, shown.CA)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		trust(shown.CA)
-		config, err := Server(Files{Cert: served.Cert, Key: served.Key, CA: clients}, "h2")
+		config, err := open(t, Files{Cert: served.Cert, Key: served.Key, CA: clients}).Server(tls.RequireAndVerifyClientCert, "h2")
 		if err != nil {
 			t.Fatal(err)
 		}
 		most := uint16(tls.VersionTLS13)
-		creds, err := ClientCredentials(Files{Cert: shown.Cert, Key: shown.Key, CA: served.CA}, func(c *tls.Config) { c.MaxVersion = most })
-		if err != nil {
-			t.Fatal(err)
-		}
+		creds := open(t, Files{Cert: shown.Cert, Key: shown.Key, CA: served.CA}).Credentials(func(c *tls.Config) { c.MaxVersion = most })
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -333,11 +390,7 @@ func TestSessions(t *testing.T) {
 		later(checkEvery)
 		whole("another authority beside", 2)
 		// Who renews his certificate is not taken for who he was.
-		for to, from := range map[string]string{shown.Cert: renewed.Cert, shown.Key: renewed.Key, shown.CA: renewed.CA} {
-			if err := os.Rename(from, to); err != nil {
-				t.Fatal(err)
-			}
-		}
+		show(renewed)
 		later(checkEvery)
 		whole("another certificate", 3)
 		later(ticketLife)
@@ -356,7 +409,7 @@ func TestSessions(t *testing.T) {
 			t.Errorf("with a certificate that has expired: %+v", s)
 		}
 		// An authority that is trusted no more is so at the next connection.
-		mintFor(t, clientDir, 4, time.Hour)
+		show(mint(t, t.TempDir(), 4))
 		trust(shown.CA)
 		later(checkEvery)
 		whole("once more", 4)

@@ -2,10 +2,12 @@ package nacos
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -72,10 +74,19 @@ type client struct {
 // newClient makes a client. It follows no redirect: one would carry the token
 // and the password to whoever is named.
 func newClient(cfg *Config) *client {
+	config := cfg.TLS
+	if config == nil {
+		config = func() *tls.Config { return &tls.Config{MinVersion: tls.VersionTLS12} }
+	}
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		return (&tls.Dialer{Config: config()}).DialContext(ctx, network, addr)
+	}
 	return &client{base: strings.TrimSuffix(cfg.URL, "/"), namespace: cfg.Namespace, credentials: cfg.Credentials,
 		http: &http.Client{Timeout: callTimeout,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport: &http.Transport{Proxy: nil, TLSClientConfig: cfg.TLS, TLSHandshakeTimeout: callTimeout,
+			Transport: &http.Transport{Proxy: nil, DialTLSContext: dial,
 				MaxIdleConnsPerHost: maxCalls, MaxResponseHeaderBytes: 64 << 10, IdleConnTimeout: time.Minute}}}
 }
 

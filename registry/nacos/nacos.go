@@ -35,8 +35,9 @@ type Config struct {
 	// Credentials are asked for at each log-in; nil for a server without
 	// authentication. The user needs access to the admin API.
 	Credentials func() (user, password string, err error)
-	// TLS to a server with https; nil trusts the system's authorities.
-	TLS *tls.Config
+	// TLS gives the configuration of a connection to a server with https, which
+	// takes it; nil trusts the system's authorities.
+	TLS func() *tls.Config
 	// Namespace is the id of Nacos's namespace, which must exist there; "public"
 	// when empty. (It has nothing to do with namespaces of the mesh.)
 	Namespace string
@@ -264,7 +265,7 @@ func (r *Registry) Reconcile(ctx context.Context, name string, want []registry.I
 	r.passing.Lock()
 	defer r.passing.Unlock()
 	good, wrong := registry.Registrable(want)
-	w := wanted{entries: map[place]*entry{}, kept: map[string]bool{}, written: map[place]int{}}
+	w := wanted{entries: map[place]*entry{}, kept: map[string]bool{}, written: map[place]*writes{}}
 	for _, i := range want {
 		g, ok := good[i.ID]
 		if !ok {
@@ -301,8 +302,18 @@ func (r *Registry) Reconcile(ctx context.Context, name string, want []registry.I
 type wanted struct {
 	entries map[place]*entry
 	kept    map[string]bool // ids of those that stay as they are
-	written map[place]int   // how often passes wrote it
+	written map[place]*writes
 }
+
+// writes is how often passes wrote an entry, and when last.
+type writes struct {
+	times int
+	last  time.Time
+}
+
+// showsWithin is how long Nacos may take to show what was written before it is
+// written again: it answers a write before every list has it.
+const showsWithin = 2 * time.Second
 
 // pass looks once and writes what differs.
 func (r *Registry) pass(ctx context.Context, name string, w *wanted) (changed bool, err error) {
@@ -345,15 +356,23 @@ func (r *Registry) pass(ctx context.Context, name string, w *wanted) (changed bo
 		if old != nil && e.same(old) {
 			continue
 		}
+		changed = true
+		wrote := w.written[p]
+		if wrote == nil {
+			wrote = &writes{}
+			w.written[p] = wrote
+		} else if time.Since(wrote.last) < showsWithin {
+			continue
+		}
 		method := http.MethodPost
-		if old != nil && w.written[p] > 1 {
+		if old != nil && wrote.times > 1 {
 			// It was written and is not so: somebody changed it in Nacos's
 			// console, which prevails over all registrations, but not over
 			// another such change. (Once may be too early to see it.)
 			method = http.MethodPut
 		}
-		changed = true
-		w.written[p]++
+		wrote.times++
+		wrote.last = time.Now()
 		g.Go(func() error { return r.write(ctx, method, name, e, old) })
 	}
 	if err := g.Wait(); err != nil {

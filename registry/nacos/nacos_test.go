@@ -28,7 +28,7 @@ func TestConformance(t *testing.T) {
 
 func TestWrongPassword(t *testing.T) {
 	r := open(t, "wrong")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	err := r.Reconcile(ctx, servers.Namespace(t), []registry.Instance{registrytest.NewProxy(t, "one", 17001).Instance})
 	if err == nil || !strings.Contains(err.Error(), "log-in") || strings.Contains(err.Error(), "wrong") {

@@ -137,6 +137,8 @@ func publishAll(ctx context.Context, t *testing.T, s *Store, topic, prefix strin
 		switch {
 		case err == nil:
 			i++
+		case ctx.Err() != nil:
+			return
 		case !fault.Retryable(err):
 			t.Errorf("Publish: %v", err)
 			return
@@ -148,14 +150,14 @@ func publishAll(ctx context.Context, t *testing.T, s *Store, topic, prefix strin
 // Its queues go to the one that is left; nothing is lost, and no more is repeated
 // than a window for each queue.
 func TestMemberKilled(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
 	defer cancel()
 	nameServer := servers.SharedRocketMQ(t)
-	const queues, total = 4, 2000
+	const queues = 4
 	s, topic := prepare(ctx, t, nameServer, queues)
 	all, childs := newTally(), newTally()
 
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMemberProcess$", "-test.timeout=2m")
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMemberProcess$", "-test.timeout="+servers.StartTimeout.String())
 	cmd.Env = append(os.Environ(), envNames+"="+nameServer, envTopic+"="+topic)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -180,13 +182,35 @@ func TestMemberKilled(t *testing.T) {
 	fctx, stop := context.WithCancel(ctx)
 	defer stop()
 	work.Go(func() { consume(fctx, sub, all.add) })
-	work.Go(func() { publishAll(ctx, t, s, topic, "e", total) })
+	// Events flow until the other process has had its share, however late it came.
+	killed, published := make(chan struct{}), make(chan int, 1)
+	work.Go(func() {
+		n := 0
+		for over := false; !over || n < 2000; n += 100 {
+			publishAll(ctx, t, s, topic, fmt.Sprint("e", n, "-"), 100)
+			select {
+			case <-killed:
+				over = true
+			case <-ctx.Done():
+				return
+			default:
+			}
+		}
+		published <- n
+	})
 
 	childs.wait(ctx, t, 100)
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // killed
+	close(killed)
+	var total int
+	select {
+	case total = <-published:
+	case <-ctx.Done():
+		t.Fatal("not all was published")
+	}
 	all.wait(ctx, t, total)
 	stop()
 	work.Wait()

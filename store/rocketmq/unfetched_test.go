@@ -17,7 +17,7 @@ import (
 // not settled, also after a pull that found nothing more, which moves the
 // puller's place but not the group's.
 func TestUnfetchedIsNotCommitted(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	s := open(t, servers.SharedRocketMQ(t), 0)
 	defer func() {

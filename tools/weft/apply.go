@@ -18,7 +18,6 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
-	adminserver "github.com/weft-mesh/weft/controlplane/admin"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -38,6 +37,7 @@ func (f *applyFlags) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.prune, "prune", false, "also delete what is in the namespace of -n, with the labels of -l, of the kinds of --kind, and not in the files")
 	cmd.Flags().StringToStringVarP(&f.selector, "selector", "l", nil, "labels that what is pruned has: key=value,…")
 	cmd.Flags().StringSliceVar(&f.kinds, "kind", nil, "kinds that are pruned; all when empty")
+	completeKindFlag(cmd, "kind")
 	cmd.Flags().BoolVar(&f.mass, "allow-mass-removal", false, "the change may remove more than the control plane lets go unasked")
 }
 
@@ -83,8 +83,6 @@ func (f *applyFlags) prunes(r *configv1.Resource) bool {
 // what is deleted.
 type plan struct {
 	items []item
-	// there is how many resources each namespace has, where that is known.
-	there map[string]int
 }
 
 // read compares the files with what is there.
@@ -106,8 +104,8 @@ func (f *applyFlags) read(cmd *cobra.Command, c adminv1.AdminServiceClient) (*pl
 		}
 		rs = append(rs, d.Resource)
 	}
-	p := &plan{there: map[string]int{}}
-	current, err := f.current(cmd.Context(), c, rs, p.there)
+	p := &plan{}
+	current, err := f.current(cmd.Context(), c, rs)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +134,7 @@ func (f *applyFlags) read(cmd *cobra.Command, c adminv1.AdminServiceClient) (*pl
 const manyGets = 50
 
 // current is what there is of rs and, with --prune, of all that may be pruned.
-func (f *applyFlags) current(ctx context.Context, c adminv1.AdminServiceClient, rs []*configv1.Resource, there map[string]int) (map[string]*configv1.Resource, error) {
+func (f *applyFlags) current(ctx context.Context, c adminv1.AdminServiceClient, rs []*configv1.Resource) (map[string]*configv1.Resource, error) {
 	out := map[string]*configv1.Resource{}
 	if !f.prune && len(rs) <= manyGets {
 		for _, r := range rs {
@@ -164,22 +162,19 @@ func (f *applyFlags) current(ctx context.Context, c adminv1.AdminServiceClient, 
 		namespaces = slices.Compact(namespaces)
 	}
 	for _, ns := range namespaces {
-		if err := userResources(ctx, c, ns, there, out); err != nil {
+		if err := userResources(ctx, c, ns, out); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-// userResources adds to out what a namespace, or the mesh, has that users apply,
-// and to there how many of them each namespace has.
-func userResources(ctx context.Context, c adminv1.AdminServiceClient, namespace string, there map[string]int, out map[string]*configv1.Resource) error {
+// userResources adds to out what a namespace, or the mesh, has that users apply.
+func userResources(ctx context.Context, c adminv1.AdminServiceClient, namespace string, out map[string]*configv1.Resource) error {
 	return eachResource(ctx, c, &adminv1.ListRequest{Namespace: namespace, PageSize: 1000}, func(r *configv1.Resource) {
-		if info, _ := resource.Lookup(string(resource.KindOf(r))); info.System {
-			return
+		if info, _ := resource.Lookup(string(resource.KindOf(r))); !info.System {
+			out[r.Name] = r
 		}
-		there[r.Metadata.Namespace]++
-		out[r.Name] = r
 	})
 }
 
@@ -267,26 +262,19 @@ func cut(items []item) [][]item {
 	return out
 }
 
-// guard refuses a plan of stages that together remove more than a control plane
-// lets go by default; that one judges each stage by itself.
-func (p *plan) guard() error {
-	gone := map[string]int{}
-	for _, i := range p.items {
-		if i.after == nil {
-			gone[i.before.Metadata.Namespace]++
-		}
-	}
-	for ns, n := range gone {
-		if of := p.there[ns]; n > adminserver.DefaultRemovalLeast && float64(n) > adminserver.DefaultRemovalShare*float64(of) {
-			return fmt.Errorf("this removes %d of the %d resources of namespace %s, more than %g %%: nothing was changed. Where that is meant, say --allow-mass-removal", n, of, ns, adminserver.DefaultRemovalShare*100)
-		}
-	}
-	return nil
-}
-
-func requestOf(stage []item, dryRun, mass bool) *adminv1.ApplyRequest {
+// requestOf is the call for the first of some stages. It tells what they all
+// remove: the control plane judges that as a whole.
+func requestOf(stages [][]item, dryRun, mass bool) *adminv1.ApplyRequest {
 	req := &adminv1.ApplyRequest{DryRun: dryRun, AllowMassRemoval: mass}
-	for _, i := range stage {
+	if len(stages) > 1 {
+		req.PlannedRemovals = map[string]uint32{}
+		for _, i := range slices.Concat(stages...) {
+			if i.after == nil {
+				req.PlannedRemovals[i.before.Metadata.Namespace]++
+			}
+		}
+	}
+	for _, i := range stages[0] {
 		if i.after != nil {
 			req.Resources = append(req.Resources, i.after)
 		} else {
@@ -343,17 +331,12 @@ Where one fails, it says which are in force; the same command goes on from there
 				return err
 			}
 			stages := p.stages()
-			if len(stages) > 1 && !what.mass {
-				if err := p.guard(); err != nil {
-					return err
-				}
-			}
 			// On a terminal it asks; not where standard input has the files.
 			ask := !yes && !dryRun && output == "text" && isTerminal(cmd.OutOrStdout()) && isTerminal(cmd.InOrStdin()) && !slices.Contains(what.files, "-")
 			if ask || showDiff {
-				if len(stages) == 1 && !dryRun {
+				if len(stages) > 0 && !dryRun {
 					// What would be refused is said before anybody is asked.
-					if _, err := applyStage(cmd.Context(), c, requestOf(stages[0], true, what.mass)); err != nil {
+					if _, err := applyStage(cmd.Context(), c, requestOf(stages, true, what.mass)); err != nil {
 						return err
 					}
 				}
@@ -366,7 +349,7 @@ Where one fails, it says which are in force; the same command goes on from there
 					return err
 				}
 				if ask && n > 0 {
-					if err := confirm(cmd, fmt.Sprintf("%d resources change. Apply?", n)); err != nil {
+					if err := confirm(cmd, change(n)+". Apply?"); err != nil {
 						return err
 					}
 				}
@@ -395,6 +378,7 @@ Where one fails, it says which are in force; the same command goes on from there
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until every proxy has it, as weft wait does, at most so long")
 	cmd.Flags().BoolVar(&showDiff, "diff", false, "show what changes, also where it does not ask")
+	completeNamespace(cmd, &admin)
 	outputFlag(cmd, &output)
 	return cmd
 }
@@ -436,7 +420,7 @@ func applyStages(cmd *cobra.Command, c adminv1.AdminServiceClient, stages [][]it
 	if len(stages) > 1 && dryRun {
 		// A later stage stands on the earlier ones, which are not made.
 		fmt.Fprintf(cmd.ErrOrStderr(), "%d stages: only the first is checked by the control plane, the others stand on it\n", len(stages))
-		stages = stages[:1]
+		return applyStage(cmd.Context(), c, requestOf(stages, true, mass))
 	}
 	to := cmd.OutOrStdout()
 	if !text {
@@ -444,10 +428,10 @@ func applyStages(cmd *cobra.Command, c adminv1.AdminServiceClient, stages [][]it
 	}
 	for n, stage := range stages {
 		if len(stages) > 1 {
-			fmt.Fprintf(to, "stage %d of %d: %d resources … ", n+1, len(stages), len(stage))
+			fmt.Fprintf(to, "stage %d of %d: %s … ", n+1, len(stages), counted(len(stage), "resource", "resources"))
 		}
 		began := time.Now()
-		resp, err := applyStage(cmd.Context(), c, requestOf(stage, dryRun, mass))
+		resp, err := applyStage(cmd.Context(), c, requestOf(stages[n:], dryRun, mass))
 		if err != nil {
 			if len(stages) > 1 {
 				fmt.Fprintln(to, "failed")

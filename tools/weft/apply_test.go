@@ -121,10 +121,19 @@ func TestAdministration(t *testing.T) {
 	m.want(0, []string{"apply", "-f", fewer, "--prune", "-l", "by=git"}, "topic/shop/t1 unchanged", "topic/shop/t2 deleted")
 	m.want(0, []string{"get", "topics", "-n", "shop"}, "t7")
 
+	// How one resource is, of any kind.
+	m.want(0, []string{"wait", "--timeout", "1m"}, "is in force at 1 proxy")
+	m.want(0, []string{"status", "eventstores/shop/main"}, "resource", "eventstore/shop/main", "1 of 1 proxy has it", "is used by topic/shop/t0", "is used by topic/shop/t1")
+	m.want(1, []string{"status", "topic/shop/none"}, "topic/shop/none does not exist")
+	m.want(1, []string{"status", "tropic/shop/t0"}, `"tropic" is not a kind; there are eventstore`)
+	m.want(0, []string{"status", "topic/shop/t0", "-o", "json"}, `"in_force"`)
+	m.want(0, []string{"get", "topics", "-n", "shop"}, "STATE", "t0", "Ready")
+	m.want(0, []string{"get", "topicbindings", "-n", "shop"}, "t0", "-")
+
 	// What differs since, and back.
 	m.want(1, []string{"diff", number, "-n", "shop"}, "--- a/topic/shop/t2", "+++ b/topic/shop/t7")
 	m.want(0, []string{"rollback", number, "-n", "shop", "--dry-run"}, "+++ b/topic/shop/t2", "--- a/topic/shop/t7", "2 resources would be as they were at revision "+number)
-	m.want(0, []string{"rollback", number, "topic", "t2", "-n", "shop"}, "1 resources are as they were at revision "+number)
+	m.want(0, []string{"rollback", number, "topic", "t2", "-n", "shop"}, "1 resource is as it was at revision "+number)
 	m.want(0, []string{"rollback", number, "topic", "t2", "-n", "shop"}, "nothing differs")
 	m.want(0, []string{"history", "-n", "shop"}, "REVISION", "Rollback", "topic/shop/t2 created", "Apply", "topic/shop/t2 deleted")
 

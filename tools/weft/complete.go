@@ -2,7 +2,9 @@ package weft
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,11 +27,10 @@ func listed(cmd *cobra.Command, admin *adminFlags, kind, namespace string) []*co
 	defer done()
 	ctx, cancel := context.WithTimeout(cmd.Context(), completeTimeout)
 	defer cancel()
-	resp, err := c.List(ctx, &adminv1.ListRequest{Kind: kind, Namespace: namespace})
-	if err != nil {
-		return nil
-	}
-	return resp.Resources
+	var out []*configv1.Resource
+	// What has come by then is better than nothing.
+	_ = eachResource(ctx, c, &adminv1.ListRequest{Kind: kind, Namespace: namespace, PageSize: 1000}, func(r *configv1.Resource) { out = append(out, r) })
+	return out
 }
 
 func kindNames() []string {
@@ -40,12 +41,70 @@ func kindNames() []string {
 	return all
 }
 
+// completeKinds are the kinds, and that in the plural which is typed so.
+func completeKinds(typed string) []string {
+	out := kindNames()
+	for _, k := range resource.Kinds() {
+		for _, plural := range []string{string(k.Kind) + "s", strings.TrimSuffix(string(k.Kind), "y") + "ies"} {
+			if info, ok := resource.Lookup(plural); ok && info.Kind == k.Kind && typed != "" && !strings.HasPrefix(string(k.Kind), typed) && strings.HasPrefix(plural, typed) {
+				out = append(out, plural)
+			}
+		}
+	}
+	return out
+}
+
+// completeKindFlag completes a flag with kinds.
+func completeKindFlag(cmd *cobra.Command, flag string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		return completeKinds(typed), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+// completedRevisions is how many revisions are offered.
+const completedRevisions = 20
+
+// completeRevisions are the newest changes that may be seen, with what they were.
+func completeRevisions(cmd *cobra.Command, admin *adminFlags) ([]string, cobra.ShellCompDirective) {
+	const how = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+	c, done, err := admin.dial()
+	if err != nil {
+		return nil, how
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(cmd.Context(), completeTimeout)
+	defer cancel()
+	resp, err := c.ListHistory(ctx, &adminv1.ListHistoryRequest{ChangesOnly: true, PageSize: completedRevisions})
+	if err != nil {
+		return nil, how
+	}
+	var out []string
+	for _, r := range resp.Records {
+		what := fmt.Sprintf("%s by %s", r.Method, r.Actor)
+		if len(r.Changes) > 0 {
+			what += ": " + r.Changes[0].Name
+		}
+		if n := len(r.Changes) - 1; n > 0 {
+			what += fmt.Sprintf(" and %d more", n)
+		}
+		out = append(out, cobra.CompletionWithDesc(fmt.Sprint(r.Revision), what))
+	}
+	return out, how
+}
+
+// completeRevisionFlag completes a flag with revisions.
+func completeRevisionFlag(cmd *cobra.Command, admin *adminFlags, flag string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return completeRevisions(cmd, admin)
+	})
+}
+
 // completeResources completes KIND and then names of that kind, of the namespace
 // that --namespace says. most bounds the names; 0 is without.
 func completeResources(admin *adminFlags, namespace *string, most int) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
 		if len(args) == 0 {
-			return kindNames(), cobra.ShellCompDirectiveNoFileComp
+			return completeKinds(typed), cobra.ShellCompDirectiveNoFileComp
 		}
 		info, ok := resource.Lookup(args[0])
 		if !ok || most > 0 && len(args) > most {
@@ -59,6 +118,46 @@ func completeResources(admin *adminFlags, namespace *string, most int) cobra.Com
 		}
 		return out, cobra.ShellCompDirectiveNoFileComp
 	}
+}
+
+// completeStatus completes what weft status shows: proxies and, once a kind is
+// typed, resources.
+func completeStatus(admin *adminFlags) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		out, how := completeCanonical(cmd, admin, typed)
+		if !strings.Contains(typed, "/") {
+			proxies, _ := completeProxies(admin, 1)(cmd, args, typed)
+			out = append(proxies, out...)
+		}
+		return out, how
+	}
+}
+
+// completeCanonical completes KIND/NAMESPACE/NAME.
+func completeCanonical(cmd *cobra.Command, admin *adminFlags, typed string) ([]string, cobra.ShellCompDirective) {
+	var out []string
+	kind, rest, within := strings.Cut(typed, "/")
+	if !within {
+		for _, k := range kindNames() {
+			out = append(out, k+"/")
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	}
+	info, ok := resource.Lookup(kind)
+	if !ok {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	namespace, _, named := strings.Cut(rest, "/")
+	if !named {
+		namespace = ""
+	}
+	for _, r := range listed(cmd, admin, string(info.Kind), namespace) {
+		out = append(out, kind+"/"+r.Metadata.Namespace+"/"+r.Metadata.Name)
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeNames completes the one argument of a command with the names of a

@@ -233,6 +233,12 @@ func diffCommand() *cobra.Command {
 		kind, one string
 	)
 	cmd := &cobra.Command{Use: "diff -f FILE|FOLDER|- … | REVISION [REVISION]", Short: "Show what weft apply would change, or what differs between revisions", Args: cobra.MaximumNArgs(2),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 1 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return completeRevisions(cmd, &admin)
+		},
 		Long: `With -f, shows what weft apply would change, after the control plane has judged it
 as it would be judged then. With a revision, shows what differs between it and now,
 or a second one; weft history lists revisions.
@@ -254,6 +260,11 @@ does, 2 after an error.`,
 	what.add(cmd)
 	cmd.Flags().StringVar(&kind, "only-kind", "", "between revisions: only this kind")
 	cmd.Flags().StringVar(&one, "only", "", "between revisions: only this resource, as KIND/NAMESPACE/NAME")
+	completeKindFlag(cmd, "only-kind")
+	_ = cmd.RegisterFlagCompletionFunc("only", func(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		return completeCanonical(cmd, &admin, typed)
+	})
+	completeNamespace(cmd, &admin)
 	return cmd
 }
 

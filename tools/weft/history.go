@@ -57,7 +57,7 @@ func historyCommand() *cobra.Command {
 		changes   bool
 		output    string
 	)
-	cmd := &cobra.Command{Use: "history [KIND [NAME]]", Short: "Show who changed, or was refused, what", Args: cobra.MaximumNArgs(2),
+	cmd := &cobra.Command{Use: "history [KIND [NAME]]", Short: "Show who changed, or was refused, what", Args: cobra.MaximumNArgs(2), ValidArgsFunction: completeResources(&admin, &namespace, 1),
 		Long: `Shows changes and refusals, newest first, from the audit records, which are kept
 for 90 days. A revision that is shown can be given to weft diff and weft rollback.
 Refusals of one caller without end are not written down one by one, but counted.`,
@@ -137,6 +137,9 @@ func printHistory(w io.Writer, records []*adminv1.AuditRecord) error {
 		if r.Refused != "" {
 			text = strings.TrimSpace(text + " REFUSED: " + strings.ReplaceAll(r.Refused, "\n", " "))
 		}
+		if r.AllowMassRemoval {
+			text += " (mass removal allowed)"
+		}
 		if r.Repeats > 0 {
 			text += fmt.Sprintf(" (after %d more that have no record)", r.Repeats)
 		}
@@ -155,6 +158,12 @@ func rollbackCommand() *cobra.Command {
 		output    string
 	)
 	cmd := &cobra.Command{Use: "rollback REVISION [KIND [NAME]]", Short: "Make resources what they were at a revision", Args: cobra.RangeArgs(1, 3),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 0 {
+				return completeRevisions(cmd, &admin)
+			}
+			return completeResources(&admin, &namespace, 1)(cmd, args[1:], typed)
+		},
 		Long: `Makes all resources, those of a namespace, of a kind or one of them what they were
 at a revision, in one transaction: a new revision with the old content, judged like
 any change. What was deleted since comes back as a new resource (a Topic with
@@ -201,7 +210,7 @@ to first and deletions last. Where one fails, the same command goes on from ther
 			}
 			if !req.DryRun && len(resp.Changes) > 0 {
 				if !yes && output == "text" && isTerminal(cmd.OutOrStdout()) && isTerminal(cmd.InOrStdin()) {
-					if err := confirm(cmd, fmt.Sprintf("%d resources change. Roll back?", len(resp.Changes))); err != nil {
+					if err := confirm(cmd, change(len(resp.Changes))+". Roll back?"); err != nil {
 						return err
 					}
 				}
@@ -216,9 +225,9 @@ to first and deletions last. Where one fails, the same command goes on from ther
 			case len(resp.Changes) == 0:
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing differs")
 			case req.DryRun:
-				fmt.Fprintf(cmd.OutOrStdout(), "%d resources would be as they were at revision %d\n", len(resp.Changes), req.ToRevision)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s at revision %d\n", counted(len(resp.Changes), "resource would be as it was", "resources would be as they were"), req.ToRevision)
 			default:
-				fmt.Fprintf(cmd.OutOrStdout(), "%d resources are as they were at revision %d; that is revision %d\n", len(resp.Changes), req.ToRevision, resp.Revision)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s at revision %d; that is revision %d\n", counted(len(resp.Changes), "resource is as it was", "resources are as they were"), req.ToRevision, resp.Revision)
 			}
 			return nil
 		}}
@@ -240,19 +249,20 @@ func rollbackStages(cmd *cobra.Command, c adminv1.AdminServiceClient, req *admin
 		return err
 	}
 	stages := p.stages()
-	if len(stages) > 1 && !req.AllowMassRemoval {
-		if err := p.guard(); err != nil {
+	text := output == "text"
+	if len(stages) > 0 && !req.DryRun {
+		// What would be refused is said before anybody is asked.
+		if _, err := applyStage(cmd.Context(), c, requestOf(stages, true, req.AllowMassRemoval)); err != nil {
 			return err
 		}
 	}
-	text := output == "text"
 	if text {
 		n, err := writeDiff(cmd.OutOrStdout(), p.items)
 		if err != nil {
 			return err
 		}
 		if !req.DryRun && n > 0 && !yes && isTerminal(cmd.OutOrStdout()) && isTerminal(cmd.InOrStdin()) {
-			if err := confirm(cmd, fmt.Sprintf("%d resources change. Roll back?", n)); err != nil {
+			if err := confirm(cmd, change(n)+". Roll back?"); err != nil {
 				return err
 			}
 		}
@@ -276,7 +286,7 @@ func backTo(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.Roll
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{there: map[string]int{}}
+	p := &plan{}
 	// As it is now, with the version that is changed.
 	now := map[string]*configv1.Resource{}
 	listed := map[string]bool{}
@@ -287,7 +297,7 @@ func backTo(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.Roll
 		}
 		if !listed[ns] {
 			listed[ns] = true
-			if err := userResources(ctx, c, ns, p.there, now); err != nil {
+			if err := userResources(ctx, c, ns, now); err != nil {
 				return nil, err
 			}
 		}

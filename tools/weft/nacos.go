@@ -43,11 +43,11 @@ func (n *nacosFlags) open(cfg *server.Config) (func(), error) {
 	}
 	c := nacos.Config{URL: n.url, Namespace: n.namespace, Group: n.group}
 	if !n.tls.Empty() {
-		conf, err := tlsconf.Client(n.tls)
+		files, err := tlsconf.Open("nacos", n.tls, cfg.Log)
 		if err != nil {
 			return nil, fmt.Errorf("--nacos-ca, --nacos-cert, --nacos-key: %w", err)
 		}
-		c.TLS = conf
+		c.TLS, cfg.TLSSources = files.Client, append(cfg.TLSSources, files)
 	}
 	if n.user != "" {
 		c.Credentials = func() (string, string, error) {

@@ -1,6 +1,7 @@
 package weft
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,11 +68,15 @@ func readManifests(cmd *cobra.Command, paths []string, namespace string) ([]mani
 	return docs, errors.Join(problems...)
 }
 
+func noKind(kind string) error {
+	return fmt.Errorf("%q is not a kind; there are %s", kind, strings.Join(kindNames(), ", "))
+}
+
 // canonical reads "KIND NAME" arguments.
 func canonical(kind, namespace, name string) (string, error) {
 	info, ok := resource.Lookup(kind)
 	if !ok {
-		return "", fmt.Errorf("%q is not a kind; there are %s", kind, strings.Join(kindNames(), ", "))
+		return "", noKind(kind)
 	}
 	return resource.Name(info.Kind, namespace, name), nil
 }
@@ -96,32 +101,39 @@ func getCommand() *cobra.Command {
 			defer done()
 			ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
 			defer cancel()
+			info, ok := resource.Lookup(args[0])
+			if !ok {
+				return noKind(args[0])
+			}
 			var rs []*configv1.Resource
+			about := &adminv1.GetStatusRequest{Kind: string(info.Kind), Namespace: namespace, MaxProxies: 1, MaxResources: 10000}
 			if len(args) == 2 {
-				name, err := canonical(args[0], namespace, args[1])
-				if err != nil {
-					return err
-				}
+				name := resource.Name(info.Kind, namespace, args[1])
+				about.Name = name
 				got, err := c.Get(ctx, &adminv1.GetRequest{Name: name})
 				if err != nil {
 					return err
 				}
 				rs = append(rs, got.Resource)
 			} else {
-				info, ok := resource.Lookup(args[0])
-				if !ok {
-					_, err := canonical(args[0], "", "")
-					return err
-				}
 				req := &adminv1.ListRequest{Kind: string(info.Kind), Namespace: namespace}
 				if all {
-					req.Namespace = ""
+					req.Namespace, about.Namespace = "", ""
 				}
 				if err := eachResource(cmd.Context(), c, req, func(r *configv1.Resource) { rs = append(rs, r) }); err != nil {
 					return err
 				}
 			}
-			return printResources(cmd.OutOrStdout(), rs, output)
+			states := map[string]string{}
+			if output == "text" && !info.System && len(rs) > 0 {
+				// Those are listed also where nobody knows how they are.
+				if st, err := getStatus(cmd.Context(), c, about); err == nil {
+					for _, r := range st.Resources {
+						states[r.Name] = state(r)
+					}
+				}
+			}
+			return printResources(cmd.OutOrStdout(), rs, states, output)
 		}}
 	admin.add(cmd)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
@@ -131,7 +143,7 @@ func getCommand() *cobra.Command {
 	return cmd
 }
 
-func printResources(w io.Writer, rs []*configv1.Resource, output string) error {
+func printResources(w io.Writer, rs []*configv1.Resource, states map[string]string, output string) error {
 	switch output {
 	case "yaml":
 		b, err := manifest.YAML(rs...)
@@ -151,9 +163,9 @@ func printResources(w io.Writer, rs []*configv1.Resource, output string) error {
 		return nil
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "NAMESPACE\tNAME\tVERSION\tCREATED")
+	fmt.Fprintln(t, "NAMESPACE\tNAME\tVERSION\tCREATED\tSTATE")
 	for _, r := range rs {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.Metadata.Namespace, r.Metadata.Name, r.Metadata.Version, r.Metadata.CreatedAt.AsTime().Format("2006-01-02 15:04:05"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", r.Metadata.Namespace, r.Metadata.Name, r.Metadata.Version, r.Metadata.CreatedAt.AsTime().Format("2006-01-02 15:04:05"), cmp.Or(states[r.Name], "-"))
 	}
 	return t.Flush()
 }

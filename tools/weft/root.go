@@ -17,7 +17,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -165,11 +164,11 @@ func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
 	opts := []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(census.MaxAnswer))}
 	creds := insecure.NewCredentials()
 	if !f.tls.Empty() {
-		c, err := tlsconf.Client(f.tls)
+		files, err := tlsconf.Open("server", f.tls, nil)
 		if err != nil {
 			return nil, nil, err
 		}
-		creds = credentials.NewTLS(c)
+		creds = files.Credentials(nil)
 	}
 	secret, err := f.token()
 	if err != nil {
@@ -232,14 +231,7 @@ func (f *proxyFlags) add(cmd *cobra.Command) {
 }
 
 func (f *proxyFlags) dial() (*client.Client, error) {
-	cfg := client.Config{Addresses: f.proxies}
-	if !f.tls.Empty() {
-		c, err := tlsconf.Client(f.tls)
-		if err != nil {
-			return nil, err
-		}
-		cfg.TLS = c
-	}
+	cfg := client.Config{Addresses: f.proxies, TLSFiles: f.tls}
 	switch key := os.Getenv("WEFT_API_KEY"); {
 	case f.keyFile != "":
 		cfg.APIKey = client.APIKeyFile(f.keyFile)

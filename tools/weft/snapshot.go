@@ -56,7 +56,7 @@ addresses of stores, but no password. Only its owner may read it.`,
 			if err := replaceFile(file, b); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d resources of %s at revision %d, lineage %s\n", file, len(lg.Resources), strings.Join(lg.Scope, " "), lg.Revision, lg.Lineage)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s at revision %d, lineage %s\n", file, counted(len(lg.Resources), "resource", "resources"), strings.Join(lg.Scope, " "), lg.Revision, lg.Lineage)
 			return err
 		}}
 	admin.add(cmd)

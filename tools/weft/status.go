@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 func statusCommand() *cobra.Command {
@@ -21,20 +24,22 @@ func statusCommand() *cobra.Command {
 		all       bool
 		wait      time.Duration
 	)
-	cmd := &cobra.Command{Use: "status [PROXY]", Short: "Show who has the newest configuration, and what is not ready and why", Args: cobra.MaximumNArgs(1),
-		ValidArgsFunction: completeProxies(&admin, 1),
+	cmd := &cobra.Command{Use: "status [PROXY | KIND/NAMESPACE/NAME]", Short: "Show who has the newest configuration, and what is not ready and why", Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeStatus(&admin),
 		Long: `Shows, on one screen, which proxies have not the newest configuration and why, the
 replicas of the control plane, what an operator must look at, and which resources
 are not ready and why. Proxies are those of all replicas, and those that were
 connected in the last 10 minutes.
 
-With the name of a proxy it shows all that is known of that one.
+With the name of a proxy it shows all that is known of that one; with that of a
+resource, of any kind, where it is in force and where not, why, and what refers to it.
 
 With --wait it waits until a proxy is there, every connected one has all of it,
 nothing is refused, and everything is ready; where that does not come in time, the
 exit status is 1. weft wait waits for one revision.`,
 		Example: `  weft status
   weft status gateway-1
+  weft status route/shop/orders
   weft status --wait 1m -n shop
   weft status -o json | jq -r '.proxies[].node_id'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -49,6 +54,24 @@ exit status is 1. weft wait waits for one revision.`,
 			req := &adminv1.GetStatusRequest{Namespace: namespace, MaxProxies: 1000}
 			if all {
 				req.MaxProxies, req.MaxResources = 20000, 10000
+			}
+			if len(args) == 1 && strings.Contains(args[0], "/") {
+				if wait > 0 || namespace != "" || all {
+					return errors.New("--wait, --namespace and --all are not for one resource")
+				}
+				kind, rest, _ := strings.Cut(args[0], "/")
+				info, ok := resource.Lookup(kind)
+				if !ok {
+					return noKind(kind)
+				}
+				st, err := getStatus(cmd.Context(), c, &adminv1.GetStatusRequest{Name: string(info.Kind) + "/" + rest})
+				switch {
+				case err != nil:
+					return err
+				case output != "text":
+					return writeMessage(cmd.OutOrStdout(), st, output)
+				}
+				return printResource(cmd.OutOrStdout(), st)
 			}
 			if len(args) == 1 {
 				if wait > 0 || namespace != "" || all {
@@ -157,6 +180,27 @@ func number[T ~int | ~uint32](n T) string {
 	}
 	return s
 }
+
+// counted is a number of things: "1 proxy", "1,200 proxies".
+func counted[T ~int | ~uint32](n T, one, many string) string {
+	if n == 1 {
+		many = one
+	}
+	return number(n) + " " + many
+}
+
+// proxiesHave says how many proxies of how many have something: "1 of 1 proxy has",
+// "1 of 2 proxies has", "0 of 2 proxies have".
+func proxiesHave(n, of uint32) string {
+	verb := " have"
+	if n == 1 || of == 1 {
+		verb = " has"
+	}
+	return number(n) + " of " + counted(of, "proxy", "proxies") + verb
+}
+
+// change says how many resources change.
+func change(n int) string { return counted(n, "resource changes", "resources change") }
 
 // more says how many entries were left out.
 func more(w io.Writer, n int, what string) {

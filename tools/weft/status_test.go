@@ -106,8 +106,9 @@ func TestStatusScreen(t *testing.T) {
 		p.Report = &discoveryv1.ReportStatusRequest{
 			Config: &discoveryv1.AppliedConfig{Lineage: "1-abc", Revision: 4711, Source: discoveryv1.AppliedConfig_SOURCE_LIVE, ConfirmedAt: timestamppb.New(now.Add(-9 * time.Second)),
 				Digests: []*configv1.KindDigest{{Kind: "eventstore", Count: 1}, {Kind: "topic", Count: 1200}}, Withheld: []string{"topic/shop/orders"}},
-			Load:   &discoveryv1.Load{Connections: 1200, Streams: 30, InFlight: 4, Published: 123456, Delivered: 654321, CpuMicros: 90e6, MemoryBytes: 64 << 20},
-			Stores: []*discoveryv1.StoreState{{Name: "eventstore/shop/main", Reason: "NotOpen", Message: "connection refused"}}}
+			Load:    &discoveryv1.Load{Connections: 1200, Streams: 30, InFlight: 4, Published: 123456, Delivered: 654321, CpuMicros: 90e6, MemoryBytes: 64 << 20},
+			Stores:  []*discoveryv1.StoreState{{Name: "eventstore/shop/main", Reason: "NotOpen", Message: "connection refused"}},
+			Targets: []*discoveryv1.TargetState{{Name: "subscription/shop/invoices", Reason: "Refused", Message: "http 500"}}}
 		return printProxy(w, st, p, now)
 	})
 }

@@ -19,7 +19,7 @@ import (
 // printStatus is the status on one screen.
 func printStatus(w io.Writer, st *adminv1.GetStatusResponse, req *adminv1.GetStatusRequest, all bool, now time.Time) error {
 	f := st.Fleet
-	fmt.Fprintf(w, "revision %d of lineage %s; %s of %s proxies have all of it\n", st.Revision, st.Lineage, number(f.Current), number(f.Connected))
+	fmt.Fprintf(w, "revision %d of lineage %s; %s all of it\n", st.Revision, st.Lineage, proxiesHave(f.Current, f.Connected))
 	var not []string
 	for _, c := range []struct {
 		n    uint32
@@ -107,7 +107,11 @@ func printProxies(w io.Writer, st *adminv1.GetStatusResponse, all bool, now time
 	if all {
 		more(w, known-len(st.Proxies), "proxies")
 	} else if fine := known - max(len(list), lacking); fine > 0 {
-		fmt.Fprintf(w, "%s more have all of it (--all lists them, weft status PROXY shows one)\n", number(fine))
+		verb := "have"
+		if fine == 1 {
+			verb = "has"
+		}
+		fmt.Fprintf(w, "%s more %s all of it (--all lists them, weft status PROXY shows one)\n", number(fine), verb)
 	}
 	_, err := fmt.Fprintln(w)
 	return err
@@ -136,7 +140,10 @@ func inShort(p *adminv1.ProxyStatus, st *adminv1.GetStatusResponse, now time.Tim
 		what = append(what, "drains")
 	}
 	if n := len(p.GetReport().GetStores()); n > 0 {
-		what = append(what, fmt.Sprintf("cannot use %d stores", n))
+		what = append(what, "cannot use "+counted(n, "store", "stores"))
+	}
+	if n := len(p.GetReport().GetTargets()); n > 0 {
+		what = append(what, "pushes to "+counted(n, "target", "targets")+" in vain")
 	}
 	return strings.Join(what, ", ")
 }
@@ -187,6 +194,9 @@ func reasons(w io.Writer, st *adminv1.GetStatusResponse, everything bool) {
 		for _, s := range p.GetReport().GetStores() {
 			add("cannot use %s: %s: %s", s.Name, s.Reason, s.Message)
 		}
+		for _, t := range p.GetReport().GetTargets() {
+			add("pushes in vain for %s: %s: %s", t.Name, t.Reason, t.Message)
+		}
 	}
 	whys := slices.SortedFunc(maps.Keys(who), func(a, b string) int {
 		return cmp.Or(cmp.Compare(len(who[b]), len(who[a])), cmp.Compare(a, b))
@@ -196,7 +206,7 @@ func reasons(w io.Writer, st *adminv1.GetStatusResponse, everything bool) {
 		fmt.Fprintf(w, "  %s: %s\n", several(nodes), why)
 	}
 	if n := len(whys) - some; n > 0 {
-		fmt.Fprintf(w, "  and %s more reasons (-o json has them)\n", number(n))
+		fmt.Fprintf(w, "  and %s (-o json has them)\n", counted(n, "more reason", "more reasons"))
 	}
 	if everything {
 		more(w, int(st.Fleet.Known-st.Fleet.Current)-len(st.Proxies), "proxies that lack something")
@@ -285,6 +295,9 @@ func printProxy(w io.Writer, st *adminv1.GetStatusResponse, p *adminv1.ProxyStat
 	for _, s := range p.GetReport().GetStores() {
 		fmt.Fprintf(w, "cannot use %s: %s: %s\n", s.Name, s.Reason, s.Message)
 	}
+	for _, s := range p.GetReport().GetTargets() {
+		fmt.Fprintf(w, "pushes in vain for %s: %s: %s\n", s.Name, s.Reason, s.Message)
+	}
 	return nil
 }
 
@@ -292,7 +305,7 @@ func printProxy(w io.Writer, st *adminv1.GetStatusResponse, p *adminv1.ProxyStat
 func printResourceStatus(w io.Writer, st *adminv1.GetStatusResponse, namespace string, all bool) error {
 	switch {
 	case st.ResourcesTotal == 0 && namespace != "":
-		fmt.Fprintf(w, "Namespace %s has no event stores, topics or subscriptions. weft get topics -A lists those of all.\n", namespace)
+		fmt.Fprintf(w, "Namespace %s has no resources. weft get topics -A lists the topics of all.\n", namespace)
 		return nil
 	case st.ResourcesTotal == 0:
 		fmt.Fprintln(w, "There are no resources yet: weft apply -f FILE creates some.")
@@ -311,8 +324,7 @@ func printResourceStatus(w io.Writer, st *adminv1.GetStatusResponse, namespace s
 			shown++
 		}
 		for _, c := range r.Conditions {
-			is := map[adminv1.Condition_State]string{adminv1.Condition_STATE_TRUE: c.Type, adminv1.Condition_STATE_FALSE: "not " + c.Type}[c.State]
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.Name, cmp.Or(is, c.Type+" unknown"), c.Reason, c.Message)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.Name, is(c), c.Reason, c.Message)
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -320,6 +332,56 @@ func printResourceStatus(w io.Writer, st *adminv1.GetStatusResponse, namespace s
 	}
 	more(w, int(st.ResourcesNotReady)-shown, "that are not ready")
 	more(w, int(st.ResourcesTotal-st.ResourcesNotReady)-(len(list)-shown), "that are ready")
+	return nil
+}
+
+// is says whether a condition holds: "Ready", "not Ready", "Ready unknown".
+func is(c *adminv1.Condition) string {
+	switch c.State {
+	case adminv1.Condition_STATE_TRUE:
+		return c.Type
+	case adminv1.Condition_STATE_FALSE:
+		return "not " + c.Type
+	}
+	return c.Type + " unknown"
+}
+
+// state is what is known of a resource in a few words; "-" for nothing.
+func state(r *adminv1.ResourceStatus) string {
+	var all []string
+	for _, c := range r.GetConditions() {
+		what := is(c)
+		if c.State != adminv1.Condition_STATE_TRUE {
+			what += " (" + c.Reason + ")"
+		}
+		all = append(all, what)
+	}
+	return cmp.Or(strings.Join(all, ", "), "-")
+}
+
+// printResource is all that is known of one resource, the only one of st.
+func printResource(w io.Writer, st *adminv1.GetStatusResponse) error {
+	r := st.Resources[0]
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	line := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	line("resource", "%s", r.Name)
+	line("version", "%s; the newest revision is %d", r.Version, st.Revision)
+	line("in force", "%s it", proxiesHave(r.InForce, r.Proxies))
+	for _, c := range r.Conditions {
+		line("condition", "%s", strings.TrimSuffix(fmt.Sprintf("%s: %s: %s", is(c), c.Reason, c.Message), ": "))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, l := range r.Lacking {
+		fmt.Fprintf(w, "%s %s\n", l.NodeId, l.Reason)
+	}
+	if n := int(r.Proxies-r.InForce) - len(r.Lacking); n > 0 {
+		fmt.Fprintf(w, "and %s\n", counted(n, "more proxy that has not got it", "more proxies that have not got it"))
+	}
+	for _, name := range r.UsedBy {
+		fmt.Fprintf(w, "is used by %s\n", name)
+	}
 	return nil
 }
 

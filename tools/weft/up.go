@@ -22,6 +22,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/admin"
+	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/dataplane/proxy"
@@ -302,6 +303,7 @@ func controlPlaneCommand() *cobra.Command {
 		user     string
 		password string
 		found    nacosFlags
+		auditMiB int64
 	)
 	cmd := &cobra.Command{Use: "control-plane --etcd URL", Short: "Run a control-plane replica", Args: cobra.NoArgs,
 		Long: `Keeps the configuration in etcd, checks every change, and streams it to proxies. Any
@@ -315,6 +317,10 @@ number of replicas may run on one etcd. Events never pass through it.`,
 			if len(etcd) == 0 {
 				return errors.New("--etcd: name the endpoints of etcd")
 			}
+			if auditMiB < 1 || auditMiB > 1<<20 {
+				return errors.New("--audit-max-mib must be 1 to 1048576")
+			}
+			cfg.AuditBytes = auditMiB << 20
 			c, err := dialEtcd(etcd, user, password, cfg.Log)
 			if err != nil {
 				return err
@@ -346,7 +352,9 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	f.StringVar(&cfg.AdminTLS.CA, "admin-ca", "", "file with the authority of those who may administer")
 	f.StringVar(&cfg.AdminAccess, "admin-access", proxycmd.Env("WEFT_ADMIN_ACCESS", ""), "file that says who may administer what, read again when it changes; without it all who come over loopback, or with a certificate of --admin-ca, may everything (WEFT_ADMIN_ACCESS)")
 	f.Float64Var(&cfg.Guard.Share, "mass-removal-share", admin.DefaultRemovalShare, "share of what is in a namespace, or in the mesh, that one change may remove without --allow-mass-removal")
+	f.DurationVar(&cfg.Guard.Window, "mass-removal-window", admin.DefaultRemovalWindow, "how long what somebody has removed counts with what he removes next, at most 24h")
 	f.IntVar(&cfg.Guard.Least, "mass-removal-least", admin.DefaultRemovalLeast, "how many resources one change may always remove")
+	f.Int64Var(&auditMiB, "audit-max-mib", configstore.DefaultAuditBytes>>20, "how much room audit records take in etcd, in MiB; the oldest are removed before there are more")
 	f.StringVar(&cfg.DiscoveryAddr, "discovery", proxycmd.Env("WEFT_DISCOVERY", "127.0.0.1:7421"), "address of discovery (WEFT_DISCOVERY)")
 	f.StringVar(&cfg.DiscoveryTLS.Cert, "discovery-cert", "", "file with discovery's certificate; without TLS files only loopback is listened on")
 	f.StringVar(&cfg.DiscoveryTLS.Key, "discovery-key", "", "file with its key")

@@ -51,7 +51,7 @@ type mesh struct {
 // start runs `weft up` in this process.
 func start(t *testing.T, data string, flags ...string) *mesh {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	uctx, ucancel := context.WithCancel(ctx)
 	args := append([]string{"up", "--data", data}, flags...)
@@ -244,7 +244,7 @@ func TestQuickStart(t *testing.T) {
 	if strings.Count(out, " created") != 7 {
 		t.Errorf("apply says:\n%s", out)
 	}
-	if out := m.must("status", "--wait", "1m"); strings.Count(out, "  Ready") != 6 || !strings.Contains(out, "1 of 1 proxies have all of it") {
+	if out := m.must("status", "--wait", "1m"); strings.Count(out, "  Ready") != 6 || !strings.Contains(out, "1 of 1 proxy has all of it") {
 		t.Error(out)
 	}
 	m.post("orders", "application/json", `{"n":1}`, 200, binary("b1", "order.created", "ce-subject", "c1")...)
@@ -472,6 +472,23 @@ func TestCompletion(t *testing.T) {
 		{[]string{"delete", "topic", "orders", ""}, "orders.eu", "orders\n"},
 		{[]string{"get", "topics", "-n", ""}, "demo", "orders"},
 		{[]string{"get", "topics", "-o", ""}, "yaml", "orders"},
+		{[]string{"get", "topics"}, "topics", "orders"},
+		{[]string{"get", "identit"}, "identity", "identities"},
+		{[]string{"get", "identiti"}, "identities", "topics"},
+		{[]string{"get", "accesspolicie"}, "accesspolicies", "topics"},
+		{[]string{"history", "topic", "-n", "demo", ""}, "orders.eu", "billing"},
+		{[]string{"rollback", ""}, "Apply by local: ", "orders.eu"},
+		{[]string{"rollback", "7", "topic", ""}, "orders.eu", "Apply by"},
+		{[]string{"rollback", "7", ""}, "topic", "Apply by"},
+		{[]string{"diff", "7", ""}, "Apply by local: ", "orders.eu"},
+		{[]string{"diff", "--only", "topic/"}, "topic/demo/orders.eu", "billing"},
+		{[]string{"diff", "--only-kind", ""}, "topic", "orders.eu"},
+		{[]string{"wait", "--revision", ""}, "Apply by local: ", "orders.eu"},
+		{[]string{"apply", "--kind", ""}, "topic", "orders.eu"},
+		{[]string{"apply", "-n", ""}, "demo", "orders"},
+		{[]string{"status", ""}, "route/", "orders.eu"},
+		{[]string{"status", "topics/demo/"}, "topics/demo/orders.eu", "billing"},
+		{[]string{"status", "none/"}, ":4", "orders.eu"},
 		{[]string{"publish", ""}, "hello", "billing"},
 		{[]string{"subscribe", ""}, "billing", "hello"},
 	} {

@@ -45,6 +45,7 @@ all of it are named, with the reason. weft apply --wait waits for what it applie
 		}}
 	admin.add(cmd)
 	cmd.Flags().Int64Var(&w.revision, "revision", 0, "the revision; the newest when 0")
+	completeRevisionFlag(cmd, &admin, "revision")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "wait at most so long")
 	cmd.Flags().BoolVar(&w.connectedOnly, "connected-only", false, "do not wait for proxies that are not connected")
 	return cmd
@@ -70,7 +71,7 @@ func (w waiting) run(ctx context.Context, c adminv1.AdminServiceClient, timeout 
 			req.AtRevision = st.Revision // what comes later is not waited for
 		}
 		have, want := w.count(st.Fleet)
-		progress.show("%s of %s proxies have revision %d", number(have), number(want), req.AtRevision)
+		progress.show("%s revision %d", proxiesHave(have, want), req.AtRevision)
 		return want > 0 && have == want && st.Revision >= req.AtRevision
 	})
 	progress.end()
@@ -79,7 +80,7 @@ func (w waiting) run(ctx context.Context, c adminv1.AdminServiceClient, timeout 
 		return err
 	case complete:
 		have, _ := w.count(st.Fleet)
-		_, err := fmt.Fprintf(out, "revision %d is in force at %s proxies\n", req.AtRevision, number(have))
+		_, err := fmt.Fprintf(out, "revision %d is in force at %s\n", req.AtRevision, counted(have, "proxy", "proxies"))
 		return err
 	}
 	return w.late(st, req.AtRevision, timeout)
@@ -100,7 +101,7 @@ func (w waiting) late(st *adminv1.GetStatusResponse, revision int64, timeout tim
 		return fmt.Errorf("no proxy is connected to any replica of the control plane that answered, for %s", timeout)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s of %s proxies have not all of revision %d after %s:", number(want-have), number(want), revision, timeout)
+	fmt.Fprintf(&b, "%s not all of revision %d after %s:", proxiesHave(want-have, want), revision, timeout)
 	listed := uint32(0)
 	for _, p := range st.Proxies {
 		lack := census.LackOf(p, st.Lineage, revision)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -22,13 +23,17 @@ import (
 // with the store; one may pass it. Then the stream is not read.
 const maxAhead = 1 << 20
 
+// judgeEvery is how often a stream that waits looks whether its credentials have
+// expired: by the clock on the wall, which may jump.
+const judgeEvery = time.Second
+
 var errDraining = &fault.Error{Class: fault.Unavailable, Op: "grpc", Reason: "draining", Msg: "this proxy is stopping: publish elsewhere"}
 
 // PublishStream publishes as events come. While some are with the store others
 // are read, and go to it together when it has answered: batches grow with the
 // load by themselves, nothing waits for a timer, and the order is kept. A store
 // that is slow stops the reading. A proxy that stops ends the stream when what it
-// has read is answered.
+// has read is answered; credentials that are not good any more end it at once.
 func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) error {
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
@@ -130,8 +135,18 @@ func (in *inbox) take(ctx context.Context, st *publishStream) ([]*publishRequest
 		if err != nil {
 			return nil, err
 		}
+		now, changed, err := st.server.cfg.Mesh.Current(st.who)
+		if err != nil {
+			return nil, toStatus(err)
+		}
+		var judge <-chan time.Time
+		if now.Expires != 0 {
+			judge = time.After(judgeEvery)
+		}
 		select {
 		case <-in.more:
+		case <-changed:
+		case <-judge:
 		case <-st.server.draining:
 			return nil, toStatus(errDraining)
 		case <-ctx.Done():

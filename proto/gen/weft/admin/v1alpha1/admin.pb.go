@@ -142,7 +142,7 @@ func (x Condition_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Condition_State.Descriptor instead.
 func (Condition_State) EnumDescriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{19, 0}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{20, 0}
 }
 
 // What to do.
@@ -195,7 +195,7 @@ func (x CommandProxiesRequest_Command) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CommandProxiesRequest_Command.Descriptor instead.
 func (CommandProxiesRequest_Command) EnumDescriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{33, 0}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{34, 0}
 }
 
 // ApplyRequest is one change.
@@ -211,8 +211,12 @@ type ApplyRequest struct {
 	// The change may remove more than the control plane's share of what exists in
 	// the mesh or in a namespace; otherwise that is refused (FAILED_PRECONDITION).
 	AllowMassRemoval bool `protobuf:"varint,4,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Where this is one of several calls that make one change: how many resources
+	// they still remove together, this one among them, by namespace. The whole is
+	// judged with each of them, so that the first is refused where the last would.
+	PlannedRemovals map[string]uint32 `protobuf:"bytes,5,rep,name=planned_removals,json=plannedRemovals,proto3" json:"planned_removals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ApplyRequest) Reset() {
@@ -271,6 +275,13 @@ func (x *ApplyRequest) GetAllowMassRemoval() bool {
 		return x.AllowMassRemoval
 	}
 	return false
+}
+
+func (x *ApplyRequest) GetPlannedRemovals() map[string]uint32 {
+	if x != nil {
+		return x.PlannedRemovals
+	}
+	return nil
 }
 
 // ApplyResponse is what an Apply did or, with dry_run, would do.
@@ -984,7 +995,12 @@ type GetStatusRequest struct {
 	WithoutResources bool `protobuf:"varint,6,opt,name=without_resources,json=withoutResources,proto3" json:"without_resources,omitempty"`
 	// Most resources to list, at most 10,000; 1,000 when 0. Those that are not
 	// ready come first; all are counted.
-	MaxResources  uint32 `protobuf:"varint,7,opt,name=max_resources,json=maxResources,proto3" json:"max_resources,omitempty"`
+	MaxResources uint32 `protobuf:"varint,7,opt,name=max_resources,json=maxResources,proto3" json:"max_resources,omitempty"`
+	// Only resources of this kind; every kind that users apply when empty.
+	Kind string `protobuf:"bytes,8,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Only this resource, by its canonical name, with who lacks it and what refers
+	// to it. NOT_FOUND where it does not exist.
+	Name          string `protobuf:"bytes,9,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1068,6 +1084,20 @@ func (x *GetStatusRequest) GetMaxResources() uint32 {
 	return 0
 }
 
+func (x *GetStatusRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *GetStatusRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // GetStatusResponse is the state of the mesh as the answering replica sees it.
 type GetStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1077,7 +1107,8 @@ type GetStatusResponse struct {
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Proxies, known to any replica: those that lack something first, then by node id.
 	Proxies []*ProxyStatus `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
-	// Resources with conditions: those that are not ready first, then by name.
+	// Resources with conditions: those that are not ready first, then those whose push
+	// target fails, then by name.
 	Resources []*ResourceStatus `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Version of the replica.
 	Version string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
@@ -1613,7 +1644,19 @@ type ResourceStatus struct {
 	// The canonical name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Its conditions.
-	Conditions    []*Condition `protobuf:"bytes,2,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	Conditions []*Condition `protobuf:"bytes,2,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// Its version.
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// Connected proxies whose scope it is in, and how many of them have this version
+	// in force.
+	Proxies uint32 `protobuf:"varint,4,opt,name=proxies,proto3" json:"proxies,omitempty"`
+	// How many of them have it.
+	InForce uint32 `protobuf:"varint,5,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
+	// Who lacks it, at most 100; only where one resource is asked for by name.
+	Lacking []*ResourceLack `protobuf:"bytes,6,rep,name=lacking,proto3" json:"lacking,omitempty"`
+	// What refers to it, by canonical name, at most 100; only where one resource is
+	// asked for by name, and only what the caller may see.
+	UsedBy        []string `protobuf:"bytes,7,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1662,13 +1705,105 @@ func (x *ResourceStatus) GetConditions() []*Condition {
 	return nil
 }
 
+func (x *ResourceStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ResourceStatus) GetProxies() uint32 {
+	if x != nil {
+		return x.Proxies
+	}
+	return 0
+}
+
+func (x *ResourceStatus) GetInForce() uint32 {
+	if x != nil {
+		return x.InForce
+	}
+	return 0
+}
+
+func (x *ResourceStatus) GetLacking() []*ResourceLack {
+	if x != nil {
+		return x.Lacking
+	}
+	return nil
+}
+
+func (x *ResourceStatus) GetUsedBy() []string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return nil
+}
+
+// ResourceLack is one proxy that has not the version of a resource in force.
+type ResourceLack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The proxy's node id.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Why ("refuses it: …", "is not sent it: …", "has revision 4711").
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResourceLack) Reset() {
+	*x = ResourceLack{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResourceLack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResourceLack) ProtoMessage() {}
+
+func (x *ResourceLack) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResourceLack.ProtoReflect.Descriptor instead.
+func (*ResourceLack) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ResourceLack) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *ResourceLack) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Condition is one aspect of a resource's state.
 type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What: "Ready" (topics, subscriptions), "Reachable" (event stores),
+	// "InForce" (routes, access policies, identities: at every connected proxy),
 	// "Provisioned" (topics whose store no longer gave, or gives again, what they
 	// were admitted for), "Quarantined" (anything, of which several proxies refused
-	// the version that it has).
+	// the version that it has), "TargetFailing" (subscriptions whose push target does
+	// not take what proxies send; there while it is so, and only in a status).
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// Whether.
 	State Condition_State `protobuf:"varint,2,opt,name=state,proto3,enum=weft.admin.v1alpha1.Condition_State" json:"state,omitempty"`
@@ -1684,7 +1819,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1831,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1844,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{19}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Condition) GetType() string {
@@ -1771,7 +1906,7 @@ type ListHistoryRequest struct {
 
 func (x *ListHistoryRequest) Reset() {
 	*x = ListHistoryRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1918,7 @@ func (x *ListHistoryRequest) String() string {
 func (*ListHistoryRequest) ProtoMessage() {}
 
 func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +1931,7 @@ func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryRequest.ProtoReflect.Descriptor instead.
 func (*ListHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{20}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListHistoryRequest) GetKind() string {
@@ -1861,7 +1996,7 @@ type ListHistoryResponse struct {
 
 func (x *ListHistoryResponse) Reset() {
 	*x = ListHistoryResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2008,7 @@ func (x *ListHistoryResponse) String() string {
 func (*ListHistoryResponse) ProtoMessage() {}
 
 func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2021,7 @@ func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryResponse.ProtoReflect.Descriptor instead.
 func (*ListHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListHistoryResponse) GetRecords() []*AuditRecord {
@@ -1925,14 +2060,16 @@ type AuditRecord struct {
 	Repeats uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
 	// What was done, or was to be done, beside changing resources: the reason of a
 	// restore, the node of a join token, a command.
-	Detail        string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Detail string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
+	// The change was allowed to remove more than the control plane's share.
+	AllowMassRemoval bool `protobuf:"varint,10,opt,name=allow_mass_removal,json=allowMassRemoval,proto3" json:"allow_mass_removal,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2081,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2094,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AuditRecord) GetRevision() int64 {
@@ -2023,6 +2160,13 @@ func (x *AuditRecord) GetDetail() string {
 	return ""
 }
 
+func (x *AuditRecord) GetAllowMassRemoval() bool {
+	if x != nil {
+		return x.AllowMassRemoval
+	}
+	return false
+}
+
 // AuditChange is what became of one resource.
 type AuditChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2036,7 +2180,7 @@ type AuditChange struct {
 
 func (x *AuditChange) Reset() {
 	*x = AuditChange{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2192,7 @@ func (x *AuditChange) String() string {
 func (*AuditChange) ProtoMessage() {}
 
 func (x *AuditChange) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2205,7 @@ func (x *AuditChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditChange.ProtoReflect.Descriptor instead.
 func (*AuditChange) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AuditChange) GetName() string {
@@ -2098,7 +2242,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2254,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2267,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DiffRequest) GetFromRevision() int64 {
@@ -2175,7 +2319,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2331,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2344,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DiffResponse) GetChanges() []*ResourceDiff {
@@ -2232,7 +2376,7 @@ type ResourceDiff struct {
 
 func (x *ResourceDiff) Reset() {
 	*x = ResourceDiff{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2388,7 @@ func (x *ResourceDiff) String() string {
 func (*ResourceDiff) ProtoMessage() {}
 
 func (x *ResourceDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2401,7 @@ func (x *ResourceDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceDiff.ProtoReflect.Descriptor instead.
 func (*ResourceDiff) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResourceDiff) GetName() string {
@@ -2304,7 +2448,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +2460,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +2473,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RollbackRequest) GetToRevision() int64 {
@@ -2387,7 +2531,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2543,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2556,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RollbackResponse) GetRevision() int64 {
@@ -2440,7 +2584,7 @@ type ExportSnapshotRequest struct {
 
 func (x *ExportSnapshotRequest) Reset() {
 	*x = ExportSnapshotRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2596,7 @@ func (x *ExportSnapshotRequest) String() string {
 func (*ExportSnapshotRequest) ProtoMessage() {}
 
 func (x *ExportSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2609,7 @@ func (x *ExportSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*ExportSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExportSnapshotRequest) GetNamespaces() []string {
@@ -2486,7 +2630,7 @@ type ExportSnapshotResponse struct {
 
 func (x *ExportSnapshotResponse) Reset() {
 	*x = ExportSnapshotResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2642,7 @@ func (x *ExportSnapshotResponse) String() string {
 func (*ExportSnapshotResponse) ProtoMessage() {}
 
 func (x *ExportSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2655,7 @@ func (x *ExportSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*ExportSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExportSnapshotResponse) GetData() []byte {
@@ -2532,7 +2676,7 @@ type DeclareRestoreRequest struct {
 
 func (x *DeclareRestoreRequest) Reset() {
 	*x = DeclareRestoreRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2544,7 +2688,7 @@ func (x *DeclareRestoreRequest) String() string {
 func (*DeclareRestoreRequest) ProtoMessage() {}
 
 func (x *DeclareRestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2557,7 +2701,7 @@ func (x *DeclareRestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareRestoreRequest.ProtoReflect.Descriptor instead.
 func (*DeclareRestoreRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeclareRestoreRequest) GetReason() string {
@@ -2580,7 +2724,7 @@ type DeclareRestoreResponse struct {
 
 func (x *DeclareRestoreResponse) Reset() {
 	*x = DeclareRestoreResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2736,7 @@ func (x *DeclareRestoreResponse) String() string {
 func (*DeclareRestoreResponse) ProtoMessage() {}
 
 func (x *DeclareRestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2749,7 @@ func (x *DeclareRestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareRestoreResponse.ProtoReflect.Descriptor instead.
 func (*DeclareRestoreResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeclareRestoreResponse) GetLineage() string {
@@ -2637,7 +2781,7 @@ type CommandProxiesRequest struct {
 
 func (x *CommandProxiesRequest) Reset() {
 	*x = CommandProxiesRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2793,7 @@ func (x *CommandProxiesRequest) String() string {
 func (*CommandProxiesRequest) ProtoMessage() {}
 
 func (x *CommandProxiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2806,7 @@ func (x *CommandProxiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandProxiesRequest.ProtoReflect.Descriptor instead.
 func (*CommandProxiesRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CommandProxiesRequest) GetNodeIds() []string {
@@ -2699,7 +2843,7 @@ type CommandProxiesResponse struct {
 
 func (x *CommandProxiesResponse) Reset() {
 	*x = CommandProxiesResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2855,7 @@ func (x *CommandProxiesResponse) String() string {
 func (*CommandProxiesResponse) ProtoMessage() {}
 
 func (x *CommandProxiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2868,7 @@ func (x *CommandProxiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandProxiesResponse.ProtoReflect.Descriptor instead.
 func (*CommandProxiesResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CommandProxiesResponse) GetNodeIds() []string {
@@ -2749,7 +2893,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2905,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2918,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CreateJoinTokenRequest) GetNodeId() string {
@@ -2811,7 +2955,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2823,7 +2967,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2836,7 +2980,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -2862,7 +3006,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +3018,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +3031,7 @@ func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 // ListJoinTokensResponse has them, by id.
@@ -2901,7 +3045,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2913,7 +3057,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2926,7 +3070,7 @@ func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListJoinTokensResponse) GetTokens() []*JoinToken {
@@ -2955,7 +3099,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3111,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3124,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *JoinToken) GetId() string {
@@ -3029,7 +3173,7 @@ type RevokeJoinTokensRequest struct {
 
 func (x *RevokeJoinTokensRequest) Reset() {
 	*x = RevokeJoinTokensRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3041,7 +3185,7 @@ func (x *RevokeJoinTokensRequest) String() string {
 func (*RevokeJoinTokensRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3054,7 +3198,7 @@ func (x *RevokeJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RevokeJoinTokensRequest) GetIds() []string {
@@ -3073,7 +3217,7 @@ type RevokeJoinTokensResponse struct {
 
 func (x *RevokeJoinTokensResponse) Reset() {
 	*x = RevokeJoinTokensResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3085,7 +3229,7 @@ func (x *RevokeJoinTokensResponse) String() string {
 func (*RevokeJoinTokensResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3098,19 +3242,23 @@ func (x *RevokeJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 var File_weft_admin_v1alpha1_admin_proto protoreflect.FileDescriptor
 
 const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\xe2\x01\n" +
+	"\x1fweft/admin/v1alpha1/admin.proto\x12\x13weft.admin.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a#weft/config/v1alpha1/resource.proto\x1a'weft/discovery/v1alpha1/discovery.proto\"\x9a\x03\n" +
 	"\fApplyRequest\x12F\n" +
 	"\tresources\x18\x01 \x03(\v2\x1e.weft.config.v1alpha1.ResourceB\b\xbaH\x05\x92\x01\x02\x10dR\tresources\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12C\n" +
 	"\x06delete\x18\x03 \x03(\v2!.weft.admin.v1alpha1.DeleteTargetB\b\xbaH\x05\x92\x01\x02\x10dR\x06delete\x12,\n" +
-	"\x12allow_mass_removal\x18\x04 \x01(\bR\x10allowMassRemoval\"g\n" +
+	"\x12allow_mass_removal\x18\x04 \x01(\bR\x10allowMassRemoval\x12r\n" +
+	"\x10planned_removals\x18\x05 \x03(\v26.weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntryB\x0f\xbaH\f\x9a\x01\t\x10\xe8\a\"\x04r\x02\x18 R\x0fplannedRemovals\x1aB\n" +
+	"\x14PlannedRemovalsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"g\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12:\n" +
 	"\aresults\x18\x02 \x03(\v2 .weft.admin.v1alpha1.ApplyResultR\aresults\"\xc3\x02\n" +
@@ -3166,7 +3314,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\adeleted\x18\x03 \x03(\tR\adeleted\x12\x18\n" +
 	"\ainitial\x18\x04 \x01(\bR\ainitial\x12\x1f\n" +
 	"\vinitial_end\x18\x05 \x01(\bR\n" +
-	"initialEnd\"\x9b\x02\n" +
+	"initialEnd\"\xd6\x02\n" +
 	"\x10GetStatusRequest\x12%\n" +
 	"\tnamespace\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\x12\x14\n" +
 	"\x05local\x18\x02 \x01(\bR\x05local\x12*\n" +
@@ -3176,7 +3324,9 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\vat_revision\x18\x05 \x01(\x03R\n" +
 	"atRevision\x12+\n" +
 	"\x11without_resources\x18\x06 \x01(\bR\x10withoutResources\x12-\n" +
-	"\rmax_resources\x18\a \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\fmaxResources\"\xe8\x03\n" +
+	"\rmax_resources\x18\a \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\fmaxResources\x12\x1b\n" +
+	"\x04kind\x18\b \x01(\tB\a\xbaH\x04r\x02\x18(R\x04kind\x12\x1c\n" +
+	"\x04name\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\xa0\x01R\x04name\"\xe8\x03\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12:\n" +
@@ -3224,12 +3374,20 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\areplica\x18\n" +
 	" \x01(\tR\areplica\x12D\n" +
 	"\x06report\x18\v \x01(\v2,.weft.discovery.v1alpha1.ReportStatusRequestR\x06report\x12:\n" +
-	"\bwithheld\x18\f \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"d\n" +
+	"\bwithheld\x18\f \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"\x89\x02\n" +
 	"\x0eResourceStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12>\n" +
 	"\n" +
 	"conditions\x18\x02 \x03(\v2\x1e.weft.admin.v1alpha1.ConditionR\n" +
-	"conditions\"\x93\x02\n" +
+	"conditions\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x18\n" +
+	"\aproxies\x18\x04 \x01(\rR\aproxies\x12\x19\n" +
+	"\bin_force\x18\x05 \x01(\rR\ainForce\x12;\n" +
+	"\alacking\x18\x06 \x03(\v2!.weft.admin.v1alpha1.ResourceLackR\alacking\x12\x17\n" +
+	"\aused_by\x18\a \x03(\tR\x06usedBy\"?\n" +
+	"\fResourceLack\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x93\x02\n" +
 	"\tCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12:\n" +
 	"\x05state\x18\x02 \x01(\x0e2$.weft.admin.v1alpha1.Condition.StateR\x05state\x12\x16\n" +
@@ -3253,7 +3411,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\fchanges_only\x18\a \x01(\bR\vchangesOnly\"y\n" +
 	"\x13ListHistoryResponse\x12:\n" +
 	"\arecords\x18\x01 \x03(\v2 .weft.admin.v1alpha1.AuditRecordR\arecords\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa3\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd1\x02\n" +
 	"\vAuditRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3263,7 +3421,9 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\arefused\x18\x06 \x01(\tR\arefused\x12:\n" +
 	"\achanges\x18\a \x03(\v2 .weft.admin.v1alpha1.AuditChangeR\achanges\x12\x18\n" +
 	"\arepeats\x18\b \x01(\rR\arepeats\x12\x16\n" +
-	"\x06detail\x18\t \x01(\tR\x06detail\"e\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\x12,\n" +
+	"\x12allow_mass_removal\x18\n" +
+	" \x01(\bR\x10allowMassRemoval\"e\n" +
 	"\vAuditChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2(.weft.admin.v1alpha1.ApplyResult.OutcomeR\aoutcome\"\xc7\x01\n" +
@@ -3373,7 +3533,7 @@ func file_weft_admin_v1alpha1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_weft_admin_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_weft_admin_v1alpha1_admin_proto_goTypes = []any{
 	(ApplyResult_Outcome)(0),              // 0: weft.admin.v1alpha1.ApplyResult.Outcome
 	(Condition_State)(0),                  // 1: weft.admin.v1alpha1.Condition.State
@@ -3397,111 +3557,115 @@ var file_weft_admin_v1alpha1_admin_proto_goTypes = []any{
 	(*Alarm)(nil),                         // 19: weft.admin.v1alpha1.Alarm
 	(*ProxyStatus)(nil),                   // 20: weft.admin.v1alpha1.ProxyStatus
 	(*ResourceStatus)(nil),                // 21: weft.admin.v1alpha1.ResourceStatus
-	(*Condition)(nil),                     // 22: weft.admin.v1alpha1.Condition
-	(*ListHistoryRequest)(nil),            // 23: weft.admin.v1alpha1.ListHistoryRequest
-	(*ListHistoryResponse)(nil),           // 24: weft.admin.v1alpha1.ListHistoryResponse
-	(*AuditRecord)(nil),                   // 25: weft.admin.v1alpha1.AuditRecord
-	(*AuditChange)(nil),                   // 26: weft.admin.v1alpha1.AuditChange
-	(*DiffRequest)(nil),                   // 27: weft.admin.v1alpha1.DiffRequest
-	(*DiffResponse)(nil),                  // 28: weft.admin.v1alpha1.DiffResponse
-	(*ResourceDiff)(nil),                  // 29: weft.admin.v1alpha1.ResourceDiff
-	(*RollbackRequest)(nil),               // 30: weft.admin.v1alpha1.RollbackRequest
-	(*RollbackResponse)(nil),              // 31: weft.admin.v1alpha1.RollbackResponse
-	(*ExportSnapshotRequest)(nil),         // 32: weft.admin.v1alpha1.ExportSnapshotRequest
-	(*ExportSnapshotResponse)(nil),        // 33: weft.admin.v1alpha1.ExportSnapshotResponse
-	(*DeclareRestoreRequest)(nil),         // 34: weft.admin.v1alpha1.DeclareRestoreRequest
-	(*DeclareRestoreResponse)(nil),        // 35: weft.admin.v1alpha1.DeclareRestoreResponse
-	(*CommandProxiesRequest)(nil),         // 36: weft.admin.v1alpha1.CommandProxiesRequest
-	(*CommandProxiesResponse)(nil),        // 37: weft.admin.v1alpha1.CommandProxiesResponse
-	(*CreateJoinTokenRequest)(nil),        // 38: weft.admin.v1alpha1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),       // 39: weft.admin.v1alpha1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),         // 40: weft.admin.v1alpha1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),        // 41: weft.admin.v1alpha1.ListJoinTokensResponse
-	(*JoinToken)(nil),                     // 42: weft.admin.v1alpha1.JoinToken
-	(*RevokeJoinTokensRequest)(nil),       // 43: weft.admin.v1alpha1.RevokeJoinTokensRequest
-	(*RevokeJoinTokensResponse)(nil),      // 44: weft.admin.v1alpha1.RevokeJoinTokensResponse
-	(*v1alpha1.Resource)(nil),             // 45: weft.config.v1alpha1.Resource
-	(*timestamppb.Timestamp)(nil),         // 46: google.protobuf.Timestamp
-	(*v1alpha11.NodeInfo)(nil),            // 47: weft.discovery.v1alpha1.NodeInfo
-	(*v1alpha11.Rejection)(nil),           // 48: weft.discovery.v1alpha1.Rejection
-	(*v1alpha11.ReportStatusRequest)(nil), // 49: weft.discovery.v1alpha1.ReportStatusRequest
-	(*v1alpha1.Withheld)(nil),             // 50: weft.config.v1alpha1.Withheld
+	(*ResourceLack)(nil),                  // 22: weft.admin.v1alpha1.ResourceLack
+	(*Condition)(nil),                     // 23: weft.admin.v1alpha1.Condition
+	(*ListHistoryRequest)(nil),            // 24: weft.admin.v1alpha1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),           // 25: weft.admin.v1alpha1.ListHistoryResponse
+	(*AuditRecord)(nil),                   // 26: weft.admin.v1alpha1.AuditRecord
+	(*AuditChange)(nil),                   // 27: weft.admin.v1alpha1.AuditChange
+	(*DiffRequest)(nil),                   // 28: weft.admin.v1alpha1.DiffRequest
+	(*DiffResponse)(nil),                  // 29: weft.admin.v1alpha1.DiffResponse
+	(*ResourceDiff)(nil),                  // 30: weft.admin.v1alpha1.ResourceDiff
+	(*RollbackRequest)(nil),               // 31: weft.admin.v1alpha1.RollbackRequest
+	(*RollbackResponse)(nil),              // 32: weft.admin.v1alpha1.RollbackResponse
+	(*ExportSnapshotRequest)(nil),         // 33: weft.admin.v1alpha1.ExportSnapshotRequest
+	(*ExportSnapshotResponse)(nil),        // 34: weft.admin.v1alpha1.ExportSnapshotResponse
+	(*DeclareRestoreRequest)(nil),         // 35: weft.admin.v1alpha1.DeclareRestoreRequest
+	(*DeclareRestoreResponse)(nil),        // 36: weft.admin.v1alpha1.DeclareRestoreResponse
+	(*CommandProxiesRequest)(nil),         // 37: weft.admin.v1alpha1.CommandProxiesRequest
+	(*CommandProxiesResponse)(nil),        // 38: weft.admin.v1alpha1.CommandProxiesResponse
+	(*CreateJoinTokenRequest)(nil),        // 39: weft.admin.v1alpha1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),       // 40: weft.admin.v1alpha1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),         // 41: weft.admin.v1alpha1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),        // 42: weft.admin.v1alpha1.ListJoinTokensResponse
+	(*JoinToken)(nil),                     // 43: weft.admin.v1alpha1.JoinToken
+	(*RevokeJoinTokensRequest)(nil),       // 44: weft.admin.v1alpha1.RevokeJoinTokensRequest
+	(*RevokeJoinTokensResponse)(nil),      // 45: weft.admin.v1alpha1.RevokeJoinTokensResponse
+	nil,                                   // 46: weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
+	(*v1alpha1.Resource)(nil),             // 47: weft.config.v1alpha1.Resource
+	(*timestamppb.Timestamp)(nil),         // 48: google.protobuf.Timestamp
+	(*v1alpha11.NodeInfo)(nil),            // 49: weft.discovery.v1alpha1.NodeInfo
+	(*v1alpha11.Rejection)(nil),           // 50: weft.discovery.v1alpha1.Rejection
+	(*v1alpha11.ReportStatusRequest)(nil), // 51: weft.discovery.v1alpha1.ReportStatusRequest
+	(*v1alpha1.Withheld)(nil),             // 52: weft.config.v1alpha1.Withheld
 }
 var file_weft_admin_v1alpha1_admin_proto_depIdxs = []int32{
-	45, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
+	47, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
 	11, // 1: weft.admin.v1alpha1.ApplyRequest.delete:type_name -> weft.admin.v1alpha1.DeleteTarget
-	5,  // 2: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
-	0,  // 3: weft.admin.v1alpha1.ApplyResult.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	45, // 4: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
-	45, // 5: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
-	22, // 6: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
-	45, // 7: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
-	11, // 8: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
-	45, // 9: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
-	20, // 10: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
-	21, // 11: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
-	17, // 12: weft.admin.v1alpha1.GetStatusResponse.fleet:type_name -> weft.admin.v1alpha1.FleetSummary
-	18, // 13: weft.admin.v1alpha1.GetStatusResponse.replicas:type_name -> weft.admin.v1alpha1.ReplicaStatus
-	19, // 14: weft.admin.v1alpha1.GetStatusResponse.alarms:type_name -> weft.admin.v1alpha1.Alarm
-	46, // 15: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
-	47, // 16: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
-	46, // 17: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
-	48, // 18: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	46, // 19: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
-	49, // 20: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
-	50, // 21: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
-	22, // 22: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
-	1,  // 23: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
-	46, // 24: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
-	46, // 25: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
-	25, // 26: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
-	46, // 27: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	26, // 28: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
-	0,  // 29: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	29, // 30: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	45, // 31: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
-	45, // 32: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
-	29, // 33: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	2,  // 34: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
-	46, // 35: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
-	42, // 36: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
-	46, // 37: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	46, // 38: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	3,  // 39: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
-	6,  // 40: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
-	8,  // 41: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
-	10, // 42: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
-	13, // 43: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
-	15, // 44: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
-	23, // 45: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
-	27, // 46: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
-	30, // 47: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
-	32, // 48: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
-	34, // 49: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
-	36, // 50: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
-	38, // 51: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
-	40, // 52: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
-	43, // 53: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
-	4,  // 54: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
-	7,  // 55: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
-	9,  // 56: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
-	12, // 57: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
-	14, // 58: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
-	16, // 59: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
-	24, // 60: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
-	28, // 61: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
-	31, // 62: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
-	33, // 63: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
-	35, // 64: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
-	37, // 65: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
-	39, // 66: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
-	41, // 67: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
-	44, // 68: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
-	54, // [54:69] is the sub-list for method output_type
-	39, // [39:54] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	46, // 2: weft.admin.v1alpha1.ApplyRequest.planned_removals:type_name -> weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
+	5,  // 3: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
+	0,  // 4: weft.admin.v1alpha1.ApplyResult.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
+	47, // 5: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
+	47, // 6: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
+	23, // 7: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
+	47, // 8: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
+	11, // 9: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
+	47, // 10: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
+	20, // 11: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
+	21, // 12: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
+	17, // 13: weft.admin.v1alpha1.GetStatusResponse.fleet:type_name -> weft.admin.v1alpha1.FleetSummary
+	18, // 14: weft.admin.v1alpha1.GetStatusResponse.replicas:type_name -> weft.admin.v1alpha1.ReplicaStatus
+	19, // 15: weft.admin.v1alpha1.GetStatusResponse.alarms:type_name -> weft.admin.v1alpha1.Alarm
+	48, // 16: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
+	49, // 17: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
+	48, // 18: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
+	50, // 19: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	48, // 20: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	51, // 21: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
+	52, // 22: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
+	23, // 23: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
+	22, // 24: weft.admin.v1alpha1.ResourceStatus.lacking:type_name -> weft.admin.v1alpha1.ResourceLack
+	1,  // 25: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
+	48, // 26: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
+	48, // 27: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
+	26, // 28: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
+	48, // 29: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	27, // 30: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
+	0,  // 31: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
+	30, // 32: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	47, // 33: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
+	47, // 34: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
+	30, // 35: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	2,  // 36: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
+	48, // 37: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	43, // 38: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
+	48, // 39: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	48, // 40: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	3,  // 41: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
+	6,  // 42: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
+	8,  // 43: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
+	10, // 44: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
+	13, // 45: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
+	15, // 46: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
+	24, // 47: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
+	28, // 48: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
+	31, // 49: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
+	33, // 50: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
+	35, // 51: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
+	37, // 52: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
+	39, // 53: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
+	41, // 54: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
+	44, // 55: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
+	4,  // 56: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
+	7,  // 57: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
+	9,  // 58: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
+	12, // 59: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
+	14, // 60: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
+	16, // 61: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
+	25, // 62: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
+	29, // 63: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
+	32, // 64: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
+	34, // 65: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
+	36, // 66: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
+	38, // 67: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
+	40, // 68: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
+	42, // 69: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
+	45, // 70: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
+	56, // [56:71] is the sub-list for method output_type
+	41, // [41:56] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_weft_admin_v1alpha1_admin_proto_init() }
@@ -3515,7 +3679,7 @@ func file_weft_admin_v1alpha1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_admin_v1alpha1_admin_proto_rawDesc), len(file_weft_admin_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   42,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

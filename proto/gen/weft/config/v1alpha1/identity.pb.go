@@ -303,7 +303,7 @@ type JwtIssuer_JwksUri struct {
 	// URL of its JSON Web Key Set: https, or http to a loopback address. Proxies
 	// fetch it every five minutes and when a token names a key that they do not
 	// have; they call only public addresses and those of --push-allow. While it
-	// cannot be fetched, the keys that were stay good.
+	// cannot be fetched, the keys that were stay good for 7 days.
 	JwksUri string `protobuf:"bytes,3,opt,name=jwks_uri,json=jwksUri,proto3,oneof"`
 }
 

@@ -38,6 +38,11 @@ type Manifest struct {
 	// them, or they are quarantined. What they govern is denied there. They count
 	// in no digest.
 	Withheld []*Withheld `protobuf:"bytes,5,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	// The names of its own that the node has subscribed to beside wildcards, when
+	// this was made: the sum, as in KindDigest.digest, over the names, with empty
+	// version and resource. A node that subscribes to others by now does not compare
+	// digests. Empty where there are none.
+	Names []byte `protobuf:"bytes,6,opt,name=names,proto3" json:"names,omitempty"`
 	// It closes nothing: there is more withheld than one response takes, and this is
 	// a part of it. The manifest that closes the delta has the last part.
 	Continues     bool `protobuf:"varint,7,opt,name=continues,proto3" json:"continues,omitempty"`
@@ -106,6 +111,13 @@ func (x *Manifest) GetComplete() bool {
 func (x *Manifest) GetWithheld() []*Withheld {
 	if x != nil {
 		return x.Withheld
+	}
+	return nil
+}
+
+func (x *Manifest) GetNames() []byte {
+	if x != nil {
+		return x.Names
 	}
 	return nil
 }
@@ -262,13 +274,14 @@ var File_weft_config_v1alpha1_manifest_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_manifest_proto_rawDesc = "" +
 	"\n" +
-	"#weft/config/v1alpha1/manifest.proto\x12\x14weft.config.v1alpha1\"\xee\x01\n" +
+	"#weft/config/v1alpha1/manifest.proto\x12\x14weft.config.v1alpha1\"\x84\x02\n" +
 	"\bManifest\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x126\n" +
 	"\x05kinds\x18\x03 \x03(\v2 .weft.config.v1alpha1.KindDigestR\x05kinds\x12\x1a\n" +
 	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12:\n" +
-	"\bwithheld\x18\x05 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\x12\x1c\n" +
+	"\bwithheld\x18\x05 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\x12\x14\n" +
+	"\x05names\x18\x06 \x01(\fR\x05names\x12\x1c\n" +
 	"\tcontinues\x18\a \x01(\bR\tcontinues\"j\n" +
 	"\bWithheld\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +

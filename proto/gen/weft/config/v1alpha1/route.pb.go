@@ -194,6 +194,11 @@ func (x *Destination) GetWeight() uint32 {
 // Filter is one filter expression of the CloudEvents Subscriptions API. Exactly
 // one dialect is set. An attribute that an event does not have never matches
 // exact, prefix or suffix.
+//
+// Each event is judged by it, so it is bounded: it nests 8 deep, and has at most
+// 256 expressions, 512 conditions on attributes and 16 KiB of their names and
+// values, 1 KiB in each value. The filters of one Route together have at most 1,024
+// expressions, 2,048 conditions and 64 KiB.
 type Filter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All named attributes have exactly these values.

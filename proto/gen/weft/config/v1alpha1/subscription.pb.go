@@ -81,7 +81,8 @@ func (Start) EnumDescriptor() ([]byte, []int) {
 type Subscription struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Topics of the namespace by name, or patterns: "*" is one segment, ">" the
-	// rest. Topics that match a pattern later join then, from their beginning.
+	// rest. Topics that match a pattern later join then, from their beginning. At
+	// most 16 of them are patterns, with 8 wildcards each.
 	Topics []string `protobuf:"bytes,1,rep,name=topics,proto3" json:"topics,omitempty"`
 	// What is delivered; everything when absent. The rest counts as settled.
 	Filter *Filter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`

@@ -5,7 +5,8 @@
 // The only type URL is "type.googleapis.com/weft.config.v1alpha1.Resource".
 // A resource's discovery name is its canonical name; its version is the etcd
 // mod revision of its key, in decimal. Subscriptions: "*", "*/<namespace>/*",
-// or exact names. system_version_info is "<lineage>/<revision>".
+// "governing/<namespace>/*" (AccessPolicies, Identities and Routes: what applies
+// without being named), or exact names. system_version_info is "<lineage>/<revision>".
 //
 // Stream metadata: a proxy that resumes sends "weft-resume", the bytes of a
 // ResumeToken in unpadded base64url.
@@ -106,7 +107,9 @@ type ReportStatusRequest struct {
 	// EventStores of its scope, where they are not simply reachable.
 	Stores []*StoreState `protobuf:"bytes,5,rep,name=stores,proto3" json:"stores,omitempty"`
 	// It finishes what it has and takes no more.
-	Draining      bool `protobuf:"varint,6,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,6,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Push targets that fail.
+	Targets       []*TargetState `protobuf:"bytes,7,rep,name=targets,proto3" json:"targets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -181,6 +184,13 @@ func (x *ReportStatusRequest) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *ReportStatusRequest) GetTargets() []*TargetState {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
 }
 
 // AppliedConfig is the configuration that a proxy has in force.
@@ -449,6 +459,81 @@ func (x *StoreState) GetMessage() string {
 	return ""
 }
 
+// TargetState is a push target that one proxy's requests fail at, three or more in
+// a row.
+type TargetState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The canonical name of the Subscription.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, one word: "Refused" (an answer that is not 2xx), "Later" (it asks to wait),
+	// "Forbidden" (an address that is not called), "Unanswered".
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Why, for people.
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// When the first of them failed.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TargetState) Reset() {
+	*x = TargetState{}
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TargetState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TargetState) ProtoMessage() {}
+
+func (x *TargetState) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TargetState.ProtoReflect.Descriptor instead.
+func (*TargetState) Descriptor() ([]byte, []int) {
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TargetState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TargetState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TargetState) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *TargetState) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // ReportStatusResponse is a command.
 type ReportStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -465,7 +550,7 @@ type ReportStatusResponse struct {
 
 func (x *ReportStatusResponse) Reset() {
 	*x = ReportStatusResponse{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +562,7 @@ func (x *ReportStatusResponse) String() string {
 func (*ReportStatusResponse) ProtoMessage() {}
 
 func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +575,7 @@ func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusResponse.ProtoReflect.Descriptor instead.
 func (*ReportStatusResponse) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{4}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReportStatusResponse) GetCommand() isReportStatusResponse_Command {
@@ -545,7 +630,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +642,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +655,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{5}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{6}
 }
 
 // Drain asks a proxy to stop gracefully.
@@ -582,7 +667,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[6]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +679,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[6]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +692,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{6}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{7}
 }
 
 // NodeInfo describes a proxy. It stands, as protobuf JSON, in the field "weft"
@@ -642,7 +727,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[7]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +739,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[7]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +752,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{7}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeInfo) GetIncarnation() string {
@@ -750,14 +835,17 @@ type ResumeToken struct {
 	// manifest has them. Where they differ from the control plane's at that
 	// revision, etcd was restored or written around the control plane: the proxy
 	// is sent its whole scope, and an alarm is raised. Not compared when empty.
-	Digests       []*v1alpha1.KindDigest `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
+	Digests []*v1alpha1.KindDigest `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
+	// Names in the subscription that are no wildcards, as in Manifest.names, which
+	// then are not in scope. Empty: all of it is in scope.
+	Names         []byte `protobuf:"bytes,6,opt,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResumeToken) Reset() {
 	*x = ResumeToken{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[8]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +857,7 @@ func (x *ResumeToken) String() string {
 func (*ResumeToken) ProtoMessage() {}
 
 func (x *ResumeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[8]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +870,7 @@ func (x *ResumeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeToken.ProtoReflect.Descriptor instead.
 func (*ResumeToken) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{8}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ResumeToken) GetLineage() string {
@@ -820,6 +908,13 @@ func (x *ResumeToken) GetDigests() []*v1alpha1.KindDigest {
 	return nil
 }
 
+func (x *ResumeToken) GetNames() []byte {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 // Rejections stands in error_detail.details of a NACK and names what was
 // refused; everything else of the response was applied.
 type Rejections struct {
@@ -832,7 +927,7 @@ type Rejections struct {
 
 func (x *Rejections) Reset() {
 	*x = Rejections{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[9]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +939,7 @@ func (x *Rejections) String() string {
 func (*Rejections) ProtoMessage() {}
 
 func (x *Rejections) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[9]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +952,7 @@ func (x *Rejections) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejections.ProtoReflect.Descriptor instead.
 func (*Rejections) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{9}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Rejections) GetRejections() []*Rejection {
@@ -884,7 +979,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[10]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +991,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[10]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1004,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{10}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Rejection) GetName() string {
@@ -963,7 +1058,7 @@ type LastGood struct {
 
 func (x *LastGood) Reset() {
 	*x = LastGood{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[11]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1070,7 @@ func (x *LastGood) String() string {
 func (*LastGood) ProtoMessage() {}
 
 func (x *LastGood) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[11]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1083,7 @@ func (x *LastGood) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastGood.ProtoReflect.Descriptor instead.
 func (*LastGood) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{11}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LastGood) GetLineage() string {
@@ -1054,7 +1149,7 @@ type KeptResource struct {
 
 func (x *KeptResource) Reset() {
 	*x = KeptResource{}
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[12]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1161,7 @@ func (x *KeptResource) String() string {
 func (*KeptResource) ProtoMessage() {}
 
 func (x *KeptResource) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[12]
+	mi := &file_weft_discovery_v1alpha1_discovery_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1174,7 @@ func (x *KeptResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptResource.ProtoReflect.Descriptor instead.
 func (*KeptResource) Descriptor() ([]byte, []int) {
-	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{12}
+	return file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *KeptResource) GetName() string {
@@ -1128,14 +1223,15 @@ var File_weft_discovery_v1alpha1_discovery_proto protoreflect.FileDescriptor
 
 const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\n" +
-	"'weft/discovery/v1alpha1/discovery.proto\x12\x17weft.discovery.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\"\xb1\x02\n" +
+	"'weft/discovery/v1alpha1/discovery.proto\x12\x17weft.discovery.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#weft/config/v1alpha1/manifest.proto\"\xf1\x02\n" +
 	"\x13ReportStatusRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x125\n" +
 	"\x04info\x18\x02 \x01(\v2!.weft.discovery.v1alpha1.NodeInfoR\x04info\x12>\n" +
 	"\x06config\x18\x03 \x01(\v2&.weft.discovery.v1alpha1.AppliedConfigR\x06config\x121\n" +
 	"\x04load\x18\x04 \x01(\v2\x1d.weft.discovery.v1alpha1.LoadR\x04load\x12;\n" +
 	"\x06stores\x18\x05 \x03(\v2#.weft.discovery.v1alpha1.StoreStateR\x06stores\x12\x1a\n" +
-	"\bdraining\x18\x06 \x01(\bR\bdraining\"\xc0\x03\n" +
+	"\bdraining\x18\x06 \x01(\bR\bdraining\x12>\n" +
+	"\atargets\x18\a \x03(\v2$.weft.discovery.v1alpha1.TargetStateR\atargets\"\xc0\x03\n" +
 	"\rAppliedConfig\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12E\n" +
@@ -1164,7 +1260,12 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"StoreState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x94\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x85\x01\n" +
+	"\vTargetState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x94\x01\n" +
 	"\x14ReportStatusResponse\x129\n" +
 	"\x06resync\x18\x01 \x01(\v2\x1f.weft.discovery.v1alpha1.ResyncH\x00R\x06resync\x126\n" +
 	"\x05drain\x18\x02 \x01(\v2\x1e.weft.discovery.v1alpha1.DrainH\x00R\x05drainB\t\n" +
@@ -1186,13 +1287,14 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"PortsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xd5\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xeb\x01\n" +
 	"\vResumeToken\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05scope\x18\x03 \x03(\tR\x05scope\x12>\n" +
 	"\brejected\x18\x04 \x03(\v2\".weft.discovery.v1alpha1.RejectionR\brejected\x12:\n" +
-	"\adigests\x18\x05 \x03(\v2 .weft.config.v1alpha1.KindDigestR\adigests\"P\n" +
+	"\adigests\x18\x05 \x03(\v2 .weft.config.v1alpha1.KindDigestR\adigests\x12\x14\n" +
+	"\x05names\x18\x06 \x01(\fR\x05names\"P\n" +
 	"\n" +
 	"Rejections\x12B\n" +
 	"\n" +
@@ -1233,52 +1335,55 @@ func file_weft_discovery_v1alpha1_discovery_proto_rawDescGZIP() []byte {
 }
 
 var file_weft_discovery_v1alpha1_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weft_discovery_v1alpha1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_weft_discovery_v1alpha1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_weft_discovery_v1alpha1_discovery_proto_goTypes = []any{
 	(AppliedConfig_Source)(0),     // 0: weft.discovery.v1alpha1.AppliedConfig.Source
 	(*ReportStatusRequest)(nil),   // 1: weft.discovery.v1alpha1.ReportStatusRequest
 	(*AppliedConfig)(nil),         // 2: weft.discovery.v1alpha1.AppliedConfig
 	(*Load)(nil),                  // 3: weft.discovery.v1alpha1.Load
 	(*StoreState)(nil),            // 4: weft.discovery.v1alpha1.StoreState
-	(*ReportStatusResponse)(nil),  // 5: weft.discovery.v1alpha1.ReportStatusResponse
-	(*Resync)(nil),                // 6: weft.discovery.v1alpha1.Resync
-	(*Drain)(nil),                 // 7: weft.discovery.v1alpha1.Drain
-	(*NodeInfo)(nil),              // 8: weft.discovery.v1alpha1.NodeInfo
-	(*ResumeToken)(nil),           // 9: weft.discovery.v1alpha1.ResumeToken
-	(*Rejections)(nil),            // 10: weft.discovery.v1alpha1.Rejections
-	(*Rejection)(nil),             // 11: weft.discovery.v1alpha1.Rejection
-	(*LastGood)(nil),              // 12: weft.discovery.v1alpha1.LastGood
-	(*KeptResource)(nil),          // 13: weft.discovery.v1alpha1.KeptResource
-	nil,                           // 14: weft.discovery.v1alpha1.NodeInfo.PortsEntry
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*v1alpha1.KindDigest)(nil),   // 16: weft.config.v1alpha1.KindDigest
-	(*v1alpha1.Withheld)(nil),     // 17: weft.config.v1alpha1.Withheld
+	(*TargetState)(nil),           // 5: weft.discovery.v1alpha1.TargetState
+	(*ReportStatusResponse)(nil),  // 6: weft.discovery.v1alpha1.ReportStatusResponse
+	(*Resync)(nil),                // 7: weft.discovery.v1alpha1.Resync
+	(*Drain)(nil),                 // 8: weft.discovery.v1alpha1.Drain
+	(*NodeInfo)(nil),              // 9: weft.discovery.v1alpha1.NodeInfo
+	(*ResumeToken)(nil),           // 10: weft.discovery.v1alpha1.ResumeToken
+	(*Rejections)(nil),            // 11: weft.discovery.v1alpha1.Rejections
+	(*Rejection)(nil),             // 12: weft.discovery.v1alpha1.Rejection
+	(*LastGood)(nil),              // 13: weft.discovery.v1alpha1.LastGood
+	(*KeptResource)(nil),          // 14: weft.discovery.v1alpha1.KeptResource
+	nil,                           // 15: weft.discovery.v1alpha1.NodeInfo.PortsEntry
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*v1alpha1.KindDigest)(nil),   // 17: weft.config.v1alpha1.KindDigest
+	(*v1alpha1.Withheld)(nil),     // 18: weft.config.v1alpha1.Withheld
 }
 var file_weft_discovery_v1alpha1_discovery_proto_depIdxs = []int32{
-	8,  // 0: weft.discovery.v1alpha1.ReportStatusRequest.info:type_name -> weft.discovery.v1alpha1.NodeInfo
+	9,  // 0: weft.discovery.v1alpha1.ReportStatusRequest.info:type_name -> weft.discovery.v1alpha1.NodeInfo
 	2,  // 1: weft.discovery.v1alpha1.ReportStatusRequest.config:type_name -> weft.discovery.v1alpha1.AppliedConfig
 	3,  // 2: weft.discovery.v1alpha1.ReportStatusRequest.load:type_name -> weft.discovery.v1alpha1.Load
 	4,  // 3: weft.discovery.v1alpha1.ReportStatusRequest.stores:type_name -> weft.discovery.v1alpha1.StoreState
-	0,  // 4: weft.discovery.v1alpha1.AppliedConfig.source:type_name -> weft.discovery.v1alpha1.AppliedConfig.Source
-	15, // 5: weft.discovery.v1alpha1.AppliedConfig.confirmed_at:type_name -> google.protobuf.Timestamp
-	16, // 6: weft.discovery.v1alpha1.AppliedConfig.digests:type_name -> weft.config.v1alpha1.KindDigest
-	11, // 7: weft.discovery.v1alpha1.AppliedConfig.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	6,  // 8: weft.discovery.v1alpha1.ReportStatusResponse.resync:type_name -> weft.discovery.v1alpha1.Resync
-	7,  // 9: weft.discovery.v1alpha1.ReportStatusResponse.drain:type_name -> weft.discovery.v1alpha1.Drain
-	14, // 10: weft.discovery.v1alpha1.NodeInfo.ports:type_name -> weft.discovery.v1alpha1.NodeInfo.PortsEntry
-	11, // 11: weft.discovery.v1alpha1.ResumeToken.rejected:type_name -> weft.discovery.v1alpha1.Rejection
-	16, // 12: weft.discovery.v1alpha1.ResumeToken.digests:type_name -> weft.config.v1alpha1.KindDigest
-	11, // 13: weft.discovery.v1alpha1.Rejections.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	13, // 14: weft.discovery.v1alpha1.LastGood.resources:type_name -> weft.discovery.v1alpha1.KeptResource
-	17, // 15: weft.discovery.v1alpha1.LastGood.withheld:type_name -> weft.config.v1alpha1.Withheld
-	11, // 16: weft.discovery.v1alpha1.KeptResource.rejection:type_name -> weft.discovery.v1alpha1.Rejection
-	1,  // 17: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:input_type -> weft.discovery.v1alpha1.ReportStatusRequest
-	5,  // 18: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:output_type -> weft.discovery.v1alpha1.ReportStatusResponse
-	18, // [18:19] is the sub-list for method output_type
-	17, // [17:18] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	5,  // 4: weft.discovery.v1alpha1.ReportStatusRequest.targets:type_name -> weft.discovery.v1alpha1.TargetState
+	0,  // 5: weft.discovery.v1alpha1.AppliedConfig.source:type_name -> weft.discovery.v1alpha1.AppliedConfig.Source
+	16, // 6: weft.discovery.v1alpha1.AppliedConfig.confirmed_at:type_name -> google.protobuf.Timestamp
+	17, // 7: weft.discovery.v1alpha1.AppliedConfig.digests:type_name -> weft.config.v1alpha1.KindDigest
+	12, // 8: weft.discovery.v1alpha1.AppliedConfig.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	16, // 9: weft.discovery.v1alpha1.TargetState.since:type_name -> google.protobuf.Timestamp
+	7,  // 10: weft.discovery.v1alpha1.ReportStatusResponse.resync:type_name -> weft.discovery.v1alpha1.Resync
+	8,  // 11: weft.discovery.v1alpha1.ReportStatusResponse.drain:type_name -> weft.discovery.v1alpha1.Drain
+	15, // 12: weft.discovery.v1alpha1.NodeInfo.ports:type_name -> weft.discovery.v1alpha1.NodeInfo.PortsEntry
+	12, // 13: weft.discovery.v1alpha1.ResumeToken.rejected:type_name -> weft.discovery.v1alpha1.Rejection
+	17, // 14: weft.discovery.v1alpha1.ResumeToken.digests:type_name -> weft.config.v1alpha1.KindDigest
+	12, // 15: weft.discovery.v1alpha1.Rejections.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	14, // 16: weft.discovery.v1alpha1.LastGood.resources:type_name -> weft.discovery.v1alpha1.KeptResource
+	18, // 17: weft.discovery.v1alpha1.LastGood.withheld:type_name -> weft.config.v1alpha1.Withheld
+	12, // 18: weft.discovery.v1alpha1.KeptResource.rejection:type_name -> weft.discovery.v1alpha1.Rejection
+	1,  // 19: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:input_type -> weft.discovery.v1alpha1.ReportStatusRequest
+	6,  // 20: weft.discovery.v1alpha1.ProxyStatusService.ReportStatus:output_type -> weft.discovery.v1alpha1.ReportStatusResponse
+	20, // [20:21] is the sub-list for method output_type
+	19, // [19:20] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_weft_discovery_v1alpha1_discovery_proto_init() }
@@ -1286,7 +1391,7 @@ func file_weft_discovery_v1alpha1_discovery_proto_init() {
 	if File_weft_discovery_v1alpha1_discovery_proto != nil {
 		return
 	}
-	file_weft_discovery_v1alpha1_discovery_proto_msgTypes[4].OneofWrappers = []any{
+	file_weft_discovery_v1alpha1_discovery_proto_msgTypes[5].OneofWrappers = []any{
 		(*ReportStatusResponse_Resync)(nil),
 		(*ReportStatusResponse_Drain)(nil),
 	}
@@ -1296,7 +1401,7 @@ func file_weft_discovery_v1alpha1_discovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_discovery_v1alpha1_discovery_proto_rawDesc), len(file_weft_discovery_v1alpha1_discovery_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

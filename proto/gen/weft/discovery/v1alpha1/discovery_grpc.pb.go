@@ -5,7 +5,8 @@
 // The only type URL is "type.googleapis.com/weft.config.v1alpha1.Resource".
 // A resource's discovery name is its canonical name; its version is the etcd
 // mod revision of its key, in decimal. Subscriptions: "*", "*/<namespace>/*",
-// or exact names. system_version_info is "<lineage>/<revision>".
+// "governing/<namespace>/*" (AccessPolicies, Identities and Routes: what applies
+// without being named), or exact names. system_version_info is "<lineage>/<revision>".
 //
 // Stream metadata: a proxy that resumes sends "weft-resume", the bytes of a
 // ResumeToken in unpadded base64url.

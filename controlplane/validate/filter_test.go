@@ -1,0 +1,124 @@
+package validate
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/resource"
+)
+
+// conditions is an expression with n conditions whose values have some bytes.
+func conditions(n, bytes int) *configv1.Filter {
+	m := map[string]string{}
+	for i := range n {
+		m[fmt.Sprintf("a%02d", i)] = strings.Repeat("v", bytes)
+	}
+	return &configv1.Filter{Exact: m}
+}
+
+// anyOf has n children, each of them as f makes it.
+func anyOf(n int, f func() *configv1.Filter) *configv1.Filter {
+	out := &configv1.Filter{}
+	for range n {
+		out.Any = append(out.Any, f())
+	}
+	return out
+}
+
+// TestFilterCost: what a filter, or those of a Route together, may cost is bounded;
+// what is at the bound passes, what is above it is refused with its path.
+func TestFilterCost(t *testing.T) {
+	v, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := func() *configv1.Filter { return conditions(1, 1) }
+	some := func(n, bytes int) func() *configv1.Filter {
+		return func() *configv1.Filter { return conditions(n, bytes) }
+	}
+	plus := func(f *configv1.Filter, more ...*configv1.Filter) *configv1.Filter {
+		return &configv1.Filter{All: append([]*configv1.Filter{f}, more...)}
+	}
+	route := func(rules int, f func() *configv1.Filter) *configv1.Resource {
+		r := proto.Clone(good()[resource.Route]).(*configv1.Resource)
+		rule := r.GetRoute().Rules[0]
+		r.GetRoute().Rules = nil
+		for range rules {
+			next := proto.Clone(rule).(*configv1.RouteRule)
+			next.Filter = f()
+			r.GetRoute().Rules = append(r.GetRoute().Rules, next)
+		}
+		return r
+	}
+	sub := func(change func(*configv1.Subscription)) *configv1.Resource {
+		r := proto.Clone(good()[resource.Subscription]).(*configv1.Resource)
+		change(r.GetSubscription())
+		return r
+	}
+	filter := func(f *configv1.Filter) *configv1.Resource {
+		return sub(func(s *configv1.Subscription) { s.Filter = f })
+	}
+	patterns := func(n int, pattern string) *configv1.Resource {
+		return sub(func(s *configv1.Subscription) {
+			s.Topics = nil
+			for i := range n {
+				s.Topics = append(s.Topics, fmt.Sprintf("p%d.%s", i, pattern))
+			}
+		})
+	}
+	// 255 expressions: 1 + 8 + 8*30 + 6.
+	nodes := func() *configv1.Filter {
+		f := anyOf(8, func() *configv1.Filter { return anyOf(30, one) })
+		f.Any = append(f.Any, one(), one(), one(), one(), one(), one())
+		return f
+	}
+	for what, tc := range map[string]struct {
+		r           *configv1.Resource
+		field, rule string
+	}{
+		"256 expressions":           {filter(plus(nodes())), "", ""},
+		"257 expressions":           {filter(plus(nodes(), one())), "spec.filter", "filter-size"},
+		"512 conditions":            {filter(anyOf(16, some(32, 1))), "", ""},
+		"513 conditions":            {filter(plus(anyOf(16, some(32, 1)), one())), "spec.filter", "filter-conditions"},
+		"16 KiB":                    {filter(anyOf(16, some(1, 1021))), "", ""},
+		"more than 16 KiB":          {filter(plus(anyOf(16, some(1, 1021)), one())), "spec.filter", "filter-bytes"},
+		"a value of 1 KiB":          {filter(conditions(1, 1024)), "", ""},
+		"a value of more":           {filter(&configv1.Filter{Not: conditions(1, 1025)}), "spec.filter.not.exact.a00", "filter-value"},
+		"1,024 expressions":         {route(64, func() *configv1.Filter { return anyOf(15, one) }), "", ""},
+		"1,088 expressions":         {route(64, func() *configv1.Filter { return anyOf(16, one) }), "spec.rules", "filter-size"},
+		"2,048 conditions":          {route(64, some(32, 1)), "", ""},
+		"more than 2,048":           {route(64, func() *configv1.Filter { return anyOf(2, some(17, 1)) }), "spec.rules", "filter-conditions"},
+		"64 KiB":                    {route(64, some(1, 1021)), "", ""},
+		"more than 64 KiB":          {route(64, some(1, 1022)), "spec.rules", "filter-bytes"},
+		"one rule's":                {route(1, func() *configv1.Filter { return plus(nodes(), one()) }), "spec.rules[0].filter", "filter-size"},
+		"16 patterns":               {patterns(16, "*"), "", ""},
+		"17 patterns":               {patterns(17, "*"), "spec.topics", "patterns"},
+		"17 names":                  {patterns(17, "x"), "", ""},
+		"8 wildcards":               {patterns(1, strings.Repeat("*.", 7)+">"), "", ""},
+		"9 wildcards":               {patterns(1, strings.Repeat("*.", 8)+">"), "spec.topics[0]", "pattern-wildcards"},
+		"what is beyond all bounds": {filter(anyOf(200, func() *configv1.Filter { return anyOf(1000, func() *configv1.Filter { return &configv1.Filter{} }) })), "spec.filter.any", "repeated.max_items"},
+	} {
+		problems := v.Alone(tc.r)
+		found := false
+		for _, p := range problems {
+			found = found || p.Field == tc.field && p.Rule == tc.rule && p.Message != ""
+			if len(p.Field) > maxField || len(p.Message) > maxMessage {
+				t.Errorf("%s: %d bytes are said of a field of %d", what, len(p.Message), len(p.Field))
+			}
+		}
+		if tc.rule == "" && len(problems) > 0 || tc.rule != "" && !found || len(problems) > maxProblems {
+			t.Errorf("%s: %d problems, %v", what, len(problems), problems[:min(3, len(problems))])
+		}
+	}
+	long := filter(&configv1.Filter{Exact: map[string]string{strings.Repeat("A", 1<<20): "x"}})
+	for _, p := range v.Alone(long) {
+		if len(p.String()) > maxField+maxMessage+100 {
+			t.Errorf("%d bytes are said of a name of a MiB", len(p.String()))
+		}
+	}
+}
