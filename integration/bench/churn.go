@@ -14,7 +14,7 @@ import (
 // proxies follow all of them.
 const (
 	churnRate    = 1000
-	churnChanges = 10
+	churnChanges = 20
 	churnNodes   = 100
 )
 

@@ -30,7 +30,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range m.sources {
 		s.mu.Lock()
 		s.look()
-		cert, failed, loads, faults := s.now.cert, s.failed, s.loads, s.faults
+		cert, failed, loads, faults := s.cert, s.failed, s.loads, s.faults
 		s.mu.Unlock()
 		unusable := 0.
 		if failed != nil {

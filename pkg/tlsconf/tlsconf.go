@@ -45,10 +45,10 @@ type Source struct {
 	files Files
 	log   *outage.Log
 
-	mu            sync.Mutex
-	checked       time.Time
-	stamp         [3]stamp
-	now           content
+	mu      sync.Mutex
+	checked time.Time
+	stamp   [3]stamp
+	content
 	failed        error // why what the files say is not in force
 	loads, faults int
 }
@@ -114,14 +114,14 @@ func (s *Source) stamps() (out [3]stamp) {
 // cannot be read, nor the other way round.
 func (s *Source) load() error {
 	var errs []error
-	s.now.sessions = tls.NewLRUClientSessionCache(0)
-	s.now.draw()
+	s.sessions = tls.NewLRUClientSessionCache(0)
+	s.draw()
 	if s.files.Cert != "" {
 		c, err := tls.LoadX509KeyPair(s.files.Cert, s.files.Key)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("certificate %s with key %s: %w", s.files.Cert, s.files.Key, err))
 		} else {
-			s.now.cert = &c
+			s.cert = &c
 		}
 	}
 	if s.files.CA != "" {
@@ -133,7 +133,7 @@ func (s *Source) load() error {
 		case !pool.AppendCertsFromPEM(b):
 			errs = append(errs, fmt.Errorf("authorities: %s has no certificate in PEM", s.files.CA))
 		default:
-			s.now.pool = pool
+			s.pool = pool
 		}
 	}
 	return errors.Join(errs...)
@@ -145,7 +145,7 @@ func (s *Source) current() content {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.look()
-	return s.now
+	return s.content
 }
 
 // look reads files that have changed. A change that cannot be used is tried again
@@ -156,8 +156,8 @@ func (s *Source) look() {
 		return
 	}
 	s.checked = now
-	if now.Sub(s.now.drawn) >= ticketLife {
-		s.now.draw()
+	if now.Sub(s.drawn) >= ticketLife {
+		s.draw()
 	}
 	found, same := s.stamps(), true
 	for i := range found {
@@ -200,25 +200,24 @@ func (s *Source) Server(withCA tls.ClientAuthType, protos ...string) (*tls.Confi
 // Client is the configuration of one connection of a client, which trusts the
 // authorities that the files have now (the system's where they name none) and
 // shows their certificate, if any. Ask for another for the next connection.
-func (s *Source) Client() *tls.Config {
-	now := s.current()
-	return now.client()
-}
+func (s *Source) Client() *tls.Config { return s.current().client() }
 
-func (c *content) client() *tls.Config {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: c.pool}
-	if cert := c.cert; cert != nil {
-		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+func (c content) client() *tls.Config {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: c.pool}
+	if c.cert != nil {
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.cert, nil }
 	}
-	return cfg
+	return conf
 }
 
 // Certificate is the own one; nil without.
-func (s *Source) Certificate() *tls.Certificate { return s.current().cert }
+func (s *Source) Certificate() *tls.Certificate {
+	return s.current().cert
+}
 
 // Credentials are Client for gRPC: what the files say when a connection is made, and
-// the sessions of connections that were made with the same. change, unless nil,
-// changes the configuration of each connection.
+// the sessions of connections that were made with the same.
+// change, unless nil, changes the configuration of each connection.
 func (s *Source) Credentials(change func(*tls.Config)) credentials.TransportCredentials {
 	return clientCredentials{credentials.NewTLS(s.Client()), func() *tls.Config {
 		now := s.current()

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"maps"
@@ -312,7 +313,13 @@ func TestSessions(t *testing.T) {
 				}
 				all = append(all, b...)
 			}
-			if err := os.WriteFile(clients, all, 0o600); err != nil {
+			if err := errors.Join(os.WriteFile(clients+".new", all, 0o600), os.Rename(clients+".new", clients)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		show := func(f Files) {
+			t.Helper()
+			if err := errors.Join(os.Rename(f.Cert, shown.Cert), os.Rename(f.Key, shown.Key), os.Rename(f.CA, shown.CA)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -383,11 +390,7 @@ func TestSessions(t *testing.T) {
 		later(checkEvery)
 		whole("another authority beside", 2)
 		// Who renews his certificate is not taken for who he was.
-		for to, from := range map[string]string{shown.Cert: renewed.Cert, shown.Key: renewed.Key, shown.CA: renewed.CA} {
-			if err := os.Rename(from, to); err != nil {
-				t.Fatal(err)
-			}
-		}
+		show(renewed)
 		later(checkEvery)
 		whole("another certificate", 3)
 		later(ticketLife)
@@ -406,7 +409,7 @@ func TestSessions(t *testing.T) {
 			t.Errorf("with a certificate that has expired: %+v", s)
 		}
 		// An authority that is trusted no more is so at the next connection.
-		mintFor(t, clientDir, 4, time.Hour)
+		show(mint(t, t.TempDir(), 4))
 		trust(shown.CA)
 		later(checkEvery)
 		whole("once more", 4)
