@@ -59,7 +59,8 @@ func historyCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{Use: "history [KIND [NAME]]", Short: "Show who changed, or was refused, what", Args: cobra.MaximumNArgs(2), ValidArgsFunction: completeResources(&admin, &namespace, 1),
 		Long: `Shows changes and refusals, newest first, from the audit records, which are kept
-for 90 days. A revision that is shown can be given to weft diff and weft rollback.
+for 90 days, or as many as have room (control-plane --audit-max-mib). A revision that
+is shown can be given to weft diff and weft rollback.
 Refusals of one caller without end are not written down one by one, but counted.`,
 		Example: "  weft history\n  weft history topic orders -n shop\n  weft history -n shop --since 24h --changes",
 		RunE: func(cmd *cobra.Command, args []string) error {
