@@ -354,7 +354,7 @@ func TestSlowStreams(t *testing.T) {
 	if n := runtime.NumGoroutine(); n > goroutines+50 {
 		t.Errorf("%d goroutines, there were %d", n, goroutines)
 	}
-	if after := memory(); after > open+streams<<10 {
+	if after := memory(); after > open+streams*8<<10 {
 		t.Errorf("%d bytes in use, there were %d", after, open)
 	}
 }

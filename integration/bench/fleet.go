@@ -264,7 +264,9 @@ func fleetAlone(ctx context.Context, r *run) error {
 			return err
 		}
 	}
-	r.note("a change in one of %d namespaces, to %d of %d proxies: 99 %% after %s ms, %s ms of CPU (aimed at 20 ms)", fleetSpaces, fleetNodes/fleetSpaces, fleetNodes, spread(one.all, "%.0f"), spread(one.cpu, "%.0f"))
+	slices.Sort(one.all)
+	r.note("a change in one of %d namespaces, to %d of %d proxies: all after %s ms, of %d changes 99 %% within %.0f ms; %s ms of CPU (aimed at 20 ms)", fleetSpaces, fleetNodes/fleetSpaces, fleetNodes,
+		spread(one.all, "%.0f"), len(one.all), one.all[len(one.all)*99/100], spread(one.cpu, "%.0f"))
 	return nil
 }
 
