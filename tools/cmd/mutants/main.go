@@ -66,10 +66,14 @@ func run(ctx context.Context, dir string, only []string, check bool) error {
 		return fmt.Errorf("no patch in %s has one of %q in its name", dir, only)
 	}
 	if check {
+		var stale []error
 		for _, m := range mutants {
 			if out, err := exec.CommandContext(ctx, "git", "apply", "--check", m.file).CombinedOutput(); err != nil {
-				return fmt.Errorf("%s no longer applies: refresh it so that it breaks the promise again\n%s", m.file, out)
+				stale = append(stale, fmt.Errorf("%s no longer applies: refresh it so that it breaks the promise again\n%s", m.file, out))
 			}
+		}
+		if len(stale) > 0 {
+			return errors.Join(stale...)
 		}
 		fmt.Fprintf(os.Stdout, "%d mutants apply\n", len(mutants))
 		return nil
