@@ -662,7 +662,7 @@ YAML
 weft apikey shop -n shop --key-file shop.key | weft apply -f -
 export WEFT_API_KEY_FILE=shop.key
 weft status --wait 1m
-`+publish, `1 of 1 proxies have all of it`)
+`+publish, `1 of 1 proxy has all of it`)
 
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 	s.must(err)
@@ -676,12 +676,12 @@ weft status --wait 1m
 	refused := "if " + strings.TrimSpace(label("full")) + "\nthen exit 9; fi\n"
 	why := []string{`etcd has used up its space and takes no writes; nothing was changed: compact and defragment it, then disarm its alarm`}
 	s.does(refused+publish, why...)
-	s.does(end+"n=2\n"+begin+publish+"weft get eventstore main -n shop -o yaml\nweft status\n"+refused, append(why, `state: before`, `1 of 1 proxies have all of it`)...)
+	s.does(end+"n=2\n"+begin+publish+"weft get eventstore main -n shop -o yaml\nweft status\n"+refused, append(why, `state: before`, `1 of 1 proxy has all of it`)...)
 	s.walk(blocks(t, "docs/operations.md", "## When etcd is full"),
 		step{begins: "etcdctl", says: []string{`alarm:NOSPACE`}},
 		step{begins: "revision=", says: []string{`compacted revision \d+`, `Finished defragmenting`, `alarm:NOSPACE`}},
-		step{begins: "weft status", says: []string{`1 of 1 proxies have all of it`}})
-	s.does(label("after")+"weft status --wait 1m\nweft get eventstore main -n shop -o yaml\n"+publish, `eventstore/shop/main updated`, `1 of 1 proxies have all of it`, `state: after`)
+		step{begins: "weft status", says: []string{`1 of 1 proxy has all of it`}})
+	s.does(label("after")+"weft status --wait 1m\nweft get eventstore main -n shop -o yaml\n"+publish, `eventstore/shop/main updated`, `1 of 1 proxy has all of it`, `state: after`)
 }
 
 // does runs commands that are on no page.
