@@ -39,7 +39,9 @@ type dashboard struct {
 		Title   string
 		Targets []struct{ Expr string }
 	}
-	Templating struct{ List []struct{ Name, Query string } }
+	Templating struct {
+		List []struct{ Name, Query string }
+	}
 }
 
 func read(t *testing.T, path string, into any) {
