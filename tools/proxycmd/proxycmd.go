@@ -56,6 +56,7 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 			}
 			a := p.Addrs()
 			fmt.Fprintf(cmd.ErrOrStderr(), "proxy %s: clients http %s, grpc %s; readiness %s; operations %s\n", p.NodeID(), a.HTTP, a.GRPC, a.Health, a.Ops)
+			Supervise(cmd.Context(), a.Ops)
 			return p.Run(cmd.Context())
 		}}
 	f := cmd.Flags()

@@ -175,6 +175,7 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 	defer stopCP()
 	ctx, stopAll := context.WithCancel(cmd.Context())
 	defer stopAll()
+	proxycmd.Supervise(cmd.Context(), px.Addrs().Ops)
 	g, gctx := errgroup.WithContext(ctx)
 	cpEnded := make(chan error, 1)
 	go func() { cpEnded <- cp.Run(cpCtx) }()
@@ -338,6 +339,7 @@ number of replicas may run on one etcd. Events never pass through it.`,
 			}
 			a := s.Addrs()
 			fmt.Fprintf(cmd.ErrOrStderr(), "control plane: admin %s, discovery %s, operations %s\n", a.Admin, a.Discovery, a.Ops)
+			proxycmd.Supervise(cmd.Context(), a.Ops)
 			return s.Run(cmd.Context())
 		}}
 	f := cmd.Flags()
