@@ -3,6 +3,7 @@ package nacos
 import (
 	"errors"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/weft-mesh/weft/pkg/fuzztest"
@@ -42,4 +43,18 @@ func FuzzAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestNotNacos3: what has not the paths that are asked for, as Nacos 2, is told from
+// a Nacos that has not the service.
+func TestNotNacos3(t *testing.T) {
+	for _, body := range []string{`{"timestamp":"2026-01-01T00:00:00.000+00:00","status":404,"error":"Not Found","path":"/nacos/v3/admin/ns/service"}`, "404 page not found", ""} {
+		err := decodeAnswer("/v3/admin/ns/service", http.StatusNotFound, []byte(body), nil)
+		if err == nil || !strings.Contains(err.Error(), "is it Nacos 3") || hasCode(err, codeServiceMissing) {
+			t.Errorf("%q: %v", body, err)
+		}
+	}
+	if err := decodeAnswer("/v3/admin/ns/service", http.StatusNotFound, []byte(`{"code":21008,"message":"service not found"}`), nil); !hasCode(err, codeServiceMissing) {
+		t.Errorf("without the service: %v", err)
+	}
 }
