@@ -99,6 +99,9 @@ func (g Guard) check(snap *configstore.Snapshot, r removals) error {
 	}
 	tooMany := func(n, of int) bool { return n > least && float64(n) > share*float64(of) }
 	all, allBefore, allNow := 0, 0, 0
+	for _, n := range r.before {
+		allBefore += n // also of a namespace of which nothing is left
+	}
 	for ns := range snap.Namespaces() {
 		there := 0
 		for kind, d := range snap.Digests(ns) {
@@ -107,7 +110,7 @@ func (g Guard) check(snap *configstore.Snapshot, r removals) error {
 			}
 		}
 		n, before := min(now[ns], there), r.before[ns]
-		all, allBefore, allNow = all+there, allBefore+before, allNow+n
+		all, allNow = all+there, allNow+n
 		if n > 0 && tooMany(n+before, there+before) {
 			return refuse(n, before, there, "of namespace "+ns)
 		}

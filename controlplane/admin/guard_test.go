@@ -164,3 +164,19 @@ func TestGuardSumsWhatSomebodyRemoves(t *testing.T) {
 		t.Errorf("%v", r[:2])
 	}
 }
+
+// TestGuardCountsEmptiedNamespaces: what somebody has removed counts for the mesh also
+// where nothing of its namespace is left.
+func TestGuardCountsEmptiedNamespaces(t *testing.T) {
+	w := newWorld(t, 1)
+	for n := range 6 {
+		w.fill(fmt.Sprintf("ns%d", n), 5)
+	}
+	w.ahead.Add(int64(DefaultRemovalWindow + time.Minute)) // all is old
+	empty := func(ns string) error {
+		_, err := w.api[0].Delete(w.ctx, &adminv1.DeleteRequest{Targets: append(topicsOf(ns, 5), targets("eventstore/"+ns+"/main").Targets...)})
+		return err
+	}
+	w.guarded("one", empty("ns0"), "")
+	w.guarded("another", empty("ns1"), "with the 6 that local has removed within 10m0s, removes 12 of the 36 resources of the mesh, more than 20 %")
+}
