@@ -110,6 +110,37 @@ func TestHeldCalls(t *testing.T) {
 	})
 }
 
+// TestInForceAndDropped: a call for what is in force, and was not in use, waits until it
+// is known to be followed: it may be dropped just now. What is known does not wait, nor
+// does anybody longer than calls do, or without a control plane, which drops nothing.
+func TestInForceAndDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := demanding(Demand{Wait: 5 * time.Second, MaxWaiting: 1})
+		takes := func(what, name string, want time.Duration) {
+			t.Helper()
+			began := time.Now()
+			if err := c.Use(t.Context(), topicName(name), true); err != nil || time.Since(began) != want {
+				t.Errorf("%s: %v after %v, want %v", what, err, time.Since(began), want)
+			}
+		}
+		takes("without a control plane", "a", 0)
+		c.follows()
+		time.AfterFunc(time.Second, func() { c.said(false, "a") })
+		takes("perhaps dropped", "a", time.Second)
+		takes("known", "a", 0)
+		go takes("never told", "b", 5*time.Second)
+		synctest.Wait()
+		takes("too many wait", "c", 0)
+		synctest.Wait()
+		<-time.After(10 * time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Use(ctx, topicName("d"), true); err == nil {
+			t.Error("a call that has ended goes on")
+		}
+	})
+}
+
 // TestNamesBounded: with more names in use than allowed the ones go that are not there,
 // then the one that was not used for longest, never one that is open, preloaded or
 // awaited; and what nobody has used for long goes by itself.
