@@ -69,7 +69,7 @@ type Service struct {
 
 // New makes the service. What serves it must authorise each call: see Access.
 func New(cfg Config) *Service {
-	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), flushEvery: flushEvery, turn: make(chan struct{}, 1), exporting: make(chan struct{}, 1)}
+	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics), refusals: newRefusals(), removed: removed{turn: make(chan struct{}, 1)}, flushEvery: flushEvery, turn: make(chan struct{}, 1), exporting: make(chan struct{}, 1)}
 }
 
 // maxRefusal bounds what a refusal tells, in bytes: it is sent in a header. Beyond,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -16,6 +15,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -99,6 +99,9 @@ func (g Guard) check(snap *configstore.Snapshot, r removals) error {
 	}
 	tooMany := func(n, of int) bool { return n > least && float64(n) > share*float64(of) }
 	all, allBefore, allNow := 0, 0, 0
+	for _, n := range r.before {
+		allBefore += n // also of a namespace of which nothing is left
+	}
 	for ns := range snap.Namespaces() {
 		there := 0
 		for kind, d := range snap.Digests(ns) {
@@ -107,7 +110,7 @@ func (g Guard) check(snap *configstore.Snapshot, r removals) error {
 			}
 		}
 		n, before := min(now[ns], there), r.before[ns]
-		all, allBefore, allNow = all+there, allBefore+before, allNow+n
+		all, allNow = all+there, allNow+n
 		if n > 0 && tooMany(n+before, there+before) {
 			return refuse(n, before, there, "of namespace "+ns)
 		}
@@ -121,7 +124,8 @@ func (g Guard) check(snap *configstore.Snapshot, r removals) error {
 // removed knows what was removed lately without that being said to be meant, by
 // whom: from the audit record, so that any replica knows of what others let go.
 type removed struct {
-	mu sync.Mutex
+	// turn has a place for the one who looks.
+	turn chan struct{}
 	// Everything up to this revision of this lineage was looked at.
 	lineage  string
 	revision int64
@@ -129,12 +133,22 @@ type removed struct {
 	by map[string]map[string]time.Time
 }
 
+// lookTime bounds the reading of what was removed.
+const lookTime = 5 * time.Second
+
 // before is what who has removed since a time and what is not there now, by
 // namespace. What was made after that time counts for nothing: who makes and
-// removes what he needs for a while empties nothing.
+// removes what he needs for a while empties nothing. It does not wait for etcd for
+// longer than a change does: others wait for their turn.
 func (r *removed) before(ctx context.Context, store *configstore.Store, snap *configstore.Snapshot, who string, since time.Time) (map[string]int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done():
+		return nil, fault.Wrap(fault.Unavailable, "admin.guard", "etcd", ctx.Err())
+	}
 	if r.lineage != snap.Lineage || r.by == nil {
 		r.lineage, r.revision, r.by = snap.Lineage, 0, map[string]map[string]time.Time{}
 	}

@@ -1,17 +1,25 @@
 package admin
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"maps"
+	"net"
 	"strings"
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/fault"
 )
 
 // fill makes a store and n topics.
@@ -162,5 +170,54 @@ func TestGuardSumsWhatSomebodyRemoves(t *testing.T) {
 	w.guarded("later", gone(1, topicsFrom("large", 40, 8), false), "")
 	if r := w.history(&adminv1.ListHistoryRequest{Namespace: "large", ChangesOnly: true}); r[0].AllowMassRemoval || !r[1].AllowMassRemoval {
 		t.Errorf("%v", r[:2])
+	}
+}
+
+// TestGuardCountsEmptiedNamespaces: what somebody has removed counts for the mesh also
+// where nothing of its namespace is left.
+func TestGuardCountsEmptiedNamespaces(t *testing.T) {
+	w := newWorld(t, 1)
+	for n := range 6 {
+		w.fill(fmt.Sprintf("ns%d", n), 5)
+	}
+	w.ahead.Add(int64(DefaultRemovalWindow + time.Minute)) // all is old
+	empty := func(ns string) error {
+		_, err := w.api[0].Delete(w.ctx, &adminv1.DeleteRequest{Targets: append(topicsOf(ns, 5), targets("eventstore/"+ns+"/main").Targets...)})
+		return err
+	}
+	w.guarded("one", empty("ns0"), "")
+	w.guarded("another", empty("ns1"), "with the 6 that local has removed within 10m0s, removes 12 of the 36 resources of the mesh, more than 20 %")
+}
+
+// TestGuardWithoutAnswer: who removes hears, while he still waits, that etcd does not
+// tell what he has removed before; and so do those who wait behind him.
+func TestGuardWithoutAnswer(t *testing.T) {
+	hung, err := net.Listen("tcp", "127.0.0.1:0") // connections are made, and nobody takes them
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hung.Close()
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{hung.Addr().String()}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer etcd.Close()
+	store := configstore.New(configstore.Config{Client: etcd, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithTimeout(t.Context(), 3*lookTime)
+	defer cancel()
+	r := removed{turn: make(chan struct{}, 1)}
+	look := func() error {
+		_, err := r.before(ctx, store, configstore.Empty("1-x", 1), "local", time.Time{})
+		return err
+	}
+	first := make(chan error, 1)
+	go func() { first <- look() }()
+	for _, err := range []error{look(), <-first} {
+		if fault.ClassOf(err) != fault.Unavailable {
+			t.Errorf("the answer is %v", err)
+		}
+	}
+	if ctx.Err() != nil {
+		t.Error("the caller has stopped waiting")
 	}
 }

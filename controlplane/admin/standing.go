@@ -98,8 +98,10 @@ func behind(list []node, revision int64) []node {
 // keeps are who was told of this version of e and does not have it, each once.
 func (s *standing) keeps(e *configstore.Entry) []kept {
 	var out []kept
+	version := e.Version()
 	for _, k := range s.kept[e.Name] {
-		if k.version == e.Version() && k.acked >= e.ModRevision && !slices.ContainsFunc(out, func(o kept) bool { return o.id == k.id }) {
+		// What one proxy says stands together.
+		if k.version == version && k.acked >= e.ModRevision && (len(out) == 0 || out[len(out)-1].id != k.id) {
 			out = append(out, k)
 		}
 	}

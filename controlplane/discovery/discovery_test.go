@@ -728,6 +728,34 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestRefusesItsOwn: what a proxy says to refuse of namespaces that it may not see is
+// not shown, whether it says so in an answer or in a token.
+func TestRefusesItsOwn(t *testing.T) {
+	w := newWorld(t)
+	w.put("1", "demo/a", "other/b")
+	server, addr := serve(t, Config{Source: w.store, Log: slog.New(slog.DiscardHandler), Allowed: func(context.Context) (map[string]bool, error) { return map[string]bool{"demo": true}, nil }})
+	refused := []*discoveryv1.Rejection{{Name: "eventstore/other/b", Version: w.version("other/b"), Reason: "slander"}, {Name: "eventstore/demo/a", Version: w.version("demo/a"), Reason: "no"}}
+	is := func(what string) {
+		t.Helper()
+		if s := server.Proxies(); len(s) != 1 || len(s[0].Rejections) != 1 || s[0].Rejections[0].Name != "eventstore/demo/a" {
+			t.Errorf("%s: %v", what, s)
+		}
+	}
+	p := w.connect(addr, nil)
+	p.ask("*")
+	resp, _ := p.delta()
+	details, err := anypb.New(&discoveryv1.Rejections{Rejections: refused})
+	w.must(err)
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: resp.Nonce, ErrorDetail: &rpcstatus.Status{Code: 3, Message: "no", Details: []*anypb.Any{details}}})
+	w.put("2", "demo/c")
+	p.wants("+demo/c")
+	is("in an answer")
+	p = w.connect(addr, &discoveryv1.ResumeToken{Lineage: p.last.Lineage, Revision: p.last.Revision, Scope: []string{"*"}, Digests: p.last.Kinds, Rejected: refused})
+	p.ask("*")
+	p.wants("")
+	is("in a token")
+}
+
 // TestAllowed: a credential's namespaces are all that its stream sees, whatever
 // it asks for.
 func TestAllowed(t *testing.T) {

@@ -487,8 +487,12 @@ func (st *stream) answer(nonce string, e *rpcstatus.Status) error {
 // clip makes of what a proxy said a text that can be shown.
 func clip(s string) string { return names.Text(s, maxReason) }
 
+// reject remembers what the proxy refuses of what is its to have.
 func (st *stream) reject(r *discoveryv1.Rejection) {
 	if len(st.rejected) >= maxHeld || len(r.Name) > 160 || len(r.Version) > 20 {
+		return
+	}
+	if kind, ns, _, err := resource.Split(r.Name); err != nil || !st.scope.has(kind, r.Name, ns) {
 		return
 	}
 	st.rejected[r.Name] = r.Version

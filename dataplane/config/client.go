@@ -480,7 +480,9 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest, sub
 		c.resync = false
 	}
 	d = c.mine(sub, d, man)
-	before, withheld, known := c.mem.revision, c.mem.withheld, len(c.mem.names)
+	// That something is not there is no news where it was not.
+	before, news := c.mem.revision, len(d.put) > 0 || !sameWithheld(c.mem.withheld, man.Withheld) ||
+		slices.ContainsFunc(d.removed, func(name string) bool { return c.mem.resources[name] != nil })
 	refused := c.mem.apply(d, man, c.cfg.Check)
 	comparable := c.answered(sub, d, man)
 	if what := c.mem.drift(man); comparable && what != "" {
@@ -489,14 +491,14 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest, sub
 		return nil, fmt.Errorf("the configuration has drifted: %s; syncing from nothing", what)
 	}
 	c.follows()
-	if !c.confirmed || len(d.put)+len(d.removed) > 0 || man.Complete || !sameWithheld(withheld, man.Withheld) {
+	if !c.confirmed || news || man.Complete {
 		c.confirmed = true
 		c.applyLive(ctx)
 	}
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
 	c.note(snapshot.Live, man)
-	if c.mem.revision != before || len(refused) > 0 || len(c.mem.names) != known {
+	if c.mem.revision != before || len(refused) > 0 || news {
 		c.keep()
 	}
 	if len(refused) == 0 {

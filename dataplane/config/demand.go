@@ -146,9 +146,10 @@ func (d *demand) wake() {
 }
 
 // Use says that a call uses a name, and waits until it is in force or known not to
-// be there: both are nil, and the snapshot tells which. It does not wait for one
-// that the caller finds in force. An error is Unavailable, and says why it is not
-// known whether there is such a name. A client that follows everything returns nil.
+// be there: both are nil, and the snapshot tells which. One that the caller finds in
+// force is waited for where nobody has used it: then it may be dropped just now. An
+// error is Unavailable, and says why it is not known whether there is such a name, or
+// that there is no room for it. A client that follows everything returns nil.
 func (c *Client) Use(ctx context.Context, n Name, inForce bool) error {
 	d := c.demand
 	if d == nil || len(c.cfg.Info.GetNamespaces()) > 0 && !slices.Contains(c.cfg.Info.GetNamespaces(), n.Namespace) {
@@ -156,7 +157,8 @@ func (c *Client) Use(ctx context.Context, n Name, inForce bool) error {
 	}
 	d.mu.Lock()
 	u, err := d.use(n)
-	if err != nil || inForce || u.done {
+	// Without a control plane nothing is dropped.
+	if err != nil || u.done || inForce && (c.contact.Load() != nil || d.waiting >= d.cfg.MaxWaiting) {
 		d.mu.Unlock()
 		if inForce {
 			return nil // it serves, whether there is room to remember so
@@ -177,6 +179,9 @@ func (c *Client) Use(ctx context.Context, n Name, inForce bool) error {
 	if c.contact.Load() != nil && u.waiting == 0 && !u.done && u.pins == 0 && !u.preload && d.uses[n] == u {
 		delete(d.uses, n) // there is nobody to ask: it takes no place from others
 	}
+	if inForce && ctx.Err() == nil {
+		err = nil // it serves until it is given up
+	}
 	if err == nil {
 		err = u.err
 	}
@@ -185,7 +190,7 @@ func (c *Client) Use(ctx context.Context, n Name, inForce bool) error {
 		outcome = "absent"
 	}
 	d.mu.Unlock()
-	if err == nil {
+	if err == nil && !inForce {
 		d.calls.WithLabelValues(outcome).Inc()
 	}
 	return d.missed(err)

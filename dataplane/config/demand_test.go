@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -107,6 +108,37 @@ func TestHeldCalls(t *testing.T) {
 			t.Errorf("%q are used: what nobody can be asked for takes places", got)
 		}
 		wg.Wait()
+	})
+}
+
+// TestInForceAndDropped: a call for what is in force, and was not in use, waits until it
+// is known to be followed: it may be dropped just now. What is known does not wait, nor
+// does anybody longer than calls do, or without a control plane, which drops nothing.
+func TestInForceAndDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := demanding(Demand{Wait: 5 * time.Second, MaxWaiting: 1})
+		takes := func(what, name string, want time.Duration) {
+			t.Helper()
+			began := time.Now()
+			if err := c.Use(t.Context(), topicName(name), true); err != nil || time.Since(began) != want {
+				t.Errorf("%s: %v after %v, want %v", what, err, time.Since(began), want)
+			}
+		}
+		takes("without a control plane", "a", 0)
+		c.follows()
+		time.AfterFunc(time.Second, func() { c.said(false, "a") })
+		takes("perhaps dropped", "a", time.Second)
+		takes("known", "a", 0)
+		go takes("never told", "b", 5*time.Second)
+		synctest.Wait()
+		takes("too many wait", "c", 0)
+		synctest.Wait()
+		<-time.After(10 * time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Use(ctx, topicName("d"), true); err == nil {
+			t.Error("a call that has ended goes on")
+		}
 	})
 }
 
@@ -276,6 +308,53 @@ func TestNamesOfBefore(t *testing.T) {
 	}
 	if got := st.first.ResourceNamesSubscribe; st.token == nil || string(st.token.Names) != string(sum.Bytes()) || !slices.Equal(got, slices.Concat([]string{"governing/demo/*"}, want)) {
 		t.Errorf("it resumes with %v, by %v", got, st.token)
+	}
+	st.end <- nil
+}
+
+// TestAbsentChangesNothing: to hear that a name is not there puts nothing in force anew,
+// and writes nothing to disk: clients may ask for any number of them.
+func TestAbsentChangesNothing(t *testing.T) {
+	s := startDelta(t, "127.0.0.1:0")
+	f := &follower{t: t, reg: prometheus.NewRegistry()}
+	var applied atomic.Int64
+	dir := filepath.Join(t.TempDir(), "config")
+	f.Client = New(Config{Addresses: []string{s.addr}, NodeID: "n1", Info: &discoveryv1.NodeInfo{Manifest: true, Namespaces: []string{"demo"}}, Dir: dir,
+		Demand: &Demand{Wait: testPatience}, Metrics: f.reg, Log: slog.New(slog.DiscardHandler), Check: tasteful, Apply: func(context.Context, State) { applied.Add(1) }})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- f.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	st := s.accept(t)
+	st.send([]*discoveryv3.Resource{closing("1-x", 5, true, nil)})
+	kept := func() string {
+		t.Helper()
+		list, err := disk{dir}.list()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(list, " ")
+	}
+	before := ""
+	var asked []string
+	for n := range 3 {
+		used := make(chan error, 1)
+		go func() { used <- f.Use(t.Context(), topicName("none"+strconv.Itoa(n)), false) }()
+		add, _ := st.subscribes()
+		asked = append(asked, add...)
+		if n == 0 {
+			before = kept() // of the first delta, which was taken before it asked
+		}
+		st.send([]*discoveryv3.Resource{manifestOf(closing("1-x", 5, false, nil), asked...)}, add...)
+		if err := <-used; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := kept(); applied.Load() != 1 || now != before || before == "" {
+		t.Errorf("%d were put in force; on disk is %s, and was %s", applied.Load(), now, before)
+	}
+	if f.metric("weft_proxy_config_drift_total") != 0 {
+		t.Error("it has drifted")
 	}
 	st.end <- nil
 }

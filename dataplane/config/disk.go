@@ -157,6 +157,14 @@ func (d disk) read(name string, scope []string, nodeID string, check func(*confi
 	if lg.NodeId != nodeID || !slices.Equal(wildcards, scope) && !enough(wildcards, scope) {
 		return nil, fmt.Errorf("is of node %s and scope %v, not of this one", lg.NodeId, wildcards)
 	}
+	if !slices.Equal(wildcards, scope) {
+		// It may be of more namespaces than are served now.
+		own := configfile.Scope(governed(scope))
+		other := func(name string) bool { return !configfile.Covers(own, name) }
+		names = slices.DeleteFunc(names, other)
+		lg.Resources = slices.DeleteFunc(lg.Resources, func(r *discoveryv1.KeptResource) bool { return other(r.Name) })
+		lg.Withheld = slices.DeleteFunc(lg.Withheld, func(w *configv1.Withheld) bool { return other(w.Name) })
+	}
 	m := newMemory()
 	m.lineage, m.revision, m.withheld, m.scope = lg.Lineage, lg.Revision, lg.Withheld, wildcards
 	for _, name := range names {
@@ -187,7 +195,17 @@ func (d disk) read(name string, scope []string, nodeID string, check func(*confi
 	return m, nil
 }
 
-// enough reports whether what was kept of whole namespaces has what a client on
+// governed are the namespaces of a scope on demand.
+func governed(scope []string) (namespaces []string) {
+	for _, s := range scope {
+		if ns, ok := resource.CutGoverning(s); ok {
+			namespaces = append(namespaces, ns)
+		}
+	}
+	return namespaces
+}
+
+// enough reports whether what was kept, of whole namespaces or of more of them, has what a client on
 // demand begins with.
 func enough(kept, scope []string) bool {
 	return !slices.ContainsFunc(scope, func(s string) bool {

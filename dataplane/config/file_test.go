@@ -116,6 +116,30 @@ func TestOwnScope(t *testing.T) {
 	}
 }
 
+// TestOwnScopeFromDisk: a client on demand takes of what was kept, of more namespaces,
+// whole or on demand, nothing but of its own.
+func TestOwnScopeFromDisk(t *testing.T) {
+	for what, scope := range map[string][]string{"everything": everything, "whole namespaces": configfile.Scope([]string{"demo", "shop"}),
+		"on demand": slices.Concat(configfile.Governing([]string{"demo", "shop"}), []string{"topic/demo/t", "topic/shop/t"})} {
+		b, err := configfile.EncodeKept(&discoveryv1.LastGood{NodeId: "n1", Lineage: "1-x", Revision: 5, Scope: scope,
+			Resources: []*discoveryv1.KeptResource{keptOf(t, storeRes("a", "1", testUID), "1"), keptOf(t, inNamespace(storeRes("b", "1", testUID), "shop"), "2")},
+			Withheld:  []*configv1.Withheld{{Name: "topic/demo/t"}, {Name: "topic/shop/t"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s%016d", filePrefix, 1)), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var s State
+		c := New(Config{Dir: dir, NodeID: "n1", Info: &discoveryv1.NodeInfo{Namespaces: []string{"demo"}}, Demand: &Demand{}, Check: snapshot.Check,
+			Log: slog.New(slog.DiscardHandler), Apply: func(_ context.Context, applied State) { s = applied }})
+		if err := c.load(t.Context()); err != nil || len(s.Set) != 1 || s.label(nameA) != "1" || !slices.Equal(s.Withheld, []string{"topic/demo/t"}) || strings.Contains(fmt.Sprint(c.wanted()), "shop") {
+			t.Errorf("%s: %+v, asks for %v, %v", what, s, c.wanted(), err)
+		}
+	}
+}
+
 // TestNotEnforceable: what this proxy cannot enforce of a snapshot is withheld; of a
 // kind that it does not know the namespace is denied.
 func TestNotEnforceable(t *testing.T) {

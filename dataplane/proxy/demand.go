@@ -14,7 +14,13 @@ import (
 
 // demand brings the configuration of what clients use, when they use it. It is nil on
 // a proxy that follows everything.
-type demand struct{ client *config.Client }
+type demand struct{ client following }
+
+// following is what the configuration's client does; a *config.Client.
+type following interface {
+	Use(ctx context.Context, n config.Name, inForce bool) error
+	Pin(n config.Name) (release func())
+}
 
 // onDemand is what the configuration's client is told of it.
 func (c *Config) onDemand() *config.Demand {
@@ -34,7 +40,7 @@ func (c *Config) onDemand() *config.Demand {
 // cannot be, is nobody whom the control plane is asked for: the error of that is for
 // those behind to find.
 func (d *demand) need(ctx context.Context, s *snapshot.Snapshot, who *policy.Principal, action policy.Action, n config.Name) error {
-	if d == nil || names.CheckNamespace(n.Namespace) != nil || names.CheckName(string(n.Kind), n.Name) != nil {
+	if names.CheckNamespace(n.Namespace) != nil || names.CheckName(string(n.Kind), n.Name) != nil {
 		return nil
 	}
 	key, inForce := snapshot.Key{Namespace: n.Namespace, Name: n.Name}, false
@@ -54,7 +60,7 @@ func (d *demand) need(ctx context.Context, s *snapshot.Snapshot, who *policy.Pri
 
 // topics waits for the topics of a tail. A pattern cannot be asked for.
 func (d *demand) topics(ctx context.Context, s *snapshot.Snapshot, who *policy.Principal, r delivery.TailRequest) error {
-	if d == nil || len(r.Topics) > delivery.MaxTailTopics {
+	if len(r.Topics) > delivery.MaxTailTopics {
 		return nil
 	}
 	for _, t := range r.Topics {

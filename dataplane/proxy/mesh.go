@@ -95,12 +95,25 @@ func (m *mesh) Authenticate(ctx context.Context, c policy.Credentials) (*policy.
 	return p, err
 }
 
+// with is the principal as it may call what needs a part of the configuration, once
+// that is here.
+func (m *mesh) with(who *policy.Principal, need func(*snapshot.Snapshot, *policy.Principal) error) (*policy.Principal, error) {
+	who, _, err := m.Current(who)
+	if err != nil || m.demand == nil {
+		return who, err
+	}
+	if err := need(m.snapshots.Get(), who); err != nil {
+		return nil, err
+	}
+	who, _, err = m.Current(who) // it may have waited
+	return who, err
+}
+
 // Publish takes events to their store.
 func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error {
-	who, _, err := m.Current(who)
-	if err == nil {
-		err = m.demand.need(ctx, m.snapshots.Get(), who, policy.Publish, config.Name{Kind: resource.Topic, Namespace: namespace, Name: topic})
-	}
+	who, err := m.with(who, func(s *snapshot.Snapshot, who *policy.Principal) error {
+		return m.demand.need(ctx, s, who, policy.Publish, config.Name{Kind: resource.Topic, Namespace: namespace, Name: topic})
+	})
 	if err != nil {
 		for i := range res {
 			res[i] = frontend.Result{Err: err}
@@ -112,12 +125,11 @@ func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, to
 
 // Join makes the client a member of a Subscription.
 func (m *mesh) Join(ctx context.Context, who *policy.Principal, namespace, subscription string) (delivery.Member, error) {
-	who, _, err := m.Current(who)
-	if err != nil {
-		return nil, err
-	}
 	name := config.Name{Kind: resource.Subscription, Namespace: namespace, Name: subscription}
-	if err := m.demand.need(ctx, m.snapshots.Get(), who, policy.Consume, name); err != nil {
+	who, err := m.with(who, func(s *snapshot.Snapshot, who *policy.Principal) error {
+		return m.demand.need(ctx, s, who, policy.Consume, name)
+	})
+	if err != nil {
 		return nil, err
 	}
 	mem, err := m.out.Join(ctx, who, namespace, subscription)
@@ -129,11 +141,8 @@ func (m *mesh) Join(ctx context.Context, who *policy.Principal, namespace, subsc
 
 // Tail begins to follow topics.
 func (m *mesh) Tail(ctx context.Context, who *policy.Principal, r delivery.TailRequest) (delivery.Tail, error) {
-	who, _, err := m.Current(who)
+	who, err := m.with(who, func(s *snapshot.Snapshot, who *policy.Principal) error { return m.demand.topics(ctx, s, who, r) })
 	if err != nil {
-		return nil, err
-	}
-	if err := m.demand.topics(ctx, m.snapshots.Get(), who, r); err != nil {
 		return nil, err
 	}
 	t, err := m.out.Tail(ctx, who, r)

@@ -417,3 +417,50 @@ func TestMesh(t *testing.T) {
 		t.Error("a withdrawn principal came through")
 	}
 }
+
+// waits stands for a client to which a new configuration comes while a call waits.
+type waits func()
+
+func (w waits) Use(context.Context, config.Name, bool) error { w(); return nil }
+func (w waits) Pin(config.Name) func()                       { return func() {} }
+
+// TestMeshJudgesAgain: who is withdrawn while a call waits for its configuration does
+// not come through.
+func TestMeshJudgesAgain(t *testing.T) {
+	p, err := New(testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	w := &passing{}
+	m := p.mesh
+	m.in, m.out = w, w
+	rule := &configv1.AccessRule{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{policy.Local}, Topics: []string{">"}, Subscriptions: []string{">"},
+		Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_SUBSCRIBE, configv1.Action_ACTION_CONSUME}}
+	set := map[string]snapshot.Versioned{"accesspolicy/demo/p": {Version: "1", Resource: &configv1.Resource{Name: "accesspolicy/demo/p", Metadata: &configv1.Metadata{Namespace: "demo", Name: "p"},
+		Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{rule}}}}}}
+	comes := func(trusted bool) {
+		m.snapshots.Store(snapshot.Compile(snapshot.Input{Lineage: "1-x", Revision: 1, Set: set, TrustLoopback: trusted}))
+	}
+	waited := 0
+	m.demand = &demand{waits(func() { waited++; comes(false) })}
+	local := &policy.Principal{Name: policy.Local}
+	for what, call := range map[string]func() error{
+		"publish": func() error {
+			return m.Publish(t.Context(), local, "demo", "orders", make([]event.Event, 1), make([]frontend.Result, 1))
+		},
+		"join": func() error { _, err := m.Join(t.Context(), local, "demo", "billing"); return err },
+		"tail": func() error {
+			_, err := m.Tail(t.Context(), local, delivery.TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+			return err
+		},
+	} {
+		comes(true)
+		if err := call(); err == nil || fault.ClassOf(err) != fault.Unauthenticated {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if w.n != 0 || waited != 3 {
+		t.Errorf("%d came through of %d that waited", w.n, waited)
+	}
+}
