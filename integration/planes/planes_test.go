@@ -434,9 +434,13 @@ func TestEmptiedEtcd(t *testing.T) {
 	ctx := testContext(t)
 	a, b := startReplica(ctx, t, startEtcd(ctx, t)), startReplica(ctx, t, startEtcd(ctx, t))
 	apply(ctx, t, a, eventStore("demo", "main", "1"))
-	n := startNode(t, t.TempDir(), nil, nil, a.Addrs().Discovery, b.Addrs().Discovery)
+	dir := t.TempDir()
+	n := startNode(t, dir, nil, nil, a.Addrs().Discovery)
 	before := n.await(ctx, t, "the configuration", func(s config.State) bool { return len(s.Set) > 0 })
+	n.stop()
 	a.stop()
+	n = startNode(t, dir, nil, nil, b.Addrs().Discovery)
+	n.await(ctx, t, "the configuration on its disk", func(s config.State) bool { return s.Revision == before.Revision })
 	suspected := func() bool {
 		st, err := b.admin.GetStatus(ctx, &adminv1.GetStatusRequest{Local: true})
 		if err != nil {
