@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -134,4 +135,20 @@ func (w *world) lineage() string {
 	snap, err := w.stores[0].Current()
 	w.must(err)
 	return snap.Lineage
+}
+
+// TestFailingTargetsOfOthers: a proxy tells of the push targets of its own namespaces
+// alone.
+func TestFailingTargetsOfOthers(t *testing.T) {
+	report := &discoveryv1.ReportStatusRequest{Targets: []*discoveryv1.TargetState{{Name: "subscription/demo/own", Reason: "Refused"}, {Name: "subscription/other/not", Reason: "Refused"}, {Name: "nothing"}}}
+	said := func(namespaces ...string) string {
+		out := failingTargets([]*adminv1.ProxyStatus{{NodeId: "n", Connected: true, Info: &discoveryv1.NodeInfo{Namespaces: namespaces}, Report: report}})
+		return strings.Join(slices.Sorted(maps.Keys(out)), " ")
+	}
+	if got := said("demo"); got != "subscription/demo/own" {
+		t.Errorf("of one namespace: %s", got)
+	}
+	if got := said(); got != "subscription/demo/own subscription/other/not" {
+		t.Errorf("of all: %s", got)
+	}
 }

@@ -115,7 +115,11 @@ func failingTargets(proxies []*adminv1.ProxyStatus) map[string]*adminv1.Conditio
 		if !p.Connected {
 			continue
 		}
+		about := p.Info.GetNamespaces()
 		for _, t := range p.GetReport().GetTargets() {
+			if _, ns, _, err := resource.Split(t.Name); err != nil || len(about) > 0 && !slices.Contains(about, ns) {
+				continue // not its to tell
+			}
 			c := out[t.Name]
 			if c == nil {
 				c = &adminv1.Condition{Type: "TargetFailing", State: adminv1.Condition_STATE_TRUE, Since: t.Since}

@@ -776,6 +776,27 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
+// TestNamespacesOfCredential: a node is about no namespace that its credential is not
+// good for, also where it names others, or none.
+func TestNamespacesOfCredential(t *testing.T) {
+	w := newWorld(t)
+	for _, named := range [][]string{nil, {"demo", "other", "more"}, {"other"}} {
+		server, addr := serve(t, Config{Source: w.store, Log: slog.New(slog.DiscardHandler), Allowed: func(context.Context) (map[string]bool, error) {
+			return map[string]bool{"demo": true, "shop": true}, nil
+		}})
+		want := []string{"demo", "shop"}
+		if len(named) == 3 {
+			want = []string{"demo"}
+		}
+		p := w.connect(addr, nil)
+		p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says("n", &discoveryv1.NodeInfo{Manifest: true, Namespaces: named}), ResourceNamesSubscribe: []string{"*"}})
+		p.wants("")
+		if s := server.Proxies(); len(s) != 1 || !slices.Equal(s[0].Info.Namespaces, want) {
+			t.Errorf("named %v: %v", named, s)
+		}
+	}
+}
+
 // FuzzFirst: whatever a stream begins with is refused, or makes a stream within
 // its bounds that may be shown.
 func FuzzFirst(f *testing.F) {

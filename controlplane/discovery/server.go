@@ -471,6 +471,14 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 			st.scope.serves[ns] = true
 		}
 	}
+	if allowed != nil {
+		// How a resource stands is counted among those that are about its namespace.
+		own := slices.DeleteFunc(st.info.Namespaces, func(ns string) bool { return !allowed[ns] })
+		if len(own) == 0 {
+			own = slices.Sorted(maps.Keys(allowed))
+		}
+		st.info.Namespaces = own
+	}
 	if values := metadata.ValueFromIncomingContext(ctx, ResumeHeader); len(values) > 0 {
 		token := &discoveryv1.ResumeToken{}
 		b, err := base64.RawURLEncoding.DecodeString(values[0])

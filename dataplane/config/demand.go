@@ -156,6 +156,10 @@ func (c *Client) Use(ctx context.Context, n Name, inForce bool) error {
 		return nil
 	}
 	d.mu.Lock()
+	if d.uses[n] == nil && !inForce && c.alone() {
+		d.mu.Unlock()
+		return d.missed(unreachable(n))
+	}
 	u, err := d.use(n)
 	// Without a control plane nothing is dropped.
 	if err != nil || u.done || inForce && (c.contact.Load() != nil || d.waiting >= d.cfg.MaxWaiting) {
@@ -210,14 +214,21 @@ func unknown(reason, format string, args ...any) error {
 	return f
 }
 
+// alone reports whether no control plane was followed for as long as a call waits.
+func (c *Client) alone() bool {
+	at := c.contact.Load()
+	return at != nil && time.Since(*at) > c.demand.cfg.Wait
+}
+
+func unreachable(n Name) error {
+	return unknown("control-plane-unreachable", "whether there is a %s %s in namespace %s is not known on this proxy, and it reaches no control plane", n.Kind, n.Name, n.Namespace)
+}
+
 // awaitName waits for what is not known yet.
 func (c *Client) awaitName(ctx context.Context, n Name, u *use) error {
 	wait := c.demand.cfg.Wait
-	alone := func() error {
-		return unknown("control-plane-unreachable", "whether there is a %s %s in namespace %s is not known on this proxy, and it reaches no control plane", n.Kind, n.Name, n.Namespace)
-	}
-	if at := c.contact.Load(); at != nil && time.Since(*at) > wait {
-		return alone()
+	if c.alone() {
+		return unreachable(n)
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -229,7 +240,7 @@ func (c *Client) awaitName(ctx context.Context, n Name, u *use) error {
 	case <-timer.C:
 	}
 	if c.contact.Load() != nil {
-		return alone()
+		return unreachable(n)
 	}
 	return unknown("configuration-pending", "the control plane has not told within %v whether there is a %s %s in namespace %s", wait, n.Kind, n.Name, n.Namespace)
 }

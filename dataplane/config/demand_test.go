@@ -142,6 +142,27 @@ func TestInForceAndDropped(t *testing.T) {
 	})
 }
 
+// TestUnreachableTakesNoPlace: without a control plane a name that nobody can be asked
+// for takes no place from one that is in use.
+func TestUnreachableTakesNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := demanding(Demand{Wait: 5 * time.Second, Max: 1})
+		c.follows()
+		time.AfterFunc(time.Second, func() { c.said(false, "a") })
+		if err := c.Use(t.Context(), topicName("a"), false); err != nil {
+			t.Fatal(err)
+		}
+		c.lose()
+		<-time.After(6 * time.Second)
+		if got := reasonOf(c.Use(t.Context(), topicName("b"), false)); got != "unavailable control-plane-unreachable" {
+			t.Error(got)
+		}
+		if got := c.used(); got != "a" {
+			t.Errorf("%q are used", got)
+		}
+	})
+}
+
 // TestNamesBounded: with more names in use than allowed the ones go that are not there,
 // then the one that was not used for longest, never one that is open, preloaded or
 // awaited; and what nobody has used for long goes by itself.
