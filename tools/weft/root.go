@@ -65,8 +65,9 @@ to and from the middleware that stores them.
   weft publish, subscribe send and see events
 
 Every command has examples: weft COMMAND --help. The exit status is 0, or 1 after
-an error (weft diff: 1 where something differs, 2 after an error); Ctrl-C stops what runs gracefully. weft completion makes a shell complete
-commands, kinds and names.`,
+an error (weft diff: 1 where something differs, 2 after an error); Ctrl-C stops what
+runs gracefully. "source <(weft completion bash)" makes a shell complete commands,
+kinds and names.`,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String()}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
@@ -113,6 +114,12 @@ func explain(err error) string {
 				fmt.Fprintf(&b, "\n  %s: %s", v.Field, v.Description)
 			}
 			return b.String()
+		}
+	}
+	if st.Code() == codes.NotFound && strings.HasSuffix(st.Message(), " does not exist") {
+		// It may be in another namespace, or be spelled otherwise.
+		if kind, _, ok := strings.Cut(st.Message(), "/"); ok {
+			return st.Message() + "; weft get " + kind + " -A lists what does"
 		}
 	}
 	if st.Code() == codes.Unimplemented {
