@@ -74,7 +74,13 @@ kinds and names.`,
 	})
 	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), snapshotCommand(), adminCommand(),
 		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
-	for _, c := range root.Commands() {
+	sayUsage(root)
+	return root
+}
+
+// sayUsage lets errors about arguments end with how each command is used.
+func sayUsage(parent *cobra.Command) {
+	for _, c := range parent.Commands() {
 		if args := c.Args; args != nil {
 			c.Args = func(cmd *cobra.Command, in []string) error {
 				if err := args(cmd, in); err != nil {
@@ -83,8 +89,8 @@ kinds and names.`,
 				return nil
 			}
 		}
+		sayUsage(c)
 	}
-	return root
 }
 
 func versionCommand() *cobra.Command {
