@@ -134,7 +134,8 @@ func explain(err error) string {
 	if st.Code() == codes.Unauthenticated && st.Message() != "" {
 		return st.Message() + "\n--server-token-file (WEFT_TOKEN_FILE) or --server-cert say who you are"
 	}
-	if st.Code() == codes.Unavailable {
+	// What a control plane itself answers says by itself what to do.
+	if st.Code() == codes.Unavailable && !strings.Contains(st.Message(), "control plane") {
 		return st.Message() + "\nis the control plane there, and does it know the certificate of --server-cert, where it asks for one? it is named with --server (WEFT_SERVER)"
 	}
 	return st.Message()
