@@ -29,6 +29,9 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 	if err != nil {
 		return nil, toStatus(err)
 	}
+	if req.ToRevision > snap.Revision {
+		return nil, status.Errorf(codes.InvalidArgument, "revision %d is not there yet, the newest is %d; weft history lists them", req.ToRevision, snap.Revision)
+	}
 	differs, err := s.diff(ctx, snap, sc, req.ToRevision, snap.Revision)
 	if err != nil {
 		return nil, err

@@ -218,7 +218,7 @@ func (s *Store) Current() (*Snapshot, error) {
 	if snap := s.now.Get(); snap != nil {
 		return snap, nil
 	}
-	return nil, fault.New(fault.Unavailable, "configstore", "not-synced", "this control plane has not read the configuration from etcd yet; try again")
+	return nil, fault.New(fault.Unavailable, "configstore", "not-synced", "this control plane has not read the configuration from etcd yet: is etcd at the addresses of its --etcd? try again")
 }
 
 // WaitFor returns the first snapshot at revision or later.

@@ -134,7 +134,7 @@ func (c *Config) check() error {
 	var problems []error
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 	if c.DataDir == "" {
-		bad("a data folder is needed")
+		bad("a data folder is needed (--data)")
 	}
 	if c.SnapshotKeyFile != "" && c.SnapshotFile == "" {
 		bad("there is a key to verify a snapshot file with, and no such file")

@@ -122,7 +122,10 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 	// The stream outlives ctx for as long as handlers need to settle.
 	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	// Until there is a stream nothing is to be settled, and no proxy may ever answer.
+	opened := context.AfterFunc(ctx, cancel)
 	rpc, err := c.rpc.Subscribe(sctx)
+	opened()
 	if err != nil {
 		return err
 	}

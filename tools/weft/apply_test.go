@@ -124,7 +124,7 @@ func TestAdministration(t *testing.T) {
 	// How one resource is, of any kind.
 	m.want(0, []string{"wait", "--timeout", "1m"}, "is in force at 1 proxy")
 	m.want(0, []string{"status", "eventstores/shop/main"}, "resource", "eventstore/shop/main", "1 of 1 proxy has it", "is used by topic/shop/t0", "is used by topic/shop/t1")
-	m.want(1, []string{"status", "topic/shop/none"}, "topic/shop/none does not exist")
+	m.want(1, []string{"status", "topic/shop/none"}, "topic/shop/none does not exist; weft get topic -A lists what does")
 	m.want(1, []string{"status", "tropic/shop/t0"}, `"tropic" is not a kind; there are eventstore`)
 	m.want(0, []string{"status", "topic/shop/t0", "-o", "json"}, `"in_force"`)
 	m.want(0, []string{"get", "topics", "-n", "shop"}, "STATE", "t0", "Ready")

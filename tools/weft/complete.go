@@ -41,6 +41,17 @@ func kindNames() []string {
 	return all
 }
 
+// kindsOf are the kinds that users write, or that the control plane does, as text.
+func kindsOf(system bool) string {
+	var of []string
+	for _, k := range resource.Kinds() {
+		if k.System == system {
+			of = append(of, string(k.Kind))
+		}
+	}
+	return strings.Join(of, ", ")
+}
+
 // completeKinds are the kinds, and that in the plural which is typed so.
 func completeKinds(typed string) []string {
 	out := kindNames()

@@ -110,6 +110,9 @@ func readData(cmd *cobra.Command, data string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, maxData))
 }
 
+// patience is how long nothing is said of proxies that do not answer.
+const patience = 3 * time.Second
+
 func subscribeCommand() *cobra.Command {
 	var (
 		proxy           proxyFlags
@@ -155,7 +158,14 @@ until Ctrl-C.`,
 				}
 				return printDelivery(cmd.OutOrStdout(), d, output)
 			}
-			connected := func() { fmt.Fprintln(cmd.ErrOrStderr(), "connected; Ctrl-C ends") }
+			unanswered := time.AfterFunc(patience, func() {
+				fmt.Fprintf(cmd.ErrOrStderr(), "no proxy answers at %s so far; it is tried on. Proxies are named with --proxy (WEFT_PROXY); Ctrl-C ends\n", strings.Join(proxy.proxies, ", "))
+			})
+			defer unanswered.Stop()
+			connected := func() {
+				unanswered.Stop()
+				fmt.Fprintln(cmd.ErrOrStderr(), "connected; Ctrl-C ends")
+			}
 			if len(args) == 1 {
 				err = c.Subscribe(ctx, namespace, args[0], func(_ context.Context, d client.Delivery) error { return show(d) },
 					client.SubscribeOptions{Credit: 16, Connected: connected})

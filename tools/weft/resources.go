@@ -89,6 +89,7 @@ func getCommand() *cobra.Command {
 		output    string
 	)
 	cmd := &cobra.Command{Use: "get KIND [NAME]", Short: "Show resources", Args: cobra.RangeArgs(1, 2), ValidArgsFunction: completeResources(&admin, &namespace, 1),
+		Long:    "Shows the resources of a kind, or one of them, with how it is. The kinds, in singular or\nplural, are " + kindsOf(false) + ";\nwhat the control plane writes itself is " + kindsOf(true) + ".",
 		Example: "  weft get topics\n  weft get topics -A\n  weft get subscription billing -n demo -o yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {
@@ -132,6 +133,13 @@ func getCommand() *cobra.Command {
 						states[r.Name] = state(r)
 					}
 				}
+			}
+			if output == "text" && len(rs) == 0 {
+				where := "any namespace"
+				if !all {
+					where = "namespace " + namespace + "; -A shows those of every namespace"
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "there is no %s in %s\n", info.Kind, where)
 			}
 			return printResources(cmd.OutOrStdout(), rs, states, output)
 		}}

@@ -65,15 +65,22 @@ to and from the middleware that stores them.
   weft publish, subscribe send and see events
 
 Every command has examples: weft COMMAND --help. The exit status is 0, or 1 after
-an error (weft diff: 1 where something differs, 2 after an error); Ctrl-C stops what runs gracefully. weft completion makes a shell complete
-commands, kinds and names.`,
+an error (weft diff: 1 where something differs, 2 after an error); Ctrl-C stops what
+runs gracefully. "source <(weft completion bash)" makes a shell complete commands,
+kinds and names.`,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String()}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
 	})
 	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), snapshotCommand(), adminCommand(),
 		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
-	for _, c := range root.Commands() {
+	sayUsage(root)
+	return root
+}
+
+// sayUsage lets errors about arguments end with how each command is used.
+func sayUsage(parent *cobra.Command) {
+	for _, c := range parent.Commands() {
 		if args := c.Args; args != nil {
 			c.Args = func(cmd *cobra.Command, in []string) error {
 				if err := args(cmd, in); err != nil {
@@ -82,8 +89,8 @@ commands, kinds and names.`,
 				return nil
 			}
 		}
+		sayUsage(c)
 	}
-	return root
 }
 
 func versionCommand() *cobra.Command {
@@ -115,13 +122,20 @@ func explain(err error) string {
 			return b.String()
 		}
 	}
+	if st.Code() == codes.NotFound && strings.HasSuffix(st.Message(), " does not exist") {
+		// It may be in another namespace, or be spelled otherwise.
+		if kind, _, ok := strings.Cut(st.Message(), "/"); ok {
+			return st.Message() + "; weft get " + kind + " -A lists what does"
+		}
+	}
 	if st.Code() == codes.Unimplemented {
 		return "what is at this address has no such call: is it a proxy, or a control plane of another version? --server (WEFT_SERVER) names the admin API, whose port is 7420 if nothing else was said"
 	}
 	if st.Code() == codes.Unauthenticated && st.Message() != "" {
 		return st.Message() + "\n--server-token-file (WEFT_TOKEN_FILE) or --server-cert say who you are"
 	}
-	if st.Code() == codes.Unavailable {
+	// What a control plane itself answers says by itself what to do.
+	if st.Code() == codes.Unavailable && !strings.Contains(st.Message(), "control plane") {
 		return st.Message() + "\nis the control plane there, and does it know the certificate of --server-cert, where it asks for one? it is named with --server (WEFT_SERVER)"
 	}
 	return st.Message()

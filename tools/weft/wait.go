@@ -83,6 +83,9 @@ func (w waiting) run(ctx context.Context, c adminv1.AdminServiceClient, timeout 
 		_, err := fmt.Fprintf(out, "revision %d is in force at %s\n", req.AtRevision, counted(have, "proxy", "proxies"))
 		return err
 	}
+	if st.Revision < req.AtRevision {
+		return fmt.Errorf("revision %d is not there yet, the newest is %d; weft history lists them. %w", req.AtRevision, st.Revision, w.late(st, req.AtRevision, timeout))
+	}
 	return w.late(st, req.AtRevision, timeout)
 }
 
