@@ -78,7 +78,7 @@ func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Lo
 
 func newWorld(t testing.TB, replicas int) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	if _, fuzzing := t.(*testing.F); fuzzing {
 		ctx, cancel = context.WithCancel(context.Background())
 	}

@@ -42,7 +42,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {
@@ -514,7 +514,7 @@ func clientOf(t *testing.T, addr string) *clientv3.Client {
 // reads everything again. Nobody sees an empty configuration meanwhile, and the
 // log still leads from before to after.
 func TestCompacted(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	way, far0 := startWay(t, startEtcd(t))
 	direct := clientOf(t, way.to)
@@ -581,7 +581,7 @@ func TestRestored(t *testing.T) {
 		"another mesh":   {20, "1-other", "etcd is of lineage 1-other, which does not follow 1-"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 			t.Cleanup(cancel)
 			old, backup := startEtcd(t), startEtcd(t)
 			way, addr := startWay(t, old)

@@ -59,7 +59,7 @@ func (s still) Snapshot() (*configstore.Snapshot, <-chan struct{}) { return s.sn
 // FuzzStream: whatever is asked on a stream, in whatever order, it stays within its
 // bounds and is never shown what its credential does not allow.
 func FuzzStream(f *testing.F) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	e, err := embedetcd.Start(ctx, filepath.Join(f.TempDir(), "etcd"))
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 // TestFence: a holder that was out of sight, so that another was elected, does
 // not write any more, though it may believe to be in office.
 func TestFence(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {
@@ -61,7 +61,7 @@ func TestFence(t *testing.T) {
 
 // TestTermEnds: work hears that its term is over.
 func TestTermEnds(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 // TestKeepsItsData: what was written is there after a restart.
 func TestKeepsItsData(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "etcd")
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	s, err := Start(ctx, dir)
 	if err != nil {

@@ -75,7 +75,7 @@ func elected(ctx context.Context, client *clientv3.Client) election.Term {
 // TestFleet: who advertises itself is registered and stays while it is alive or
 // was seen of late; a replica that knows nothing removes nobody.
 func TestFleet(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {

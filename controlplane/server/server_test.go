@@ -49,7 +49,7 @@ func TestAddresses(t *testing.T) {
 // TestOperations: readiness follows the reading of etcd; pages of the web are
 // not served; a connection to discovery takes few streams.
 func TestOperations(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {

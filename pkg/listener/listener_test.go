@@ -252,7 +252,7 @@ func (p *peer) drained(what string) {
 
 // TestGRPCLimits: whoever is slow or large is cut off.
 func TestGRPCLimits(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	addr := serveGRPC(t, GRPCLimits{Handshake: soon})
 	dial(t, addr).closed("silent")

@@ -212,7 +212,7 @@ func TestDiskFails(t *testing.T) {
 				}
 				armed.Store(false)
 				bad.Store(false)
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 				for {
 					if err = s.Publish(ctx, "t", ev("well"), make([]store.Result, 1)); err == nil {
 						break

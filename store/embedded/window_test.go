@@ -29,7 +29,7 @@ func TestWindowCountsWhatIsDurable(t *testing.T) {
 	}))
 	const window = 4
 	s := openAt(t, fs, "store", window)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := s.EnsureTopic(ctx, store.TopicSpec{Name: "t", Partitions: 1}); err != nil {
 		t.Fatal(err)

@@ -51,7 +51,7 @@ type mesh struct {
 // start runs `weft up` in this process.
 func start(t *testing.T, data string, flags ...string) *mesh {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	uctx, ucancel := context.WithCancel(ctx)
 	args := append([]string{"up", "--data", data}, flags...)

@@ -169,7 +169,7 @@ func TestClasses(t *testing.T) {
 // TestBadCalls: each refusal has its code and reason.
 func TestBadCalls(t *testing.T) {
 	api, _ := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	wrongVersion, noSource, badName, large := ce("1"), ce("1"), ce("1"), ce("1")
 	wrongVersion.SpecVersion, noSource.Source = "0.3", ""
@@ -241,7 +241,7 @@ func TestBadCalls(t *testing.T) {
 // it, in a call and on a stream, and nothing of the batch is kept.
 func TestBadBatch(t *testing.T) {
 	api, _ := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	list := ces(4)
 	list[1].SpecVersion, list[2].Source = "0.3", ""
@@ -296,7 +296,7 @@ func TestBadBatch(t *testing.T) {
 // shifts nothing.
 func TestPublishStream(t *testing.T) {
 	api, _ := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	st, err := api.PublishStream(ctx)
 	if err != nil {
@@ -505,7 +505,7 @@ func (e *endless) RecvMsg(m any) error {
 // client take later results for other events.
 func TestPublishStreamTooMany(t *testing.T) {
 	api, _ := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	st, err := api.PublishStream(ctx)
 	if err != nil {
@@ -532,7 +532,7 @@ func (raw) Name() string                  { return "proto" }
 // go on.
 func TestTruncated(t *testing.T) {
 	api, conn := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	whole, err := proto.Marshal(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(1)})
 	if err != nil {
@@ -566,7 +566,7 @@ func TestTruncated(t *testing.T) {
 // call and nothing else; bytes that are not UTF-8 end no stream.
 func TestBadFrames(t *testing.T) {
 	api, conn := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for name, tc := range map[string]struct {
 		data []byte
@@ -670,7 +670,7 @@ func call(t *testing.T, addr, method string, data []byte, header ...[2]string) s
 // bounds it, and more brings the rest.
 func TestTail(t *testing.T) {
 	api, _ := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	out, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders", Events: ces(5)})
 	if err != nil {
@@ -723,7 +723,7 @@ func TestTail(t *testing.T) {
 // TestBadSubscribe: a stream that does not begin as it should ends with why.
 func TestBadSubscribe(t *testing.T) {
 	api, _ := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	tail := func(tl *eventsv1.Tail) *eventsv1.SubscribeRequest {
 		return &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: "demo", Credit: 1, Source: &eventsv1.SubscribeOpen_Tail{Tail: tl}}}}
