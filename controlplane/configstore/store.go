@@ -239,14 +239,22 @@ func (s *Store) WaitFor(ctx context.Context, revision int64) (*Snapshot, error) 
 // minRetry is Run's wait after the first failure.
 const minRetry = 50 * time.Millisecond
 
+// firstAnswer is how long etcd may be silent at the start before the log says so:
+// its client waits for a connection and tells of no failure.
+const firstAnswer = 10 * time.Second
+
 // Run reads everything and follows it until ctx ends. It survives the loss of
 // etcd: the last snapshot stays.
 func (s *Store) Run(ctx context.Context) error {
 	away := outage.New(s.log, "etcd cannot be followed; the last configuration stays in force", "etcd is followed again")
+	unread := time.AfterFunc(firstAnswer, func() {
+		s.log.Warn("etcd has not answered since the start; until it does there is no configuration to show", "endpoints", s.client.Endpoints())
+	})
+	defer unread.Stop()
 	retry := minRetry
 	var err error
 	for {
-		err = s.follow(ctx, err, func() { retry = minRetry; away.Is(nil) })
+		err = s.follow(ctx, err, func() { unread.Stop(); retry = minRetry; away.Is(nil) })
 		if ctx.Err() != nil {
 			return nil
 		}
