@@ -610,6 +610,12 @@ func TestPlaceOfWhatIsWrittenAway(t *testing.T) {
 
 // TestJoinByTheNewestRules: rules that come while a client joins hold for it.
 func TestJoinByTheNewestRules(t *testing.T) {
+	for range 20 { // who of the two has the mutex first is chance
+		joinByTheNewestRules(t)
+	}
+}
+
+func joinByTheNewestRules(t *testing.T) {
 	w := newWorld(t, nil)
 	w.m.mu.Lock()
 	joined := make(chan error, 1)
