@@ -287,13 +287,14 @@ func (d *demand) use(n Name) (*use, error) {
 	return u, nil
 }
 
-// evict makes room for one name: of those that nobody holds, what is not there
-// first, then what was not used for longest; the caller has mu.
+// evict makes room for one name: of what is not there, though somebody waits for it
+// to come, and of what nobody holds, that first, then what was not used for longest;
+// the caller has mu.
 func (d *demand) evict() bool {
 	var worst Name
 	var w *use
 	for n, u := range d.uses {
-		if u.pins > 0 || u.preload || !u.done {
+		if u.pins > 0 && !u.absent || u.preload || !u.done {
 			continue
 		}
 		if w == nil || u.absent && !w.absent || u.absent == w.absent && u.last.Before(w.last) {

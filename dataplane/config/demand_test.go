@@ -210,14 +210,25 @@ func TestNamesBounded(t *testing.T) {
 		if got := c.used(); got != "open pre" {
 			t.Errorf("after two hours %q are used", got)
 		}
+		// Whoever waits for names that are not there keeps none from others.
+		c.Pin(topicName("gone"))
+		<-time.After(time.Second)
+		c.Pin(topicName("never"))
+		c.said(true, "gone", "never")
+		if err := use("now"); err != nil || c.used() != "never now open pre" {
+			t.Errorf("beside names that are not there: %v, used %q", err, c.used())
+		}
+		c.said(false, "now")
+		<-time.After(2 * time.Hour)
+		c.demand.expire()
 		release()
 		c.demand.expire()
-		if got := c.used(); got != "open pre" {
+		if got := c.used(); got != "never open pre" {
 			t.Errorf("just released, and %q are used", got)
 		}
 		<-time.After(2 * time.Hour)
 		c.demand.expire()
-		if got := c.used(); got != "pre" {
+		if got := c.used(); got != "never pre" {
 			t.Errorf("after two hours more %q are used", got)
 		}
 	})
