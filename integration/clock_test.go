@@ -24,6 +24,8 @@ var measures = map[string]string{
 	"controlplane/fleet/fleet.go":         "how long a proxy was not heard of",
 	"dataplane/config/age.go":             "for how long no control plane was heard",
 	"dataplane/config/demand.go":          "how long a name is not used",
+	"dataplane/config/wanted.go":          "how long a name is not used",
+	"dataplane/delivery/member.go":        "acknowledgements' time-outs",
 	"dataplane/delivery/retry.go":         "when a short retry is due",
 	"dataplane/delivery/runtime.go":       "acknowledgements' time-outs",
 	"dataplane/delivery/tail.go":          "how long a tail lasts",
