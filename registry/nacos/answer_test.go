@@ -3,10 +3,12 @@ package nacos
 import (
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"github.com/weft-mesh/weft/pkg/fuzztest"
+	"github.com/weft-mesh/weft/registry"
 )
 
 // FuzzAnswer: whatever Nacos answers is an error or gives instances that can be
@@ -56,5 +58,15 @@ func TestNotNacos3(t *testing.T) {
 	}
 	if err := decodeAnswer("/v3/admin/ns/service", http.StatusNotFound, []byte(`{"code":21008,"message":"service not found"}`), nil); !hasCode(err, codeServiceMissing) {
 		t.Errorf("without the service: %v", err)
+	}
+}
+
+// TestAway: what stands between us and a Nacos that is gone refuses nobody.
+func TestAway(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
+	defer s.Close()
+	n := openWith(t, Config{URL: s.URL, Credentials: administrator})
+	if err := n.Reconcile(t.Context(), "x", nil); err == nil || errors.Is(err, registry.ErrRefused) {
+		t.Errorf("behind a gateway that has lost Nacos: %v", err)
 	}
 }

@@ -51,6 +51,11 @@ func (e *apiError) denied() bool {
 	return e.status == http.StatusUnauthorized || e.status == http.StatusForbidden
 }
 
+// away reports whether something in between says that Nacos is not there.
+func (e *apiError) away() bool {
+	return e.status == http.StatusBadGateway || e.status == http.StatusServiceUnavailable || e.status == http.StatusGatewayTimeout
+}
+
 // Is makes who is denied find registry.ErrRefused.
 func (e *apiError) Is(target error) bool { return target == registry.ErrRefused && e.denied() }
 
@@ -202,7 +207,7 @@ func (c *client) login(ctx context.Context, refused string) (string, error) {
 		TokenTTL    int64  `json:"tokenTtl"` // in seconds
 	}
 	err = c.once(ctx, http.MethodPost, loginPath, url.Values{"username": {user}, "password": {password}}, "", &got)
-	if e, ok := errors.AsType[*apiError](err); ok && e.status != http.StatusNotFound {
+	if e, ok := errors.AsType[*apiError](err); ok && e.status != http.StatusNotFound && !e.away() {
 		// A wrong password is 403 on one version, 500 on another.
 		return "", fmt.Errorf("%w: the log-in of user %q: %w; is the password right? It is read again at each try", registry.ErrRefused, user, e)
 	}

@@ -315,6 +315,21 @@ type writes struct {
 // written again: it answers a write before every list has it.
 const showsWithin = 2 * time.Second
 
+// writes notes that what differs at p is written now, for which time; or that it is
+// not due: it was written just now, and may not be shown yet.
+func (w *wanted) writes(p place) (times int, due bool) {
+	now := w.written[p]
+	if now == nil {
+		now = &writes{}
+		w.written[p] = now
+	} else if time.Since(now.last) < showsWithin {
+		return now.times, false
+	}
+	now.times++
+	now.last = time.Now()
+	return now.times, true
+}
+
 // pass looks once and writes what differs.
 func (r *Registry) pass(ctx context.Context, name string, w *wanted) (changed bool, err error) {
 	s, have, err := r.read(ctx, name)
@@ -357,22 +372,17 @@ func (r *Registry) pass(ctx context.Context, name string, w *wanted) (changed bo
 			continue
 		}
 		changed = true
-		wrote := w.written[p]
-		if wrote == nil {
-			wrote = &writes{}
-			w.written[p] = wrote
-		} else if time.Since(wrote.last) < showsWithin {
+		times, due := w.writes(p)
+		if !due {
 			continue
 		}
 		method := http.MethodPost
-		if old != nil && wrote.times > 1 {
+		if old != nil && times > 2 {
 			// It was written and is not so: somebody changed it in Nacos's
 			// console, which prevails over all registrations, but not over
 			// another such change. (Once may be too early to see it.)
 			method = http.MethodPut
 		}
-		wrote.times++
-		wrote.last = time.Now()
 		g.Go(func() error { return r.write(ctx, method, name, e, old) })
 	}
 	if err := g.Wait(); err != nil {
@@ -393,9 +403,11 @@ func (r *Registry) remove(ctx context.Context, name string, w *wanted, have map[
 		if id := e.Metadata[keyID]; id == "" || w.entries[p] != nil || w.kept[id] || left == 1 {
 			continue // not ours, or to stay
 		}
-		g.Go(func() error { return r.write(ctx, http.MethodDelete, name, e, nil) })
 		left--
 		changed = true
+		if _, due := w.writes(p); due {
+			g.Go(func() error { return r.write(ctx, http.MethodDelete, name, e, nil) })
+		}
 	}
 	return changed, g.Wait()
 }
