@@ -622,7 +622,17 @@ func (w *world) fault() fault {
 		return fault{member.Process.Name + " is paused", func() { w.must(member.Resume()) }}
 	case 4:
 		all(cp.toEtcd, (*link).cut)
-		return fault{cp.Name + " is cut off from etcd", func() { all(cp.toEtcd, (*link).mend) }}
+		return fault{cp.Name + " is cut off from etcd", func() {
+			// Who starts again now may meet it, and knows more than it does.
+			for _, p := range w.proxies {
+				if p.id%2 == 0 {
+					p.stop()
+					p.start()
+				}
+			}
+			w.hold(10)
+			all(cp.toEtcd, (*link).mend)
+		}}
 	case 5:
 		j := w.rnd.IntN(members)
 		for _, r := range w.cps {
