@@ -80,7 +80,7 @@ func (w *world) snapshot(subs ...*snapshot.Subscription) *snapshot.Snapshot {
 
 func newWorld(t *testing.T, allow []netip.Prefix, subs ...*snapshot.Subscription) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	w := &world{T: t, ctx: ctx, reg: prometheus.NewRegistry()}
 	st, err := embedded.Driver{}.Open(ctx, store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem()}})
