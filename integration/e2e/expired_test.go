@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -21,17 +20,7 @@ import (
 // that it cost before, those of the return included.
 func TestLongOutage(t *testing.T) {
 	store := onRocketMQ(t)
-	sctx, cancel := context.WithTimeout(context.Background(), servers.StartTimeout)
-	defer cancel()
-	etcd, err := servers.StartEtcd(sctx, servers.EtcdOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := etcd.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	etcd := startOwnEtcd(t)
 	registry := newRelay(t, servers.SharedNacos(t))
 	m := prepareMesh(t, etcd.Endpoint)
 	own := m.authority("mesh")
@@ -76,7 +65,7 @@ func TestLongOutage(t *testing.T) {
 	pushed, added := sent()
 	normal, usual := (pushed-pushes)/changes/3, (added-resources)/changes/3 // of one change, to one proxy
 	file := filepath.Join(m.dir, "mesh.snapshot")
-	_, err = m.administer("", "snapshot", "-n", m.ns, "-o", file)
+	_, err := m.administer("", "snapshot", "-n", m.ns, "-o", file)
 	m.must(err)
 	tokenOfNew := token("p4")
 	finder := m.finder()

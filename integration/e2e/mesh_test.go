@@ -397,3 +397,20 @@ kind: EventStore
 metadata: {namespace: NS, name: main}
 spec: {embedded: {}}
 ---`
+
+// startOwnEtcd starts an etcd that a test takes away, until it ends.
+func startOwnEtcd(t *testing.T) *servers.Etcd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), servers.StartTimeout)
+	defer cancel()
+	etcd, err := servers.StartEtcd(ctx, servers.EtcdOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := etcd.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return etcd
+}

@@ -35,17 +35,7 @@ import (
 // before. When all is back, so is the mesh, and no proxy needs all of it again.
 func TestWithoutControlPlane(t *testing.T) {
 	store := onRocketMQ(t)
-	sctx, cancel := context.WithTimeout(context.Background(), servers.StartTimeout)
-	defer cancel()
-	etcd, err := servers.StartEtcd(sctx, servers.EtcdOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := etcd.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	etcd := startOwnEtcd(t)
 	registry := newRelay(t, servers.SharedNacos(t))
 	const window, partitions = 128, 2
 	m := prepareMesh(t, etcd.Endpoint)
@@ -60,7 +50,7 @@ func TestWithoutControlPlane(t *testing.T) {
 	m.apply(store + topicYAML("orders", "quiet", "late") + subscriptionYAML("billing", "orders", "") + subscriptionYAML("late", "late", "") + policyYAML("shop") + identity)
 	m.settled(2)
 	file := filepath.Join(m.dir, "mesh.snapshot")
-	_, err = m.administer("", "snapshot", "-n", m.ns, "-o", file)
+	_, err := m.administer("", "snapshot", "-n", m.ns, "-o", file)
 	m.must(err)
 	finder := m.finder()
 	m.awaitRegistered(finder, both...)

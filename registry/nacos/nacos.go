@@ -315,9 +315,9 @@ type writes struct {
 // written again: it answers a write before every list has it.
 const showsWithin = 2 * time.Second
 
-// writes notes that what differs at p is written now, for which time; or that it is
+// due notes that what differs at p is written now, for which time; or tells that it is
 // not due: it was written just now, and may not be shown yet.
-func (w *wanted) writes(p place) (times int, due bool) {
+func (w *wanted) due(p place) (times int, due bool) {
 	now := w.written[p]
 	if now == nil {
 		now = &writes{}
@@ -372,7 +372,7 @@ func (r *Registry) pass(ctx context.Context, name string, w *wanted) (changed bo
 			continue
 		}
 		changed = true
-		times, due := w.writes(p)
+		times, due := w.due(p)
 		if !due {
 			continue
 		}
@@ -405,7 +405,7 @@ func (r *Registry) remove(ctx context.Context, name string, w *wanted, have map[
 		}
 		left--
 		changed = true
-		if _, due := w.writes(p); due {
+		if _, due := w.due(p); due {
 			g.Go(func() error { return r.write(ctx, http.MethodDelete, name, e, nil) })
 		}
 	}
