@@ -41,9 +41,9 @@ run: build ## Start the whole mesh in one process, with its data in ./data
 	@./bin/weft up --data ./data
 
 .PHONY: servers
-servers: ## Start real RocketMQ, etcd and Nacos on loopback; addresses in bin/servers.env
+servers: ## Start real RocketMQ, Kafka, etcd and Nacos on loopback; addresses in bin/servers.env
 	@mkdir -p bin
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -env bin/servers.env
+	go run ./tools/cmd/testservers -rocketmq -kafka -etcd -nacos -env bin/servers.env
 
 # --- tests ---------------------------------------------------------------
 
@@ -52,7 +52,7 @@ TESTFLAGS ?= -race -timeout 60m -p 2
 
 .PHONY: test
 test: deps ## All tests, with real servers, under the race detector
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test $(TESTFLAGS) ./...
+	go run ./tools/cmd/testservers -rocketmq -kafka -etcd -nacos -- go test $(TESTFLAGS) ./...
 	@$(MAKE) --no-print-directory fuzz
 
 .PHONY: test-short
@@ -66,12 +66,15 @@ fuzz: ## Run every fuzz target FUZZTIME (20000x) times; a time such as 10m works
 
 .PHONY: mutants
 mutants: ## Apply each patch of integration/mutants in a copy; its test must turn red
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go run ./tools/cmd/mutants
+	go run ./tools/cmd/testservers -rocketmq -kafka -etcd -nacos -- go run ./tools/cmd/mutants
 
 SOAK ?= 20
 .PHONY: soak
-soak: deps ## The mesh as processes under kills, and the control plane under faults of SOAK (20) seeds
-	go run ./tools/cmd/testservers -rocketmq -etcd -nacos -- go test -race -timeout 12h -count=$(SOAK) -p 1 -v ./integration/e2e ./integration/chaos
+soak: deps ## The mesh as processes under kills, the control plane under faults of SOAK (20) seeds, and 1,000 push targets
+	go test -race -timeout 1h -count=$(SOAK) -run '^TestTargets$$' ./dataplane/push -targets 1000
+	WEFT_TEST_SOAK=1 go run ./tools/cmd/testservers -rocketmq -kafka -etcd -nacos -- go test -race -timeout 12h -count=$(SOAK) -p 1 -parallel 1 -v ./integration/e2e ./integration/chaos
+	WEFT_TEST_SOAK=1 go test -race -timeout 2h -count=$(SOAK) -run '^(TestNodes|TestConformanceNodes)$$' ./store/kafka
+	WEFT_TEST_SOAK=1 go test -timeout 1h -run "^TestExplore$$" ./pkg/cutover
 
 BENCH ?= .
 SLICE ?= 4s

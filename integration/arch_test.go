@@ -28,11 +28,11 @@ var allowed = []struct {
 }{
 	{"proto/", nil, "contracts stand alone"},
 	{"pkg/", []string{"pkg/", "proto/gen/"}, "pkg could be a repository of its own"},
-	{"store/binding", []string{"pkg/", "proto/gen/", "store", "store/embedded", "store/rocketmq"}, "the one place that knows the drivers' options"},
+	{"store/binding", []string{"pkg/", "proto/gen/", "store", "store/delay", "store/embedded", "store/kafka", "store/rocketmq"}, "the one place that knows the drivers' options"},
 	{"store/storetest", []string{"pkg/", "store"}, "the suite judges drivers and knows none"},
-	{"store/", []string{"pkg/", "store", "store/ackwindow", "store/storetest"}, "a driver knows the contract, not the mesh"},
+	{"store/", []string{"pkg/", "store", "store/ackwindow", "store/sendqueue", "store/storetest"}, "a driver knows the contract, not the mesh"},
 	{"registry/", []string{"pkg/", "registry", "registry/registrytest"}, "a registry knows the contract, not the mesh"},
-	{"controlplane/", []string{"pkg/", "proto/gen/", "store", "registry", "controlplane/"}, "planes meet on the wire; drivers come from the composition"},
+	{"controlplane/", []string{"pkg/", "proto/gen/", "store", "store/position", "registry", "controlplane/"}, "planes meet on the wire; drivers come from the composition"},
 	{"dataplane/", []string{"pkg/", "proto/gen/", "store", "store/position", "dataplane/"}, "planes meet on the wire; drivers come from the composition"},
 	{"tools/", []string{""}, "composition"},
 	{"integration/", []string{""}, "tests of the whole"},
@@ -150,7 +150,7 @@ func TestImportsNotices(t *testing.T) {
 func forbidden(deps []string) []string {
 	var bad []string
 	for _, d := range deps {
-		for _, f := range []string{"go.etcd.io/etcd/", module + "controlplane/", module + "tools/weft", module + "registry", "github.com/nacos-group/", "buf.build/go/protovalidate"} {
+		for _, f := range []string{"go.etcd.io/etcd/", module + "controlplane/", module + "tools/weft", module + "registry/memory", "github.com/nacos-group/", "buf.build/go/protovalidate"} {
 			if strings.HasPrefix(d, f) {
 				bad = append(bad, d)
 			}

@@ -31,6 +31,8 @@ type Driver interface {
 type Config struct {
 	// Name is for logs and metrics: "namespace/name".
 	Name string
+	// UID tells the binding from all others, for names of what it has of its own.
+	UID string
 	// ClientID is unique among all processes that open the store (the
 	// proxy's incarnation).
 	ClientID string
@@ -55,6 +57,17 @@ type Capabilities struct {
 	// Delay is the longest delay of PublishDelayed; 0 means that the store
 	// has none.
 	Delay time.Duration
+	// DelayEmulated: the mesh delays in the store's place (package delay), at the
+	// price of one more write of each delayed event.
+	DelayEmulated bool
+	// DelayPrecision is how late a delayed event becomes readable at most, while the
+	// store keeps up.
+	DelayPrecision time.Duration
+	// Order: SubscribeRequest.Ordered is honoured. The mesh makes an order by key of it.
+	Order bool
+	// Tail: a topic can be read without a group, by any number of readers. The mesh
+	// makes broadcast of it, and replies to requests of other processes.
+	Tail bool
 	// Replay: Tail can begin at the beginning, a time or a position.
 	Replay bool
 	// TopicRetention: TopicSpec's retention is honoured.
@@ -92,7 +105,8 @@ type Store interface {
 	Probe(ctx context.Context) (Capabilities, error)
 
 	// Publish writes events to a topic and waits for their outcome. It
-	// borrows events.
+	// borrows those that it acknowledges; others may still be on their way
+	// when it returns, so their data stay as they are for ever.
 	//
 	// res has the length of events and is filled in before Publish returns;
 	// res[i].Err is nil only where the store acknowledged. The error is nil
@@ -152,6 +166,17 @@ func (p Position) Less(q Position) bool {
 type SubscribeRequest struct {
 	Topic string
 	Group string
+	// Ordered: each partition is one member's at a time, and another one's only
+	// once that has stopped, so that messages of a partition can be worked on in
+	// order whoever has it. All members of the group must ask the same: no order
+	// is kept beside one that does not.
+	Ordered bool
+	// Revoked, with Ordered, is told that the member loses a partition that it has
+	// not given back by Close. When it returns nothing of the partition may be
+	// delivered any more: then another member may have it. Its messages are stale;
+	// those unsettled come again, perhaps to this member. It is called without
+	// locks of the store, and may call Holds and Settle.
+	Revoked func(partition string)
 }
 
 // Subscription is one member of a group. Fetch may be called by one goroutine
@@ -173,6 +198,12 @@ type Subscription interface {
 	// message whose partition this member has lost is counted in stale and
 	// needs nothing more; so is one settled before.
 	Settle(msgs []*Message) (stale int)
+
+	// Holds reports whether a message that was fetched is still this member's to
+	// deliver. With Ordered it is asked right before: it is false from the moment on
+	// in which the member can no longer rule out that another has the partition, it
+	// stays so, and what is not held comes again.
+	Holds(m *Message) bool
 
 	// Close stops fetching, makes settled messages durable and gives the
 	// unsettled ones back, all within ctx.
@@ -218,6 +249,12 @@ type Tail interface {
 	// store's retention removed (Position tells). Partitions that come later
 	// join from their beginning. Errors as Subscription.Fetch.
 	Next(ctx context.Context, dst []Message) (n int, err error)
+	// AtEnd reports whether Next has given everything, as far as the tail knows
+	// without asking the store. It is called by who calls Next, and not beside it.
+	AtEnd() bool
+	// Mark asks the store where the topic ends now. passed then reports whether
+	// Next has given everything before that; it is called as AtEnd. Errors as Next.
+	Mark(ctx context.Context) (passed func() bool, err error)
 	Close(ctx context.Context) error
 }
 
@@ -227,6 +264,102 @@ type Delayer interface {
 	// not before; how late is the store's. No order is kept among them. delay
 	// beyond Capabilities.Delay is Invalid.
 	PublishDelayed(ctx context.Context, topic string, events []Outgoing, due []time.Time, res []Result) error
+}
+
+// Sealer is a Store that can mark where a topic ends now, in all of its partitions.
+type Sealer interface {
+	// Seal writes e, which it borrows, into every partition that the topic has now, as
+	// the server says and not what is remembered, and returns the position of each,
+	// sorted by partition. What was acknowledged before the call lies before it in its
+	// partition. e is as durable as what Publish acknowledges.
+	//
+	// It is all or an error. After one some partitions may have e: whoever asks again
+	// puts more of it behind, which is why a reader knows e when it sees it. Errors as
+	// Publish; a server that does not answer for a partition is Unavailable.
+	Seal(ctx context.Context, topic string, e *event.Event) ([]Position, error)
+}
+
+// Fencer is a Store that can keep everybody from writing to a topic, also those who write
+// past the mesh.
+type Fencer interface {
+	// Fence puts a fence around a topic that is there, and tells how well it holds. When
+	// it returns every server that can be reached goes by it. Readers are not kept out. One
+	// that stands, whoever put it up, is as good. Where the servers have no such thing, or
+	// it would do harm, the error is Precondition (NoFence); nothing is changed.
+	Fence(ctx context.Context, topic string) (Fence, error)
+	// Unfence removes the fence that a Fence of any Store put up; nil where there is none,
+	// or another's, which stays, or no such topic.
+	Unfence(ctx context.Context, topic string) error
+}
+
+// Fence is how well a fence holds.
+type Fence uint8
+
+// Fences.
+const (
+	// FenceEnforced: servers refuse what is written.
+	FenceEnforced Fence = iota + 1
+	// FenceAdvisory: clients that ask where the topic is are told not to write; servers
+	// take what others write.
+	FenceAdvisory
+)
+
+// NoFence is the error of a store that has no fence for a topic, and why.
+func NoFence(topic, why string) error {
+	return fault.New(fault.Precondition, "store.fence", "store-no-fence", "topic %s has no fence: %s", topic, why)
+}
+
+// Unfence removes the mesh's fence around a topic of a store; nil also where the store has
+// no fences, or does not let the mesh change them: then none of it stands. The error is of
+// a store that has not answered.
+func Unfence(ctx context.Context, st Store, topic string) error {
+	f, ok := st.(Fencer)
+	if !ok {
+		return nil
+	}
+	if err := f.Unfence(ctx, topic); err != nil && Silent(err) {
+		return err
+	}
+	return nil
+}
+
+// Silent reports whether an error is that of a store which has not answered, so that
+// another attempt may come to something else.
+func Silent(err error) bool {
+	e := fault.From(err)
+	return e.Class == fault.Canceled || e.Reason == "store-unreachable" || e.Reason == "not-seen"
+}
+
+// TopicOwner is a Store that needs topics of its own. Whoever administers the store
+// makes them; until they are there what needs them fails.
+type TopicOwner interface {
+	OwnTopics() []OwnTopic
+}
+
+// OwnTopic is a topic of a store's own, and the group that reads it.
+type OwnTopic struct {
+	Spec  TopicSpec
+	Group string
+}
+
+// Measurer is a Store that can tell how far a topic reaches.
+type Measurer interface {
+	// Extents tells where each partition of a topic begins and ends now, as the servers
+	// say. Events that were acknowledged a moment ago may not count yet. It is all
+	// partitions, or an error.
+	//
+	// A topic is empty where each begins at its end, and fresh, which is that nothing
+	// ever was in it, where all ends are 0. What looks as if it had something may have
+	// nothing to read: what ended transactions leave, for one. One that is looked at a
+	// moment after its last event must be looked at again.
+	Extents(ctx context.Context, topic string) ([]Extent, error)
+}
+
+// Extent is how far a partition reaches: its messages have offsets from Begin,
+// up to but not End. Begin may be of a message that is not kept any more.
+type Extent struct {
+	Partition  string
+	Begin, End uint64
 }
 
 // Checker is a Store whose server is elsewhere and may want credentials.
@@ -264,13 +397,21 @@ type Admin interface {
 	// TopicExists reports whether the topic is there.
 	TopicExists(ctx context.Context, name string) (bool, error)
 	// EnsureGroup creates a group on a topic with its start durably fixed. An
-	// existing group is left where it is.
+	// existing group is left where it is. A position of a partition that is not there,
+	// or that nothing was stored at yet, is refused with Refused; one whose events are
+	// gone is after what was before them.
 	EnsureGroup(ctx context.Context, topic, group string, from Start) error
 	// DeleteGroup deletes a group; nil if there is none.
 	DeleteGroup(ctx context.Context, topic, group string) error
-	// Lag tells how far a group is behind, for each partition. Events that were
-	// acknowledged a moment ago may not count yet.
+	// Lag tells how far a group is behind, for each partition, of all of them or an
+	// error. Events that were acknowledged a moment ago may not count yet.
 	Lag(ctx context.Context, topic, group string) ([]PartitionLag, error)
+}
+
+// Refused is the error of a position at which a group cannot begin, in a physical
+// topic.
+func Refused(topic string, p Position) error {
+	return fault.New(fault.Precondition, "store.ensure-group", "position-unknown", "a position is offset %d of partition %q, which topic %s does not have", p.Offset, p.Partition, topic)
 }
 
 // TopicSpec is a physical topic.
@@ -286,7 +427,20 @@ type TopicSpec struct {
 // PartitionLag is a group's place in one partition.
 type PartitionLag struct {
 	Partition string
-	Committed uint64 // the next offset to deliver after a crash
+	Committed uint64 // the next offset to deliver after a crash; not before what is kept
 	End       uint64 // the offset that the next event gets
 	Behind    int64  // events between the two; holes may count
+}
+
+// Settled reports whether a group has settled all that lies before cut, which has a
+// place in some partitions of its topic. What is there and behind does not count, nor
+// do other partitions. A partition that the group does not have is not settled.
+func Settled(lag []PartitionLag, cut map[string]Position) bool {
+	done := 0
+	for _, l := range lag {
+		if at, ok := cut[l.Partition]; ok && l.Committed >= at.Offset {
+			done++
+		}
+	}
+	return done == len(cut)
 }

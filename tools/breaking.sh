@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # buf breaking against what upgrades are tried from and back to: the last release
 # tag or, before the first, the baseline of integration/servers/baseline.go.
+# The first argument is buf, which is looked up where there is none.
 set -euo pipefail
-buf=$1
+buf=${1:-buf}
 cd "$(dirname "$0")/.."
 against=$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true)
 if [ -z "$against" ]; then

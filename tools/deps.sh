@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure of what the tests need beside Go: a C compiler (race detector), a
-# JDK and Maven (RocketMQ, Nacos), Python with venv (a client of the discovery
+# JDK and Maven (RocketMQ, Nacos, SkyWalking), Python with venv (a client of the discovery
 # protocol), promtool (the check of metrics). As root it
 # installs what is missing with apt; otherwise it says what to install.
 set -euo pipefail

@@ -24,7 +24,7 @@ const (
 	// Editor changes Topics, Routes and Subscriptions.
 	Editor
 	// Admin changes also where events are kept and who may do what:
-	// EventStores, AccessPolicies and Identities. One of the whole mesh also
+	// EventStores, Migrations, AccessPolicies, Quotas and Identities. One of the whole mesh also
 	// commands proxies, lets them join and restores.
 	Admin
 )
@@ -113,7 +113,7 @@ func (n need) metBy(c *Caller) bool { return n.replicas && c.replica || c.has(n.
 // writer is the role that changes resources of a kind.
 func writer(kind resource.Kind) Role {
 	switch kind {
-	case resource.Topic, resource.Route, resource.Subscription:
+	case resource.Schema, resource.Topic, resource.Route, resource.HTTPBinding, resource.Subscription:
 		return Editor
 	}
 	return Admin
@@ -186,6 +186,10 @@ func needs(req any) (all []need, ok bool) {
 		return all, true
 	case *adminv1.CommandProxiesRequest:
 		return []need{{role: Admin, namespace: mesh, replicas: r.Local}}, true
+	case *adminv1.ListNodesRequest:
+		return []need{{role: Viewer, namespace: cmp.Or(r.Namespace, mesh)}}, true
+	case *adminv1.DeclareNodeDeadRequest, *adminv1.ReviveNodeRequest:
+		return []need{{role: Admin, namespace: mesh}}, true
 	case *adminv1.DeclareRestoreRequest, *adminv1.CreateJoinTokenRequest, *adminv1.ListJoinTokensRequest, *adminv1.RevokeJoinTokensRequest:
 		return []need{{role: Admin, namespace: mesh}}, true
 	}

@@ -283,6 +283,18 @@ func calls(rev int64) []struct {
 			_, err := c.CommandProxies(ctx, &adminv1.CommandProxiesRequest{Command: adminv1.CommandProxiesRequest_COMMAND_RESYNC, Local: true})
 			return err
 		}},
+		{"list proxies", Viewer, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.ListNodes(ctx, &adminv1.ListNodesRequest{})
+			return err
+		}},
+		{"declare a proxy dead", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.DeclareNodeDead(ctx, &adminv1.DeclareNodeDeadRequest{NodeId: "x", Reason: "why"})
+			return err
+		}},
+		{"revive a proxy", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.ReviveNode(ctx, &adminv1.ReviveNodeRequest{NodeId: "x"})
+			return err
+		}},
 		{"make a join token", Admin, mesh, func(ctx context.Context, c api, _ string) error {
 			_, err := c.CreateJoinToken(ctx, &adminv1.CreateJoinTokenRequest{NodeId: "x"})
 			return err
@@ -474,6 +486,20 @@ func TestAccessReload(t *testing.T) {
 	}
 	if list("editor-a") != codes.OK || list("viewer-a") != codes.PermissionDenied {
 		t.Error("without the file the last good one is not in force")
+	}
+}
+
+// TestStrangers: whoever may not call hears so at once, and of what he sends nothing is
+// read.
+func TestStrangers(t *testing.T) {
+	w := newWorld(t, 1)
+	conn, err := grpc.NewClient(w.serve(w.access(roles()), nil), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	w.must(err)
+	t.Cleanup(func() { _ = conn.Close() })
+	rpc, err := conn.NewStream(as(w.ctx, "nobody"), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, adminv1.AdminService_Apply_FullMethodName)
+	w.must(err)
+	if err := rpc.RecvMsg(&adminv1.ApplyResponse{}); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("who has sent no request yet is told %v", err)
 	}
 }
 

@@ -20,9 +20,11 @@ import (
 	"github.com/weft-mesh/weft/controlplane/census"
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/jointoken"
+	"github.com/weft-mesh/weft/controlplane/roster"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
 )
 
 // Config is what the API stands on.
@@ -39,13 +41,21 @@ type Config struct {
 	Alarms []Alarms
 	// Conditions tells what is known of stores; by canonical name.
 	Conditions func(ctx context.Context) (map[string][]*adminv1.Condition, error)
-	Version    string
+	// Progress, if set, tells how far everyone is with a Migration's move; nil where that is
+	// not known.
+	Progress func(ctx context.Context, migration string) *adminv1.MoveProgress
+	// Observed tells what EventStores were observed to be able to do; false where
+	// nobody knows. Nil knows of none.
+	Observed func(ctx context.Context) func(*configstore.Entry) (store.Capabilities, bool)
+	Version  string
 	// Clock dates what is created.
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 	// JoinTokens are those with which proxies join.
 	JoinTokens *jointoken.Tokens
+	// Roster has the proxies that may have configuration.
+	Roster *roster.Roster
 	// SnapshotKey signs exported snapshots; nil does not.
 	SnapshotKey ed25519.PrivateKey
 }
@@ -122,15 +132,9 @@ func precondition(problems []validate.Problem) bool {
 
 func toStatus(err error) error {
 	f := fault.From(err)
-	code := map[fault.Class]codes.Code{fault.Unavailable: codes.Unavailable, fault.Ambiguous: codes.DeadlineExceeded,
-		fault.TooLarge: codes.InvalidArgument, fault.Canceled: codes.Canceled, fault.Invalid: codes.InvalidArgument,
-		fault.Precondition: codes.FailedPrecondition}[f.Class]
-	if code == codes.OK {
-		code = codes.Internal
-	}
 	msg := f.Msg
 	if msg == "" {
 		msg = f.Reason
 	}
-	return status.Error(code, msg)
+	return status.Error(f.Class.Answer().GRPC, msg)
 }

@@ -32,6 +32,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/controlplane/jointoken"
+	"github.com/weft-mesh/weft/controlplane/roster"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
@@ -92,7 +93,7 @@ func newWorld(t testing.TB, replicas int) *world {
 	for range replicas {
 		store := configstore.New(configstore.Config{Client: e.Client(), Clock: w.now, Log: slog.New(slog.DiscardHandler)})
 		rctx, stop := context.WithCancel(context.Background())
-		ended := make(chan error, 3)
+		ended := make(chan error, 4)
 		go func() { ended <- store.Run(rctx) }()
 		if _, err := store.WaitFor(ctx, 0); err != nil {
 			t.Fatal(err)
@@ -103,8 +104,10 @@ func newWorld(t testing.TB, replicas int) *world {
 		w.must(err)
 		joins := jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)})
 		go func() { ended <- joins.Run(rctx) }()
+		nodes := roster.New(roster.Config{Etcd: e.Client(), Prefix: store.StatusKey("node/"), Head: store.Changed, Log: slog.New(slog.DiscardHandler)})
+		go func() { ended <- nodes.Run(rctx) }()
 		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
-			JoinTokens: joins, Log: slog.New(slog.DiscardHandler),
+			JoinTokens: joins, Roster: nodes, Log: slog.New(slog.DiscardHandler),
 			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
 		srv := grpc.NewServer(service.ServerOptions(access)...)
 		adminv1.RegisterAdminServiceServer(srv, service)
@@ -116,9 +119,9 @@ func newWorld(t testing.TB, replicas int) *world {
 			_ = conn.Close()
 			srv.Stop()
 			stop()
-			<-ended
-			<-ended
-			<-ended
+			for range cap(ended) {
+				<-ended
+			}
 		})
 		w.api, w.stores, w.services = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store), append(w.services, service)
 	}

@@ -273,6 +273,10 @@ func act(req any) string {
 		return fmt.Sprintf("for node %s, namespaces %v", r.NodeId, r.Namespaces)
 	case *adminv1.RevokeJoinTokensRequest:
 		return strings.Join(r.Ids, ", ")
+	case *adminv1.DeclareNodeDeadRequest:
+		return names.Text(r.NodeId, 128) + " is dead: " + names.Text(r.Reason, maxNodeReason)
+	case *adminv1.ReviveNodeRequest:
+		return names.Text(r.NodeId, 128) + " is not dead"
 	}
 	return ""
 }
@@ -281,7 +285,8 @@ func act(req any) string {
 func writes(req any) bool {
 	switch req.(type) {
 	case *adminv1.ApplyRequest, *adminv1.DeleteRequest, *adminv1.RollbackRequest,
-		*adminv1.DeclareRestoreRequest, *adminv1.CommandProxiesRequest, *adminv1.CreateJoinTokenRequest, *adminv1.RevokeJoinTokensRequest:
+		*adminv1.DeclareRestoreRequest, *adminv1.CommandProxiesRequest, *adminv1.CreateJoinTokenRequest, *adminv1.RevokeJoinTokensRequest,
+		*adminv1.DeclareNodeDeadRequest, *adminv1.ReviveNodeRequest:
 		return true
 	}
 	return false

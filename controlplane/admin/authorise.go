@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/jwtauth"
@@ -351,6 +352,14 @@ func (s *session) still() error {
 // and who did what.
 func (s *Service) ServerOptions(a *Access) []grpc.ServerOption {
 	return []grpc.ServerOption{
+		// Of a stranger nothing is decoded.
+		grpc.InTapHandle(func(ctx context.Context, call *tap.Info) (context.Context, error) {
+			session, err := a.begin(ctx)
+			if err != nil {
+				s.audit(context.WithValue(ctx, callerKey{}, session.caller), call.FullMethodName, nil, err)
+			}
+			return ctx, err
+		}),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			session, err := a.begin(ctx)
 			ctx = context.WithValue(ctx, callerKey{}, session.caller)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -106,6 +107,7 @@ func (s *Service) execute(ctx context.Context, c change) (*adminv1.ApplyResponse
 		if err != nil {
 			return nil, err
 		}
+		s.answer(ctx, snap, plan)
 		if c.dryRun || len(plan.change.Put)+len(plan.change.Delete) == 0 {
 			plan.resp.Revision = snap.Revision
 			return plan.resp, nil
@@ -152,6 +154,7 @@ func (s *Service) commit(ctx context.Context, snap *configstore.Snapshot, c conf
 
 // plan is what a change would do.
 type plan struct {
+	put    []*configv1.Resource // what is asked for, changed or not
 	change configstore.Change
 	resp   *adminv1.ApplyResponse
 }
@@ -210,6 +213,7 @@ func (s *Service) plan(snap *configstore.Snapshot, c change, r removals) (plan, 
 			stored = append(stored, next)
 		}
 	}
+	p.put = put
 	var gone []string
 	for _, t := range c.remove {
 		e := snap.Get(t.Name)
@@ -271,11 +275,12 @@ func bindings(snap *configstore.Snapshot, put []*configv1.Resource) []*configv1.
 	return out
 }
 
-// companions are the system resources that go with what is deleted.
+// companions are the resources that go with what is deleted: the system's, and a
+// topic's Migration.
 func companions(snap *configstore.Snapshot, names []string) []string {
 	var out []string
 	add := func(kind resource.Kind, ns, name string) {
-		if full := resource.Name(kind, ns, name); snap.Get(full) != nil {
+		if full := resource.Name(kind, ns, name); snap.Get(full) != nil && !slices.Contains(names, full) {
 			out = append(out, full)
 		}
 	}
@@ -288,6 +293,7 @@ func companions(snap *configstore.Snapshot, names []string) []string {
 		case resource.Topic:
 			add(resource.TopicBinding, ns, name)
 			add(resource.TopicAdmission, ns, name)
+			add(resource.Migration, ns, name)
 		case resource.Subscription:
 			add(resource.SubscriptionAdmission, ns, name)
 		}

@@ -44,7 +44,22 @@ func (s *Service) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.Ge
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.GetResponse{Resource: shown(e), Revision: snap.Revision, Conditions: conditions(e)}, nil
+	resp := &adminv1.GetResponse{Resource: shown(e), Revision: snap.Revision, Conditions: conditions(e)}
+	if md := e.Resource.Metadata; e.Kind == resource.Migration && s.cfg.Progress != nil &&
+		snap.Resource(resource.Name(resource.TopicBinding, md.Namespace, md.Name)).GetTopicBinding().GetMove().GetMigrationUid() == md.Uid {
+		resp.Move = s.cfg.Progress(ctx, e.Name)
+	}
+	if req.Store == "" {
+		return resp, nil
+	}
+	if e.Resource.GetTopic() == nil {
+		return nil, status.Errorf(codes.InvalidArgument, "store: %s is no Topic, and needs nothing of a store", req.Name)
+	}
+	if name := resource.Name(resource.EventStore, e.Namespace, req.Store); snap.Get(name) == nil {
+		return nil, status.Errorf(codes.NotFound, "%s does not exist", name)
+	}
+	resp.Needs = s.answers(ctx, snap, nil).by(e.Resource, req.Store)
+	return resp, nil
 }
 
 // selection is the prefix of names for a kind and namespace, and what else must
@@ -235,6 +250,7 @@ func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot, at
 	if err != nil {
 		return nil, toStatus(err)
 	}
+	answers := s.answers(ctx, snap, nil)
 	return func(e *configstore.Entry) []*adminv1.Condition {
 		md := e.Resource.Metadata
 		out := seen[e.Name]
@@ -251,11 +267,14 @@ func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot, at
 			a := snap.Resource(resource.Name(resource.TopicAdmission, md.Namespace, md.Name)).GetTopicAdmission()
 			ready := a.GetTopicUid() == md.Uid && a.Admitted
 			out = append(out, condition(ready, a.GetReasons(), "Provisioned", "NotProvisioned"))
+			if c := answers.condition(e.Resource, ready); c != nil {
+				out = append(out, c)
+			}
 		case resource.Subscription:
 			a := snap.Resource(resource.Name(resource.SubscriptionAdmission, md.Namespace, md.Name)).GetSubscriptionAdmission()
 			ready := a.GetSubscriptionUid() == md.Uid && len(a.Sources) > 0
 			out = append(out, condition(ready, a.GetReasons(), "StartFixed", "StartNotFixed"))
-		case resource.Route, resource.AccessPolicy, resource.Identity:
+		case resource.Route, resource.HTTPBinding, resource.AccessPolicy, resource.Quota, resource.Identity:
 			if at != nil {
 				out = append(slices.Clip(out), at.stands(e).condition())
 			}

@@ -10,10 +10,13 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // Rollback makes a selection what it was at a revision: a change like an Apply,
-// judged by what is right now. Bindings and admissions follow from it.
+// judged by what is right now. Bindings and admissions follow from it; Migrations stay as
+// they are.
 func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*adminv1.RollbackResponse, error) {
 	sc, err := scopeOf(ctx, req.Kind, req.Namespace, req.Name)
 	if err != nil {
@@ -21,6 +24,13 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 	}
 	if sc.system {
 		return nil, status.Error(codes.InvalidArgument, "what the control plane itself writes is not rolled back: it follows from the rest")
+	}
+	stays := func(name string) bool {
+		kind, _, _, err := resource.Split(name)
+		return err == nil && !resource.RolledBack(kind)
+	}
+	if stays(sc.name) || !resource.RolledBack(sc.kind) {
+		return nil, status.Error(codes.InvalidArgument, "a Migration is not rolled back: it would begin a move, or end one; weft migrate changes it")
 	}
 	if req.ToRevision < 1 {
 		return nil, status.Error(codes.InvalidArgument, "revisions are above 0")
@@ -36,6 +46,7 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	differs = slices.DeleteFunc(differs, func(d *adminv1.ResourceDiff) bool { return stays(d.Name) })
 	if n := len(differs); n > maxChange {
 		return nil, status.Errorf(codes.FailedPrecondition, "%d resources differ from revision %d, one transaction changes at most %d: "+
 			"roll back less (a namespace, a kind, a resource), or in stages (weft rollback --stages)", n, req.ToRevision, maxChange)

@@ -6,9 +6,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -137,18 +139,47 @@ func (w *world) lineage() string {
 	return snap.Lineage
 }
 
-// TestFailingTargetsOfOthers: a proxy tells of the push targets of its own namespaces
-// alone.
+// TestFailingTargetsOfOthers: a proxy tells of the push targets, blocked keys and denied
+// topics of its own namespaces alone.
 func TestFailingTargetsOfOthers(t *testing.T) {
-	report := &discoveryv1.ReportStatusRequest{Targets: []*discoveryv1.TargetState{{Name: "subscription/demo/own", Reason: "Refused"}, {Name: "subscription/other/not", Reason: "Refused"}, {Name: "nothing"}}}
+	report := &discoveryv1.ReportStatusRequest{Targets: []*discoveryv1.TargetState{{Name: "subscription/demo/own", Reason: "Refused"}, {Name: "subscription/other/not", Reason: "Refused"}, {Name: "nothing"}},
+		Blocked: []*discoveryv1.BlockedState{{Name: "subscription/demo/own", Keys: 1}, {Name: "subscription/other/not", Keys: 1}, {Name: "nothing", Keys: 1}},
+		Denied:  []*discoveryv1.DeniedState{{Name: "topic/demo/own"}, {Name: "topic/other/not"}, {Name: "nothing"}}}
 	said := func(namespaces ...string) string {
-		out := failingTargets([]*adminv1.ProxyStatus{{NodeId: "n", Connected: true, Info: &discoveryv1.NodeInfo{Namespaces: namespaces}, Report: report}})
+		out := told([]*adminv1.ProxyStatus{{NodeId: "n", Connected: true, Info: &discoveryv1.NodeInfo{Namespaces: namespaces}, Report: report}})
+		for name, cs := range out {
+			if strings.HasPrefix(name, "topic/") {
+				if len(cs) != 1 || cs[0].Type != "StoreDenies" {
+					t.Errorf("%s has %v", name, cs)
+				}
+				continue
+			}
+			if len(cs) != 2 || cs[0].Type != "TargetFailing" || cs[1].Type != "KeysBlocked" {
+				t.Errorf("%s has %v", name, cs)
+			}
+		}
 		return strings.Join(slices.Sorted(maps.Keys(out)), " ")
 	}
-	if got := said("demo"); got != "subscription/demo/own" {
+	if got := said("demo"); got != "subscription/demo/own topic/demo/own" {
 		t.Errorf("of one namespace: %s", got)
 	}
-	if got := said(); got != "subscription/demo/own subscription/other/not" {
+	if got := said(); got != "subscription/demo/own subscription/other/not topic/demo/own topic/other/not" {
 		t.Errorf("of all: %s", got)
+	}
+}
+
+// TestBlockedKeys: the blocked keys of a Subscription are summed over the proxies that are
+// connected, with the event that failed first.
+func TestBlockedKeys(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	var proxies []*adminv1.ProxyStatus
+	for i, n := range []string{"b", "e", "a", "d", "c"} {
+		proxies = append(proxies, &adminv1.ProxyStatus{NodeId: n, Connected: n != "e", Report: &discoveryv1.ReportStatusRequest{Blocked: []*discoveryv1.BlockedState{
+			{Name: "subscription/demo/s", Keys: uint32(i + 1), Topic: "t-" + n, Position: "at-" + n, Since: timestamppb.New(at.Add(time.Duration(3*i%5) * time.Second))}}}})
+	}
+	out := told(proxies)
+	c := out["subscription/demo/s"][0]
+	if want := "a, b, c and 1 more: keys that wait behind events which have failed as often as they may: 13; the first failed in t-b at at-b"; len(out) != 1 || c.Type != "KeysBlocked" || c.Reason != "AttemptsOver" || c.State != adminv1.Condition_STATE_TRUE || c.Message != want || !c.Since.AsTime().Equal(at) {
+		t.Errorf("%v", c)
 	}
 }

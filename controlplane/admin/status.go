@@ -3,7 +3,6 @@ package admin
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -93,7 +93,7 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	if revision == 0 {
 		revision = snap.Revision
 	}
-	failing := failingTargets(here)
+	said := told(here)
 	resp.Fleet = census.Summarize(here, snap.Lineage, revision)
 	census.Sort(here, snap.Lineage, revision)
 	resp.Proxies = seen(callerOf(ctx), census.Fit(here, proxies))
@@ -103,33 +103,41 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	if req.WithoutResources {
 		return resp, nil
 	}
-	return resp, s.resourceStatus(ctx, snap, at, req, failing, resp)
+	return resp, s.resourceStatus(ctx, snap, at, req, said, resp)
 }
 
-// failingTargets are the conditions of Subscriptions whose push targets fail at some
-// connected proxy, by canonical name.
-func failingTargets(proxies []*adminv1.ProxyStatus) map[string]*adminv1.Condition {
+// trouble is what a proxy tells of a resource.
+type trouble interface {
+	GetName() string
+	GetReason() string
+	GetMessage() string
+	GetSince() *timestamppb.Timestamp
+}
+
+// troubles are the conditions of one type of resources of which some connected proxy tells
+// such, by canonical name.
+func troubles[T trouble](proxies []*adminv1.ProxyStatus, condition string, of func(*discoveryv1.ReportStatusRequest) []T) map[string]*adminv1.Condition {
 	out := map[string]*adminv1.Condition{}
 	at := map[string]map[string][]string{} // proxies by what they say
 	for _, p := range proxies {
 		if !p.Connected {
 			continue
 		}
-		about := p.Info.GetNamespaces()
-		for _, t := range p.GetReport().GetTargets() {
-			if _, ns, _, err := resource.Split(t.Name); err != nil || len(about) > 0 && !slices.Contains(about, ns) {
-				continue // not its to tell
+		for _, t := range of(p.GetReport()) {
+			name := t.GetName()
+			if !tells(p, name) {
+				continue
 			}
-			c := out[t.Name]
+			c := out[name]
 			if c == nil {
-				c = &adminv1.Condition{Type: "TargetFailing", State: adminv1.Condition_STATE_TRUE, Since: t.Since}
-				out[t.Name], at[t.Name] = c, map[string][]string{}
+				c = &adminv1.Condition{Type: condition, State: adminv1.Condition_STATE_TRUE, Since: t.GetSince()}
+				out[name], at[name] = c, map[string][]string{}
 			}
-			if t.Since.AsTime().Before(c.Since.AsTime()) {
-				c.Since = t.Since
+			if t.GetSince().AsTime().Before(c.Since.AsTime()) {
+				c.Since = t.GetSince()
 			}
-			says := t.Reason + "\x00" + t.Message
-			at[t.Name][says] = append(at[t.Name][says], p.NodeId)
+			says := t.GetReason() + "\x00" + t.GetMessage()
+			at[name][says] = append(at[name][says], p.NodeId)
 		}
 	}
 	for name, by := range at {
@@ -140,13 +148,7 @@ func failingTargets(proxies []*adminv1.ProxyStatus) map[string]*adminv1.Conditio
 		var texts []string
 		for _, says := range all[:min(len(all), 3)] {
 			_, message, _ := strings.Cut(says, "\x00")
-			nodes := by[says]
-			slices.Sort(nodes)
-			who := strings.Join(nodes[:min(len(nodes), 3)], ", ")
-			if more := len(nodes) - 3; more > 0 {
-				who += fmt.Sprintf(" and %d more", more)
-			}
-			texts = append(texts, who+": "+message)
+			texts = append(texts, someNodes(by[says])+": "+message)
 		}
 		out[name].Reason, _, _ = strings.Cut(all[0], "\x00")
 		out[name].Message = strings.Join(texts, "; ")
@@ -189,9 +191,9 @@ func distinct(in []*adminv1.Alarm) []*adminv1.Alarm {
 }
 
 // resourceStatus adds the resources of the selection: those that are not ready
-// first, then those that are and whose push target fails, then the others, each by
-// name.
-func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot, at *standing, req *adminv1.GetStatusRequest, failing map[string]*adminv1.Condition, resp *adminv1.GetStatusResponse) error {
+// first, then those that are and of which proxies tell something, then the others, each
+// by name.
+func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot, at *standing, req *adminv1.GetStatusRequest, said map[string][]*adminv1.Condition, resp *adminv1.GetStatusResponse) error {
 	most, err := listed("max_resources", req.MaxResources, maxResources)
 	if err != nil {
 		return err
@@ -208,9 +210,7 @@ func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot
 	statusOf := func(e *configstore.Entry) *adminv1.ResourceStatus {
 		i := at.stands(e)
 		r := &adminv1.ResourceStatus{Name: e.Name, Conditions: conditions(e), Version: e.Version(), Proxies: uint32(i.proxies), InForce: uint32(max(0, i.force()))}
-		if c := failing[e.Name]; c != nil {
-			r.Conditions = append(r.Conditions, c)
-		}
+		r.Conditions = append(r.Conditions, said[e.Name]...)
 		return r
 	}
 	if req.Name != "" {
@@ -248,7 +248,7 @@ func (s *Service) resourceStatus(ctx context.Context, snap *configstore.Snapshot
 			switch {
 			case !ready(r):
 				bad = append(bad, r)
-			case failing[e.Name] != nil:
+			case len(said[e.Name]) > 0:
 				fails = append(fails, r)
 			case len(good) < most:
 				good = append(good, r)

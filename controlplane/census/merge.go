@@ -88,7 +88,7 @@ func Summarize(proxies []*adminv1.ProxyStatus, lineage string, revision int64) *
 
 // Sort puts proxies that lack something of a revision first: those that refuse,
 // those that are behind, those that something is withheld from, those that are
-// not connected; then those that cannot use a store, push in vain or drain, then the others.
+// not connected; then those that cannot use a store, push in vain, hold blocked keys or drain, then the others.
 // Within each they are by node id.
 func Sort(proxies []*adminv1.ProxyStatus, lineage string, revision int64) {
 	rank := func(p *adminv1.ProxyStatus) int {
@@ -101,7 +101,7 @@ func Sort(proxies []*adminv1.ProxyStatus, lineage string, revision int64) {
 			return 1
 		case l.Withheld:
 			return 2
-		case len(p.GetReport().GetStores())+len(p.GetReport().GetTargets()) > 0 || p.GetReport().GetDraining():
+		case len(p.GetReport().GetStores())+len(p.GetReport().GetTargets())+len(p.GetReport().GetDenied())+len(p.GetReport().GetBlocked()) > 0 || p.GetReport().GetDraining():
 			return 4
 		}
 		return 5
@@ -159,6 +159,12 @@ func short(p *adminv1.ProxyStatus, n, text int) *adminv1.ProxyStatus {
 		}
 		for _, t := range r.Targets[:min(len(r.Targets), n)] {
 			out.Report.Targets = append(out.Report.Targets, &discoveryv1.TargetState{Name: t.Name, Reason: names.Text(t.Reason, text), Message: names.Text(t.Message, text), Since: t.Since})
+		}
+		for _, d := range r.Denied[:min(len(r.Denied), n)] {
+			out.Report.Denied = append(out.Report.Denied, &discoveryv1.DeniedState{Name: d.Name, Reason: names.Text(d.Reason, text), Message: names.Text(d.Message, text), Since: d.Since})
+		}
+		for _, b := range r.Blocked[:min(len(r.Blocked), n)] {
+			out.Report.Blocked = append(out.Report.Blocked, &discoveryv1.BlockedState{Name: b.Name, Keys: b.Keys, Topic: b.Topic, Position: names.Text(b.Position, text), Since: b.Since})
 		}
 	}
 	return out

@@ -6,8 +6,8 @@ package census
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +18,7 @@ import (
 
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/nodestream"
 	"github.com/weft-mesh/weft/pkg/names"
 )
 
@@ -53,39 +54,34 @@ type ReportsConfig struct {
 // concurrent use.
 type Reports struct {
 	discoveryv1.UnimplementedProxyStatusServiceServer
-	cfg ReportsConfig
-
-	mu      sync.Mutex
-	streams int
-	nodes   map[string]*reporter // the newest stream of each node
-
-	open     prometheus.Gauge
+	cfg      ReportsConfig
+	streams  *nodestream.Set[*reporter]
 	received prometheus.Counter
 	commands *prometheus.CounterVec
 }
 
-// reporter is one stream.
+// reporter is what is kept of a stream.
 type reporter struct {
-	node     string
 	commands chan *discoveryv1.ReportStatusResponse
-	replaced chan struct{}
-	last     *discoveryv1.ReportStatusRequest // guarded by Reports.mu; not changed once it is there
+	last     *discoveryv1.ReportStatusRequest // changed by Stream.Do; not changed once it is there
 }
+
+type statusStream = nodestream.Stream[*reporter]
 
 // NewReports makes a server without streams.
 func NewReports(cfg ReportsConfig) *Reports {
 	if cfg.MaxStreams == 0 {
 		cfg.MaxStreams = 20000
 	}
-	r := &Reports{cfg: cfg, nodes: map[string]*reporter{},
-		open:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_status_streams", Help: "Proxies that report what they do."}),
+	open := prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_status_streams", Help: "Proxies that report what they do."})
+	r := &Reports{cfg: cfg, streams: nodestream.New[*reporter](nodestream.Config{Verb: "report", Max: cfg.MaxStreams, Every: reportEvery, Burst: reportBurst, Open: open}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_status_reports_total", Help: "Reports of proxies."}),
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_status_commands_total", Help: "Commands that proxies connected here were given."}, []string{"command"})}
 	for _, name := range []string{"resync", "drain"} {
 		r.commands.WithLabelValues(name) // there from the start
 	}
 	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(r.open, r.received, r.commands)
+		cfg.Metrics.MustRegister(open, r.received, r.commands)
 	}
 	return r
 }
@@ -102,11 +98,11 @@ func (r *Reports) ReportStatus(rpc grpc.BidiStreamingServer[discoveryv1.ReportSt
 	if err := r.cfg.Authorize(rpc.Context(), first.NodeId); err != nil {
 		return err
 	}
-	me, err := r.admit(first.NodeId)
+	me, err := r.streams.Admit(first.NodeId, &reporter{commands: make(chan *discoveryv1.ReportStatusResponse, commandQueue)})
 	if err != nil {
 		return err
 	}
-	defer r.leave(me)
+	defer me.Leave()
 	if err := r.take(me, first); err != nil {
 		return err
 	}
@@ -114,60 +110,27 @@ func (r *Reports) ReportStatus(rpc grpc.BidiStreamingServer[discoveryv1.ReportSt
 	go func() { received <- r.read(rpc, me) }()
 	for {
 		select {
-		case c := <-me.commands:
+		case c := <-me.Own.commands:
 			if err := rpc.Send(c); err != nil {
 				return err
 			}
 		case err := <-received:
 			return err
-		case <-me.replaced:
-			return status.Errorf(codes.Aborted, "node %s reports on a newer stream", me.node)
+		case <-me.Replaced():
+			return me.ErrReplaced()
 		}
 	}
 }
 
-// admit takes a stream in; it ends the node's last one.
-func (r *Reports) admit(node string) (*reporter, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.streams >= r.cfg.MaxStreams {
-		return nil, status.Errorf(codes.ResourceExhausted, "%d proxies report here already", r.cfg.MaxStreams)
-	}
-	me := &reporter{node: node, commands: make(chan *discoveryv1.ReportStatusResponse, commandQueue), replaced: make(chan struct{})}
-	if old := r.nodes[node]; old != nil {
-		close(old.replaced)
-	}
-	r.nodes[node] = me
-	r.streams++
-	r.open.Inc()
-	return me, nil
-}
-
-func (r *Reports) leave(me *reporter) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.streams--
-	r.open.Dec()
-	if r.nodes[me.node] == me {
-		delete(r.nodes, me.node)
-	}
-}
-
 // read takes reports until the stream ends.
-func (r *Reports) read(rpc grpc.BidiStreamingServer[discoveryv1.ReportStatusRequest, discoveryv1.ReportStatusResponse], me *reporter) error {
-	began, due := time.Now(), time.Duration(0)
+func (r *Reports) read(rpc grpc.BidiStreamingServer[discoveryv1.ReportStatusRequest, discoveryv1.ReportStatusResponse], me *statusStream) error {
 	for {
 		report, err := rpc.Recv()
 		if err != nil {
 			return err
 		}
-		// due is when the next one may come, if they come evenly.
-		now := time.Since(began)
-		if due = max(due, now) + reportEvery; due > now+reportBurst*reportEvery {
-			return status.Errorf(codes.ResourceExhausted, "node %s reports more often than every %v", me.node, reportEvery)
-		}
-		if report.NodeId != "" && report.NodeId != me.node {
-			return status.Errorf(codes.PermissionDenied, "the stream is of node %s, not of %s", me.node, report.NodeId)
+		if err := me.Said(report.NodeId); err != nil {
+			return err
 		}
 		if err := r.take(me, report); err != nil {
 			return err
@@ -176,16 +139,13 @@ func (r *Reports) read(rpc grpc.BidiStreamingServer[discoveryv1.ReportStatusRequ
 }
 
 // take keeps a report.
-func (r *Reports) take(me *reporter, report *discoveryv1.ReportStatusRequest) error {
+func (r *Reports) take(me *statusStream, report *discoveryv1.ReportStatusRequest) error {
 	if n := proto.Size(report); n > maxReport {
-		return status.Errorf(codes.ResourceExhausted, "a report has at most %d bytes, this one of node %s has %d", maxReport, me.node, n)
+		return status.Errorf(codes.ResourceExhausted, "a report has at most %d bytes, this one of node %s has %d", maxReport, me.Node, n)
 	}
 	r.received.Inc()
 	bound(report)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	me.last = report
-	return nil
+	return me.Do(func() { me.Own.last = report })
 }
 
 // bound cuts a report down to what is kept of it. What the node is, its discovery
@@ -212,42 +172,48 @@ func bound(report *discoveryv1.ReportStatusRequest) {
 	for _, t := range report.Targets {
 		t.Name, t.Reason, t.Message = names.Text(t.Name, maxText), names.Text(t.Reason, maxText), names.Text(t.Message, maxText)
 	}
+	report.Denied = report.Denied[:min(len(report.Denied), maxNames)]
+	for _, d := range report.Denied {
+		d.Name, d.Reason, d.Message = names.Text(d.Name, maxText), names.Text(d.Reason, maxText), names.Text(d.Message, maxText)
+	}
+	report.Blocked = report.Blocked[:min(len(report.Blocked), maxNames)]
+	for _, b := range report.Blocked {
+		b.Name, b.Topic, b.Position = names.Text(b.Name, maxText), names.Text(b.Topic, maxText), names.Text(b.Position, maxText)
+	}
 }
 
 // Report is the newest report of a node; nil where it has no stream. It must not
 // be changed.
-func (r *Reports) Report(node string) *discoveryv1.ReportStatusRequest {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if me := r.nodes[node]; me != nil {
-		return me.last
-	}
-	return nil
+func (r *Reports) Report(node string) (last *discoveryv1.ReportStatusRequest) {
+	r.streams.View(func(nodes map[string]*statusStream) {
+		if me := nodes[node]; me != nil {
+			last = me.Own.last
+		}
+	})
+	return last
 }
 
 // Command gives a command to nodes that report here, to all of them where none is
 // named, and names those that it was given to, sorted. It does not wait for
 // them; one that does not read what it was given before is left out.
 func (r *Reports) Command(name string, c *discoveryv1.ReportStatusResponse, nodes []string) (told []string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(nodes) == 0 {
-		for node := range r.nodes {
-			nodes = append(nodes, node)
+	r.streams.View(func(open map[string]*statusStream) {
+		if len(nodes) == 0 {
+			nodes = slices.Collect(maps.Keys(open))
 		}
-	}
-	for _, node := range nodes {
-		me := r.nodes[node]
-		if me == nil {
-			continue
+		for _, node := range nodes {
+			me := open[node]
+			if me == nil {
+				continue
+			}
+			select {
+			case me.Own.commands <- c:
+				told = append(told, node)
+				r.commands.WithLabelValues(name).Inc()
+			default:
+			}
 		}
-		select {
-		case me.commands <- c:
-			told = append(told, node)
-			r.commands.WithLabelValues(name).Inc()
-		default:
-		}
-	}
+	})
 	slices.Sort(told)
 	return slices.Compact(told)
 }

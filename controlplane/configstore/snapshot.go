@@ -209,7 +209,7 @@ func (s *Snapshot) Served(name string) (*Entry, *configv1.Quarantine) {
 		return q.Instead, q.Why
 	}
 	e := s.Get(name)
-	if e != nil && e.Kind == resource.Quarantine {
+	if e != nil && !resource.Streamed(e.Kind) {
 		return nil, nil // its effect is what is served
 	}
 	return e, nil
@@ -335,7 +335,7 @@ func (x *edit) served(name string) *Entry {
 	if q, ok := x.next.quarantined[name]; ok {
 		return q.Instead
 	}
-	if e, ok := x.tree.Get([]byte(name)); ok && e.Kind != resource.Quarantine {
+	if e, ok := x.tree.Get([]byte(name)); ok && resource.Streamed(e.Kind) {
 		return e
 	}
 	return nil

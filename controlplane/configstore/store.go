@@ -140,6 +140,14 @@ type head struct {
 	chain   string
 }
 
+// Changed asks etcd, as Head does, for the revision of the last change of the
+// configuration: a Snapshot of that lineage with this revision or a later one lacks
+// nothing that was written before the question.
+func (s *Store) Changed(ctx context.Context) (lineage string, revision int64, err error) {
+	h, err := s.head(ctx)
+	return h.lineage, h.changed, err
+}
+
 // headTime bounds one question for the head.
 const headTime = 5 * time.Second
 

@@ -18,6 +18,9 @@ func (s *Server) Authorize(ctx context.Context, nodeID string) error {
 	if c.node != "" && c.node != nodeID {
 		return status.Errorf(codes.PermissionDenied, "the certificate or join token is of node %s, not of %s", c.node, nodeID)
 	}
+	if err := s.refusal(nodeID); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch st := s.nodes[nodeID]; {
@@ -27,4 +30,11 @@ func (s *Server) Authorize(ctx context.Context, nodeID string) error {
 		return status.Errorf(codes.PermissionDenied, "node %s is connected with another certificate", nodeID)
 	}
 	return nil
+}
+
+// Allows reports whether the credential that the peer of ctx has shown is good for a
+// namespace.
+func Allows(ctx context.Context, namespace string) bool {
+	c, err := credentialOf(ctx)
+	return err == nil && (c.namespaces == nil || c.namespaces[namespace])
 }

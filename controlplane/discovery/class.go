@@ -117,7 +117,7 @@ func (v *view) get(name string) *configstore.Entry {
 // or there is nothing.
 func (v *view) withholds(name string) *configv1.Withheld {
 	e := v.snap.Get(name)
-	if e == nil || e.Kind == resource.Quarantine {
+	if e == nil || !resource.Streamed(e.Kind) {
 		return nil
 	}
 	served, quarantine := v.snap.Served(name)

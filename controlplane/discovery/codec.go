@@ -3,8 +3,9 @@ package discovery
 import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+
+	"github.com/weft-mesh/weft/pkg/listener"
 )
 
 // ServerOptions are what a gRPC server needs that serves discovery: responses are
@@ -12,7 +13,7 @@ import (
 // which a proxy keeps one for days, has small buffers.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
+		grpc.ForceServerCodecV2(codec{listener.Codec(listener.MaxMessages)}),
 		grpc.ReadBufferSize(4 << 10), grpc.WriteBufferSize(16 << 10),
 	}
 }

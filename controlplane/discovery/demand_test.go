@@ -24,12 +24,13 @@ func governing(ns, label string) []*configv1.Resource {
 		of("p", resource.AccessPolicy, &configv1.Resource{Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{}}}),
 		of("i", resource.Identity, &configv1.Resource{Spec: &configv1.Resource_Identity{Identity: &configv1.Identity{}}}),
 		of("r", resource.Route, &configv1.Resource{Spec: &configv1.Resource_Route{Route: &configv1.Route{Topic: "t"}}}),
+		of("h", resource.HTTPBinding, &configv1.Resource{Spec: &configv1.Resource_HttpBinding{HttpBinding: &configv1.HttpBinding{}}}),
 		of("t", resource.Topic, &configv1.Resource{Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "a"}}}),
 	}
 }
 
 // TestGoverning: who subscribes to what governs a namespace gets its policies,
-// identities and routes, what changes of them, and nothing else, beside names of its
+// identities, routes and bindings, what changes of them, and nothing else, beside names of its
 // own; a name that it may not see is said not to exist.
 func TestGoverning(t *testing.T) {
 	w := newWorld(t)
@@ -37,8 +38,8 @@ func TestGoverning(t *testing.T) {
 	w.commit(configstore.Change{Put: append(governing("demo", "1"), governing("other", "1")...)})
 	p := w.connect(w.addr, nil)
 	p.ask("governing/demo/*", "eventstore/demo/a", "eventstore/demo/later")
-	p.wants("+accesspolicy/demo/p +demo/a +identity/demo/i +route/demo/r -demo/later")
-	if !p.last.Complete || len(p.last.Kinds) != 4 {
+	p.wants("+accesspolicy/demo/p +demo/a +httpbinding/demo/h +identity/demo/i +route/demo/r -demo/later")
+	if !p.last.Complete || len(p.last.Kinds) != 5 {
 		t.Errorf("the manifest says %v", p.last)
 	}
 	w.put("2", "demo/b")
@@ -47,7 +48,8 @@ func TestGoverning(t *testing.T) {
 	p.wants("+accesspolicy/demo/p")
 	w.put("1", "demo/later")
 	p.wants("+demo/later")
-	p.send(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesUnsubscribe: []string{"governing/demo/*"}})
+	p.send(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesUnsubscribe: []string{"governing/demo/*"}, ResourceNamesSubscribe: []string{"eventstore/demo/not"}})
+	p.wants("-demo/not") // it has heard of both
 	w.commit(configstore.Change{Put: governing("demo", "3")[:1]})
 	w.put("2", "demo/a")
 	p.wants("+demo/a")
@@ -55,7 +57,7 @@ func TestGoverning(t *testing.T) {
 	_, addr := serve(t, Config{Source: w.store, Log: w.server.cfg.Log, Allowed: func(context.Context) (map[string]bool, error) { return map[string]bool{"demo": true}, nil }})
 	p = w.connect(addr, nil)
 	p.ask("governing/other/*", "governing/demo/*", "topic/other/t", "topic/demo/t")
-	p.wants("+accesspolicy/demo/p +identity/demo/i +route/demo/r +topic/demo/t -topic/other/t")
+	p.wants("+accesspolicy/demo/p +httpbinding/demo/h +identity/demo/i +route/demo/r +topic/demo/t -topic/other/t")
 }
 
 // TestResumeNames: a token for names on demand resumes where it is of the names that
@@ -99,12 +101,12 @@ func TestResumeNames(t *testing.T) {
 	if n := p.last.Kinds; n[1].Kind != "eventstore" || n[1].Count != 3 { // b, c and none
 		t.Errorf("the manifest says %v", p.last)
 	}
-	const rest = "+accesspolicy/demo/p +demo/a +identity/demo/i +route/demo/r"
+	const rest = "+accesspolicy/demo/p +demo/a +httpbinding/demo/h +identity/demo/i +route/demo/r"
 	resume(rest, true, nil, "eventstore/demo/a")
 	if a := w.server.Alarms(); len(a) != 0 {
 		t.Errorf("without a reason: %v", a)
 	}
-	resume("+accesspolicy/demo/p +demo/a +demo/b +demo/none +identity/demo/i +route/demo/r", true,
+	resume("+accesspolicy/demo/p +demo/a +demo/b +demo/none +httpbinding/demo/h +identity/demo/i +route/demo/r", true,
 		func(tok *discoveryv1.ResumeToken) { tok.Digests[0].Count++ }, names...)
 	if a := w.server.Alarms(); len(a) != 1 {
 		t.Errorf("the alarms are %v", a)

@@ -34,7 +34,7 @@ type scope struct {
 
 // has reports whether a name is of the scope, and may be.
 func (s *scope) has(kind resource.Kind, name, namespace string) bool {
-	if s.allowed != nil && !s.allowed[namespace] || kind == resource.Quarantine {
+	if s.allowed != nil && !s.allowed[namespace] || !resource.Streamed(kind) {
 		return false
 	}
 	return s.exact[name] || s.covers(kind, namespace)

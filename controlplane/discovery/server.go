@@ -13,16 +13,12 @@ package discovery
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -32,26 +28,19 @@ import (
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/structpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
-	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/controlplane/roster"
 	"github.com/weft-mesh/weft/pkg/clock"
-	"github.com/weft-mesh/weft/pkg/lineage"
-	"github.com/weft-mesh/weft/pkg/names"
-	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // ResumeHeader is the stream metadata that has a resume token.
 const ResumeHeader = "weft-resume"
+
+// EntryHeader is the stream metadata that tells a node that leaves when it stops what to
+// say then.
+const EntryHeader = "weft-entry"
 
 // Source is where the configuration comes from; a configstore.Store.
 type Source interface {
@@ -63,12 +52,22 @@ type Source interface {
 	Suspected() (message string, since time.Time)
 }
 
+// Roster is the list of those who may have configuration; a roster.Roster. Its errors
+// are of class Precondition, Throttled and Unavailable.
+type Roster interface {
+	Join(ctx context.Context, node roster.Joining) (roster.At, error)
+	Refusal(node string) error
+	Entry(node, incarnation string) int64
+}
+
 // Config of a Server.
 type Config struct {
 	Source Source
 	// Allowed gives the namespaces that a peer may see; nil means all. Those of
 	// its certificate when unset.
 	Allowed func(ctx context.Context) (map[string]bool, error)
+	// Roster, if set, has every node that is sent anything.
+	Roster Roster
 	// MaxStreams bounds open streams; 20,000 when 0.
 	MaxStreams int
 	// NodeStreams bounds those of one node id; 16 when 0.
@@ -123,41 +122,6 @@ type Server struct {
 	interned map[string][]string
 	stop     func() // ends the pusher; nil while there is no stream
 	draining bool
-}
-
-type serverMetrics struct {
-	streams                                               prometheus.Gauge
-	put, removed, bytes, acks, nacks                      prometheus.Counter
-	rejected, fullSyncs, resumes, mismatches, quarantines prometheus.Counter
-	seconds                                               prometheus.Histogram
-	waiting                                               prometheus.Gauge
-}
-
-func newMetrics(reg prometheus.Registerer, behind func() float64) serverMetrics {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_discovery_" + name, Help: help})
-	}
-	sent := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_discovery_resources_sent_total", Help: "Resources sent to proxies, by what was said of them."}, []string{"change"})
-	answers := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_controlplane_discovery_answers_total", Help: "Answers of proxies to deltas."}, []string{"answer"})
-	m := serverMetrics{
-		streams: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_discovery_streams", Help: "Open discovery streams."}),
-		put:     sent.WithLabelValues("put"), removed: sent.WithLabelValues("removed"),
-		acks: answers.WithLabelValues("ack"), nacks: answers.WithLabelValues("nack"),
-		bytes:       counter("sent_bytes_total", "Bytes of resources sent to proxies."),
-		rejected:    counter("rejected_resources_total", "Resources that proxies refused."),
-		fullSyncs:   counter("full_syncs_total", "Streams that were sent their whole scope."),
-		resumes:     counter("resumes_total", "Streams that went on from what their proxy had."),
-		mismatches:  counter("resume_mismatches_total", "Proxies that had another content than etcd at the same revision; each was sent everything."),
-		quarantines: counter("quarantines_total", "Versions of resources that this replica put in quarantine."),
-		waiting:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_controlplane_discovery_full_syncs_waiting", Help: "Streams that wait for their turn to be sent their whole scope."}),
-		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_controlplane_discovery_answer_duration_seconds", Help: "Time from sending a delta to the proxy's answer to all of it.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10)}),
-	}
-	if reg != nil {
-		reg.MustRegister(m.streams, sent, m.bytes, answers, m.rejected, m.fullSyncs, m.resumes, m.mismatches, m.quarantines, m.waiting, m.seconds,
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_discovery_proxies_behind", Help: "Connected proxies that have not acknowledged the newest revision sent to them."}, behind))
-	}
-	return m
 }
 
 // New makes a server.
@@ -232,6 +196,9 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 		return err
 	}
 	st.rpc, st.sotw = rpc, w
+	if err := s.enrol(ctx, st); err != nil {
+		return err
+	}
 	if p, ok := s.cfg.Source.(*Paced); ok {
 		p.catchUp(ctx)
 	}
@@ -242,6 +209,9 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 	s.metrics.streams.Inc()
 	s.changed()
 	defer s.close(st)
+	if err := s.refusal(st.nodeID); err != nil { // said between enrol and admit
+		return err
+	}
 	go func() {
 		for req := first; ; {
 			st.turn.Lock()
@@ -345,23 +315,6 @@ func (s *Server) Drain() {
 	}
 }
 
-// maxInterned bounds the lists of capabilities that streams share.
-const maxInterned = 64
-
-// intern gives equal lists of capabilities one memory.
-func (s *Server) intern(list []string) []string {
-	key := strings.Join(list, "\x00")
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if known, ok := s.interned[key]; ok {
-		return known
-	}
-	if len(s.interned) < maxInterned {
-		s.interned[key] = list
-	}
-	return list
-}
-
 // push tells the streams of every new snapshot until stopped.
 func (s *Server) push(stopped <-chan struct{}) {
 	for {
@@ -377,35 +330,6 @@ func (s *Server) push(stopped <-chan struct{}) {
 		case <-stopped:
 			return
 		}
-	}
-}
-
-// classify gives a stream, whose turn the caller has, the class of its
-// subscription.
-func (s *Server) classify(st *stream) {
-	c := &class{scope: scope{allowed: st.scope.allowed, serves: st.scope.serves, all: st.scope.all, spaces: maps.Clone(st.scope.spaces), governing: maps.Clone(st.scope.governing)},
-		can: st.can, declared: st.declared, manifest: st.manifest}
-	sum := sha256.Sum256(fmt.Appendf(nil, "%v %t %t %s", c.can, c.declared, c.manifest, c.scope.key()))
-	c.key = string(sum[:])
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.leave(st.class)
-	if known := s.classes[c.key]; known != nil {
-		c = known
-	} else {
-		s.classes[c.key] = c
-	}
-	c.streams++
-	st.class = c
-}
-
-// leave is called with mu held.
-func (s *Server) leave(c *class) {
-	if c == nil {
-		return
-	}
-	if c.streams--; c.streams == 0 {
-		delete(s.classes, c.key)
 	}
 }
 
@@ -426,228 +350,8 @@ func (s *Server) fullSync(ctx context.Context) (release func(), err error) {
 	return func() { late.Stop(); once() }, nil
 }
 
-// open makes the stream's state from what its first request says of the node.
-func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string]bool) (*stream, error) {
-	st := &stream{server: s, fresh: map[string]bool{}, rejected: map[string]string{}, held: map[string]*discoveryv1.Rejection{}, connected: s.cfg.Clock.Now()}
-	st.scope.allowed = allowed
-	if p, ok := peer.FromContext(ctx); ok {
-		st.peer = p.Addr.String()
-	}
-	if n := len(node.GetId()); n == 0 || n > 128 || names.Text(node.Id, n) != node.Id {
-		return nil, status.Error(codes.InvalidArgument, "node.id must have 1 to 128 characters, and no control characters")
-	}
-	st.nodeID = node.Id
-	// Before anything else that it says of the node is believed.
-	var err error
-	if st.credential, err = credentialOf(ctx); err != nil {
-		return nil, status.Error(codes.PermissionDenied, err.Error())
-	}
-	if own := st.credential.node; own != "" && own != st.nodeID {
-		return nil, status.Errorf(codes.PermissionDenied, "the certificate or join token is of node %s, not of %s", own, st.nodeID)
-	}
-	st.info = &discoveryv1.NodeInfo{}
-	if n := proto.Size(node); n > maxNode {
-		return nil, status.Errorf(codes.InvalidArgument, "node has %d bytes, the most is %d", n, maxNode)
-	}
-	if f := node.GetMetadata().GetFields()["weft"]; f != nil {
-		if err := readInfo(f, st.info); err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "node.metadata.weft is not a NodeInfo: %v", err)
-		}
-	}
-	st.manifest = st.info.Manifest
-	if st.declared = st.manifest && len(st.info.Capabilities) > 0; st.declared {
-		st.can = resource.FeaturesOf(st.info.Capabilities)
-		st.info.Capabilities = s.intern(st.info.Capabilities)
-	}
-	for _, text := range []*string{&st.info.Version, &st.info.Zone, &st.info.AdvertiseHost, &st.info.Incarnation} {
-		*text = clip(*text)
-	}
-	if len(st.info.Namespaces) > 0 {
-		st.scope.serves = map[string]bool{}
-		for i, ns := range st.info.Namespaces {
-			if err := names.CheckNamespace(ns); err != nil {
-				return nil, status.Errorf(codes.InvalidArgument, "node.metadata.weft.namespaces[%d]: %v", i, err)
-			}
-			st.scope.serves[ns] = true
-		}
-	}
-	if allowed != nil {
-		// How a resource stands is counted among those that are about its namespace.
-		own := slices.DeleteFunc(st.info.Namespaces, func(ns string) bool { return !allowed[ns] })
-		if len(own) == 0 {
-			own = slices.Sorted(maps.Keys(allowed))
-		}
-		st.info.Namespaces = own
-	}
-	if values := metadata.ValueFromIncomingContext(ctx, ResumeHeader); len(values) > 0 {
-		token := &discoveryv1.ResumeToken{}
-		b, err := base64.RawURLEncoding.DecodeString(values[0])
-		if err == nil {
-			err = proto.Unmarshal(b, token)
-		}
-		if err != nil {
-			return nil, status.Error(codes.InvalidArgument, "the resume token cannot be read")
-		}
-		if err := s.awaitRevision(ctx, st.nodeID, token); err != nil {
-			return nil, err
-		}
-		st.token = token
-	}
-	return st, nil
-}
-
-// readInfo reads what a node says of itself. Its capabilities, which are many, do not
-// take the way over JSON.
-func readInfo(v *structpb.Value, info *discoveryv1.NodeInfo) error {
-	const capabilities = "capabilities"
-	var can []string
-	if list, ok := v.GetStructValue().GetFields()[capabilities].GetKind().(*structpb.Value_ListValue); ok {
-		can = make([]string, 0, len(list.ListValue.Values))
-		for _, c := range list.ListValue.Values {
-			if _, ok := c.Kind.(*structpb.Value_StringValue); !ok {
-				return errors.New("capabilities are not strings")
-			}
-			can = append(can, c.GetStringValue())
-		}
-		delete(v.GetStructValue().Fields, capabilities)
-	}
-	b, err := v.MarshalJSON()
-	if err == nil {
-		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, info)
-	}
-	if can != nil {
-		info.Capabilities = can
-	}
-	return err
-}
-
-// admit takes a stream in, if there is room and nobody with another credential is
-// connected as its node. A reason to end the stream is sent to ended.
-func (s *Server) admit(st *stream) (ended <-chan error, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.draining {
-		return nil, status.Error(codes.Unavailable, "this control plane is stopping; try another")
-	}
-	if len(s.streams) >= s.cfg.MaxStreams {
-		return nil, status.Errorf(codes.ResourceExhausted, "this control plane has %d streams; try another", s.cfg.MaxStreams)
-	}
-	if other := s.nodes[st.nodeID]; other != nil && other.credential.subject != st.credential.subject {
-		return nil, status.Errorf(codes.PermissionDenied, "node %s is connected with another certificate", st.nodeID)
-	}
-	if s.perNode[st.nodeID] >= s.cfg.NodeStreams {
-		return nil, status.Errorf(codes.ResourceExhausted, "node %s has %d streams", st.nodeID, s.cfg.NodeStreams)
-	}
-	if len(s.streams) == 0 {
-		stopped := make(chan struct{})
-		s.stop = func() { close(stopped) }
-		go s.push(stopped)
-	}
-	end := make(chan error, 1)
-	s.streams[st] = end
-	s.nodes[st.nodeID] = st
-	s.perNode[st.nodeID]++
-	return end, nil
-}
-
-func (s *Server) close(st *stream) {
-	s.mu.Lock()
-	delete(s.streams, st)
-	if s.nodes[st.nodeID] == st {
-		delete(s.nodes, st.nodeID)
-	}
-	if s.perNode[st.nodeID]--; s.perNode[st.nodeID] == 0 {
-		delete(s.perNode, st.nodeID)
-	}
-	s.leave(st.class)
-	if len(s.streams) == 0 {
-		s.stop()
-	}
-	s.mu.Unlock()
-	s.metrics.streams.Dec()
-	s.changed()
-}
-
-// awaitRevision is the fence: a proxy that has a newer revision than this replica,
-// or another lineage that does not come before this one, is never shown an older
-// one. Where etcd itself has not, it went back: that is for people to see.
-func (s *Server) awaitRevision(ctx context.Context, nodeID string, token *discoveryv1.ResumeToken) error {
-	wctx, cancel := context.WithTimeout(ctx, s.cfg.CatchUp)
-	defer cancel()
-	snap, changed := s.cfg.Source.Snapshot()
-	for !shows(snap, token) {
-		select {
-		case <-changed:
-			snap, changed = s.cfg.Source.Snapshot()
-			continue
-		case <-wctx.Done():
-		}
-		break
-	}
-	if shows(snap, token) {
-		return nil
-	}
-	type head struct {
-		lineage  string
-		revision int64
-	}
-	asked, err, _ := s.heads.Do("", func() (any, error) {
-		hctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.CatchUp)
-		defer cancel()
-		lineage, revision, err := s.cfg.Source.Head(hctx)
-		return head{lineage, revision}, err
-	})
-	if h, ok := asked.(head); err == nil && ok && h.lineage == token.Lineage && h.revision < token.Revision {
-		s.alarms.raise(s.cfg.Clock.Now(), snap.Lineage, restoreSuspected, fmt.Sprintf("node %s says that it has revision %d, and etcd has only %d: if that is so, etcd was restored from a backup. "+
-			"The proxy keeps its configuration; \"weft admin restore\" declares that what etcd has is in force", nodeID, token.Revision, h.revision))
-		s.cfg.Log.Error("a proxy has a newer revision than etcd", "node", nodeID, "revision", token.Revision, "etcd", h.revision)
-		return status.Errorf(codes.Unavailable, "etcd is at revision %d, the proxy has %d: etcd was restored from a backup", h.revision, token.Revision)
-	} else if err == nil && ok && !lineage.Follows(h.lineage, token.Lineage) {
-		s.alarms.raise(s.cfg.Clock.Now(), snap.Lineage, restoreSuspected, fmt.Sprintf("node %s says that it is of lineage %s, which etcd's, %s, does not follow: if that is so, etcd was emptied or restored from a backup, or the proxy was of another mesh. "+
-			"The proxy keeps its configuration; \"weft admin restore\" declares that what etcd has is in force", nodeID, names.Text(token.Lineage, 100), h.lineage))
-		s.cfg.Log.Error("a proxy is of a lineage that etcd's does not follow", "node", nodeID, "lineage", token.Lineage, "etcd", h.lineage)
-		return status.Errorf(codes.Unavailable, "etcd is of lineage %s, the proxy of %s: etcd was emptied or restored from a backup, or the proxy is of another mesh", h.lineage, token.Lineage)
-	}
-	if token.Lineage != snap.Lineage {
-		return status.Errorf(codes.Unavailable, "this control plane has not read of lineage %s yet, which the proxy has; try another", token.Lineage)
-	}
-	return status.Errorf(codes.Unavailable, "this control plane has read up to revision %d, the proxy has %d; try another", snap.Revision, token.Revision)
-}
-
-// shows reports whether a proxy with this token may be shown a snapshot.
-func shows(snap *configstore.Snapshot, token *discoveryv1.ResumeToken) bool {
-	if snap.Lineage == token.Lineage {
-		return snap.Revision >= token.Revision
-	}
-	return lineage.Follows(snap.Lineage, token.Lineage)
-}
-
 func (s *Server) changed() {
 	if s.cfg.Changed != nil {
 		s.cfg.Changed()
 	}
-}
-
-// Proxies tells of every node that is connected: where it has come again before
-// its last stream was seen to end, of the newer one.
-func (s *Server) Proxies() []*adminv1.ProxyStatus {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []*adminv1.ProxyStatus
-	for _, st := range s.nodes {
-		out = append(out, st.status())
-	}
-	return out
-}
-
-// status is the stream as the fleet view shows it.
-func (st *stream) status() *adminv1.ProxyStatus {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	p := &adminv1.ProxyStatus{NodeId: st.nodeID, Info: st.info, Peer: st.peer, ConnectedAt: timestamppb.New(st.connected),
-		SentRevision: st.sent, AckedRevision: st.acked, Withheld: st.withheld}
-	for _, r := range st.held {
-		p.Rejections = append(p.Rejections, r)
-	}
-	return p
 }

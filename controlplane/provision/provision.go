@@ -12,14 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
@@ -28,8 +25,6 @@ import (
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/pkg/clock"
-	"github.com/weft-mesh/weft/pkg/fault"
-	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 	"github.com/weft-mesh/weft/store"
 )
@@ -57,7 +52,8 @@ type Config struct {
 
 // Provisioner reconciles stores with the configuration.
 type Provisioner struct {
-	remembered bool // in this time in office: known has all that is written
+	remembered bool      // in this time in office: known has all that is written
+	groups     time.Time // when it was looked last whether all groups are there; zero: not in this time in office
 
 	cfg   Config
 	open  map[string]*opened // by EventStore uid; only the elected loop uses it
@@ -73,6 +69,7 @@ type opened struct {
 	st      store.Store
 	err     error
 	caps    store.Capabilities
+	told    string // what was written of caps, in this time in office
 }
 
 // conditions is where the status keys of conditions begin.
@@ -170,7 +167,10 @@ func wait(ctx context.Context, d time.Duration, changed <-chan struct{}) {
 // done and is worth trying again soon.
 func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *configstore.Snapshot) (complete bool, err error) {
 	complete = true
-	r := round{p: p, term: term, snap: snap, topics: map[string]topicState{}}
+	r := round{p: p, term: term, snap: snap, topics: map[string]*topicState{}, groups: time.Since(p.groups) >= p.cfg.Every}
+	if r.groups {
+		p.groups = time.Now()
+	}
 	if err := p.forget(ctx, term, snap); err != nil {
 		return false, err
 	}
@@ -187,17 +187,8 @@ func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *config
 	}
 	// Groups are fixed before their topics are admitted.
 	r.admitTopics(ctx)
-	for len(r.put) > 0 {
-		n := min(len(r.put), configstore.MaxWrites)
-		rev, err := p.cfg.Store.Commit(ctx, snap, configstore.Change{Put: r.put[:n], Only: []clientv3.Cmp{term.Fence()}, Actor: "weft provisioner", Peer: "control plane"})
-		if err != nil {
-			return false, err
-		}
-		if r.put = r.put[n:]; len(r.put) > 0 {
-			if snap, err = p.cfg.Store.WaitFor(ctx, rev); err != nil {
-				return false, err
-			}
-		}
+	if err := r.commit(ctx); err != nil {
+		return false, err
 	}
 	return complete && !r.pending, nil
 }
@@ -223,7 +214,7 @@ func (p *Provisioner) forget(ctx context.Context, term election.Term, snap *conf
 			continue
 		}
 		cctx, cancel := context.WithTimeout(ctx, callTimeout)
-		err := term.Write(cctx, p.cfg.Store.Client(), clientv3.OpDelete(p.cfg.Store.StatusKey(conditions+name)))
+		err := term.Write(cctx, p.cfg.Store.Client(), clientv3.OpDelete(p.cfg.Store.StatusKey(conditions+name)), clientv3.OpDelete(p.cfg.Store.StatusKey(observations+name)))
 		cancel()
 		if err != nil {
 			return err
@@ -250,7 +241,8 @@ func (p *Provisioner) remember(ctx context.Context) error {
 	return nil
 }
 
-// reach opens and probes a store and records what it saw.
+// reach opens and probes a store, makes the topics that are its own, and records what it saw.
+// false is that it is worth trying again soon.
 func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configstore.Entry) bool {
 	spec, uid := e.Resource.GetEventStore(), e.Resource.Metadata.Uid
 	if spec.GetEmbedded() != nil {
@@ -273,12 +265,22 @@ func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configst
 		o.caps, o.err = o.st.Probe(cctx)
 	}
 	c := &adminv1.Condition{Type: "Reachable", State: adminv1.Condition_STATE_TRUE, Reason: "Probed",
-		Message: fmt.Sprintf("%s %s, durability %s", o.caps.Product, o.caps.Version, durabilityName(o.caps.Durability))}
-	if o.err != nil {
+		Message: fmt.Sprintf("%s %s, durability %s", o.caps.Product, o.caps.Version, o.caps.Durability)}
+	if o.caps.DelayEmulated {
+		c.Message += ", delay by the mesh at one more write of each delayed event"
+	}
+	again := o.err != nil
+	if o.err == nil {
+		p.observe(ctx, term, e, o)
+		var missing string
+		if missing, again = p.ownTopics(ctx, e, o.st); missing != "" {
+			c.Message += "; " + missing
+		}
+	} else {
 		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, cmp.Or(store.Why(o.err), "Unreachable"), o.err.Error()
 	}
 	p.condition(ctx, term, e.Name, c)
-	return o.err == nil
+	return !again
 }
 
 func (p *Provisioner) connect(ctx context.Context, e *configstore.Entry) (store.Store, error) {
@@ -290,7 +292,7 @@ func (p *Provisioner) connect(ctx context.Context, e *configstore.Entry) (store.
 	if d == nil {
 		return nil, fmt.Errorf("this control plane has no driver for %s", kind)
 	}
-	return d.Open(ctx, store.Config{Name: e.Namespace + "/" + e.Resource.Metadata.Name, ClientID: "weft-provisioner-" + e.Resource.Metadata.Uid, Options: options, Log: p.cfg.Log})
+	return d.Open(ctx, store.Config{Name: e.Namespace + "/" + e.Resource.Metadata.Name, UID: e.Resource.Metadata.Uid, ClientID: "weft-provisioner-" + e.Resource.Metadata.Uid, Options: options, Log: p.cfg.Log})
 }
 
 func (p *Provisioner) close(o *opened) {
@@ -308,7 +310,7 @@ func (p *Provisioner) closeAll() {
 		}
 		delete(p.open, uid)
 	}
-	p.remembered = false
+	p.remembered, p.groups = false, time.Time{}
 }
 
 // condition writes a condition under its own key, when it changed. Failing is
@@ -352,72 +354,15 @@ func Conditions(s *configstore.Store) func(context.Context) (map[string][]*admin
 	}
 }
 
-// topicState is what a round found out about a topic.
-type topicState struct {
-	entry   *configstore.Entry
-	binding *configv1.TopicBinding
-	local   bool
-	admin   store.Admin // nil for a local one
-	verify  bool        // admin only looks
-	reasons []string
-}
-
 // round is one pass.
 type round struct {
 	p       *Provisioner
 	term    election.Term
 	snap    *configstore.Snapshot
-	topics  map[string]topicState
-	put     []*configv1.Resource
+	topics  map[string]*topicState
+	groups  bool // it looks whether groups that were made are there
+	put     []decision
 	pending bool
-}
-
-func (r *round) topic(ctx context.Context, e *configstore.Entry) {
-	md, spec := e.Resource.Metadata, e.Resource.GetTopic()
-	t := topicState{entry: e, binding: r.snap.Resource(resource.Name(resource.TopicBinding, md.Namespace, md.Name)).GetTopicBinding()}
-	defer func() { r.topics[e.Name] = t }()
-	if t.binding.GetTopicUid() != md.Uid || len(t.binding.Epochs) == 0 {
-		t.reasons = []string{"it has no binding"}
-		return
-	}
-	last := t.binding.Epochs[len(t.binding.Epochs)-1]
-	se := r.snap.Get(resource.Name(resource.EventStore, md.Namespace, last.Store))
-	if se == nil || se.Resource.Metadata.Uid != last.StoreUid {
-		t.reasons = []string{"EventStore " + last.Store + " is not there"}
-		return
-	}
-	if se.Resource.GetEventStore().GetEmbedded() != nil {
-		t.local = true
-		return
-	}
-	o := r.p.open[last.StoreUid]
-	if o == nil || o.err != nil {
-		r.pending = true
-		t.reasons = []string{"EventStore " + last.Store + " cannot be reached"}
-		if o != nil {
-			t.reasons[0] += ": " + o.err.Error()
-		}
-		return
-	}
-	admin, ok := o.st.(store.Admin)
-	if !ok {
-		t.reasons = []string{"EventStore " + last.Store + " cannot be administered"}
-		return
-	}
-	if want := store.Durability(spec.Needs.GetDurability()); want > o.caps.Durability {
-		t.reasons = []string{fmt.Sprintf("needs durability %s, EventStore %s was observed to give %s", durabilityName(want), last.Store, durabilityName(o.caps.Durability))}
-		r.pending = true
-		return
-	}
-	cctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	t.verify = se.Resource.GetEventStore().Provisioning == configv1.Provisioning_PROVISIONING_VERIFY
-	if err := ensureTopic(cctx, admin, t.verify, store.TopicSpec{Name: last.PhysicalName, Partitions: cmp.Or(int(spec.Partitions), 8)}); err != nil {
-		r.pending = true
-		t.reasons = []string{"topic " + last.PhysicalName + ": " + err.Error()}
-		return
-	}
-	t.admin = admin
 }
 
 // ensureTopic makes a topic or, with verify, only looks whether it is there.
@@ -430,111 +375,4 @@ func ensureTopic(ctx context.Context, admin store.Admin, verify bool, spec store
 		err = errors.New("it is not there, and the EventStore's provisioning is verify")
 	}
 	return err
-}
-
-// ensureGroup makes a group with its start or, with verify, only looks whether
-// somebody did.
-func ensureGroup(ctx context.Context, admin store.Admin, verify bool, topic, group string, from store.Start) error {
-	if !verify {
-		return admin.EnsureGroup(ctx, topic, group, from)
-	}
-	_, err := admin.Lag(ctx, topic, group)
-	if err != nil && fault.ClassOf(err) == fault.NotFound {
-		err = fmt.Errorf("%s has no offset in %s, and the EventStore's provisioning is verify", group, topic)
-	}
-	return err
-}
-
-func durabilityName(d store.Durability) string {
-	return [...]string{"unknown", "process", "disk", "replicated"}[min(d, store.DurabilityReplicated)]
-}
-
-// admitTopics writes the admissions that changed.
-func (r *round) admitTopics(ctx context.Context) {
-	for _, t := range r.topics {
-		md := t.entry.Resource.Metadata
-		adm := &configv1.TopicAdmission{TopicUid: md.Uid, Admitted: len(t.reasons) == 0, Reasons: t.reasons, AtProxy: t.local}
-		old := r.snap.Resource(resource.Name(resource.TopicAdmission, md.Namespace, md.Name)).GetTopicAdmission()
-		if old.GetTopicUid() == md.Uid && old.Admitted && !adm.Admitted {
-			// What was admitted stays so: a store that is down for a while, or
-			// gives less than it did, is a condition, not a reason to stop its
-			// topics.
-			r.p.condition(ctx, r.term, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_FALSE,
-				Reason: "AsAdmittedNoLonger", Message: strings.Join(t.reasons, "; ")})
-			continue
-		}
-		if _, told := r.p.known[t.entry.Name]; told && adm.Admitted {
-			r.p.condition(ctx, r.term, t.entry.Name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_TRUE, Reason: "AsAdmitted"})
-		}
-		if !proto.Equal(old, adm) {
-			r.write(md, &configv1.Resource{Spec: &configv1.Resource_TopicAdmission{TopicAdmission: adm}})
-		}
-	}
-}
-
-func (r *round) write(md *configv1.Metadata, res *configv1.Resource) {
-	res.Metadata = &configv1.Metadata{Namespace: md.Namespace, Name: md.Name}
-	res.Name = resource.NameOf(res)
-	r.put = append(r.put, res)
-}
-
-func (r *round) subscription(ctx context.Context, e *configstore.Entry) {
-	md, spec := e.Resource.Metadata, e.Resource.GetSubscription()
-	old := r.snap.Resource(resource.Name(resource.SubscriptionAdmission, md.Namespace, md.Name)).GetSubscriptionAdmission()
-	if old.GetSubscriptionUid() != md.Uid {
-		old = nil
-	}
-	adm := &configv1.SubscriptionAdmission{SubscriptionUid: md.Uid}
-	for te := range r.snap.All(string(resource.Topic) + "/" + md.Namespace + "/") {
-		if !slices.ContainsFunc(spec.Topics, func(p string) bool { return names.Match(p, te.Resource.Metadata.Name) }) {
-			continue
-		}
-		t := r.topics[te.Name]
-		uid := te.Resource.Metadata.Uid
-		if i := slices.IndexFunc(old.GetSources(), func(s *configv1.SubscriptionSource) bool { return s.TopicUid == uid }); i >= 0 {
-			adm.Sources = append(adm.Sources, old.Sources[i])
-			continue
-		}
-		if len(t.reasons) > 0 {
-			adm.Reasons = append(adm.Reasons, "topic "+te.Resource.Metadata.Name+": "+t.reasons[0])
-			continue
-		}
-		later := te.Resource.Metadata.CreatedAt.AsTime().After(md.CreatedAt.AsTime())
-		src := &configv1.SubscriptionSource{Topic: te.Resource.Metadata.Name, TopicUid: uid,
-			Epoch: t.binding.Epochs[len(t.binding.Epochs)-1].Number, PhysicalGroup: names.Group(md.Uid, uid),
-			RetryTopic: names.RetryTopic(md.Uid), RetryGroup: names.RetryGroup(md.Uid), AtProxy: t.local,
-			FromBeginning: later || spec.Start == configv1.Start_START_BEGINNING}
-		if !t.local {
-			if err := fixStart(ctx, t, src); err != nil {
-				r.pending = true
-				adm.Reasons = append(adm.Reasons, "topic "+src.Topic+": "+err.Error())
-				continue
-			}
-		}
-		adm.Sources = append(adm.Sources, src)
-	}
-	if len(adm.Sources) == 0 && len(adm.Reasons) == 0 {
-		adm.Reasons = []string{"no topic matches"}
-	}
-	if !proto.Equal(old, adm) {
-		r.write(md, &configv1.Resource{Spec: &configv1.Resource_SubscriptionAdmission{SubscriptionAdmission: adm}})
-	}
-}
-
-// fixStart makes the group of one source with its start, and the subscription's
-// retry topic in that store.
-func fixStart(ctx context.Context, t topicState, src *configv1.SubscriptionSource) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	physical := t.binding.Epochs[len(t.binding.Epochs)-1].PhysicalName
-	if err := ensureGroup(ctx, t.admin, t.verify, physical, src.PhysicalGroup, store.Start{End: !src.FromBeginning}); err != nil {
-		return fmt.Errorf("group: %w", err)
-	}
-	if err := ensureTopic(ctx, t.admin, t.verify, store.TopicSpec{Name: src.RetryTopic, Partitions: 4}); err != nil {
-		return fmt.Errorf("retry topic %s: %w", src.RetryTopic, err)
-	}
-	if err := ensureGroup(ctx, t.admin, t.verify, src.RetryTopic, src.RetryGroup, store.Start{}); err != nil {
-		return fmt.Errorf("retry group: %w", err)
-	}
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/resource"
 	"github.com/weft-mesh/weft/pkg/version"
 )
@@ -30,9 +31,11 @@ func (s *Server) register() {
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_connections", Help: "Open connections of a listener.", ConstLabels: labels},
 				func() float64 { return float64(s.listeners[i].Count()) }),
 			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_accepted_total", Help: "Connections that a listener took.", ConstLabels: labels},
-				func() float64 { return float64(s.listeners[i].Accepted()) }),
-			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_refused_total", Help: "Connections that a listener had no room for.", ConstLabels: labels},
-				func() float64 { return float64(s.listeners[i].Refused()) }))
+				func() float64 { return float64(s.listeners[i].Accepted()) }))
+		for _, why := range listener.Reasons() {
+			s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_refused_total", Help: "Connections that a listener had no room for: at its limit, or since the process has too few descriptors.",
+				ConstLabels: prometheus.Labels{"listener": name, "reason": why.String()}}, func() float64 { return float64(s.listeners[i].Refused(why)) }))
+		}
 	}
 }
 

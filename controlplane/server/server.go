@@ -35,7 +35,9 @@ import (
 	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/controlplane/fleet"
 	"github.com/weft-mesh/weft/controlplane/jointoken"
+	"github.com/weft-mesh/weft/controlplane/moves"
 	"github.com/weft-mesh/weft/controlplane/provision"
+	"github.com/weft-mesh/weft/controlplane/roster"
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/configfile"
@@ -57,8 +59,9 @@ type Config struct {
 	// and :7429 when empty.
 	AdminAddr, DiscoveryAddr, OpsAddr string
 	// MaxConnections bounds the connections of the admin API's and of
-	// discovery's listener; 20,000 when 0.
-	MaxConnections int
+	// discovery's listener; 20,000 when 0. Descriptors, as many as the process may
+	// have when 0, bound them together: some are kept for the rest.
+	MaxConnections, Descriptors int
 	// TLS of the admin API and of discovery. Without it only loopback
 	// addresses are accepted. A proxy's certificate whose SPIFFE ID has the
 	// path /weft/proxy/<node id>[/<namespace>…] is good for that node id and,
@@ -147,8 +150,11 @@ type Server struct {
 	provision *provision.Provisioner
 	fleet     *fleet.Fleet // nil without a registry
 	reports   *census.Reports
+	holds     *moves.Holds
+	office    *moves.Office
 	census    *census.Mesh
 	joins     *jointoken.Tokens
+	roster    *roster.Roster
 	metrics   *prometheus.Registry
 	listeners [3]*listener.Listener
 	adminTLS  credentials.TransportCredentials
@@ -170,6 +176,11 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = 20000
+	}
+	if cfg.Descriptors == 0 {
+		if cfg.Descriptors, err = listener.FileLimit(); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.Registry != nil && cfg.Service == "" {
 		cfg.Service = "weft"
@@ -218,10 +229,14 @@ func New(cfg Config) (_ *Server, err error) {
 	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, AuditBytes: cfg.AuditBytes, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.paced = discovery.Pace(s.store, 0)
 	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
-	s.discovery = discovery.New(discovery.Config{Source: s.paced, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
+	s.roster = roster.New(roster.Config{Etcd: cfg.Etcd, Prefix: s.store.StatusKey("node/"), Head: s.store.Changed,
+		Died: func(node string, err error) { s.discovery.EndNode(node, err) }, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.discovery = discovery.New(discovery.Config{Source: s.paced, Roster: s.roster, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
 	offices := &election.Offices{}
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
 		Every: cfg.Times.Provision, ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.office = moves.New(moves.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options, Nodes: s.roster.Nodes,
+		ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	alarms := []admin.Alarms{s.discovery}
 	if cfg.Registry != nil {
 		s.fleet = fleet.New(fleet.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Proxies: s.discovery.Proxies,
@@ -230,27 +245,43 @@ func New(cfg Config) (_ *Server, err error) {
 		alarms = append(alarms, s.fleet)
 	}
 	s.register()
+	room := listener.NewRoom(cfg.Descriptors, cfg.Log)
 	for i, l := range []struct {
-		addr string
-		most int
-	}{{cfg.AdminAddr, cfg.MaxConnections}, {cfg.DiscoveryAddr, cfg.MaxConnections}, {cfg.OpsAddr, maxOpsConnections}} {
-		if s.listeners[i], err = listener.Listen(l.addr, l.most); err != nil {
+		name, addr string
+		most       int
+		tls        credentials.TransportCredentials
+	}{{"admin", cfg.AdminAddr, cfg.MaxConnections, s.adminTLS}, {"discovery", cfg.DiscoveryAddr, cfg.MaxConnections, s.discoTLS}, {"ops", cfg.OpsAddr, room.Small(maxOpsConnections), nil}} {
+		on, err := listener.Listen(l.addr, l.most)
+		if err != nil {
 			for _, open := range s.listeners[:i] {
 				_ = open.Close()
 			}
 			return nil, fmt.Errorf("control plane: %w", err)
 		}
+		if s.listeners[i] = on; i < 2 {
+			on.Share(room, l.name)
+		}
+		if l.tls != nil {
+			on.LimitHandshakes()
+		}
 	}
 	s.reports = census.NewReports(census.ReportsConfig{Authorize: s.discovery.Authorize, Metrics: s.metrics, Log: cfg.Log})
+	s.holds = moves.NewHolds(moves.HoldsConfig{Store: s.store, Authorize: s.discovery.Authorize, May: s.mayHold, Leave: s.roster.Leave, Metrics: s.metrics, Log: cfg.Log})
 	s.census = census.New(census.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Address: census.Advertised(cfg.AdminAdvertise, s.listeners[0].Addr()),
 		Version: version.String(), TLS: peers, Connected: s.discovery.Proxies, Report: s.reports.Report, Offices: offices,
 		Forget: cfg.Times.ForgetStatus, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
-	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Guard: cfg.Guard, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins, SnapshotKey: snapshotKey,
-		Conditions: provision.Conditions(s.store), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+	s.admin = admin.New(admin.Config{Store: s.store, Validator: validator, Guard: cfg.Guard, Mesh: s.census, Commands: s.reports, Alarms: alarms, JoinTokens: s.joins, Roster: s.roster, SnapshotKey: snapshotKey,
+		Conditions: moves.Conditions(s.store, provision.Conditions(s.store)), Progress: moves.Progress(s.store), Observed: provision.Observed(s.store, cfg.Drivers), Version: version.String(), Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	return s, nil
+}
+
+// mayHold reports whether a proxy may say where it is with topics of a namespace that
+// move, and write to them.
+func (s *Server) mayHold(ctx context.Context, node, namespace string) bool {
+	return discovery.Allows(ctx, namespace) && s.roster.May(node, namespace)
 }
 
 // transport is the listener's security and what others like it are called with:
@@ -270,7 +301,7 @@ func (s *Server) transport(name, addr string, f tlsconf.Files, tokens bool, ask 
 			return nil, nil, fmt.Errorf("%s: %w", name, err)
 		}
 		s.cfg.TLSSources = append(s.cfg.TLSSources, files)
-		return credentials.NewTLS(c), files.Credentials(nil), nil
+		return listener.Credentials(c), files.Credentials(nil), nil
 	}
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -312,8 +343,11 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.store.RunAudit(gctx) })
 	g.Go(func() error { return s.admin.Run(gctx) })
 	g.Go(func() error { return s.joins.Run(gctx) })
+	g.Go(func() error { return s.roster.Run(gctx) })
 	g.Go(func() error { return s.provision.Run(gctx) })
 	g.Go(func() error { return s.census.Run(gctx) })
+	g.Go(func() error { return s.holds.Run(gctx) })
+	g.Go(func() error { return s.office.Run(gctx) })
 	if s.fleet != nil {
 		g.Go(func() error { return s.fleet.Run(gctx) })
 	}
@@ -324,6 +358,7 @@ func (s *Server) Run(ctx context.Context) error {
 	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
 	discoveryv1.RegisterProxyStatusServiceServer(discoServer, s.reports)
+	discoveryv1.RegisterMoveServiceServer(discoServer, s.holds)
 	// A profile takes as long as it is asked for.
 	ops := listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute})
 	g.Go(func() error { return adminServer.Serve(s.listeners[0]) })

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
@@ -92,7 +94,7 @@ func TestOperations(t *testing.T) {
 			}
 		}
 	}
-	if _, body := get("/metrics", ""); !strings.Contains(body, `weft_controlplane_connections{listener="ops"} 1`) || !strings.Contains(body, `weft_controlplane_connections_refused_total{listener="admin"} 0`) {
+	if _, body := get("/metrics", ""); !strings.Contains(body, `weft_controlplane_connections{listener="ops"} 1`) || !strings.Contains(body, `weft_controlplane_connections_refused_total{listener="admin",reason="limit"} 0`) {
 		t.Error("the metrics lack the connections")
 	}
 	client.CloseIdleConnections()
@@ -117,6 +119,60 @@ func TestOperations(t *testing.T) {
 		t.Errorf("it begins with %v", frame)
 	} else if n, ok := settings.Value(http2.SettingMaxConcurrentStreams); !ok || n != 16 {
 		t.Errorf("a connection takes %d streams", n)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// bytesAsTheyAre is a codec that sends bytes.
+type bytesAsTheyAre struct{}
+
+func (bytesAsTheyAre) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
+
+func (bytesAsTheyAre) Unmarshal([]byte, any) error { return nil }
+
+func (bytesAsTheyAre) Name() string { return "proto" }
+
+// TestManyMessages: a request that would become a hundred times its size in memory is
+// refused, of the admin API and of discovery.
+func TestManyMessages(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	s, err := New(Config{Etcd: e.Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", DrainTime: time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(rctx) }()
+	// Field 2 of HoldRequest and field 1 of ApplyRequest are messages, here empty ones.
+	for method, field := range map[string]byte{discoveryv1.MoveService_Hold_FullMethodName: 0x12, adminv1.AdminService_Apply_FullMethodName: 0x0a} {
+		addr := s.Addrs().Admin
+		if method == discoveryv1.MoveService_Hold_FullMethodName {
+			addr = s.Addrs().Discovery
+		}
+		conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodec(bytesAsTheyAre{})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		rpc, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+		if err == nil {
+			err = rpc.SendMsg(bytes.Repeat([]byte{field, 0}, 1<<20-1))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := rpc.RecvMsg(new([]byte)); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "at most 100000 messages") {
+			t.Errorf("%s: %v", method, err)
+		}
 	}
 	stop()
 	if err := <-ended; err != nil {

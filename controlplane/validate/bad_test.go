@@ -5,6 +5,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -25,6 +26,8 @@ func good() map[resource.Kind]*configv1.Resource {
 			Delivery: &configv1.Subscription_Push{Push: &configv1.PushDelivery{Url: "https://x.example/"}}, Retry: &configv1.Retry{}}}},
 		resource.AccessPolicy: {Metadata: md(), Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
 			{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"p"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH}, Topics: []string{"a"}}}}}},
+		resource.HTTPBinding: {Metadata: md(), Spec: &configv1.Resource_HttpBinding{HttpBinding: &configv1.HttpBinding{Hosts: []string{"a.example"}, Rules: []*configv1.HttpRule{
+			{Path: "/a/{b}", Topic: "a", Attributes: map[string]string{"type": "t", "source": "/s", "subject": "{b}"}}}}}},
 		resource.Identity: {Metadata: md(), Spec: &configv1.Resource_Identity{Identity: &configv1.Identity{Method: &configv1.Identity_ApiKeys{ApiKeys: &configv1.ApiKeys{
 			Keys: []*configv1.ApiKey{{Id: "aaaaaaaaaaaa", Hash: "sha256:" + strings.Repeat("0", 64), Principal: "p"}}}}}}},
 	}
@@ -81,12 +84,44 @@ func bad() map[string]*configv1.Resource {
 		add(resource.Subscription, fmt.Sprintf("backoff %d", i), func(r *configv1.Resource) { r.GetSubscription().Retry.MinBackoff = d })
 		add(resource.Subscription, fmt.Sprintf("timeout %d", i), func(r *configv1.Resource) { r.GetSubscription().GetPush().Timeout = d })
 	}
+	for i, rate := range []*configv1.Rate{{}, {Deliveries: 1000001}, {Deliveries: 1, Burst: 65537}, {Deliveries: 1, Per: durationpb.New(time.Millisecond)},
+		{Deliveries: 1, Per: durationpb.New(2 * time.Hour)}} {
+		add(resource.Subscription, fmt.Sprintf("rate %d", i), func(r *configv1.Resource) { r.GetSubscription().Rate = rate })
+	}
+	for i, h := range []string{"", "A.example", "a.example.", "a..b", "-a", "a:80", "[::1]", "*.example", "a/b", "ä", "a\x00", strings.Repeat("a.", 127) + "ab"} {
+		add(resource.HTTPBinding, fmt.Sprintf("host %d", i), func(r *configv1.Resource) { r.GetHttpBinding().Hosts = []string{h} })
+	}
+	for i, p := range []string{"", "a", "/a/", "/a//b", "/a/..", "/{b}/{b}", "/{b...}/a", "/a%2fb", "/{b", "/a?b", "/" + strings.Repeat("a", 2048)} {
+		add(resource.HTTPBinding, fmt.Sprintf("path %d", i), func(r *configv1.Resource) { r.GetHttpBinding().Rules[0].Path = p })
+	}
+	for i, m := range []string{"GET", "post", "CONNECT", "OPTIONS", "*", "A B"} {
+		add(resource.HTTPBinding, fmt.Sprintf("method %d", i), func(r *configv1.Resource) { r.GetHttpBinding().Rules[0].Method = m })
+	}
+	for i, d := range []time.Duration{-1, 0, time.Microsecond, 5*time.Minute + 1} {
+		add(resource.HTTPBinding, fmt.Sprintf("reply %d", i), func(r *configv1.Resource) {
+			r.GetHttpBinding().Rules[0].Reply = &configv1.HttpReply{Timeout: durationpb.New(d)}
+		})
+	}
+	for i, a := range []string{"{x}", "{b", "}", "{data.x}", "{header.authorization}", "{query.}", "", "a\r\nb", strings.Repeat("a", 2049)} {
+		add(resource.HTTPBinding, fmt.Sprintf("attribute %d", i), func(r *configv1.Resource) { r.GetHttpBinding().Rules[0].Attributes["subject"] = a })
+	}
+	add(resource.HTTPBinding, "no rules", func(r *configv1.Resource) { r.GetHttpBinding().Rules = nil })
+	add(resource.HTTPBinding, "no type", func(r *configv1.Resource) { delete(r.GetHttpBinding().Rules[0].Attributes, "type") })
+	add(resource.HTTPBinding, "one path twice", func(r *configv1.Resource) {
+		r.GetHttpBinding().Rules = append(r.GetHttpBinding().Rules, &configv1.HttpRule{Path: "/{c}/{d}", Topic: "a", Attributes: map[string]string{"type": "t", "source": "/s"}},
+			&configv1.HttpRule{Path: "/a/{d...}", Method: "POST", Topic: "a", Attributes: map[string]string{"type": "t", "source": "/s"}}, &configv1.HttpRule{Path: "/{c}/b", Topic: "a", Attributes: map[string]string{"type": "t", "source": "/s"}})
+	})
+	for i, f := range []*configv1.ForwardDelivery{{}, {Topic: "*"}, {Topic: "a"}, {Topic: strings.Repeat("a", 81)}, {Topic: "b", Concurrency: 1025}} {
+		add(resource.Subscription, fmt.Sprintf("forward %d", i), func(r *configv1.Resource) {
+			r.GetSubscription().Delivery = &configv1.Subscription_Forward{Forward: f}
+		})
+	}
 	add(resource.Subscription, "reads its dead letters", func(r *configv1.Resource) { r.GetSubscription().Topics = []string{"a", "*"} })
 	add(resource.Subscription, "no topics", func(r *configv1.Resource) { r.GetSubscription().Topics = nil })
 	add(resource.Subscription, "a topic twice", func(r *configv1.Resource) { r.GetSubscription().Topics = []string{"a", "a"} })
 	add(resource.Subscription, "a start that is none", func(r *configv1.Resource) { r.GetSubscription().Start = 9 })
 	add(resource.Topic, "partitions", func(r *configv1.Resource) { r.GetTopic().Partitions = math.MaxUint32 })
-	for i, p := range []string{"weft-x", "%RETRY%x", "RMQ_SYS_X", "TBW102", "a b", "a/b", strings.Repeat("a", 128)} {
+	for i, p := range []string{"weft-x", "%RETRY%x", "RMQ_SYS_X", "TBW102", "a b", "a/b", strings.Repeat("a", 250)} {
 		add(resource.Topic, fmt.Sprintf("physical name %d", i), func(r *configv1.Resource) { r.GetTopic().PhysicalName = p })
 	}
 	for i, k := range []string{"id", "time", "specversion", "datacontenttype", "Subject", "a-b", "ä"} {
@@ -105,6 +140,9 @@ func bad() map[string]*configv1.Resource {
 	}
 	for i, s := range []string{"", "x", "x:y", ":1", "a:99999", "a b:1"} {
 		add(resource.EventStore, fmt.Sprintf("name server %d", i), func(r *configv1.Resource) { r.GetEventStore().GetRocketmq().NameServers = []string{s} })
+		add(resource.EventStore, fmt.Sprintf("broker %d", i), func(r *configv1.Resource) {
+			r.GetEventStore().Driver = &configv1.EventStore_Kafka{Kafka: &configv1.Kafka{Brokers: []string{s}}}
+		})
 	}
 	return out
 }

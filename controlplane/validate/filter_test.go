@@ -38,6 +38,7 @@ func TestFilterCost(t *testing.T) {
 		t.Fatal(err)
 	}
 	one := func() *configv1.Filter { return conditions(1, 1) }
+	sql := func() *configv1.Filter { return &configv1.Filter{Sql: "type LIKE 'a%'"} }
 	some := func(n, bytes int) func() *configv1.Filter {
 		return func() *configv1.Filter { return conditions(n, bytes) }
 	}
@@ -89,13 +90,22 @@ func TestFilterCost(t *testing.T) {
 		"more than 16 KiB":          {filter(plus(anyOf(16, some(1, 1021)), one())), "spec.filter", "filter-bytes"},
 		"a value of 1 KiB":          {filter(conditions(1, 1024)), "", ""},
 		"a value of more":           {filter(&configv1.Filter{Not: conditions(1, 1025)}), "spec.filter.not.exact.a00", "filter-value"},
-		"1,024 expressions":         {route(64, func() *configv1.Filter { return anyOf(15, one) }), "", ""},
-		"1,088 expressions":         {route(64, func() *configv1.Filter { return anyOf(16, one) }), "spec.rules", "filter-size"},
-		"2,048 conditions":          {route(64, some(32, 1)), "", ""},
-		"more than 2,048":           {route(64, func() *configv1.Filter { return anyOf(2, some(17, 1)) }), "spec.rules", "filter-conditions"},
-		"64 KiB":                    {route(64, some(1, 1021)), "", ""},
-		"more than 64 KiB":          {route(64, some(1, 1022)), "spec.rules", "filter-bytes"},
+		"4,096 expressions":         {route(256, func() *configv1.Filter { return anyOf(15, one) }), "", ""},
+		"4,352 expressions":         {route(256, func() *configv1.Filter { return anyOf(16, one) }), "spec.rules", "filter-size"},
+		"4,096 conditions":          {route(128, some(32, 1)), "", ""},
+		"more than 4,096":           {route(128, func() *configv1.Filter { return anyOf(2, some(17, 1)) }), "spec.rules", "filter-conditions"},
+		"128 KiB":                   {route(128, some(1, 1021)), "", ""},
+		"more than 128 KiB":         {route(128, some(1, 1022)), "spec.rules", "filter-bytes"},
 		"one rule's":                {route(1, func() *configv1.Filter { return plus(nodes(), one()) }), "spec.rules[0].filter", "filter-size"},
+		"an SQL expression":         {filter(&configv1.Filter{Sql: "type = 'a'"}), "", ""},
+		"8 SQL expressions":         {filter(anyOf(8, sql)), "", ""},
+		"9 SQL expressions":         {filter(anyOf(9, sql)), "spec.filter", "filter-sql"},
+		"1,000 rules":               {route(1000, one), "", ""},
+		"1,001 rules":               {route(1001, one), "spec.rules", "repeated.max_items"},
+		"32 in a Route":             {route(32, sql), "", ""},
+		"33 in a Route":             {route(33, sql), "spec.rules", "filter-sql"},
+		"SQL that is none":          {filter(&configv1.Filter{Not: &configv1.Filter{Sql: "type ="}}), "spec.filter.not.sql", "filter-sql-syntax"},
+		"SQL and another":           {filter(&configv1.Filter{Sql: "true", Exact: map[string]string{"type": "a"}}), "spec.filter", "filter-dialect"},
 		"16 patterns":               {patterns(16, "*"), "", ""},
 		"17 patterns":               {patterns(17, "*"), "spec.topics", "patterns"},
 		"17 names":                  {patterns(17, "x"), "", ""},

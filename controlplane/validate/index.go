@@ -27,14 +27,41 @@ func Keys(r *configv1.Resource) []string {
 	topic := func(t string) { add(usersOf(resource.Topic, ns, t)) }
 	switch s := r.GetSpec().(type) {
 	case *configv1.Resource_Topic:
+		if uid := r.Metadata.Uid; uid != "" {
+			add(topicUID(uid))
+		}
 		add(physical(PhysicalName(r)))
 		add(usersOf(resource.EventStore, ns, s.Topic.Store))
+		if s.Topic.Schema != "" {
+			add(usersOf(resource.Schema, ns, s.Topic.Schema))
+		}
+	case *configv1.Resource_TopicBinding:
+		if s.TopicBinding.Move != nil {
+			add(Moving)
+		}
+		for _, e := range s.TopicBinding.Epochs {
+			add(epochsIn(ns, e.Store))
+			add(epochCalled(e.PhysicalName))
+		}
+	case *configv1.Resource_Migration:
+		add(usersOf(resource.EventStore, ns, s.Migration.To))
+		if s.Migration.PhysicalName != "" {
+			add(claims(s.Migration.PhysicalName))
+		}
 	case *configv1.Resource_Route:
 		topic(s.Route.Topic)
 		for _, rule := range s.Route.Rules {
 			for _, to := range rule.To {
 				topic(to.Topic)
 			}
+		}
+	case *configv1.Resource_HttpBinding:
+		add(bindings(ns))
+		for _, h := range s.HttpBinding.Hosts {
+			add(host(h))
+		}
+		for _, rule := range s.HttpBinding.Rules {
+			topic(rule.Topic)
 		}
 	case *configv1.Resource_Subscription:
 		for _, t := range s.Subscription.Topics {
@@ -47,6 +74,9 @@ func Keys(r *configv1.Resource) []string {
 		if d := s.Subscription.DeadLetterTopic; d != "" {
 			topic(d)
 		}
+		if f := s.Subscription.GetForward(); f != nil {
+			topic(f.Topic)
+		}
 	case *configv1.Resource_Identity:
 		for _, k := range s.Identity.GetApiKeys().GetKeys() {
 			add(apiKey(k.Id))
@@ -57,6 +87,18 @@ func Keys(r *configv1.Resource) []string {
 	}
 	return keys
 }
+
+// Moving is the key of the TopicBindings of topics that move.
+const Moving = "moving"
+
+// epochsIn: TopicBindings with an epoch in an EventStore.
+func epochsIn(ns, store string) string { return "epochs/" + ns + "/" + store }
+
+// epochCalled: TopicBindings with an epoch of a physical name.
+func epochCalled(name string) string { return "epoch/" + name }
+
+// claims: Migrations to a physical name.
+func claims(name string) string { return "claims/" + name }
 
 // sameName: resources of a kind whose names differ at most in case.
 func sameName(kind resource.Kind, ns, name string) string {
@@ -83,7 +125,7 @@ func Users(v View, r *configv1.Resource) iter.Seq[*configv1.Resource] {
 		}
 		for user := range v.Find(patterns(ns)) {
 			s := user.GetSubscription()
-			if readsTopic(s, name) && !slices.Contains(s.Topics, name) && s.DeadLetterTopic != name && !yield(user) {
+			if readsTopic(s, name) && !slices.Contains(s.Topics, name) && s.DeadLetterTopic != name && s.GetForward().GetTopic() != name && !yield(user) {
 				return
 			}
 		}
@@ -92,6 +134,15 @@ func Users(v View, r *configv1.Resource) iter.Seq[*configv1.Resource] {
 
 // patterns: subscriptions that read topics by pattern.
 func patterns(ns string) string { return "patterns/" + ns }
+
+// topicUID: the topic with a uid.
+func topicUID(uid string) string { return "uid/" + uid }
+
+// bindings: HttpBindings of a namespace.
+func bindings(ns string) string { return "bindings/" + ns }
+
+// host: HttpBindings that name a host.
+func host(name string) string { return "host/" + name }
 
 // physical: topics with a physical name.
 func physical(name string) string { return "physical/" + name }

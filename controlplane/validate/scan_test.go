@@ -15,6 +15,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
+	"github.com/weft-mesh/weft/pkg/rest"
 )
 
 // scanTogether is Together by looking at everything.
@@ -119,6 +120,34 @@ func (c scanner) together(o scanned, r *configv1.Resource) {
 				c.add("spec.topic", "unique", fmt.Sprintf("%s routes this topic already; a topic has one Route", resource.NameOf(other)))
 			}
 		}
+		for by := range o.all(resource.Subscription, ns) {
+			if f := by.GetSubscription().GetForward(); f.GetTopic() == s.Route.Topic && c.ring(o, ns, resource.NameOf(by), by.GetSubscription(), destinations(s.Route)) {
+				c.add("spec.rules", "cycle", "")
+				break
+			}
+		}
+	case *configv1.Resource_HttpBinding:
+		for i, rule := range s.HttpBinding.Rules {
+			topic(fmt.Sprintf("spec.rules[%d].topic", i), rule.Topic)
+		}
+		for other := range o.all(resource.HTTPBinding, "") {
+			same := other.Metadata.Namespace == ns
+			if same && other.Metadata.Name == r.Metadata.Name {
+				continue
+			}
+			for i, a := range s.HttpBinding.Rules {
+				for j, b := range other.GetHttpBinding().Rules {
+					if same && rest.Conflict(a.Method, a.Path, b.Method, b.Path) {
+						c.add(fmt.Sprintf("spec.rules[%d].path", i), "http-rule", fmt.Sprintf("%s fits paths that %s of %s (spec.rules[%d]) fits, and neither is more specific", a.Path, b.Path, resource.NameOf(other), j))
+					}
+				}
+			}
+			for i, h := range s.HttpBinding.Hosts {
+				if !same && slices.Contains(other.GetHttpBinding().Hosts, h) {
+					c.add(fmt.Sprintf("spec.hosts[%d]", i), "unique", fmt.Sprintf("%q is taken; a host is of one namespace", h))
+				}
+			}
+		}
 	case *configv1.Resource_Subscription:
 		for i, t := range s.Subscription.Topics {
 			if !names.IsPattern(t) {
@@ -127,7 +156,16 @@ func (c scanner) together(o scanned, r *configv1.Resource) {
 		}
 		if d := s.Subscription.DeadLetterTopic; d != "" {
 			topic("spec.dead_letter_topic", d)
-			c.ring(o, ns, s.Subscription)
+		}
+		if f := s.Subscription.GetForward(); f != nil {
+			topic("spec.forward.topic", f.Topic)
+		}
+		dead, forward := c.onward(o, ns, s.Subscription)
+		if c.ring(o, ns, c.name, s.Subscription, dead) {
+			c.add("spec.dead_letter_topic", "cycle", "")
+		}
+		if c.ring(o, ns, c.name, s.Subscription, forward) {
+			c.add("spec.forward.topic", "cycle", "")
 		}
 	case *configv1.Resource_Identity:
 		for i, k := range s.Identity.GetApiKeys().GetKeys() {
@@ -229,6 +267,16 @@ func (c scanner) unused(o scanned, r *configv1.Resource) {
 			if s.GetSubscription().DeadLetterTopic == name {
 				used(s, "spec.dead_letter_topic")
 			}
+			if f := s.GetSubscription().GetForward(); f != nil && f.Topic == name {
+				used(s, "spec.forward.topic")
+			}
+		}
+		for b := range o.all(resource.HTTPBinding, ns) {
+			for i, rule := range b.GetHttpBinding().Rules {
+				if rule.Topic == name {
+					used(b, fmt.Sprintf("spec.rules[%d].topic", i))
+				}
+			}
 		}
 		for rt := range o.all(resource.Route, ns) {
 			if rt.GetRoute().Topic == name {
@@ -243,31 +291,64 @@ func (c scanner) unused(o scanned, r *configv1.Resource) {
 	}
 }
 
-// ring looks for a chain of dead letters of any length by closing over all.
-func (c scanner) ring(o scanned, ns string, s *configv1.Subscription) {
-	reached := map[string]bool{s.DeadLetterTopic: true}
+// onward are the topics that get what by gives up, and those that get what it forwards.
+func (c scanner) onward(o scanned, ns string, by *configv1.Subscription) (dead, forward []string) {
+	if by.DeadLetterTopic != "" {
+		dead = append(dead, by.DeadLetterTopic)
+	}
+	if f := by.GetForward(); f != nil {
+		forward = append(forward, f.Topic)
+		for rt := range o.all(resource.Route, ns) {
+			if rt.GetRoute().Topic == f.Topic {
+				forward = append(forward, destinations(rt.GetRoute())...)
+			}
+		}
+	}
+	return dead, forward
+}
+
+func destinations(rt *configv1.Route) []string {
+	var out []string
+	for _, rule := range rt.Rules {
+		for _, to := range rule.To {
+			out = append(out, to.Topic)
+		}
+	}
+	return out
+}
+
+// ring looks for a way of any length from topics back to what a subscription reads, by
+// closing over all.
+func (c scanner) ring(o scanned, ns, self string, s *configv1.Subscription, first []string) bool {
+	reached := map[string]bool{}
+	for _, t := range first {
+		reached[t] = true
+	}
 	for grown := true; grown; {
 		grown = false
 		for r := range o.all(resource.Subscription, ns) {
 			by := r.GetSubscription()
-			if by.DeadLetterTopic == "" || resource.NameOf(r) == c.name || reached[by.DeadLetterTopic] {
+			if resource.NameOf(r) == self {
 				continue
 			}
+			dead, forward := c.onward(o, ns, by)
 			for at := range reached {
-				if readsTopic(by, at) {
-					reached[by.DeadLetterTopic], grown = true, true
-					break
+				if !readsTopic(by, at) {
+					continue
+				}
+				for _, to := range append(dead, forward...) {
+					grown = grown || !reached[to]
+					reached[to] = true
 				}
 			}
 		}
 	}
-	delete(reached, s.DeadLetterTopic)
 	for at := range reached {
 		if readsTopic(s, at) {
-			c.add("spec.dead_letter_topic", "cycle", "")
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // All yields the resources of a kind and namespace ("" is every one), in order.
@@ -289,7 +370,7 @@ func drawn(rnd *rand.Rand) *configv1.Resource {
 		return of[:1+rnd.IntN(3)]
 	}
 	r := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: pick("demo", "other"), Name: pick("a", "A", "b", "c.a", "c.b", "C.b")}}
-	switch rnd.IntN(6) {
+	switch rnd.IntN(7) {
 	case 0:
 		s := &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}
 		if rnd.IntN(3) > 0 {
@@ -303,7 +384,13 @@ func drawn(rnd *rand.Rand) *configv1.Resource {
 		r.Spec = &configv1.Resource_Route{Route: &configv1.Route{Topic: pick("a", "b", "c.a"), Rules: []*configv1.RouteRule{{To: []*configv1.Destination{{Topic: pick("a", "b", "c.a")}, {Topic: pick("b", "c.b")}}}}}}
 	case 4:
 		r.Spec = &configv1.Resource_Subscription{Subscription: &configv1.Subscription{Topics: some("a", "b", "c.a", "c.*", ">"), DeadLetterTopic: pick("", "a", "b", "c.a", "c.b"), Start: configv1.Start(rnd.IntN(3))}}
+		if rnd.IntN(2) == 0 {
+			r.GetSubscription().Delivery = &configv1.Subscription_Forward{Forward: &configv1.ForwardDelivery{Topic: pick("a", "b", "c.a", "c.b")}}
+		}
 	case 5:
+		r.Spec = &configv1.Resource_HttpBinding{HttpBinding: &configv1.HttpBinding{Hosts: some("x.example", "y.example", "z.example"), Rules: []*configv1.HttpRule{
+			{Path: pick("/a", "/a/{b}", "/{a}/b", "/{a...}"), Topic: pick("a", "b")}, {Method: pick("PUT", "POST"), Path: pick("/a/b", "/{c}/{d}"), Topic: pick("a", "c.a")}}}}
+	case 6:
 		ids := &configv1.ApiKeys{}
 		for _, id := range some("k1", "k2", "k3") {
 			ids.Keys = append(ids.Keys, &configv1.ApiKey{Id: id})
@@ -352,7 +439,7 @@ func TestIndexAgainstScan(t *testing.T) {
 			t.Fatalf("seed %d: by keys\n%sby looking at everything\n%s", seed, text(got), text(want))
 		}
 	}
-	for _, rule := range []string{"case", "reference", "in-use", "unique", "cycle", "immutable"} {
+	for _, rule := range []string{"case", "reference", "in-use", "unique", "cycle", "immutable", "http-rule"} {
 		if found[rule] < 30 {
 			t.Errorf("%s was found %d times", rule, found[rule])
 		}

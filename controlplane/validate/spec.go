@@ -3,15 +3,20 @@ package validate
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
-	"net/url"
 	"strings"
+	"time"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/cesql"
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/eventcel"
 	"github.com/weft-mesh/weft/pkg/jwtauth"
 	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/rest"
+	"github.com/weft-mesh/weft/pkg/schema"
 )
 
 // spec judges what protovalidate's rules cannot say.
@@ -21,16 +26,52 @@ func (c *collector) spec(r *configv1.Resource) {
 		rmq := s.EventStore.GetRocketmq()
 		c.keyPair("spec.rocketmq.credentials", rmq.GetCredentials())
 		c.keyPair("spec.rocketmq.admin_credentials", rmq.GetAdminCredentials())
+		if k := s.EventStore.GetKafka(); k != nil {
+			c.kafka(k)
+		}
 	case *configv1.Resource_Topic:
 		c.topic(s.Topic)
 	case *configv1.Resource_Route:
 		c.route(s.Route)
+	case *configv1.Resource_HttpBinding:
+		rest.CheckBinding(s.HttpBinding, func(f *rest.FieldError) {
+			c.add("spec."+f.Field, "http-rule", f.Reason)
+		})
 	case *configv1.Resource_Subscription:
 		c.subscription(s.Subscription)
 	case *configv1.Resource_AccessPolicy:
 		c.accessPolicy(s.AccessPolicy)
+	case *configv1.Resource_Schema:
+		var fe *schema.FieldError
+		if _, err := schema.Compile(s.Schema); errors.As(err, &fe) && s.Schema.GetFormat() != nil {
+			c.add(fe.Field, "schema", fe.Reason)
+		}
+	case *configv1.Resource_Quota:
+		c.quota(s.Quota)
 	case *configv1.Resource_Identity:
 		c.identity(s.Identity)
+	case *configv1.Resource_Migration:
+		c.physicalName(s.Migration.PhysicalName)
+	}
+}
+
+func (c *collector) kafka(k *configv1.Kafka) {
+	c.keyPair("spec.kafka.credentials", k.Credentials)
+	c.keyPair("spec.kafka.admin_credentials", k.AdminCredentials)
+	c.absolute("spec.kafka.tls.ca_file", k.Tls.GetCaFile())
+	c.absolute("spec.kafka.tls.certificate_file", k.Tls.GetCertificateFile())
+	c.absolute("spec.kafka.tls.key_file", k.Tls.GetKeyFile())
+	if (k.Tls.GetCertificateFile() == "") != (k.Tls.GetKeyFile() == "") {
+		c.add("spec.kafka.tls", "key-pair", "must have certificate_file and key_file both, or neither")
+	}
+	none := k.SaslMechanism == configv1.SaslMechanism_SASL_MECHANISM_UNSPECIFIED
+	switch {
+	case none && (k.Credentials != nil || k.AdminCredentials != nil):
+		c.add("spec.kafka.sasl_mechanism", "required", "must say how the credentials are shown: plain, scram_sha_256 or scram_sha_512")
+	case !none && k.Credentials == nil:
+		c.add("spec.kafka.credentials", "required", "must be there with sasl_mechanism")
+	case k.SaslMechanism == configv1.SaslMechanism_SASL_MECHANISM_PLAIN && k.Tls == nil:
+		c.add("spec.kafka.tls", "required", "must be there with sasl_mechanism plain, which sends the password as it is; tls: {} trusts the system's authorities")
 	}
 }
 
@@ -40,22 +81,36 @@ func (c *collector) keyPair(path string, pair *configv1.KeyPair) {
 		name string
 		ref  *configv1.SecretRef
 	}{{"access_key", pair.GetAccessKey()}, {"secret_key", pair.GetSecretKey()}} {
-		if file := f.ref.GetFile(); file != "" && !strings.HasPrefix(file, "/") {
-			c.add(path+"."+f.name+".file", "absolute-path", "must be an absolute path, which begins with /")
+		c.absolute(path+"."+f.name+".file", f.ref.GetFile())
+	}
+}
+
+func (c *collector) absolute(path, file string) {
+	if file != "" && !strings.HasPrefix(file, "/") {
+		c.add(path, "absolute-path", "must be an absolute path, which begins with /")
+	}
+}
+
+// physicalName judges the name of a topic of others.
+func (c *collector) physicalName(name string) {
+	for _, reserved := range []string{"weft-", "%RETRY%", "RMQ_SYS_", "rmq_sys_", "SCHEDULE_TOPIC_XXXX", "TBW102"} {
+		if strings.HasPrefix(name, reserved) {
+			c.add("spec.physical_name", "physical-name", fmt.Sprintf("must not begin with %q: the mesh or RocketMQ keeps such topics for itself", reserved))
 		}
 	}
 }
 
 func (c *collector) topic(t *configv1.Topic) {
-	for _, reserved := range []string{"weft-", "%RETRY%", "RMQ_SYS_", "rmq_sys_", "SCHEDULE_TOPIC_XXXX", "TBW102"} {
-		if strings.HasPrefix(t.PhysicalName, reserved) {
-			c.add("spec.physical_name", "physical-name", fmt.Sprintf("must not begin with %q: the mesh or RocketMQ keeps such topics for itself", reserved))
-		}
-	}
+	c.physicalName(t.PhysicalName)
 	switch t.KeyFrom {
 	case "", event.AttrSource, event.AttrType, event.AttrSubject:
 	case event.AttrID, event.AttrTime, event.AttrSpecVersion, event.AttrDataContentType, event.AttrDataSchema:
 		c.add("spec.key_from", "key-from", fmt.Sprintf("%q does not order events: use subject, source, type or an extension attribute", t.KeyFrom))
+	}
+	if t.Schema != "" {
+		if err := names.CheckName("schema", t.Schema); err != nil {
+			c.add("spec.schema", "name", err.Error())
+		}
 	}
 	if t.DeletionPolicy == configv1.DeletionPolicy_DELETION_POLICY_DELETE {
 		c.add("spec.deletion_policy", "not-enforced", "delete is not enforced by this version: leave it out, and delete the topic in its store")
@@ -79,7 +134,7 @@ func (c *collector) route(r *configv1.Route) {
 			}
 		}
 	}
-	// Each event is judged by rule after rule, until one matches.
+	// Each event may have to be judged by rule after rule, until one matches.
 	c.bound("spec.rules", "the filters of all rules together", all, maxRoute)
 }
 
@@ -91,18 +146,19 @@ const (
 )
 
 // filterCost is what a filter costs: its expressions, the conditions on attributes
-// in them, and the bytes of those attributes' names and values.
-type filterCost struct{ nodes, conditions, bytes int }
+// in them, the bytes of those attributes' names and values, and those expressions
+// that are SQL.
+type filterCost struct{ nodes, conditions, bytes, sql int }
 
 func (f *filterCost) add(o filterCost) {
-	f.nodes, f.conditions, f.bytes = f.nodes+o.nodes, f.conditions+o.conditions, f.bytes+o.bytes
+	f.nodes, f.conditions, f.bytes, f.sql = f.nodes+o.nodes, f.conditions+o.conditions, f.bytes+o.bytes, f.sql+o.sql
 }
 
 // The most of one filter, and of those of a Route together. Of expressions and
 // depth proxies have the same bounds, and refuse what is beyond.
 var (
-	maxFilter = filterCost{nodes: 256, conditions: 512, bytes: 16 << 10}
-	maxRoute  = filterCost{nodes: 1024, conditions: 2048, bytes: 64 << 10}
+	maxFilter = filterCost{nodes: 256, conditions: 512, bytes: 16 << 10, sql: 8}
+	maxRoute  = filterCost{nodes: 4096, conditions: 4096, bytes: 128 << 10, sql: 32}
 )
 
 // bound refuses what costs more than most.
@@ -114,6 +170,7 @@ func (c *collector) bound(path, what string, is, most filterCost) {
 		{"filter-size", "expressions", is.nodes, most.nodes},
 		{"filter-conditions", "conditions on attributes", is.conditions, most.conditions},
 		{"filter-bytes", "bytes of names and values of attributes", is.bytes, most.bytes},
+		{"filter-sql", "SQL expressions", is.sql, most.sql},
 	} {
 		if b.is > b.most {
 			c.add(path, b.rule, fmt.Sprintf("has more than %d %s, which is the most that %s may have: each event is judged by it", b.most, b.of, what))
@@ -175,8 +232,16 @@ func (c *collector) filterAt(f *configv1.Filter, path string, depth int, cost *f
 		dialects++
 		c.filterAt(f.Not, path+".not", depth+1, cost)
 	}
+	if f.Sql != "" {
+		dialects++
+		if cost.add(filterCost{sql: 1}); cost.sql <= maxFilter.sql { // what is beyond is refused, and not parsed
+			if _, err := cesql.Compile(f.Sql); err != nil {
+				c.add(path+".sql", "filter-sql-syntax", err.Error())
+			}
+		}
+	}
 	if dialects != 1 {
-		c.add(path, "filter-dialect", "must have exactly one of exact, prefix, suffix, all, any, not")
+		c.add(path, "filter-dialect", "must have exactly one of exact, prefix, suffix, all, any, not, sql")
 	}
 }
 
@@ -202,18 +267,29 @@ func (c *collector) subscription(s *configv1.Subscription) {
 	if patterns > maxPatterns {
 		c.add("spec.topics", "patterns", fmt.Sprintf("has %d patterns, a Subscription may have %d: name the topics, or use wider ones", patterns, maxPatterns))
 	}
+	c.startAlone(s)
 	c.filter(s.Filter, "spec.filter")
-	if p := s.GetPush(); p != nil {
-		u, err := url.Parse(p.Url)
-		switch {
-		case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-			c.add("spec.push.url", "url", "must be an absolute http or https URL")
-		case u.User != nil:
-			c.add("spec.push.url", "url", "must not have user information: secrets are given by reference")
-		case u.Fragment != "":
-			c.add("spec.push.url", "url", "must not have a fragment")
+	if _, err := eventcel.CompileTransform(s.Transform); err != nil {
+		field, msg := "", err.Error()
+		if fe, ok := errors.AsType[*eventcel.FieldError](err); ok {
+			field, msg = "."+fe.Field, fe.Reason
 		}
+		c.add("spec.transform"+field, "transform", msg)
 	}
+	if s.Transform != nil && s.DeadLetterTopic == "" {
+		c.add("spec.dead_letter_topic", "transform-dead-letters", "is required with a transform: what cannot be transformed goes there")
+	}
+	if s.OnExhausted == configv1.OnExhausted_ON_EXHAUSTED_DEAD_LETTER && s.DeadLetterTopic == "" {
+		c.add("spec.dead_letter_topic", "exhausted-dead-letters", "is required with on_exhausted dead_letter")
+	}
+	if p := s.GetPush(); p != nil {
+		rest.CheckPush(p, func(f *rest.FieldError) {
+			rule, _, _ := strings.Cut(f.Field, ".") // "url", "request"
+			rule, _, _ = strings.Cut(rule, "[")
+			c.add("spec.push."+f.Field, strings.ReplaceAll(rule, "_", "-"), f.Reason)
+		})
+	}
+	c.checkForward(s)
 	if r := s.Retry; r != nil && r.MinBackoff != nil && r.MaxBackoff != nil && r.MinBackoff.AsDuration() > r.MaxBackoff.AsDuration() {
 		c.add("spec.retry.min_backoff", "backoff", "must not be longer than max_backoff")
 	}
@@ -254,6 +330,7 @@ func (c *collector) accessPolicy(p *configv1.AccessPolicy) {
 		if subs != (len(r.Subscriptions) > 0) {
 			c.add(path+".subscriptions", "selector", "are required with the action consume, and only with it")
 		}
+		c.perEvent(path, r, subs)
 		for j, t := range r.Topics {
 			if err := names.CheckPattern("topic", t); err != nil {
 				c.add(fmt.Sprintf("%s.topics[%d]", path, j), "pattern", err.Error())
@@ -266,6 +343,48 @@ func (c *collector) accessPolicy(p *configv1.AccessPolicy) {
 		}
 		c.subjects(path+".principals", r.Principals, true)
 		c.subjects(path+".groups", r.Groups, false)
+	}
+}
+
+// perEvent judges what makes a rule depend on the event.
+func (c *collector) perEvent(path string, r *configv1.AccessRule, consumes bool) {
+	for j, s := range r.Subjects {
+		if err := names.CheckSubjectPattern(s); err != nil {
+			c.add(fmt.Sprintf("%s.subjects[%d]", path, j), "pattern", err.Error())
+		}
+	}
+	if r.Condition != "" {
+		if _, err := eventcel.CompileCondition(r.Condition); err != nil {
+			c.add(path+".condition", "condition", err.Error())
+		}
+	}
+	if (len(r.Subjects) > 0 || r.Condition != "") && consumes {
+		c.add(path+".actions", "per-event", "must not have consume with subjects or a condition: who joins a subscription does not choose its events")
+	}
+}
+
+func (c *collector) quota(q *configv1.Quota) {
+	if len(q.Principals)+len(q.Groups)+len(q.Topics) == 0 {
+		c.add("spec", "selector", `must name principals, groups or topics; principals: ["*"] is everyone`)
+	}
+	c.subjects("spec.principals", q.Principals, true)
+	c.subjects("spec.groups", q.Groups, false)
+	for i, t := range q.Topics {
+		if err := names.CheckPattern("topic", t); err != nil {
+			c.add(fmt.Sprintf("spec.topics[%d]", i), "pattern", err.Error())
+		}
+	}
+	p := q.GetPublish()
+	if p.GetEventsPerSecond() == 0 && p.GetBytesPerSecond() == 0 && p.GetInFlight() == 0 && q.Connections == 0 {
+		c.add("spec", "quota", "bounds nothing: it must have publish.events_per_second, publish.bytes_per_second, publish.in_flight or connections")
+	}
+	if b := p.GetBurst(); b != nil {
+		switch {
+		case p.EventsPerSecond == 0 && p.BytesPerSecond == 0:
+			c.add("spec.publish.burst", "burst", "is of events_per_second and bytes_per_second, of which there is none")
+		case p.EventsPerSecond > 0 && b.AsDuration() < time.Second/time.Duration(p.EventsPerSecond):
+			c.add("spec.publish.burst", "burst", "is too short for one event")
+		}
 	}
 }
 
@@ -296,7 +415,7 @@ func (c *collector) identity(id *configv1.Identity) {
 		}
 		seen[k.Id] = true
 		if k.Principal == "local" {
-			c.add(path+".principal", "reserved", `"local" is who comes over loopback without credentials`)
+			c.add(path+".principal", "reserved", `"local" is who comes over loopback or a Unix socket without credentials`)
 		}
 	}
 	if j := id.GetJwt(); j != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
+	"github.com/weft-mesh/weft/pkg/rest"
+	"github.com/weft-mesh/weft/pkg/schema"
 )
 
 // Together judges what a change makes of the configuration: before is what is
@@ -115,7 +117,7 @@ func (c *collector) immutable(old, r *configv1.Resource) {
 	case *configv1.Resource_Topic:
 		was := old.GetTopic()
 		if was.Store != s.Topic.Store {
-			c.add("spec.store", "immutable", fmt.Sprintf("is %q; moving a topic that is used is weft migrate's work", was.Store))
+			c.add("spec.store", "immutable", fmt.Sprintf("is %q; moving a topic that is used is weft migrate's work: weft migrate %s --to %s, and leave the field as it is", was.Store, r.Metadata.Name, s.Topic.Store))
 		}
 		if was.PhysicalName != s.Topic.PhysicalName {
 			c.add("spec.physical_name", "immutable", fmt.Sprintf("is %q and cannot change", was.PhysicalName))
@@ -123,10 +125,20 @@ func (c *collector) immutable(old, r *configv1.Resource) {
 		if before := cmp.Or(was.Partitions, defaultPartitions); cmp.Or(s.Topic.Partitions, defaultPartitions) < before {
 			c.add("spec.partitions", "immutable", fmt.Sprintf("is %d and cannot shrink: events of one key would change places", before))
 		}
-	case *configv1.Resource_Subscription:
-		if was := old.GetSubscription(); cmp.Or(was.Start, configv1.Start_START_END) != cmp.Or(s.Subscription.Start, configv1.Start_START_END) {
-			c.add("spec.start", "immutable", "is fixed at creation: create another Subscription to begin elsewhere")
+	case *configv1.Resource_Migration:
+		was := old.GetMigration()
+		if was.To != s.Migration.To {
+			c.add("spec.to", "immutable", fmt.Sprintf("is %q and cannot change: roll back, delete the Migration, and create another one", was.To))
 		}
+		if was.PhysicalName != s.Migration.PhysicalName {
+			c.add("spec.physical_name", "immutable", fmt.Sprintf("is %q and cannot change: roll back, delete the Migration, and create another one", was.PhysicalName))
+		}
+	case *configv1.Resource_Schema:
+		for _, why := range schema.Incompatible(old.GetSchema(), s.Schema) {
+			c.add(schema.Field(s.Schema), "compatibility", why)
+		}
+	case *configv1.Resource_Subscription:
+		c.startFixed(old.GetSubscription(), s.Subscription)
 	}
 }
 
@@ -147,6 +159,8 @@ func (c *collector) together(o overlay, r *configv1.Resource) {
 		c.eventStoreTogether(o, r)
 	case *configv1.Resource_Topic:
 		c.topicTogether(o, r, s.Topic)
+	case *configv1.Resource_Migration:
+		c.migrationTogether(o, r)
 	case *configv1.Resource_Route:
 		topic("spec.topic", s.Route.Topic)
 		for i, rule := range s.Route.Rules {
@@ -159,6 +173,12 @@ func (c *collector) together(o overlay, r *configv1.Resource) {
 				c.add("spec.topic", "unique", fmt.Sprintf("%s routes this topic already; a topic has one Route", resource.NameOf(other)))
 			}
 		}
+		c.routeRing(o, ns, s.Route)
+	case *configv1.Resource_HttpBinding:
+		for i, rule := range s.HttpBinding.Rules {
+			topic(fmt.Sprintf("spec.rules[%d].topic", i), rule.Topic)
+		}
+		c.bindingTogether(o, r)
 	case *configv1.Resource_Subscription:
 		for i, t := range s.Subscription.Topics {
 			if !names.IsPattern(t) {
@@ -167,8 +187,12 @@ func (c *collector) together(o overlay, r *configv1.Resource) {
 		}
 		if d := s.Subscription.DeadLetterTopic; d != "" {
 			topic("spec.dead_letter_topic", d)
-			c.deadLetterRing(o, ns, s.Subscription)
 		}
+		if f := s.Subscription.GetForward(); f != nil {
+			topic("spec.forward.topic", f.Topic)
+		}
+		c.startTogether(o, r)
+		c.subscriptionRings(o, r)
 	case *configv1.Resource_Identity:
 		for i, k := range s.Identity.GetApiKeys().GetKeys() {
 			for other := range o.find(apiKey(k.Id)) {
@@ -188,25 +212,50 @@ func (c *collector) together(o overlay, r *configv1.Resource) {
 	}
 }
 
+// bindingTogether: of two rules that fit one path one is more specific, and a host is
+// of one namespace.
+func (c *collector) bindingTogether(o overlay, r *configv1.Resource) {
+	ns := r.Metadata.Namespace
+	for other := range o.find(bindings(ns)) {
+		if other.Metadata.Name == r.Metadata.Name {
+			continue
+		}
+		for i, a := range r.GetHttpBinding().Rules {
+			for j, b := range other.GetHttpBinding().Rules {
+				if rest.Conflict(a.Method, a.Path, b.Method, b.Path) {
+					c.add(fmt.Sprintf("spec.rules[%d].path", i), "http-rule", fmt.Sprintf("%s fits paths that %s of %s (spec.rules[%d]) fits, and neither is more specific", a.Path, b.Path, resource.NameOf(other), j))
+				}
+			}
+		}
+	}
+	for i, h := range r.GetHttpBinding().Hosts {
+		for other := range o.find(host(h)) {
+			if other.Metadata.Namespace != ns {
+				// Not whose: that namespace may not be the caller's.
+				c.add(fmt.Sprintf("spec.hosts[%d]", i), "unique", fmt.Sprintf("%q is taken; a host is of one namespace", h))
+			}
+		}
+	}
+}
+
 func (c *collector) topicTogether(o overlay, r *configv1.Resource, t *configv1.Topic) {
 	ns := r.Metadata.Namespace
-	store := o.get(resource.EventStore, ns, t.Store)
+	if t.Schema != "" && o.get(resource.Schema, ns, t.Schema) == nil {
+		c.add("spec.schema", "reference", fmt.Sprintf("there is no Schema %s in namespace %s", t.Schema, ns))
+	}
+	home := o.home(r)
+	store := o.get(resource.EventStore, ns, home)
 	if store == nil {
-		c.add("spec.store", "reference", fmt.Sprintf("there is no EventStore %s in namespace %s", t.Store, ns))
+		c.add("spec.store", "reference", fmt.Sprintf("there is no EventStore %s in namespace %s", home, ns))
 		return
 	}
-	local := store.GetEventStore().GetEmbedded() != nil
-	if t.Retention != nil && !local {
-		c.add("spec.retention", "store-lacks", "EventStore "+t.Store+" keeps events by one setting for all topics (RocketMQ: fileReservedTime of the broker); leave it out")
-	}
-	if t.PhysicalName != "" && local {
-		c.add("spec.physical_name", "store-lacks", "an embedded store has no topics of others to adopt; leave it out")
-	}
-	if local && t.Needs.GetDurability() == configv1.Durability_DURABILITY_REPLICATED {
-		c.add("spec.needs.durability", "store-lacks", "an embedded store is on one machine")
-	}
-	if taken := o.samePhysical(r, store); taken != "" {
-		c.add("spec.physical_name", "unique", fmt.Sprintf("the physical topic %s is a Topic's already", taken))
+	if home == t.Store {
+		c.storeTakes(t, store, "spec.retention", "spec.needs.durability", t.PhysicalName)
+		if taken := PhysicalName(r); o.taken(taken, c.name, store) || o.claimed(taken, "", store) {
+			c.add("spec.physical_name", "unique", fmt.Sprintf("the physical topic %s is a Topic's already", taken))
+		}
+	} else {
+		c.storeTakes(t, store, "spec.retention", "spec.needs.durability", "")
 	}
 }
 
@@ -216,30 +265,24 @@ func (c *collector) eventStoreTogether(o overlay, r *configv1.Resource) {
 	if proto.Equal(o.before.Resource(c.name).GetEventStore(), r.GetEventStore()) {
 		return // reaches where it did
 	}
-	for t := range o.find(usersOf(resource.EventStore, r.Metadata.Namespace, r.Metadata.Name)) {
-		if o.put[resource.NameOf(t)] != nil {
-			continue // judged by itself
-		}
-		if taken := o.samePhysical(t, r); taken != "" {
-			c.add("spec", "unique", fmt.Sprintf("reaches where the physical topic %s of %s is another Topic's already", taken, resource.NameOf(t)))
+	ns := r.Metadata.Namespace
+	judge := func(topic, physical string) {
+		if o.put[topic] == nil /* else it is judged by itself */ && o.taken(physical, topic, r) {
+			c.add("spec", "unique", fmt.Sprintf("reaches where the physical topic %s of %s is another Topic's already", physical, topic))
 		}
 	}
-}
-
-// samePhysical is the physical name of topic r in its store, if another Topic
-// has it already; not whose: that namespace may not be the caller's.
-func (o overlay) samePhysical(r, store *configv1.Resource) string {
-	local := store.GetEventStore().GetEmbedded() != nil
-	for other := range o.find(physical(PhysicalName(r))) {
-		if resource.NameOf(other) == resource.NameOf(r) {
-			continue
-		}
-		os := o.get(resource.EventStore, other.Metadata.Namespace, other.GetTopic().Store)
-		if os != nil && sameStore(os.GetEventStore(), store.GetEventStore()) && (!local || os == store) {
-			return PhysicalName(r)
+	for t := range o.find(usersOf(resource.EventStore, ns, r.Metadata.Name)) {
+		if t.GetTopic() != nil {
+			judge(resource.NameOf(t), PhysicalName(t))
 		}
 	}
-	return ""
+	for b := range o.find(epochsIn(ns, r.Metadata.Name)) {
+		for _, e := range b.GetTopicBinding().Epochs {
+			if e.Store == r.Metadata.Name && o.bindingOf(ns, b.Metadata.Name) != nil {
+				judge(resource.Name(resource.Topic, ns, b.Metadata.Name), e.PhysicalName)
+			}
+		}
+	}
 }
 
 // PhysicalName is the name of a Topic resource in its first store.
@@ -252,11 +295,15 @@ func PhysicalName(r *configv1.Resource) string {
 
 // sameStore reports whether two bindings surely reach one middleware.
 func sameStore(a, b *configv1.EventStore) bool {
-	ra, rb := a.GetRocketmq(), b.GetRocketmq()
-	if ra == nil || rb == nil {
+	servers := a.GetRocketmq().GetNameServers()
+	others := b.GetRocketmq().GetNameServers()
+	if a.GetKafka() != nil {
+		servers, others = a.GetKafka().Brokers, b.GetKafka().GetBrokers()
+	}
+	if servers == nil || others == nil {
 		return proto.Equal(a, b)
 	}
-	return slices.ContainsFunc(ra.NameServers, func(s string) bool { return slices.Contains(rb.NameServers, s) })
+	return slices.ContainsFunc(servers, func(s string) bool { return slices.Contains(others, s) })
 }
 
 // unused checks that nothing that stays refers to r, which goes.
@@ -270,19 +317,45 @@ func (c *collector) unused(o overlay, r *configv1.Resource) {
 		return
 	}
 	ns, name := r.Metadata.Namespace, r.Metadata.Name
+	switch resource.KindOf(r) {
+	case resource.Migration:
+		c.migrationUnused(o, r)
+	case resource.EventStore:
+		if topic := o.holds(ns, name); topic != "" {
+			c.add("name", "in-use", "has events of "+topic+": move it (weft migrate) and finish that, or delete it, first")
+		}
+	}
 	used := func(by *configv1.Resource, field string) {
 		c.add("name", "in-use", fmt.Sprintf("is used by %s (%s); delete or change that first, or in the same call", resource.NameOf(by), field))
 	}
 	for user := range o.find(usersOf(resource.KindOf(r), ns, name)) {
 		switch s := user.Spec.(type) {
 		case *configv1.Resource_Topic:
-			used(user, "spec.store")
+			if s.Topic.Store == name && resource.KindOf(r) == resource.EventStore && o.bindingOf(ns, user.Metadata.Name) == nil {
+				used(user, "spec.store") // else where it was made is of no matter any more
+			}
+			if s.Topic.Schema == name && resource.KindOf(r) == resource.Schema {
+				used(user, "spec.schema")
+			}
+		case *configv1.Resource_Migration:
+			if b := o.bindingOf(ns, user.Metadata.Name); b == nil || b.Ended != user.Metadata.Uid {
+				used(user, "spec.to")
+			}
 		case *configv1.Resource_Subscription:
 			if slices.Contains(s.Subscription.Topics, name) {
 				used(user, "spec.topics")
 			}
 			if s.Subscription.DeadLetterTopic == name {
 				used(user, "spec.dead_letter_topic")
+			}
+			if f := s.Subscription.GetForward(); f != nil && f.Topic == name {
+				used(user, "spec.forward.topic")
+			}
+		case *configv1.Resource_HttpBinding:
+			for i, rule := range s.HttpBinding.Rules {
+				if rule.Topic == name {
+					used(user, fmt.Sprintf("spec.rules[%d].topic", i))
+				}
 			}
 		case *configv1.Resource_Route:
 			if s.Route.Topic == name {
@@ -300,32 +373,4 @@ func (c *collector) unused(o overlay, r *configv1.Resource) {
 // readsTopic reports whether a subscription reads a topic.
 func readsTopic(s *configv1.Subscription, topic string) bool {
 	return slices.ContainsFunc(s.Topics, func(t string) bool { return names.Match(t, topic) })
-}
-
-// deadLetterRing follows the dead letters of s: where those who read them give
-// up too, and so on, they must not come back to s. (That s reads its own is seen
-// without the others.)
-func (c *collector) deadLetterRing(o overlay, ns string, s *configv1.Subscription) {
-	from := map[string]string{} // by topic: how dead letters of s come there
-	next := []string{s.DeadLetterTopic}
-	from[s.DeadLetterTopic] = s.DeadLetterTopic
-	for len(next) > 0 {
-		at := next[0]
-		next = next[1:]
-		for _, key := range []string{usersOf(resource.Topic, ns, at), patterns(ns)} {
-			for r := range o.find(key) {
-				by := r.GetSubscription()
-				to := by.GetDeadLetterTopic()
-				if to == "" || resource.NameOf(r) == c.name || from[to] != "" || !readsTopic(by, at) {
-					continue
-				}
-				from[to] = fmt.Sprintf("%s, %s (of %s)", from[at], to, resource.NameOf(r))
-				if readsTopic(s, to) {
-					c.add("spec.dead_letter_topic", "cycle", "leads back to what the subscription reads, so that an event which nobody can take goes round for ever: "+from[to])
-					return
-				}
-				next = append(next, to)
-			}
-		}
-	}
 }

@@ -3,7 +3,6 @@ package config
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -11,11 +10,9 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
@@ -25,10 +22,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
@@ -36,13 +31,17 @@ import (
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/configfile"
+	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/lineage"
 	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
-// resumeHeader is the stream metadata that has a resume token.
-const resumeHeader = "weft-resume"
+// Stream metadata: a resume token, and what to say to leave.
+const (
+	resumeHeader = "weft-resume"
+	entryHeader  = "weft-entry"
+)
 
 // Limits of what is taken from a control plane.
 const (
@@ -123,6 +122,13 @@ type Client struct {
 	resync bool
 	*age
 	applied applied
+	// leaving has who waits for that this node has left the roster; left: nothing is kept
+	// on disk any more, and no control plane followed.
+	leaving chan leaver
+	left    bool
+	// kept is what a restart would find; unkept: it is not what is in force.
+	kept    *latest.Value[Kept]
+	unkept  bool
 	metrics clientMetrics
 }
 
@@ -142,7 +148,7 @@ func New(cfg Config) *Client {
 			*d.field = d.value
 		}
 	}
-	c := &Client{cfg: cfg, scope: configfile.Scope(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, age: newAge(cfg.Dir, cfg.Clock), loaded: make(chan struct{}), mem: newMemory(), applied: newApplied(), metrics: clientMetrics{
+	c := &Client{cfg: cfg, scope: configfile.Scope(cfg.Info.GetNamespaces()), disk: disk{cfg.Dir}, age: newAge(cfg.Dir, cfg.Clock), loaded: make(chan struct{}), leaving: make(chan leaver), mem: newMemory(), applied: newApplied(), kept: latest.New(Kept{}), metrics: clientMetrics{
 		connected:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_control_plane_connected", Help: "1 while a discovery stream is open, else 0."}),
 		revision:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_revision", Help: "Revision of the configuration in force."}),
 		rejected:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "weft_proxy_config_rejected_resources", Help: "Resources of which the newest version was refused."}),
@@ -193,6 +199,7 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	for ctx.Err() == nil {
 		c.resync = c.applied.resync.Swap(false) || c.resync
+		c.keepAgain()
 		addr := c.cfg.Addresses[at%len(c.cfg.Addresses)]
 		at++
 		c.metrics.attempts.Inc()
@@ -200,6 +207,9 @@ func (c *Client) Run(ctx context.Context) error {
 		err := c.follow(ctx, addr, func() { told, retry = true, minRetry; away.Is(nil) })
 		c.metrics.connected.Set(0)
 		c.lose()
+		if c.left {
+			<-ctx.Done()
+		}
 		if ctx.Err() != nil {
 			break
 		}
@@ -244,6 +254,7 @@ func (c *Client) load(ctx context.Context) error {
 	c.mem = m
 	if origin == snapshot.FromDisk {
 		c.since(c.disk.written())
+		c.kept.Store(Kept{m.lineage, m.revision})
 	}
 	c.adopt()
 	// What an older version of this program refused may be fine for this one:
@@ -300,17 +311,6 @@ func (c *Client) fromFile() (*memory, error) {
 		return nil, fmt.Errorf("the snapshot file %s %w", c.cfg.SnapshotFile, err)
 	}
 	return m, nil
-}
-
-// keep writes the memory to disk.
-func (c *Client) keep() {
-	if c.cfg.Dir == "" {
-		return
-	}
-	if err := c.disk.save(c.mem, c.mem.subscribed(), c.cfg.NodeID); err != nil {
-		c.metrics.diskErrors.Inc()
-		c.cfg.Log.Error("the configuration cannot be kept on disk; a restart without a control plane would use an older one", "error", err)
-	}
 }
 
 // apply puts the memory's state in force.
@@ -376,6 +376,7 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	responses := receive(ctx, rpc, &beside)
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
+	var leaving <-chan leaver   // nil until the first response is there
 	var changed <-chan struct{} // nil until the first delta is in: then names are asked for as they are used
 	for {
 		var resp *discoveryv3.DeltaDiscoveryResponse
@@ -387,6 +388,13 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 			resp = r.resp
 		case <-ctx.Done():
 			return ctx.Err()
+		case l := <-leaving:
+			err := c.leave(l.ctx, conn, rpc)
+			l.done <- err
+			if c.left {
+				return err
+			}
+			continue
 		case <-changed:
 			if err := c.ask(ctx, rpc, sub); err != nil {
 				return err
@@ -394,6 +402,7 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 			continue
 		case <-look.C:
 			c.confirm()
+			c.keepAgain()
 			if changed == nil {
 				continue
 			}
@@ -405,6 +414,7 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 		if hung.Stop() && c.cfg.Connected != nil {
 			beside.Go(func() { c.cfg.Connected(ctx, conn) })
 		}
+		leaving = c.leaving
 		c.metrics.connected.Set(1)
 		man, err := d.add(resp)
 		if err != nil {
@@ -498,7 +508,7 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest, sub
 	c.metrics.revision.Set(float64(c.mem.revision))
 	c.metrics.lastContact.SetToCurrentTime()
 	c.note(snapshot.Live, man)
-	if c.mem.revision != before || len(refused) > 0 || news {
+	if c.mem.revision != before || len(refused) > 0 || news || c.unkept {
 		c.keep()
 	}
 	if len(refused) == 0 {
@@ -558,41 +568,4 @@ func (d *staged) add(resp *discoveryv3.DeltaDiscoveryResponse) (man *configv1.Ma
 		d.removed = append(d.removed, name)
 	}
 	return man, nil
-}
-
-// clip shortens a text for the token, between characters.
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 256)], "") }
-
-// token is the resume token, as it stands in the header; "" to start from
-// nothing.
-func (c *Client) token() string {
-	if c.mem.lineage == "" || c.resync || !slices.Equal(c.mem.scope, c.scope) {
-		return ""
-	}
-	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope), Digests: c.mem.digests()}
-	if len(c.mem.names) > 0 {
-		t.Names = c.first(true).sum.Bytes()
-	}
-	for _, r := range c.mem.rejections() {
-		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: clip(r.Reason)})
-	}
-	b, err := proto.Marshal(t)
-	if err != nil || len(b) > maxToken {
-		return ""
-	}
-	return base64.RawURLEncoding.EncodeToString(b)
-}
-
-// node describes this proxy.
-func (c *Client) node() (*corev3.Node, error) {
-	b, err := protojson.Marshal(c.cfg.Info)
-	if err != nil {
-		return nil, err
-	}
-	s := &structpb.Struct{}
-	if err := protojson.Unmarshal(b, s); err != nil {
-		return nil, err
-	}
-	return &corev3.Node{Id: c.cfg.NodeID, UserAgentName: "weft", Metadata: &structpb.Struct{
-		Fields: map[string]*structpb.Value{"weft": structpb.NewStructValue(s)}}}, nil
 }

@@ -583,14 +583,14 @@ func TestUnknownKind(t *testing.T) {
 	srv := startDelta(t, "127.0.0.1:0")
 	f := follow(t, t.TempDir(), srv.addr)
 	st := srv.accept(t)
-	holds := map[string]string{nameA: "5", "quota/demo/q": "4"}
+	holds := map[string]string{nameA: "5", "tariff/demo/q": "4"}
 	// Field 100 of Resource, a message.
-	a := st.send([]*discoveryv3.Resource{raw("quota/demo/q", "4", []byte{0xa2, 0x06, 0x00}), wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, holds)})
+	a := st.send([]*discoveryv3.Resource{raw("tariff/demo/q", "4", []byte{0xa2, 0x06, 0x00}), wire(storeRes("a", "1", testUID), "5"), closing("1-x", 5, true, holds)})
 	if a.ErrorDetail == nil {
 		t.Error("a kind that nothing enforces is accepted")
 	}
 	s := f.states.Get()
-	if s.label(nameA) != "1" || !slices.Equal(s.Withheld, []string{"quota/demo/q"}) {
+	if s.label(nameA) != "1" || !slices.Equal(s.Withheld, []string{"tariff/demo/q"}) {
 		t.Errorf("the state is %+v", s)
 	}
 }

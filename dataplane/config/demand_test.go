@@ -20,6 +20,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -249,6 +250,23 @@ func TestNeedsBounded(t *testing.T) {
 	u := c.demand.uses[last]
 	if got := c.wanted(); len(got) > maxNames || before <= maxNames/3 || u.err == nil || !u.done {
 		t.Errorf("%d names used, %d asked for; the last one hears %v", before, len(got), u.err)
+	}
+}
+
+// TestNeedsOfAMove: a topic that moves, and a Subscription that reads it, is served with
+// the stores of all its epochs.
+func TestNeedsOfAMove(t *testing.T) {
+	c := demanding(Demand{})
+	binding := &configv1.Resource{Spec: &configv1.Resource_TopicBinding{TopicBinding: &configv1.TopicBinding{
+		Epochs: []*configv1.Epoch{{Number: 2, Store: "old"}, {Number: 3, Store: "new"}}}}}
+	admission := &configv1.Resource{Spec: &configv1.Resource_SubscriptionAdmission{SubscriptionAdmission: &configv1.SubscriptionAdmission{
+		Sources: []*configv1.SubscriptionSource{{Topic: "orders", Epoch: 2}, {Topic: "orders", Epoch: 3}}}}}
+	c.mem.resources = map[string]*kept{"topicbinding/demo/orders": {good: snapshot.Versioned{Resource: binding}}, "subscriptionadmission/demo/late": {good: snapshot.Versioned{Resource: admission}}}
+	for _, n := range []Name{topicName("orders"), {resource.Subscription, "demo", "late"}} {
+		needs := c.mem.needs(n, nil)
+		if !needs["eventstore/demo/old"] || !needs["eventstore/demo/new"] {
+			t.Errorf("%s is served with %v", n, needs)
+		}
 	}
 }
 

@@ -72,6 +72,24 @@ func (d disk) save(m *memory, scope []string, nodeID string) error {
 	return nil
 }
 
+// clear removes all generations, durably.
+func (d disk) clear() error {
+	names, err := d.list()
+	if err != nil {
+		return err
+	}
+	slices.Reverse(names) // a crash leaves the newest
+	for _, name := range names {
+		if err := os.Remove(filepath.Join(d.dir, name)); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(d.dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 func writeSynced(name string, file []byte) error {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {

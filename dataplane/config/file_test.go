@@ -143,13 +143,13 @@ func TestOwnScopeFromDisk(t *testing.T) {
 // TestNotEnforceable: what this proxy cannot enforce of a snapshot is withheld; of a
 // kind that it does not know the namespace is denied.
 func TestNotEnforceable(t *testing.T) {
-	unknown := &discoveryv1.KeptResource{Name: "quota/shop/q", OfferedVersion: "3", Version: "3", OfferedDigest: resource.DigestOf("quota/shop/q", "3", nil).Bytes()}
+	unknown := &discoveryv1.KeptResource{Name: "tariff/shop/q", OfferedVersion: "3", Version: "3", OfferedDigest: resource.DigestOf("tariff/shop/q", "3", nil).Bytes()}
 	bad := storeRes("b", "1", testUID)
 	bad.Spec = &configv1.Resource_EventStore{EventStore: &configv1.EventStore{}}
 	file := snapshotFile(t, &discoveryv1.LastGood{Lineage: "1-x", Revision: 5, Scope: everything,
 		Resources: []*discoveryv1.KeptResource{keptOf(t, storeRes("a", "1", testUID), "1"), keptOf(t, bad, "2"), unknown}})
 	s, err := starts(t, Config{SnapshotFile: file})
-	if err != nil || len(s.Set) != 1 || s.label(nameA) != "1" || !slices.Equal(s.Withheld, []string{nameB, "quota/shop/q"}) || len(s.Denied) != 1 || s.Denied["shop"] != "quota/shop/q" {
+	if err != nil || len(s.Set) != 1 || s.label(nameA) != "1" || !slices.Equal(s.Withheld, []string{nameB, "tariff/shop/q"}) || len(s.Denied) != 1 || s.Denied["shop"] != "tariff/shop/q" {
 		t.Errorf("%+v, %v", s, err)
 	}
 	can := slices.DeleteFunc(resource.AllFeatures(), func(f string) bool { return f == "eventstore.embedded" })

@@ -66,6 +66,9 @@ func (m *memory) needs(n Name, routed map[string][]Name) map[string]bool {
 				out[resource.Name(resource.EventStore, ns, e.Store)] = true
 			}
 		}
+		if k := m.resources[own]; k != nil && k.good.Resource.GetTopic().GetSchema() != "" {
+			out[resource.Name(resource.Schema, ns, k.good.Resource.GetTopic().Schema)] = true
+		}
 		for _, to := range routed[own] {
 			topic(ns, to.Name)
 		}
@@ -84,6 +87,9 @@ func (m *memory) needs(n Name, routed map[string][]Name) map[string]bool {
 			}
 		}
 		if t := sub.GetDeadLetterTopic(); t != "" {
+			topic(n.Namespace, t)
+		}
+		if t := sub.GetForward().GetTopic(); t != "" {
 			topic(n.Namespace, t)
 		}
 	}

@@ -35,15 +35,15 @@ func TestWithheld(t *testing.T) {
 	st := srv.accept(t)
 	holds := map[string]string{nameA: "5", nameB: "5"}
 	st.send([]*discoveryv3.Resource{wire(storeRes("a", "1", testUID), "5"), wire(storeRes("b", "1", testUID), "5"), closing("1-x", 5, true, holds)})
-	list := []*configv1.Withheld{{Name: nameA, Version: "6", Reason: "lacks something"}, {Name: "quota/demo/q", Version: "6", Governs: true}, {Name: "picture/other/p", Version: "6"}}
+	list := []*configv1.Withheld{{Name: nameA, Version: "6", Reason: "lacks something"}, {Name: "tariff/demo/q", Version: "6", Governs: true}, {Name: "picture/other/p", Version: "6"}}
 	delete(holds, nameA)
 	if a := st.send([]*discoveryv3.Resource{withholding(t, closing("1-x", 6, false, holds), list...)}); a.ErrorDetail != nil {
 		t.Fatalf("it is refused: %v", a.ErrorDetail)
 	}
 	check := func(s State) {
 		t.Helper()
-		if _, there := s.Set[nameA]; there || s.label(nameB) != "1" || !slices.Equal(s.Withheld, []string{nameA, "picture/other/p", "quota/demo/q"}) ||
-			len(s.Denied) != 1 || s.Denied["demo"] != "quota/demo/q" {
+		if _, there := s.Set[nameA]; there || s.label(nameB) != "1" || !slices.Equal(s.Withheld, []string{nameA, "picture/other/p", "tariff/demo/q"}) ||
+			len(s.Denied) != 1 || s.Denied["demo"] != "tariff/demo/q" {
 			t.Errorf("%v, withheld %v, denied %v", s.Set, s.Withheld, s.Denied)
 		}
 	}
@@ -92,8 +92,8 @@ func TestWithheldInParts(t *testing.T) {
 		}
 	}
 	delete(holds, nameA)
-	st.send([]*discoveryv3.Resource{withholding(t, closing("1-x", 6, false, holds), &configv1.Withheld{Name: "quota/demo/q", Version: "6"})})
-	if s := f.states.Get(); s.Revision != 6 || len(s.Set) != 1 || !slices.Equal(s.Withheld, []string{nameA, "picture/other/p", "quota/demo/q"}) {
+	st.send([]*discoveryv3.Resource{withholding(t, closing("1-x", 6, false, holds), &configv1.Withheld{Name: "tariff/demo/q", Version: "6"})})
+	if s := f.states.Get(); s.Revision != 6 || len(s.Set) != 1 || !slices.Equal(s.Withheld, []string{nameA, "picture/other/p", "tariff/demo/q"}) {
 		t.Errorf("%+v", s)
 	}
 	// The next one begins anew.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/weft-mesh/weft/dataplane/route"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
@@ -22,9 +23,14 @@ type Delivery struct {
 	// Attempt is 1 at first.
 	Attempt int
 	Event   *event.Event
+	// Shared has the event's encodings where many tails get it; else nil.
+	Shared *Shared
+
+	// judged is the filter that let it through.
+	judged *route.Filter
 }
 
-// Member is one client of a Subscription. Next may be called by one goroutine
+// Member is one client of a Subscription. Next and Take may be called by one goroutine
 // at a time; the other methods by any, at any time.
 type Member interface {
 	// Credit grants n more deliveries. Unsettled ones count against the sum
@@ -35,15 +41,26 @@ type Member interface {
 	// consume (the message names the rule), Unavailable when the proxy drains,
 	// NotFound when the Subscription is gone.
 	Next(ctx context.Context, dst []Delivery) (int, error)
+	// Take is Next for who has no goroutine to wait with. Where there is nothing yet it
+	// returns 0, and calls wake, once, when it is worth another call. wake may not block
+	// nor call the Member.
+	Take(dst []Delivery, wake func()) (int, error)
 	// Ack settles; Nack gives back for another attempt after delay (negative:
 	// the Subscription's schedule); Extend restarts the ack time-out with d
-	// (0: the Subscription's). Ids that are unknown, settled or timed out are
+	// (0: the Subscription's). Reject gives up: no repetition would change it, so
+	// the event goes to the dead-letter topic at once; without one it is given
+	// back on the schedule. Ids that are unknown, settled or timed out are
 	// counted in stale and otherwise ignored.
 	Ack(ids ...uint64) (stale int)
 	Nack(reason string, delay time.Duration, ids ...uint64) (stale int)
 	Extend(d time.Duration, ids ...uint64) (stale int)
+	Reject(reason string, ids ...uint64) (stale int)
 	// AckTimeout is the Subscription's.
 	AckTimeout() time.Duration
+	// Lost says that the client is gone without a word, as when its process crashes:
+	// each unsettled delivery was an attempt that failed. Other members get them at
+	// once. Close follows.
+	Lost()
 	// Close gives unsettled deliveries to other members, without counting an
 	// attempt. It does not block.
 	Close()
@@ -58,16 +75,20 @@ type TailRequest struct {
 	From store.Start
 	// After are tokens of what the client has.
 	After []position.Token
+	// Credit bounds what the client gets to what it grants; otherwise it gets all.
+	Credit bool
 }
 
-// Tail is a client that looks at topics. Next may be called by one goroutine at
+// Tail is a client that looks at topics. Next and Take may be called by one goroutine at
 // a time.
 type Tail interface {
+	// Credit grants n more deliveries; each that is taken uses one up.
+	Credit(n int)
 	// Next waits for at least one event and fills dst. Errors as Member.Next;
 	// deliveries have no id.
 	Next(ctx context.Context, dst []Delivery) (int, error)
-	// Ended is closed when the tail has ended by itself; Next tells why.
-	Ended() <-chan struct{}
+	// Take is as Member.Take.
+	Take(dst []Delivery, wake func()) (int, error)
 	// Close does not block.
 	Close()
 }

@@ -5,18 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"log/slog"
 	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -26,192 +21,8 @@ import (
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
-	"github.com/weft-mesh/weft/pkg/latest"
-	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/store"
-	"github.com/weft-mesh/weft/store/embedded"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var local = &policy.Principal{Name: policy.Local}
-
-const (
-	uidOrders = "11111111-1111-4111-8111-111111111111"
-	uidDead   = "22222222-2222-4222-8222-222222222222"
-	uidSub    = "33333333-3333-4333-8333-333333333333"
-	uidStore  = "44444444-4444-4444-8444-444444444444"
-)
-
-// world is a store with two topics and one subscription, and a Manager on it.
-type world struct {
-	*testing.T
-	ctx   context.Context
-	st    store.Store
-	snaps *latest.Value[*snapshot.Snapshot]
-	m     *Manager
-	stop  func()
-	seq   int
-}
-
-// newWorld opens everything; change may alter the subscription.
-func newWorld(t *testing.T, change func(*snapshot.Subscription)) *world {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	t.Cleanup(cancel)
-	w := &world{T: t, ctx: ctx}
-	st, err := embedded.Driver{}.Open(ctx, store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem()}})
-	w.must(err)
-	w.st = st
-	t.Cleanup(func() { w.must(st.Close(context.Background())) })
-	admin := st.(store.Admin)
-	for _, topic := range []string{"orders", "dead", names.RetryTopic(uidSub)} {
-		w.must(admin.EnsureTopic(ctx, store.TopicSpec{Name: topic}))
-	}
-	w.must(admin.EnsureGroup(ctx, "orders", "g", store.Start{}))
-	w.must(admin.EnsureGroup(ctx, names.RetryTopic(uidSub), "rg", store.Start{}))
-	w.snaps = latest.New(w.snapshot(change))
-	w.start()
-	t.Cleanup(func() { w.stop() })
-	return w
-}
-
-func (w *world) must(err error) {
-	w.Helper()
-	if err != nil {
-		w.Fatal(err)
-	}
-}
-
-func (w *world) snapshot(change func(*snapshot.Subscription), rules ...*configv1.AccessRule) *snapshot.Snapshot {
-	orders := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "orders"}, UID: uidOrders, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "orders"}}}
-	dead := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "dead"}, UID: uidDead, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "dead"}}}
-	sub := &snapshot.Subscription{Key: snapshot.Key{Namespace: "demo", Name: "billing"}, UID: uidSub, Topics: []string{"orders"},
-		Sources:    []snapshot.Source{{Topic: orders, Epoch: orders.Epochs[0], Group: "g", RetryTopic: names.RetryTopic(uidSub), RetryGroup: "rg"}},
-		AckTimeout: time.Minute, MaxInFlight: 1024, MaxAttempts: 3, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}
-	if change != nil {
-		change(sub)
-	}
-	if rules == nil {
-		rules = allowAll()
-	}
-	return &snapshot.Snapshot{
-		Topics: map[snapshot.Key]*snapshot.Topic{orders.Key: orders, dead.Key: dead}, Subscriptions: map[snapshot.Key]*snapshot.Subscription{sub.Key: sub},
-		Rules:      policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: rules}}}, nil),
-		Identities: policy.CompileIdentities(nil, nil, true)}
-}
-
-func allowAll() []*configv1.AccessRule {
-	return []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"},
-		Actions: []configv1.Action{configv1.Action_ACTION_CONSUME, configv1.Action_ACTION_SUBSCRIBE}, Topics: []string{">"}, Subscriptions: []string{">"}}}
-}
-
-// start starts a Manager, as a proxy that starts again would.
-func (w *world) start() {
-	m := New(Config{Snapshots: w.snaps, Log: slog.New(slog.DiscardHandler),
-		Store: func(uid string) (store.Store, error) {
-			if uid != uidStore {
-				return nil, errors.New("no such store")
-			}
-			return w.st, nil
-		},
-		Write: func(ctx context.Context, t *snapshot.Topic, events []event.Event) error {
-			for i := range events {
-				var res [1]store.Result
-				if err := w.st.Publish(ctx, t.Last().Physical, []store.Outgoing{{Event: &events[i]}}, res[:]); err != nil {
-					return err
-				}
-			}
-			return nil
-		}})
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- m.Run(ctx) }()
-	w.m = m
-	w.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			w.Error(err)
-		}
-	})
-}
-
-func (w *world) publish(ids ...string) {
-	w.Helper()
-	for _, id := range ids {
-		w.seq++
-		e := &event.Event{ID: id, Source: "/test", Type: "t", Subject: id, Data: []byte("data of " + id)}
-		var res [1]store.Result
-		w.must(w.st.Publish(w.ctx, "orders", []store.Outgoing{{Event: e}}, res[:]))
-	}
-}
-
-func (w *world) join(credit int) Member {
-	w.Helper()
-	m, err := w.m.Join(w.ctx, local, "demo", "billing")
-	w.must(err)
-	m.Credit(credit)
-	return m
-}
-
-// next takes n deliveries.
-func (w *world) next(m interface {
-	Next(context.Context, []Delivery) (int, error)
-}, n int) []Delivery {
-	w.Helper()
-	var out []Delivery
-	for len(out) < n {
-		dst := make([]Delivery, n-len(out))
-		got, err := m.Next(w.ctx, dst)
-		if err != nil {
-			w.Fatalf("%d of %d deliveries are there: %v", len(out), n, err)
-		}
-		out = append(out, dst[:got]...)
-	}
-	return out
-}
-
-// behind is how many events of the topic the group has not settled.
-func (w *world) behind() int64 {
-	w.Helper()
-	lag, err := w.st.(store.Admin).Lag(w.ctx, "orders", "g")
-	w.must(err)
-	return lag[0].Behind
-}
-
-// settled waits until the group has settled everything.
-func (w *world) settled() {
-	w.Helper()
-	for w.behind() != 0 {
-	}
-}
-
-func (w *world) nothing(m Member, why string) {
-	w.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, 100*time.Millisecond)
-	defer cancel()
-	var dst [1]Delivery
-	if n, err := m.Next(ctx, dst[:]); n > 0 || err == nil {
-		w.Errorf("%s: got %v", why, dst[0].Event.ID)
-	}
-}
-
-func idsOf(ds []Delivery) []string {
-	var out []string
-	for _, d := range ds {
-		out = append(out, d.Event.ID)
-	}
-	slices.Sort(out)
-	return out
-}
-
-func ids(n int) []string {
-	out := make([]string, n)
-	for i := range out {
-		out[i] = fmt.Sprintf("e%04d", i)
-	}
-	return out
-}
 
 func TestDeliverAndAck(t *testing.T) {
 	w := newWorld(t, nil)
@@ -500,41 +311,6 @@ func TestSubscriptionDeleted(t *testing.T) {
 	}
 }
 
-func TestTailResumes(t *testing.T) {
-	w := newWorld(t, nil)
-	w.publish(ids(20)...)
-	req := TailRequest{Namespace: "demo", Topics: []string{"*"}}
-	var got []string
-	for len(got) < 20 {
-		tail, err := w.m.Tail(w.ctx, local, req)
-		w.must(err)
-		for _, d := range w.next(tail, 3) {
-			if len(got) == 20 {
-				break
-			}
-			got = append(got, d.Event.ID)
-			req.After = append(req.After[:0], d.Position)
-		}
-		tail.Close()
-		if len(got) == 18 {
-			w.publish("last")
-		}
-	}
-	if !slices.Equal(got, ids(20)) {
-		t.Errorf("%v", got)
-	}
-	at := req.After[0]
-	req.After[0].Epoch++
-	if _, err := w.m.Tail(w.ctx, local, req); fault.ClassOf(err) != fault.Precondition {
-		t.Errorf("a position of another epoch: %v", err)
-	}
-	req.After[0] = at
-	req.After[0].TopicUID = uidSub
-	if _, err := w.m.Tail(w.ctx, local, req); fault.ClassOf(err) != fault.Precondition {
-		t.Errorf("a position of another topic: %v", err)
-	}
-}
-
 // TestCrash stops proxies with deliveries in flight again and again: nothing is
 // lost, and what was settled does not come again.
 func TestCrash(t *testing.T) {
@@ -582,8 +358,8 @@ func TestSettledIsLetGo(t *testing.T) {
 	r := w.m.runtimes[uidSub]
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.timers) != 0 || r.held != 0 {
-		t.Errorf("%d timers, %d events are held, and all 50 are settled", len(r.timers), r.held)
+	if it := r.timers.first(); it != nil || r.held != 0 {
+		t.Errorf("a timer is %v, %d events are held, and all 50 are settled", it, r.held)
 	}
 }
 
@@ -678,89 +454,6 @@ func TestCredentialsExpire(t *testing.T) {
 	}{m, tail} {
 		if _, err := x.Next(w.ctx, make([]Delivery, 1)); fault.ClassOf(err) != fault.Unauthenticated {
 			t.Errorf("%T after its credentials have expired: %v", x, err)
-		}
-	}
-}
-
-// slowStore is a store whose tails of one topic wait for a gate, and fail once.
-type slowStore struct {
-	store.Store
-	topic  string
-	gate   chan struct{}
-	failed atomic.Bool
-}
-
-func (s *slowStore) Tail(ctx context.Context, r store.TailRequest) (store.Tail, error) {
-	if r.Topic != s.topic {
-		return s.Store.Tail(ctx, r)
-	}
-	select {
-	case <-s.gate:
-	case <-ctx.Done():
-		return nil, fault.From(ctx.Err())
-	}
-	if !s.failed.Swap(true) {
-		return nil, fault.New(fault.Unavailable, "test", "store-unreachable", "the store is away")
-	}
-	return s.Store.Tail(ctx, r)
-}
-
-// TestTailOfATopicThatComes: a topic that comes while its store is slow or away
-// holds up nobody, and its events come when the store is back.
-func TestTailOfATopicThatComes(t *testing.T) {
-	w := newWorld(t, nil)
-	w.must(w.st.(store.Admin).EnsureTopic(w.ctx, store.TopicSpec{Name: "later"}))
-	slow := &slowStore{Store: w.st, topic: "later", gate: make(chan struct{})}
-	w.m.cfg.Store = func(string) (store.Store, error) { return slow, nil }
-	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"*"}, From: store.Start{End: true}})
-	w.must(err)
-	defer tl.Close()
-	snap := w.snapshot(nil)
-	later := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "later"}, UID: uidStore, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "later"}}}
-	snap.Topics[later.Key] = later
-	var res [1]store.Result
-	w.must(w.st.Publish(w.ctx, "later", []store.Outgoing{{Event: &event.Event{ID: "first", Source: "/s", Type: "t"}}}, res[:]))
-	w.snaps.Store(snap)
-	for reading := false; !reading; { // the manager has followed
-		x := tl.(*tail)
-		x.mu.Lock()
-		reading = x.readers[uidStore] != nil
-		x.mu.Unlock()
-	}
-	m := w.join(1) // others go on
-	m.Close()
-	close(slow.gate)
-	if d := w.next(tl, 1)[0]; d.Event.ID != "first" || d.Topic != "later" {
-		t.Errorf("%s of %s", d.Event.ID, d.Topic)
-	}
-}
-
-// TestTailIsBounded: a tail whose client does not read holds a bounded number of
-// bytes, and loses nothing by it.
-func TestTailIsBounded(t *testing.T) {
-	w := newWorld(t, nil)
-	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
-	w.must(err)
-	defer tl.Close()
-	const events = 64
-	for i := range events {
-		e := &event.Event{ID: fmt.Sprint(i), Source: "/test", Type: "t", Data: make([]byte, 256<<10)}
-		var res [1]store.Result
-		w.must(w.st.Publish(w.ctx, "orders", []store.Outgoing{{Event: e}}, res[:]))
-	}
-	x := tl.(*tail)
-	for full := false; !full; {
-		x.mu.Lock()
-		full = x.room != nil || len(x.events) == events
-		held := x.held
-		x.mu.Unlock()
-		if held > tailBytes || len(x.events) == events {
-			t.Fatalf("a tail holds %d events for a client that does not read", len(x.events))
-		}
-	}
-	for i, d := range w.next(tl, events) {
-		if d.Event.ID != fmt.Sprint(i) {
-			t.Fatalf("event %d is %s", i, d.Event.ID)
 		}
 	}
 }

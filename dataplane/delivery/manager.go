@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -10,7 +11,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/time/rate"
 
+	"github.com/weft-mesh/weft/dataplane/denied"
+	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
@@ -28,6 +32,15 @@ type Config struct {
 	Store func(uid string) (store.Store, error)
 	// Write publishes into a topic, past policy and routes: dead letters.
 	Write func(ctx context.Context, t *snapshot.Topic, events []event.Event) error
+	// Denied remembers topics that stores deny; nil remembers nothing.
+	Denied *denied.Log
+	// NodeID is of this proxy, in the names of deliveries that are pulled.
+	NodeID string
+	// Facts remembers what becomes of events; nil remembers nothing.
+	Facts *facts.Ring
+	// MaxHeld is how many bytes of events may be unsettled here, of all Subscriptions,
+	// before each has but a little; 1 GiB when 0.
+	MaxHeld int64
 	// Clock tells when credentials end and parked events are due.
 	Clock clock.Clock
 	// Tracing makes spans; none when nil.
@@ -44,16 +57,31 @@ type Manager struct {
 	tracer  trace.Tracer // nil without tracing
 
 	mu       sync.Mutex
-	runtimes map[string]*runtime       // by Subscription uid
-	counted  map[snapshot.Key]struct{} // that have metrics
+	runtimes map[string]*runtime            // by Subscription uid
+	counted  map[snapshot.Key]struct{}      // that have metrics
+	paceMu   sync.Mutex                     // taken after mu and that of a runtime
+	paces    map[snapshot.Key]*rate.Limiter // of those with a rate
 	tails    map[*tail]struct{}
-	draining bool
-	running  sync.WaitGroup
+	pulls    map[pullKey]*pullSession
+	// pullCalls are the pulls in progress.
+	pullCalls int
+	scans     map[string]int      // of dead-letter topics, by principal
+	redriving map[string]struct{} // by Subscription uid
+	lagging   map[lagKey]bool     // that have a series; sample's
+	draining  bool
+	tried     tried
+	drains    drains
+	turns     readers
+	held      held
+	running   sync.WaitGroup
+
+	feedMu sync.Mutex       // taken after mu and that of a tail
+	feeds  map[string]*feed // by Topic uid
 }
 
 // New makes a Manager.
 func New(cfg Config) *Manager {
-	m := &Manager{cfg: cfg, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, counted: map[snapshot.Key]struct{}{}, tails: map[*tail]struct{}{}}
+	m := &Manager{cfg: cfg, held: held{most: cmp.Or(cfg.MaxHeld, 1<<30)}, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, counted: map[snapshot.Key]struct{}{}, paces: map[snapshot.Key]*rate.Limiter{}, tails: map[*tail]struct{}{}, pulls: map[pullKey]*pullSession{}, scans: map[string]int{}, redriving: map[string]struct{}{}, feeds: map[string]*feed{}}
 	if cfg.Tracing != nil {
 		m.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/delivery")
 	}
@@ -70,6 +98,9 @@ const (
 // Run follows the configuration until ctx ends, and then closes everything:
 // unsettled events go back to their stores.
 func (m *Manager) Run(ctx context.Context) error {
+	if m.cfg.Metrics != nil {
+		m.running.Go(func() { m.sample(ctx) })
+	}
 	expire := time.NewTicker(expireEvery)
 	defer expire.Stop()
 	for {
@@ -81,6 +112,8 @@ func (m *Manager) Run(ctx context.Context) error {
 				changed = true
 			case <-expire.C:
 				m.expire(m.cfg.Clock.Now())
+				m.expirePulls()
+				m.makeRoom()
 			case <-ctx.Done():
 				m.Drain()
 				m.running.Wait()
@@ -107,6 +140,17 @@ func (m *Manager) expire(now time.Time) {
 	m.mu.Unlock()
 	for _, r := range rs {
 		r.expire(snap, now)
+	}
+}
+
+// expire judges again the members whose credentials have expired.
+func (r *runtime) expire(snap *snapshot.Snapshot, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for mem := range r.members {
+		if mem.who != nil && mem.who.Expired(now) {
+			mem.checkLocked(snap, now)
+		}
 	}
 }
 
@@ -140,12 +184,17 @@ func (m *Manager) follow() {
 	for _, r := range rs {
 		r.follow(snap, now)
 	}
+	m.drains.keep(snap)
+	m.turns.follow(snap)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for key := range m.counted {
 		if snap.Subscriptions[key] == nil {
 			m.metrics.forget(key.Namespace, key.Name)
 			delete(m.counted, key)
+			m.paceMu.Lock()
+			delete(m.paces, key)
+			m.paceMu.Unlock()
 		}
 	}
 }
@@ -161,17 +210,28 @@ func (m *Manager) JoinPush(key snapshot.Key) (Member, error) {
 }
 
 func (m *Manager) join(who *policy.Principal, key snapshot.Key) (Member, error) {
-	const op = "delivery.join"
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	snap := m.cfg.Snapshots.Get() // under mu, or rules that come now would miss the member
+	mem, err := m.joinLocked(snap, who, key)
+	if err != nil {
+		return nil, err
+	}
+	return mem, nil
+}
+
+// joinLocked makes a member by snap, which was loaded while mu was held.
+func (m *Manager) joinLocked(snap *snapshot.Snapshot, who *policy.Principal, key snapshot.Key) (*member, error) {
+	const op = "delivery.join"
 	if err := mayConsume(snap, who, key.Namespace, key.Name); err != nil {
 		return nil, err
 	}
 	sub := snap.Subscriptions[key]
 	switch {
 	case sub == nil:
-		return nil, fault.New(fault.NotFound, op, "unknown-subscription", "there is no Subscription %s in namespace %s", key.Name, key.Namespace)
+		return nil, unknownSubscription(key.Namespace, key.Name)
+	case sub.Push != nil && sub.Push.ForwardTo != "" && who != nil:
+		return nil, fault.New(fault.Precondition, op, "forward-subscription", "Subscription %s is delivered into topic %s; nobody can join it", key.Name, sub.Push.ForwardTo)
 	case sub.Push != nil && who != nil:
 		return nil, fault.New(fault.Precondition, op, "push-subscription", "Subscription %s is delivered by push; nobody can join it", key.Name)
 	}
@@ -185,12 +245,16 @@ func (m *Manager) join(who *policy.Principal, key snapshot.Key) (Member, error) 
 		m.counted[sub.Key] = struct{}{}
 		m.running.Go(r.tend)
 	}
-	mem := &member{r: r, who: who, ready: make(chan struct{}, 1)}
+	mem := &member{r: r, who: who}
 	if !r.add(mem) {
 		return nil, fault.New(fault.Throttled, op, "too-many-members", "the subscription has %d members on this proxy", MaxMembers)
 	}
 	r.follow(snap, m.cfg.Clock.Now())
 	return mem, nil
+}
+
+func unknownSubscription(namespace, name string) error {
+	return fault.New(fault.NotFound, "delivery.join", "unknown-subscription", "there is no Subscription %s in namespace %s", name, namespace)
 }
 
 // left removes a runtime without members.
@@ -208,24 +272,31 @@ func mayConsume(snap *snapshot.Snapshot, who *policy.Principal, namespace, name 
 	if who == nil {
 		return snap.Refusal(namespace) // the proxy itself
 	}
-	if d := snap.Rules.Authorize(who, policy.Consume, namespace, name); !d.Allowed {
-		return denied(d)
+	if err := may(snap, who, policy.Consume, namespace, name); err != nil {
+		return err
 	}
 	if err := snap.Refusal(namespace); err != nil {
 		return err
 	}
 	if sub := snap.Subscriptions[snapshot.Key{Namespace: namespace, Name: name}]; sub != nil {
 		for _, s := range sub.Sources {
-			if d := snap.Rules.Authorize(who, policy.Subscribe, namespace, s.Topic.Name); !d.Allowed {
-				return denied(d)
+			if err := may(snap, who, policy.Subscribe, namespace, s.Topic.Name); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-func denied(d policy.Decision) error {
-	return &fault.Error{Class: fault.Denied, Op: "authorise", Reason: "access-denied", Msg: d.Why}
+// may is nil where the rules allow it whatever the event. Events of a subscription
+// are settled by whoever gets them: who may read only some would lose the others for
+// those who may.
+func may(snap *snapshot.Snapshot, who *policy.Principal, a policy.Action, namespace, name string) error {
+	grant := snap.Rules.Grant(who, a, namespace, name)
+	if d := grant.Always(); !d.Allowed {
+		return grant.Refuse(d)
+	}
+	return nil
 }
 
 // refreshed judges a principal by a newer configuration.

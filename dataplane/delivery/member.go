@@ -2,8 +2,10 @@ package delivery
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -15,20 +17,30 @@ type member struct {
 	who     *policy.Principal
 	credit  int
 	out     int // deliveries it has
+	singled int // of them that are singled out, 0 or 1; see suspects.go
+	doubted bool
+	probe   *item // what it has while it is doubted
 	waiting bool
+	place   uint64    // among the members, see sticky.go
+	seen    time.Time // when it was heard of last, with Ordered
+	away    bool      // that is long ago
 	err     error
-	ready   chan struct{} // capacity 1
+	bell    bell
+	ear     *ear // of Next, whose own it is
 }
 
 // maxCredit bounds what a member may have.
 const maxCredit = 1 << 16
 
-func (m *member) roomLocked() int { return m.credit - m.out }
-
-func (m *member) pokeLocked() {
-	select {
-	case m.ready <- struct{}{}:
+// roomLocked is how many more deliveries it may get.
+func (m *member) roomLocked() int {
+	switch room := m.credit - m.out; {
+	case !m.doubted:
+		return room
+	case m.probe == nil:
+		return min(room, 1)
 	default:
+		return 0
 	}
 }
 
@@ -36,7 +48,7 @@ func (m *member) failLocked(err error) {
 	if m.err == nil {
 		m.err = err
 	}
-	m.pokeLocked()
+	m.bell.ring()
 }
 
 // checkLocked judges the member by a newer configuration.
@@ -57,11 +69,33 @@ func (m *member) Credit(n int) {
 	m.r.mu.Lock()
 	defer m.r.mu.Unlock()
 	m.credit = max(0, min(m.credit+n, maxCredit))
-	m.pokeLocked()
+	m.bell.ring()
 }
 
 // Next waits for deliveries.
 func (m *member) Next(ctx context.Context, dst []Delivery) (int, error) {
+	if m.ear == nil {
+		m.ear = newEar()
+	}
+	for {
+		if n, err := m.Take(dst, m.ear.wake); n > 0 || err != nil {
+			return n, err
+		}
+		select {
+		case <-m.ear.heard:
+		case <-ctx.Done():
+			m.r.mu.Lock()
+			m.seenLocked()
+			m.unwaitLocked()
+			m.r.dispatchLocked() // what it was woken for is another's
+			m.r.mu.Unlock()
+			return 0, fault.From(ctx.Err())
+		}
+	}
+}
+
+// Take gives deliveries.
+func (m *member) Take(dst []Delivery, wake func()) (int, error) {
 	r := m.r
 	for {
 		r.mu.Lock()
@@ -70,25 +104,25 @@ func (m *member) Next(ctx context.Context, dst []Delivery) (int, error) {
 			r.mu.Unlock()
 			return 0, err
 		}
+		m.seenLocked()
 		if n := r.takeLocked(m, dst); n > 0 {
 			m.unwaitLocked()
+			sub := r.sub
 			r.mu.Unlock()
+			if n = m.prepare(sub, dst[:n]); n == 0 {
+				continue
+			}
 			return n, nil
 		}
 		if m.roomLocked() > 0 && !m.waiting {
 			m.waiting = true
 			r.waiters = append(r.waiters, m)
 			r.demandLocked()
+			r.readyLocked(time.Now())
 		}
 		r.mu.Unlock()
-		select {
-		case <-m.ready:
-		case <-ctx.Done():
-			r.mu.Lock()
-			m.unwaitLocked()
-			r.dispatchLocked() // what it was woken for is another's
-			r.mu.Unlock()
-			return 0, fault.From(ctx.Err())
+		if m.bell.listen(wake) {
+			return 0, nil
 		}
 	}
 }
@@ -107,53 +141,127 @@ func (m *member) unwaitLocked() {
 }
 
 // Ack settles.
-func (m *member) Ack(ids ...uint64) (stale int) {
+func (m *member) Ack(ids ...uint64) (stale int) { return len(m.ack(ids)) }
+
+// ack settles and gives the ids that were stale.
+func (m *member) ack(ids []uint64) (stale []uint64) {
 	r := m.r
 	r.mu.Lock()
-	bySource := map[*source][]*item{}
-	n, now := 0, time.Now()
+	landed := make([]*item, 0, len(ids))
+	now, at, wall := time.Now(), r.m.cfg.Facts.Now(), r.m.cfg.Clock.Now()
 	for _, id := range ids {
-		if it := r.landLocked(m, id, outcomeAck); it != nil {
+		if it := r.takeOutLocked(m, id, outcomeAck); it != nil {
 			r.metrics.settleSeconds.Observe(now.Sub(it.given).Seconds())
-			bySource[it.src] = append(bySource[it.src], it)
-			n++
+			if age, ok := it.age(wall); ok {
+				r.metrics.endToEnd.Observe(age)
+			}
+			r.remember(at, facts.Acked, &it.msg, "")
+			landed = append(landed, it)
+			m.settlesLocked()
+		} else {
+			stale = append(stale, id)
 		}
 	}
-	m.pokeLocked()
+	n := len(landed)
+	m.seenLocked()
+	r.metrics.inFlight.Sub(float64(n))
+	if !m.waiting { // else it is called when there is something
+		m.bell.ring()
+	}
 	r.mu.Unlock()
-	for s, items := range bySource {
-		s.settle(items)
+	all := landed
+	// A topic after the other: mostly there is one.
+	for len(landed) > 0 {
+		s := landed[0].src
+		of := slices.IndexFunc(landed, func(it *item) bool { return it.src != s })
+		if of < 0 {
+			of = len(landed)
+		}
+		s.settle(landed[:of])
+		landed = landed[of:]
 	}
 	r.mu.Lock()
-	r.doneLocked(n)
+	r.doneLocked(all...)
 	r.mu.Unlock()
 	r.metrics.settled.Add(float64(n))
-	return len(ids) - n
+	return stale
 }
 
 // Nack gives back for another attempt.
 func (m *member) Nack(reason string, delay time.Duration, ids ...uint64) (stale int) {
+	return len(m.nack(reason, delay, causeFailed, ids))
+}
+
+// Reject gives up.
+func (m *member) Reject(reason string, ids ...uint64) (stale int) {
+	return len(m.nack(reason, -1, causeRejected, ids))
+}
+
+// nack gives back for another attempt, or, where why is the last, for none.
+func (m *member) nack(reason string, delay time.Duration, why cause, ids []uint64) (stale []uint64) {
 	r := m.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, id := range ids {
 		it := r.landLocked(m, id, outcomeNack)
 		if it == nil {
-			stale++
+			stale = append(stale, id)
 			continue
 		}
+		m.settlesLocked()
 		r.metrics.nacked.Inc()
-		r.failedLocked(it, reason, delay)
+		r.remember(r.m.cfg.Facts.Now(), facts.Nacked, &it.msg, reason)
+		r.failedLocked(it, reason, delay, why)
 	}
-	m.pokeLocked()
+	m.seenLocked()
+	m.bell.ring()
+	r.dispatchLocked()
 	return stale
 }
 
-// maxExtend bounds an extension.
-const maxExtend = time.Hour
+// lostReason is why an attempt failed whose member went without a word.
+const lostReason = "the client's connection ended before the delivery was settled"
+
+// Lost counts attempts, of what may be to blame alone: see suspects.go. Where nobody is
+// left here who would know of them, the retry topic does; of what is in order nothing is
+// parked, and the Manager remembers them.
+func (m *member) Lost() {
+	r := m.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	alone := m.out == 1
+	for id, it := range r.flights {
+		if it.owner != m {
+			continue
+		}
+		r.landLocked(m, id, outcomeLost)
+		if !alone && !it.msg.suspect {
+			it.msg.attempt-- // this one does not count
+		}
+		r.suspectLocked(it)
+		delay := time.Duration(0)
+		switch {
+		case it.msg.attempt >= r.sub.MaxAttempts:
+			delay = -1 // the schedule's, as after every last one
+		case len(r.members) == 1:
+			delay = max(backoff(r.sub, it.msg.attempt), inMemory+time.Millisecond)
+		}
+		r.failedLocked(it, lostReason, delay, causeLost)
+	}
+	r.dispatchLocked()
+}
+
+// MaxExtend bounds an extension, and MaxNackDelay the delay of a Nack that a client
+// asks for.
+const (
+	MaxExtend    = time.Hour
+	MaxNackDelay = 24 * time.Hour
+)
 
 // Extend restarts the ack time-out.
-func (m *member) Extend(d time.Duration, ids ...uint64) (stale int) {
+func (m *member) Extend(d time.Duration, ids ...uint64) (stale int) { return len(m.extend(d, ids)) }
+
+func (m *member) extend(d time.Duration, ids []uint64) (stale []uint64) {
 	r := m.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -164,12 +272,14 @@ func (m *member) Extend(d time.Duration, ids ...uint64) (stale int) {
 	for _, id := range ids {
 		it := r.flights[id]
 		if it == nil || it.owner != m {
-			stale++
+			stale = append(stale, id)
 			r.metrics.stale.Inc()
 			continue
 		}
-		r.timers.set(it, now.Add(min(d, maxExtend)))
+		m.settlesLocked()
+		r.timers.set(it, now.Add(min(d, MaxExtend)))
 	}
+	m.seenLocked()
 	r.poke()
 	return stale
 }
@@ -196,11 +306,15 @@ func (m *member) leaveLocked(err error) {
 		return
 	}
 	delete(r.members, m)
+	r.ring++
 	m.unwaitLocked()
 	m.failLocked(err)
 	for id, it := range r.flights {
 		if it.owner == m {
-			r.landLocked(m, id, outcomeReturned)
+			if r.landLocked(m, id, outcomeReturned); it.pastLocked() {
+				r.passLocked(it)
+				continue
+			}
 			r.buffer = append(r.buffer, it)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/store"
@@ -19,22 +20,55 @@ const inMemory = time.Second
 // maxReason bounds the reason that is kept with an event.
 const maxReason = 1024
 
+// cause is how an attempt failed.
+type cause uint8
+
+const (
+	causeFailed        cause = iota // the member gave it back
+	causeTimeout                    // it was not settled in time
+	causeLost                       // the member went without a word
+	causeRejected                   // the member rejected it
+	causeUntransformed              // the transform could not be applied
+	causes
+)
+
+var causeNames = [causes]string{causeFailed: "failed", causeTimeout: "timeout", causeLost: "lost", causeRejected: "rejected", causeUntransformed: "transform"}
+
+// last reports whether another attempt would change nothing.
+func (c cause) last() bool { return c == causeRejected || c == causeUntransformed }
+
 // failedLocked decides what becomes of an attempt that failed: another one, or
-// the dead-letter topic. delay below 0 is the schedule's.
-func (r *runtime) failedLocked(it *item, reason string, delay time.Duration) {
-	reason = reason[:min(len(reason), maxReason)]
-	if it.msg.attempt >= r.sub.MaxAttempts && r.sub.DeadLetter != "" {
-		r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error { return r.deadLetter(ctx, sub, it, reason) })
+// the dead-letter topic, as after the last one. delay below 0 is the schedule's.
+func (r *runtime) failedLocked(it *item, reason string, delay time.Duration, why cause) {
+	if it.pastLocked() {
+		r.passLocked(it)
 		return
 	}
-	if delay < 0 {
+	last := why.last()
+	reason = reason[:min(len(reason), maxReason)]
+	exhausted := it.msg.attempt >= r.sub.MaxAttempts
+	if r.sub.DeadLetter != "" && (last || exhausted && !r.sub.Block) {
+		r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error {
+			return r.deadLetter(ctx, sub, it, why, reason)
+		})
+		return
+	}
+	switch {
+	case delay < 0 && exhausted:
+		delay = jitter(r.sub.MaxBackoff)
+	case delay < 0:
 		delay = backoff(r.sub, it.msg.attempt)
+	}
+	if exhausted {
+		r.metrics.exhausted.Inc()
 	}
 	if it.msg.since == "" {
 		it.msg.since = r.m.cfg.Clock.Now().UTC().Format(time.RFC3339)
 	}
 	r.metrics.retried.Inc()
-	if delay <= inMemory {
+	r.remember(r.m.cfg.Facts.Now(), facts.Retried, &it.msg, "again in "+delay.Round(time.Millisecond).String()+": "+reason)
+	r.blockLocked(it, exhausted)
+	if delay <= inMemory || it.lane != nil { // what is parked is overtaken
 		it.msg.attempt++
 		r.timers.set(it, time.Now().Add(delay))
 		r.poke()
@@ -50,26 +84,32 @@ func backoff(sub *snapshot.Subscription, attempt int) time.Duration {
 	for i := 1; i < attempt && d < sub.MaxBackoff; i++ {
 		d *= 2
 	}
-	d = min(d, sub.MaxBackoff)
-	return d - d/10 + rand.N(d/5+1)
+	return jitter(min(d, sub.MaxBackoff))
 }
+
+func jitter(d time.Duration) time.Duration { return d - d/10 + rand.N(d/5+1) }
 
 // write runs f, again and again until it succeeds, and then settles the item:
 // the event is durable elsewhere before its place here is given up.
 func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription) error) {
+	r.writing++
 	r.writers.Go(func() {
 		r.slots <- struct{}{}
 		defer func() { <-r.slots }()
+		defer r.written()
 		retry := minRetry
 		for {
 			r.mu.Lock()
-			over, sub := r.over != nil || r.sources[it.src.key()] != it.src, r.sub
+			over, sub, past := r.over != nil || r.sources[it.src.key()] != it.src || !it.src.holds(it), r.sub, it.pastLocked()
 			r.mu.Unlock()
 			if over {
 				r.mu.Lock()
-				r.doneLocked(1) // here; it comes again, from the store
+				r.doneLocked(it) // here; it comes again, from the store
 				r.mu.Unlock()
 				return
+			}
+			if past {
+				break
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			err := f(ctx, sub)
@@ -85,9 +125,20 @@ func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription
 		}
 		it.src.settle([]*item{it})
 		r.mu.Lock()
-		r.doneLocked(1)
+		r.doneLocked(it)
 		r.mu.Unlock()
 	})
+}
+
+// written is the end of a write.
+func (r *runtime) written() {
+	r.mu.Lock()
+	r.writing--
+	alone := r.writing == 0 && len(r.members) == 0
+	r.mu.Unlock()
+	if alone {
+		r.m.left(r) // its last member has left meanwhile
+	}
 }
 
 // park writes the event to the retry topic, to come back at due.
@@ -101,10 +152,13 @@ func (r *runtime) park(ctx context.Context, it *item, due time.Time, reason stri
 		return errNoDelay
 	}
 	e := it.msg.stored.Event
-	e.Mesh = nil
+	e.Mesh = Forwarded(Forwards(&e))
 	for _, h := range []event.Attr{{Name: headerAttempt, Value: strconv.Itoa(it.msg.attempt)}, {Name: headerReason, Value: clean(reason)}, {Name: headerTopic, Value: it.msg.topic},
 		{Name: headerPosition, Value: it.msg.token.String()}, {Name: headerSince, Value: it.msg.since}} {
 		e.Mesh = event.With(e.Mesh, h.Name, h.Value)
+	}
+	if it.msg.suspect {
+		e.Mesh = event.With(e.Mesh, headerSuspect, "1")
 	}
 	var res [1]store.Result
 	return d.PublishDelayed(ctx, it.src.retryTopic, []store.Outgoing{{Event: &e}}, []time.Time{due}, res[:])
@@ -121,13 +175,13 @@ const (
 )
 
 // deadLetter writes the event to the dead-letter topic with the reason.
-func (r *runtime) deadLetter(ctx context.Context, sub *snapshot.Subscription, it *item, reason string) error {
+func (r *runtime) deadLetter(ctx context.Context, sub *snapshot.Subscription, it *item, why cause, reason string) error {
 	t := r.m.cfg.Snapshots.Get().Topics[snapshot.Key{Namespace: sub.Namespace, Name: sub.DeadLetter}]
 	if t == nil || t.NotReady != "" {
 		return errNoDeadLetter
 	}
 	e := it.msg.stored.Event
-	e.Mesh = nil
+	e.Mesh = event.With(Forwarded(Forwards(&e)), headerDead, r.m.cfg.Clock.Now().UTC().Format(time.RFC3339))
 	for _, a := range []event.Attr{{Name: AttrDeadReason, Value: clean(reason)}, {Name: AttrDeadSubscription, Value: sub.Name}, {Name: AttrDeadTopic, Value: it.msg.topic},
 		{Name: AttrDeadPosition, Value: it.msg.token.String()}, {Name: AttrDeadAttempts, Value: strconv.Itoa(it.msg.attempt)}} {
 		if a.Value != "" {
@@ -137,7 +191,8 @@ func (r *runtime) deadLetter(ctx context.Context, sub *snapshot.Subscription, it
 	if err := r.m.cfg.Write(ctx, t, []event.Event{e}); err != nil {
 		return err
 	}
-	r.metrics.deadLettered.Inc()
+	r.metrics.deadLettered[why].Inc()
+	r.remember(r.m.cfg.Facts.Now(), facts.DeadLettered, &it.msg, "to "+t.Name+": "+reason)
 	return nil
 }
 

@@ -1,14 +1,16 @@
 package delivery
 
 import (
-	"container/heap"
 	"context"
+	"hash/maphash"
 	"slices"
 	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/time/rate"
 
+	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store/position"
@@ -19,8 +21,9 @@ import (
 //
 // An event is in one place at a time: the buffer (fetched, nobody has it), in
 // flight (a member has it), waiting (it is repeated from memory when it is due),
-// or being written (to the retry or dead-letter topic). Everywhere it is
-// unsettled in its store, and counts against MaxInFlight.
+// being written (to the retry or dead-letter topic), or behind another one of its lane.
+// Everywhere it is unsettled in its store, and everywhere but in the last place it
+// counts against MaxInFlight.
 type runtime struct {
 	m       *Manager
 	uid     string
@@ -29,19 +32,31 @@ type runtime struct {
 	wake    chan struct{} // wakes tend; capacity 1
 	writers sync.WaitGroup
 	slots   chan struct{} // bounds writes to retry and dead-letter topics
+	writing int           // of them that are under way or wait; guarded by mu
 
-	mu      sync.Mutex
-	sub     *snapshot.Subscription
-	members map[*member]struct{}
-	waiters []*member // that wait in Next, longest first
-	sources map[sourceKey]*source
-	buffer  []*item
-	flights map[uint64]*item
-	held    int // items, wherever they are
-	lastID  uint64
-	timers  timers
-	demand  chan struct{} // closed when a source may have something to do
-	over    error         // why the runtime has ended
+	mu       sync.Mutex
+	sub      *snapshot.Subscription
+	members  map[*member]struct{}
+	waiters  []*member // that wait in Next, longest first
+	sources  map[sourceKey]*source
+	buffer   []*item
+	flights  map[uint64]*item
+	held     int // items, wherever they are
+	bytes    int // and of their events
+	lastID   uint64
+	timers   timers
+	lanes    map[laneKey]*lane  // of keys whose events are here, with Ordered
+	behind   backlog            // of what is not the first of its lane
+	suspects int                // items that are, wherever they are; see suspects.go
+	stuck    map[*item]struct{} // firsts of lanes whose attempts are over
+	seed     maphash.Seed       // of keys and members, see sticky.go
+	ring     uint64             // counted up when other members are there
+	there    []*member          // those that are, as of ring thereOf
+	thereOf  uint64
+	pace     *rate.Limiter // of deliveries; nil without a rate
+	paced    bool          // members wait for pace alone: tend wakes them
+	demand   chan struct{} // closed when a source may have something to do
+	over     error         // why the runtime has ended
 }
 
 // maxWriters bounds concurrent writes to retry and dead-letter topics, a
@@ -54,18 +69,20 @@ type item struct {
 	msg message
 	// owner is the member that has it; nil while nobody has.
 	owner *member
+	lane  *lane // nil where it is in no order, and once it has left it
 	id    uint64
 	given time.Time  // when the owner got it
 	span  trace.Span // of the delivery in flight; nil without tracing
 	// due is when it times out (in flight) or is repeated (waiting), while it is
 	// among the timers.
-	due  time.Time
-	slot int // its place there, counted from 1; 0 while it is not there
+	due        time.Time
+	slot       int   // its place among them, see timers
+	prev, next *item // its neighbours in their list
 }
 
 func newRuntime(m *Manager, sub *snapshot.Subscription) *runtime {
 	return &runtime{m: m, uid: sub.UID, key: sub.Key, sub: sub, metrics: m.metrics.of(sub.Namespace, sub.Name), wake: make(chan struct{}, 1),
-		slots: make(chan struct{}, maxWriters), members: map[*member]struct{}{}, sources: map[sourceKey]*source{}, flights: map[uint64]*item{}, demand: make(chan struct{})}
+		slots: make(chan struct{}, maxWriters), members: map[*member]struct{}{}, sources: map[sourceKey]*source{}, flights: map[uint64]*item{}, lanes: map[laneKey]*lane{}, stuck: map[*item]struct{}{}, seed: maphash.MakeSeed(), demand: make(chan struct{})}
 }
 
 // add makes mem a member.
@@ -76,14 +93,20 @@ func (r *runtime) add(mem *member) bool {
 		return false
 	}
 	r.members[mem] = struct{}{}
+	mem.cameLocked()
 	r.metrics.members.Set(float64(len(r.members)))
 	return true
 }
 
-// retire ends a runtime that has no members. It reports whether it ended.
+// retire ends a runtime that has no members, and writes nothing away. It reports whether
+// it ended.
 func (r *runtime) retire() bool {
 	r.mu.Lock()
-	n := len(r.members)
+	n := len(r.members) + r.writing
+	if n == 0 {
+		r.m.tried.remember(r.uid, r.buffer)
+		r.m.tried.remember(r.uid, r.timers.others)
+	}
 	r.mu.Unlock()
 	if n == 0 {
 		r.end(errDraining)
@@ -99,6 +122,7 @@ func (r *runtime) end(err error) {
 		return
 	}
 	r.over = err
+	r.m.held.drop(r.bytes)
 	for mem := range r.members {
 		mem.failLocked(err)
 	}
@@ -106,8 +130,10 @@ func (r *runtime) end(err error) {
 		s.cancel()
 		delete(r.sources, k)
 	}
-	r.buffer, r.timers = nil, nil
+	r.buffer, r.timers = nil, timers{}
+	r.closeLanesLocked()
 	r.metrics.inFlight.Sub(float64(len(r.flights)))
+	r.metrics.oldest.Set(0)
 	for _, it := range r.flights {
 		it.end(outcomeReturned)
 	}
@@ -150,21 +176,35 @@ func (r *runtime) follow(snap *snapshot.Snapshot, now time.Time) {
 	for mem := range r.members {
 		mem.checkLocked(snap, now)
 	}
+	r.sourcesLocked()
+	r.pace = r.m.paceOf(sub)
+	r.demandLocked() // there may be more room, or a higher rate
+	r.dispatchLocked()
+	r.poke()
+}
+
+// sourcesLocked starts and stops sources, so that there are those that are read now.
+func (r *runtime) sourcesLocked() {
 	want := map[sourceKey]*source{}
-	for i := range sub.Sources {
-		src := &sub.Sources[i]
-		for _, s := range []*source{{name: src.Topic.Name, token: tokenOf(src), topic: src.Epoch.Physical, group: src.Group},
-			{topic: src.RetryTopic, group: src.RetryGroup, retry: true}} {
-			s.storeUID = src.Epoch.StoreUID
-			s.retryTopic = src.RetryTopic
+	for i := range r.sub.Sources {
+		src := &r.sub.Sources[i]
+		retry := &source{topic: src.RetryTopic, group: src.RetryGroup, retry: true, storeUID: src.Epoch.StoreUID, retryTopic: src.RetryTopic}
+		want[retry.key()] = retry
+		if r.turnLocked(src) {
+			s := &source{name: src.Topic.Name, of: src.Topic, token: tokenOf(src), topic: src.Epoch.Physical, group: src.Group, ordered: r.sub.Ordered,
+				storeUID: src.Epoch.StoreUID, retryTopic: src.RetryTopic}
 			want[s.key()] = s
 		}
 	}
 	for k, s := range r.sources {
-		if want[k] == nil || s.moved() {
+		switch w := want[k]; {
+		case w == nil || s.moved():
+			s.drained = r.m.drains.has(s.drainKey())
 			s.cancel()
 			delete(r.sources, k)
-			r.forgetLocked(s)
+			r.forgetLocked(s.lost)
+		default:
+			r.cutLocked(s, w.of)
 		}
 	}
 	for k, s := range want {
@@ -178,28 +218,17 @@ func (r *runtime) follow(snap *snapshot.Snapshot, now time.Time) {
 	}
 }
 
-// expire judges again the members whose credentials have expired.
-func (r *runtime) expire(snap *snapshot.Snapshot, now time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for mem := range r.members {
-		if mem.who != nil && mem.who.Expired(now) {
-			mem.checkLocked(snap, now)
-		}
-	}
-}
-
 func tokenOf(src *snapshot.Source) position.Token {
 	return position.Token{TopicUID: src.Topic.UID, Epoch: src.Epoch.Number}
 }
 
-// forgetLocked drops what came from a source that has ended: its events come
-// again.
-func (r *runtime) forgetLocked(s *source) {
+// forgetLocked drops what is lost: of a source that has ended, or of a partition that
+// it has lost. These events come again, here or elsewhere.
+func (r *runtime) forgetLocked(lost func(*item) bool) {
 	kept := r.buffer[:0]
 	for _, it := range r.buffer {
-		if it.src == s {
-			r.held--
+		if lost(it) {
+			r.dropLocked(it)
 		} else {
 			kept = append(kept, it)
 		}
@@ -207,58 +236,105 @@ func (r *runtime) forgetLocked(s *source) {
 	clear(r.buffer[len(kept):])
 	r.buffer = kept
 	for id, it := range r.flights {
-		if it.src == s {
+		if lost(it) {
 			delete(r.flights, id)
 			r.timers.drop(it)
 			it.end(outcomeReturned)
-			r.held--
+			r.dropLocked(it)
 			r.metrics.inFlight.Dec()
-			it.owner.out--
-			it.owner.pokeLocked()
+			it.owner.landedLocked(it)
+			it.owner.bell.ring()
 			it.owner = nil
 		}
 	}
-	for _, it := range slices.Clone(r.timers) {
-		if it.src == s { // it waited for another attempt
+	for _, it := range slices.Clone(r.timers.others) {
+		if lost(it) { // it waited for another attempt
 			r.timers.drop(it)
-			r.held--
+			r.dropLocked(it)
 		}
 	}
+	r.forgetLanesLocked(lost)
 	r.demandLocked()
+	r.dispatchLocked()
 }
 
 // wantedLocked is how many events a source may fetch now.
 func (r *runtime) wantedLocked() int {
+	if r.crowdedLocked() {
+		return 0
+	}
 	room := 0
 	for _, w := range r.waiters {
 		room += w.roomLocked()
 	}
-	return min(room-len(r.buffer), r.sub.MaxInFlight-r.held)
+	offered := r.offeredLocked()
+	n := min(room-offered, r.sub.MaxInFlight-(r.held-r.behind.events))
+	if r.pace != nil {
+		n = min(n, r.pace.Burst()-offered) // the rest is for other proxies
+	}
+	return n
+}
+
+// dropLocked forgets an item.
+func (r *runtime) dropLocked(it *item) {
+	r.held--
+	r.bytes -= it.msg.stored.Size()
+	if r.over == nil {
+		r.m.held.drop(it.msg.stored.Size())
+	}
+	if it.msg.suspect {
+		r.suspects--
+	}
 }
 
 // offer takes what a source fetched.
-func (r *runtime) offer(s *source, msgs []message) {
+func (r *runtime) offer(s *source, items []*item) {
+	if past := r.offered(s, items); len(past) > 0 {
+		s.settle(past)
+	}
+}
+
+// offered is offer, and gives what does not count: the cut has come meanwhile.
+func (r *runtime) offered(s *source, items []*item) (past []*item) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.over != nil || r.sources[s.key()] != s {
-		return // the source gives them back
+		return nil // the source gives them back
 	}
-	for _, m := range msgs {
-		r.held++
-		r.buffer = append(r.buffer, &item{src: s, msg: m})
+	for _, it := range items {
+		if it.pastLocked() {
+			past = append(past, it)
+			continue
+		}
+		if s.holds(it) { // else it comes again
+			r.held++
+			r.bytes += it.msg.stored.Size()
+			r.m.held.add(it.msg.stored.Size())
+			if it.msg.suspect {
+				r.suspects++
+			}
+			r.enterLocked(it)
+		}
 	}
 	r.dispatchLocked()
+	return past
 }
 
 // dispatchLocked wakes waiting members while there is something for them.
 func (r *runtime) dispatchLocked() {
-	n := len(r.buffer)
+	n := r.readyLocked(time.Now())
+	if r.sub.Ordered {
+		r.wakeOwnersLocked(n)
+		return
+	}
 	for len(r.waiters) > 0 && n > 0 {
 		w := r.waiters[0]
 		r.waiters = r.waiters[1:]
 		w.waiting = false
-		n -= max(w.roomLocked(), 1)
-		w.pokeLocked()
+		if r.suspects == 0 { // else it may have to leave them to others
+			n -= max(w.roomLocked(), 1)
+		}
+		w.bell.ring()
 	}
 }
 
@@ -269,24 +345,36 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 	if others := len(r.waiters); others > 0 {
 		n = min(n, max(1, (len(r.buffer)+others)/(others+1)))
 	}
-	if n <= 0 {
+	now := time.Now()
+	if n = min(n, r.readyLocked(now)); n <= 0 {
 		return 0
 	}
-	now := time.Now()
+	items := r.pickLocked(mem, n)
+	if n = len(items); n == 0 {
+		return 0
+	}
+	at, wall := r.m.cfg.Facts.Now(), r.m.cfg.Clock.Now()
 	size := 0
-	for i, it := range r.buffer[:n] {
+	for i, it := range items {
 		size += it.msg.stored.Size()
 		r.lastID++
 		it.id, it.owner, it.given = r.lastID, mem, now
 		it.begin(r, now)
 		r.flights[it.id] = it
-		r.timers.set(it, now.Add(r.sub.AckTimeout))
-		mem.out++
-		dst[i] = Delivery{ID: it.id, Topic: it.msg.topic, Position: it.msg.token, Attempt: it.msg.attempt, Event: &it.msg.stored.Event}
+		r.timers.add(it, now.Add(r.sub.AckTimeout))
+		mem.gotLocked(it)
+		if age, ok := it.age(wall); ok && it.msg.attempt == 1 {
+			r.metrics.latency.Observe(age)
+		}
+		r.remember(at, facts.Delivered, &it.msg, "")
+		dst[i] = Delivery{ID: it.id, Topic: it.msg.topic, Position: it.msg.token, Attempt: it.msg.attempt, Event: &it.msg.stored.Event, judged: it.msg.judged}
 	}
-	clear(r.buffer[:n])
-	if r.buffer = r.buffer[n:]; len(r.buffer) == 0 {
+	clear(items)
+	if len(r.buffer) == 0 {
 		r.buffer = nil
+	}
+	if r.pace != nil {
+		r.pace.AllowN(now, n)
 	}
 	r.metrics.delivered.Add(float64(n))
 	r.metrics.bytes.Add(float64(size))
@@ -298,6 +386,15 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 
 // landLocked ends an item's flight with an outcome; nil where id is not mem's.
 func (r *runtime) landLocked(mem *member, id uint64, outcome string) *item {
+	it := r.takeOutLocked(mem, id, outcome)
+	if it != nil {
+		r.metrics.inFlight.Dec()
+	}
+	return it
+}
+
+// takeOutLocked is landLocked for many: who calls it counts what is in flight.
+func (r *runtime) takeOutLocked(mem *member, id uint64, outcome string) *item {
 	it := r.flights[id]
 	if it == nil || it.owner != mem {
 		r.metrics.stale.Inc()
@@ -307,15 +404,19 @@ func (r *runtime) landLocked(mem *member, id uint64, outcome string) *item {
 	r.timers.drop(it)
 	it.end(outcome)
 	it.owner = nil
-	mem.out--
-	r.metrics.inFlight.Dec()
+	mem.landedLocked(it)
 	return it
 }
 
-// doneLocked drops items that are settled in their store.
-func (r *runtime) doneLocked(n int) {
-	r.held -= n
+// doneLocked drops items that are settled in their store; those after them in their
+// lanes are next.
+func (r *runtime) doneLocked(items ...*item) {
+	for _, it := range items {
+		r.dropLocked(it)
+		r.leaveLocked(it)
+	}
 	r.demandLocked()
+	r.dispatchLocked()
 }
 
 // tend fires what is due: time-outs and repeats.
@@ -343,63 +444,23 @@ func (r *runtime) fire(now time.Time) (next time.Duration, over bool) {
 	if r.over != nil {
 		return 0, true
 	}
-	for len(r.timers) > 0 {
-		it := r.timers[0]
+	for it := r.timers.first(); it != nil; it = r.timers.first() {
 		if wait := it.due.Sub(now); wait > 0 {
-			return wait, false
+			return r.paceLocked(now, r.absentLocked(now, wait)), false
 		}
 		if owner := it.owner; owner != nil {
 			r.landLocked(owner, it.id, outcomeTimeout)
 			r.metrics.timedOut.Inc()
-			owner.pokeLocked()
-			r.failedLocked(it, "the delivery was not settled within the ack time-out", -1)
+			r.remember(r.m.cfg.Facts.Now(), facts.TimedOut, &it.msg, "")
+			owner.doubtLocked()
+			owner.bell.ring()
+			r.failedLocked(it, "the delivery was not settled within the ack time-out", -1, causeTimeout)
+			r.dispatchLocked()
 			continue
 		}
 		r.timers.drop(it)
 		r.buffer = append(r.buffer, it)
 		r.dispatchLocked()
 	}
-	return time.Hour, false
-}
-
-// timers is a heap by time. An item is in it once and is taken out when it is
-// settled, so that it keeps no event that is done with.
-type timers []*item
-
-// set puts it in, or moves it, to be due then.
-func (t *timers) set(it *item, due time.Time) {
-	if it.due = due; it.slot == 0 {
-		heap.Push(t, it)
-	} else {
-		heap.Fix(t, it.slot-1)
-	}
-}
-
-// drop takes it out, if it is in.
-func (t *timers) drop(it *item) {
-	if it.slot != 0 {
-		heap.Remove(t, it.slot-1)
-	}
-}
-
-func (t timers) Len() int           { return len(t) }
-func (t timers) Less(i, j int) bool { return t[i].due.Before(t[j].due) }
-func (t timers) Swap(i, j int) {
-	t[i], t[j] = t[j], t[i]
-	t[i].slot, t[j].slot = i+1, j+1
-}
-
-func (t *timers) Push(x any) {
-	it := x.(*item)
-	*t = append(*t, it)
-	it.slot = len(*t)
-}
-
-func (t *timers) Pop() any {
-	last := len(*t) - 1
-	it := (*t)[last]
-	(*t)[last] = nil
-	*t = (*t)[:last]
-	it.slot = 0
-	return it
+	return r.paceLocked(now, r.absentLocked(now, time.Hour)), false
 }

@@ -2,7 +2,6 @@ package delivery
 
 import (
 	"context"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -15,31 +14,26 @@ import (
 	"github.com/weft-mesh/weft/store/position"
 )
 
-// tailBuffer and tailBytes are how many events, and bytes of them, a tail holds
-// for its client: a slow client stops being read for.
-const (
-	tailBuffer = 256
-	tailBytes  = 1 << 20
-)
-
 // MaxTailTopics bounds the names and patterns of a tail.
 const MaxTailTopics = 64
 
-// tail implements Tail: a reader for each topic, and one channel to the client.
+// tail implements Tail: a cursor for each topic. What comes is taken by the client's
+// own goroutine, so that who is slow holds up nobody.
 type tail struct {
-	m      *Manager
-	r      TailRequest
-	events chan Delivery
-	ended  chan struct{} // closed with err
-	since  time.Time     // when it began
+	m         *Manager
+	namespace string
+	topics    []string // names and patterns
+	bounded   bool     // by credit
+	bell      bell
+	ear       *ear // of Next
 
 	mu      sync.Mutex
 	who     *policy.Principal
-	readers map[string]context.CancelFunc // by Topic uid
-	after   map[string][]store.Position   // by Topic uid
-	started bool                          // the first look at the topics is over
-	held    int                           // bytes of what is in events
-	room    chan struct{}                 // closed when held got less; nil while no reader waits
+	grants  map[string]*policy.Grant // by topic, where rules look at each event; replaced, not changed
+	cursors []*cursor                // one for each topic; the client gets from each in turn
+	turn    int
+	started bool // the first look at the topics is over
+	credit  int  // of who is bounded by it
 	err     error
 }
 
@@ -57,12 +51,8 @@ func (m *Manager) Tail(ctx context.Context, who *policy.Principal, r TailRequest
 			return nil, &fault.Error{Class: fault.Invalid, Op: op, Reason: "bad-name", Msg: err.Error()}
 		}
 	}
-	t := &tail{m: m, r: r, who: who, since: time.Now(), events: make(chan Delivery, tailBuffer), ended: make(chan struct{}), readers: map[string]context.CancelFunc{}, after: map[string][]store.Position{}}
-	for _, tok := range r.After {
-		t.after[tok.TopicUID] = append(t.after[tok.TopicUID], tok.Pos)
-	}
-	snap := m.cfg.Snapshots.Get()
-	if err := t.open(ctx, snap); err != nil {
+	t := &tail{m: m, namespace: r.Namespace, topics: r.Topics, bounded: r.Credit, who: who}
+	if err := t.open(ctx, m.cfg.Snapshots.Get(), r); err != nil {
 		t.Close()
 		return nil, err
 	}
@@ -83,87 +73,84 @@ func (m *Manager) Tail(ctx context.Context, who *policy.Principal, r TailRequest
 }
 
 // selected are the topics that the tail reads by a configuration.
-func (t *tail) selected(snap *snapshot.Snapshot, who *policy.Principal) ([]*snapshot.Topic, error) {
+func (t *tail) selected(snap *snapshot.Snapshot, who *policy.Principal) ([]*snapshot.Topic, map[string]*policy.Grant, error) {
 	var out []*snapshot.Topic
-	for _, p := range t.r.Topics {
+	var grants map[string]*policy.Grant
+	allowed := func(topic string) (*policy.Grant, bool) {
+		g := snap.Rules.Grant(who, policy.Subscribe, t.namespace, topic)
+		if g.PerEvent() {
+			if grants == nil {
+				grants = map[string]*policy.Grant{}
+			}
+			grants[topic] = &g
+		}
+		return &g, g.Ever() && (g.PerEvent() || g.Always().Allowed)
+	}
+	for _, p := range t.topics {
 		if names.IsPattern(p) {
 			continue
 		}
-		if d := snap.Rules.Authorize(who, policy.Subscribe, t.r.Namespace, p); !d.Allowed {
-			return nil, denied(d)
+		if g, ok := allowed(p); !ok {
+			return nil, nil, g.Refuse(g.Always())
 		}
-		topic := snap.Topics[snapshot.Key{Namespace: t.r.Namespace, Name: p}]
+		topic := snap.Topics[snapshot.Key{Namespace: t.namespace, Name: p}]
 		if topic == nil {
-			return nil, fault.New(fault.NotFound, "delivery.tail", "unknown-topic", "there is no topic %s in namespace %s", p, t.r.Namespace)
+			return nil, nil, fault.New(fault.NotFound, "delivery.tail", "unknown-topic", "there is no topic %s in namespace %s", p, t.namespace)
 		}
 		out = append(out, topic)
 	}
 	var refused error
-	for key, topic := range snap.Topics {
-		if key.Namespace != t.r.Namespace || slices.Contains(out, topic) ||
-			!slices.ContainsFunc(t.r.Topics, func(p string) bool { return names.IsPattern(p) && names.Match(p, key.Name) }) {
+	for _, topic := range snap.Matching(t.namespace, t.topics) {
+		if slices.Contains(t.topics, topic.Name) {
 			continue
 		}
-		if d := snap.Rules.Authorize(who, policy.Subscribe, t.r.Namespace, key.Name); d.Allowed {
+		if _, ok := allowed(topic.Name); ok {
 			out = append(out, topic)
 		} else {
-			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.r.Namespace, who)
+			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.namespace, who)
 		}
 	}
-	if err := snap.Refusal(t.r.Namespace); err != nil && len(out) > 0 {
-		return nil, err
+	if err := snap.Refusal(t.namespace); err != nil && len(out) > 0 {
+		return nil, nil, err
 	}
 	if len(out) == 0 {
 		if refused == nil {
 			// Whether there are topics is told only to those who may know.
-			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.r.Namespace, who)
+			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.namespace, who)
 		}
-		return nil, refused
+		return nil, nil, refused
 	}
-	return out, nil
+	return out, grants, nil
 }
 
 // open starts a reader for each topic that is there; their starts are fixed.
-func (t *tail) open(ctx context.Context, snap *snapshot.Snapshot) error {
-	topics, err := t.selected(snap, t.who)
+func (t *tail) open(ctx context.Context, snap *snapshot.Snapshot, r TailRequest) error {
+	since := now()
+	after := map[string][]position.Token{} // by Topic uid
+	for _, tok := range r.After {
+		after[tok.TopicUID] = append(after[tok.TopicUID], tok)
+	}
+	topics, grants, err := t.selected(snap, t.who)
 	if err != nil {
 		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.grants = grants
 	uids := map[string]bool{}
 	for _, topic := range topics {
 		uids[topic.UID] = true
-		for _, tok := range t.r.After {
-			if tok.TopicUID == topic.UID && tok.Epoch != topic.Last().Number {
-				return fault.New(fault.Precondition, "delivery.tail", "position-unknown", "a position is of epoch %d of topic %s, which is in epoch %d", tok.Epoch, topic.Name, topic.Last().Number)
-			}
-		}
 		if topic.NotReady != "" {
-			if slices.Contains(t.r.Topics, topic.Name) {
+			if slices.Contains(t.topics, topic.Name) {
 				return fault.New(fault.Unavailable, "delivery.tail", "topic-not-ready", "topic %s is not ready: %s", topic.Name, topic.NotReady)
 			}
 			continue
 		}
-		st, err := t.m.cfg.Store(topic.Last().StoreUID)
-		if err != nil {
+		if err := t.beginLocked(ctx, topic, r.From, after[topic.UID], since); err != nil {
 			return err
 		}
-		from := t.r.From
-		from.After = t.after[topic.UID]
-		up, err := st.Tail(ctx, store.TailRequest{Topic: topic.Last().Physical, From: from})
-		if err != nil {
-			return err
-		}
-		begin := t.r.From
-		if begin.End {
-			// Where a partition begins of which nothing was read yet, should the
-			// reader have to begin again.
-			begin = store.Start{At: t.since}
-		}
-		t.readLocked(topic, begin, up)
 	}
-	for uid := range t.after {
+	for uid := range after {
 		if !uids[uid] {
 			return fault.New(fault.Precondition, "delivery.tail", "position-unknown", "a position is of a topic that was deleted, or that this tail does not read")
 		}
@@ -172,124 +159,85 @@ func (t *tail) open(ctx context.Context, snap *snapshot.Snapshot) error {
 	return nil
 }
 
-// readLocked starts the reader of one topic, which begins where up does; if that
-// is nil it opens the topic at begin itself.
-func (t *tail) readLocked(topic *snapshot.Topic, begin store.Start, up store.Tail) {
-	ctx, cancel := context.WithCancel(context.Background())
-	t.readers[topic.UID] = cancel
-	t.m.running.Go(func() { t.read(ctx, topic, begin, up) })
+// beginLocked begins with a topic where the client wants it, who came at since; that is
+// fixed when it returns.
+func (t *tail) beginLocked(ctx context.Context, topic *snapshot.Topic, from store.Start, after []position.Token, since time.Time) error {
+	if from.End && len(after) == 0 {
+		f, err := t.m.feed(ctx, topic)
+		if err != nil {
+			return err
+		}
+		t.addLocked(topic).joinLocked(f)
+		return nil
+	}
+	r, err := begins(topic, from, after)
+	if err != nil {
+		return err
+	}
+	r.m = t.m
+	if r.st, err = t.m.cfg.Store(r.epoch.StoreUID); err != nil {
+		return err
+	}
+	if r.up, err = r.st.Tail(ctx, store.TailRequest{Topic: r.epoch.Physical, From: r.begin}); err != nil {
+		return err
+	}
+	for _, p := range r.begin.After {
+		r.last[p.Partition] = p
+	}
+	r.begin.After = nil
+	if r.begin.End {
+		// Where a partition begins of which nothing was read yet, should the
+		// reader have to begin again.
+		r.begin = store.Start{At: since}
+	}
+	t.addLocked(topic).readLocked(r)
+	return nil
 }
 
-// read passes a topic's events on until ctx ends. Over failures of the store it
-// goes on behind the last event that it passed on.
-func (t *tail) read(ctx context.Context, topic *snapshot.Topic, begin store.Start, up store.Tail) {
-	closeUp := func() {
-		if up != nil {
-			cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-			defer cancel()
-			_ = up.Close(cctx)
-			up = nil
+// begins is where a client begins in a topic that wants it from a place or after tokens.
+// Without tokens that is its oldest epoch, and in each later one the same place. With
+// tokens it is the newest epoch that they are of, since an epoch is read once the one before
+// is; and if that is given up, the beginning of the oldest that is later, as if what is
+// between had been removed by its retention. A partition without a token begins where
+// the client says, or at its beginning where the client has read an epoch before.
+func begins(topic *snapshot.Topic, from store.Start, after []position.Token) (*reader, error) {
+	r := &reader{topic: topic, epoch: topic.Epochs[0], begin: from, later: from, last: map[string]store.Position{}}
+	if len(after) == 0 {
+		return r, nil
+	}
+	r.later = store.Start{}
+	oldest, newest := after[0].Epoch, after[0].Epoch
+	for _, tok := range after {
+		oldest, newest = min(oldest, tok.Epoch), max(newest, tok.Epoch)
+	}
+	const op = "delivery.tail"
+	switch written := topic.Written().Number; {
+	case oldest == 0 || newest > written && !topic.Has(newest):
+		return nil, fault.New(fault.Precondition, op, "position-unknown", "a position is of epoch %d of topic %s, which is in epoch %d", max(newest, oldest), topic.Name, written)
+	case newest > written:
+		return nil, &fault.Error{Class: fault.Unavailable, Op: op, Reason: "topic-not-ready", RetryAfter: time.Second,
+			Msg: "topic " + topic.Name + " has moved, which this proxy has not heard of yet"}
+	}
+	for _, e := range topic.Epochs {
+		if r.epoch = e; e.Number >= newest {
+			break
 		}
 	}
-	defer closeUp()
-	last := map[string]store.Position{}
-	for _, p := range t.after[topic.UID] {
-		last[p.Partition] = p
+	if r.epoch.Number > newest || oldest < newest {
+		r.begin = store.Start{}
 	}
-	token := position.Token{TopicUID: topic.UID, Epoch: topic.Last().Number}
-	retry := minRetry
-	st, _ := t.m.cfg.Store(topic.Last().StoreUID)
-	for ctx.Err() == nil {
-		var err error
-		if up == nil {
-			if st, err = t.m.cfg.Store(topic.Last().StoreUID); err == nil {
-				up, err = again(ctx, st, topic, begin, last)
-			}
+	for _, tok := range after {
+		if tok.Epoch == r.epoch.Number {
+			r.begin.After = append(r.begin.After, tok.Pos)
 		}
-		n := 0
-		msgs := make([]store.Message, 64)
-		if err == nil {
-			n, err = up.Next(ctx, msgs)
-		}
-		for i := range msgs[:n] {
-			token.Pos = msgs[i].Pos
-			if !t.reserve(ctx, msgs[i].Size()) {
-				return
-			}
-			select {
-			case t.events <- Delivery{Topic: topic.Name, Position: token, Attempt: 1, Event: &msgs[i].Event}:
-				last[msgs[i].Pos.Partition] = msgs[i].Pos
-			case <-ctx.Done():
-				t.release([]Delivery{{Event: &msgs[i].Event}})
-				return
-			}
-		}
-		if err == nil {
-			retry = minRetry
-			continue
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		t.m.cfg.Log.Warn("a tail's topic cannot be read; trying again", "topic", topic.Key, "error", err)
-		// A store that cannot be reached for a while goes on by itself; one
-		// that was exchanged does not.
-		if now, serr := t.m.cfg.Store(topic.Last().StoreUID); serr == nil && now != st || fault.ClassOf(err) != fault.Unavailable {
-			closeUp()
-		}
-		timer := time.NewTimer(retry/2 + rand.N(retry))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
-		retry = min(2*retry, maxRetry)
 	}
+	return r, nil
 }
 
-// reserve waits until n more bytes may be held; false when ctx has ended.
-func (t *tail) reserve(ctx context.Context, n int) bool {
-	for {
-		t.mu.Lock()
-		if t.held == 0 || t.held+n <= tailBytes {
-			t.held += n
-			t.mu.Unlock()
-			return true
-		}
-		if t.room == nil {
-			t.room = make(chan struct{})
-		}
-		room := t.room
-		t.mu.Unlock()
-		select {
-		case <-room:
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-// release gives back what the client has taken.
-func (t *tail) release(ds []Delivery) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range ds {
-		t.held -= ds[i].Event.Size()
-	}
-	if t.room != nil {
-		close(t.room)
-		t.room = nil
-	}
-}
-
-// again opens a reader behind the last events. A partition of which nothing was
-// read yet begins at begin.
-func again(ctx context.Context, st store.Store, topic *snapshot.Topic, begin store.Start, last map[string]store.Position) (store.Tail, error) {
-	from := begin
-	for _, p := range last {
-		from.After = append(from.After, p)
-	}
-	return st.Tail(ctx, store.TailRequest{Topic: topic.Last().Physical, From: from})
+func (t *tail) addLocked(topic *snapshot.Topic) *cursor {
+	c := &cursor{t: t, topic: topic}
+	t.cursors = append(t.cursors, c)
+	return c
 }
 
 func (t *tail) expired(now time.Time) bool {
@@ -307,8 +255,9 @@ func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
 	t.mu.Unlock()
 	who, err := refreshed(snap, who, now)
 	var topics []*snapshot.Topic
+	var grants map[string]*policy.Grant
 	if err == nil {
-		topics, err = t.selected(snap, who)
+		topics, grants, err = t.selected(snap, who)
 	}
 	if err != nil {
 		t.fail(err)
@@ -319,20 +268,25 @@ func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
 	if t.err != nil || !t.started {
 		return
 	}
-	t.who = who
-	keep := map[string]bool{}
+	t.who, t.grants = who, grants
+	had := make(map[string]bool, len(t.cursors))
+	for _, c := range t.cursors {
+		had[c.topic.UID] = true
+	}
+	keep := make(map[string]bool, len(topics))
 	for _, topic := range topics {
 		keep[topic.UID] = true
-		if t.readers[topic.UID] == nil && topic.NotReady == "" {
-			t.readLocked(topic, store.Start{}, nil)
+		if !had[topic.UID] && topic.NotReady == "" {
+			t.addLocked(topic).readLocked(&reader{m: t.m, topic: topic, epoch: topic.Epochs[0], last: map[string]store.Position{}})
 		}
 	}
-	for uid, cancel := range t.readers {
-		if !keep[uid] {
-			cancel()
-			delete(t.readers, uid)
+	t.cursors = slices.DeleteFunc(t.cursors, func(c *cursor) bool {
+		gone := !keep[c.topic.UID]
+		if gone {
+			c.dropLocked()
 		}
-	}
+		return gone
+	})
 }
 
 // fail ends the tail with err. It does not wait.
@@ -343,46 +297,106 @@ func (t *tail) fail(err error) {
 		return
 	}
 	t.err = err
-	close(t.ended)
-	for _, cancel := range t.readers {
-		cancel()
+	t.bell.ring()
+	for _, c := range t.cursors {
+		c.dropLocked()
 	}
-	clear(t.readers)
+	t.cursors = nil
 }
 
 // Next waits for events.
 func (t *tail) Next(ctx context.Context, dst []Delivery) (int, error) {
-	select {
-	case <-t.ended: // a tail that may not read any more reads nothing more
-		return 0, t.err
-	default:
+	if t.ear == nil {
+		t.ear = newEar()
 	}
-	select {
-	case d := <-t.events:
-		dst[0] = d
-	case <-t.ended:
-		return 0, t.err
-	case <-ctx.Done():
-		return 0, fault.From(ctx.Err())
-	}
-	n := 1
-	for n < len(dst) {
-		select {
-		case d := <-t.events:
-			dst[n] = d
-			n++
-			continue
-		default:
+	for {
+		if n, err := t.Take(dst, t.ear.wake); n > 0 || err != nil {
+			return n, err
 		}
-		break
+		select {
+		case <-t.ear.heard:
+		case <-ctx.Done():
+			return 0, fault.From(ctx.Err())
+		}
 	}
-	t.release(dst[:n])
-	t.m.metrics.tailed.Add(float64(n))
-	return n, nil
 }
 
-// Ended is closed when the tail has ended.
-func (t *tail) Ended() <-chan struct{} { return t.ended }
+// Take gives events that the client may read: rules that look at each event are
+// asked here, so that those in force now decide also about what waits.
+func (t *tail) Take(dst []Delivery, wake func()) (int, error) {
+	for {
+		n, err := t.take(dst)
+		if err != nil {
+			return 0, err // a tail that may not read any more reads nothing more
+		}
+		if n > 0 {
+			if n = t.readable(dst[:n]); n == 0 {
+				continue
+			}
+			t.m.metrics.tailed.Add(float64(n))
+			return n, nil
+		}
+		if t.bell.listen(wake) {
+			return 0, nil
+		}
+	}
+}
+
+// Credit grants n more deliveries.
+func (t *tail) Credit(n int) {
+	t.mu.Lock()
+	t.credit = min(t.credit+n, maxCredit)
+	t.mu.Unlock()
+	t.bell.ring()
+}
+
+// readable moves what the client may read to the front, and tells how many.
+func (t *tail) readable(ds []Delivery) int {
+	t.mu.Lock()
+	grants := t.grants
+	t.mu.Unlock()
+	n := 0
+	for _, d := range ds {
+		if g := grants[d.Topic]; g != nil {
+			if decision := g.For(d.Event); !decision.Allowed {
+				_ = g.Refuse(decision)
+				continue
+			}
+		}
+		ds[n] = d
+		n++
+	}
+	if not := len(ds) - n; not > 0 {
+		t.mu.Lock()
+		t.credit += not
+		t.mu.Unlock()
+	}
+	return n
+}
+
+// take gives what there is.
+func (t *tail) take(dst []Delivery) (n int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil {
+		return 0, t.err
+	}
+	if t.bounded {
+		dst = dst[:min(len(dst), t.credit)]
+	}
+	// Once around, beginning with another topic each time.
+	size := 0
+	for i := range t.cursors {
+		if n == len(dst) || size >= tailBytes {
+			break
+		}
+		got, bytes := t.cursors[(t.turn+i)%len(t.cursors)].takeLocked(dst[n:], tailBytes-size)
+		n, size = n+got, size+bytes
+	}
+	t.turn++
+	t.credit -= n
+	return n, nil
+}
 
 // Close ends the tail.
 func (t *tail) Close() {

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,6 +10,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/labels"
 )
 
 // metrics are labelled with topics of the configuration and reasons of a fixed
@@ -16,11 +18,16 @@ import (
 type metrics struct {
 	events, errors *prometheus.CounterVec
 	bytes          *prometheus.CounterVec
+	sizes          *prometheus.HistogramVec
 	refused        *prometheus.CounterVec
+	mismatches     *prometheus.CounterVec
+	unjudged       *prometheus.CounterVec
 	seconds        *prometheus.HistogramVec
 	batchEvents    prometheus.Histogram
 	batchBytes     prometheus.Histogram
 	stores         storeMetrics
+	topics         kept[*topicMetrics]
+	names          *labels.Names
 }
 
 // storeMetrics are those of writes, labelled with EventStores ("namespace/name")
@@ -28,15 +35,22 @@ type metrics struct {
 type storeMetrics struct {
 	seconds *prometheus.HistogramVec
 	errors  *prometheus.CounterVec
+	found   kept[prometheus.Observer]
 }
 
-func newMetrics(reg prometheus.Registerer, inFlight func() float64) metrics {
+// newMetrics makes them. has tells whether the configuration has a topic: the series of
+// one that was deleted go with the next look at the metrics.
+func newMetrics(reg prometheus.Registerer, inFlight func() float64, has func(snapshot.Key) bool) *metrics {
 	topic := []string{"namespace", "topic"}
-	m := metrics{
-		events:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_events_total", Help: "Events that stores acknowledged, by the topic that they entered."}, topic),
-		errors:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_errors_total", Help: "Events that were not acknowledged, by reason."}, append(topic, "reason")),
-		bytes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_bytes_total", Help: "Bytes of events that stores acknowledged, data and attributes."}, topic),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_refused_total", Help: "Events that were refused for their topic: the rules deny it, or it is not there or not ready; by reason."}, []string{"namespace", "reason"}),
+	m := &metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_events_total", Help: "Events that stores acknowledged, by the topic that they entered."}, topic),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_errors_total", Help: "Events that were not acknowledged, by reason."}, append(topic, "reason")),
+		bytes:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_bytes_total", Help: "Bytes of events that stores acknowledged, data and attributes."}, topic),
+		sizes: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weft_proxy_publish_event_bytes", Help: "Bytes of an event that a store acknowledged, data and attributes.",
+			Buckets: prometheus.ExponentialBuckets(64, 8, 7)}, topic),
+		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_refused_total", Help: "Events that were refused for their topic: the rules deny it, or it is not there or not ready; by reason."}, []string{"namespace", "reason"}),
+		unjudged:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_route_filter_errors_total", Help: "SQL expressions of a Route that could not be evaluated for an event, and so did not match, by the topic that it entered."}, topic),
+		mismatches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_schema_mismatches_total", Help: "Events whose data do not conform to their topic's Schema, by whether that refused them: enforced or shadowed."}, append(topic, "mode")),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weft_proxy_publish_duration_seconds", Help: "Time from a batch's arrival to its outcome.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 13)}, topic),
 		batchEvents: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_proxy_publish_batch_events", Help: "Events of a batch that came; one by itself is a batch of one.",
@@ -49,8 +63,9 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64) metrics {
 			errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_store_write_errors_total", Help: "Writes of which a store did not keep all, by the class of the error."}, []string{"store", "class"}),
 		},
 	}
+	m.names = labels.New(reg, "topic", func() { m.forget(has) })
 	if reg != nil {
-		reg.MustRegister(m.events, m.errors, m.bytes, m.refused, m.seconds, m.batchEvents, m.batchBytes, m.stores.seconds, m.stores.errors,
+		reg.MustRegister(m.events, m.errors, m.bytes, m.sizes, m.refused, m.mismatches, m.unjudged, m.seconds, m.batchEvents, m.batchBytes, m.stores.seconds, m.stores.errors,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_publish_in_flight_bytes", Help: "Bytes of events that wait for stores."}, inFlight))
 	}
 	return m
@@ -58,49 +73,134 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64) metrics {
 
 // topicMetrics are those of one topic.
 type topicMetrics struct {
-	m metrics
-	t *snapshot.Topic
+	m             *metrics
+	labels        snapshot.Key // its own, or those of all for which there is no room
+	events, bytes prometheus.Counter
+	sizes         prometheus.Observer
+	seconds       prometheus.Observer
 }
 
-func (m metrics) of(t *snapshot.Topic) topicMetrics { return topicMetrics{m: m, t: t} }
-
-func (m topicMetrics) failed(reason string, n int) {
-	m.m.errors.WithLabelValues(m.t.Namespace, m.t.Name, reason).Add(float64(n))
+// of is what counts for a topic.
+func (m *metrics) of(t *snapshot.Topic) *topicMetrics {
+	return m.topics.of(t.Key, func() *topicMetrics {
+		ns, name := m.names.Of(t.Namespace, t.Name)
+		return &topicMetrics{m, snapshot.Key{Namespace: ns, Name: name}, m.events.WithLabelValues(ns, name), m.bytes.WithLabelValues(ns, name), m.sizes.WithLabelValues(ns, name), m.seconds.WithLabelValues(ns, name)}
+	})
 }
 
-func (m topicMetrics) done(events []event.Event, res []frontend.Result, took time.Duration) {
-	kept, size := 0, 0
-	for i := range res {
-		if res[i].Err == nil {
-			kept++
-			size += events[i].Size()
-		} else {
-			m.failed(reason(res[i].Err), 1)
+// forget removes the series of topics that are no more.
+func (m *metrics) forget(has func(snapshot.Key) bool) {
+	for _, key := range m.topics.drop(has) {
+		if !m.names.Forget(key.Namespace, key.Name) {
+			continue
+		}
+		l := prometheus.Labels{"namespace": key.Namespace, "topic": key.Name}
+		for _, v := range []interface {
+			DeletePartialMatch(labels prometheus.Labels) int
+		}{m.events, m.errors, m.bytes, m.sizes, m.mismatches, m.unjudged, m.seconds} {
+			v.DeletePartialMatch(l)
 		}
 	}
-	m.m.events.WithLabelValues(m.t.Namespace, m.t.Name).Add(float64(kept))
-	m.m.bytes.WithLabelValues(m.t.Namespace, m.t.Name).Add(float64(size))
-	m.m.seconds.WithLabelValues(m.t.Namespace, m.t.Name).Observe(took.Seconds())
+}
+
+// failed counts n events that were not acknowledged.
+func (m *topicMetrics) failed(reason string, n int) {
+	m.m.errors.WithLabelValues(m.labels.Namespace, m.labels.Name, reason).Add(float64(n))
+}
+
+// done counts a batch of so many bytes.
+func (m *topicMetrics) done(events []event.Event, size int64, res []frontend.Result, took time.Duration) {
+	kept := len(res)
+	for i := range res {
+		n := events[i].Size()
+		if res[i].Err != nil {
+			kept--
+			size -= int64(n)
+			m.failed(reason(res[i].Err), 1)
+			continue
+		}
+		m.sizes.Observe(float64(n))
+	}
+	m.events.Add(float64(kept))
+	m.bytes.Add(float64(size))
+	m.seconds.Observe(took.Seconds())
+}
+
+// kept keeps what was found for a key: to find a metric by its labels costs more
+// than to count. There are as many as there are metrics.
+type kept[V any] struct {
+	mu sync.RWMutex
+	m  map[snapshot.Key]V
+}
+
+func (k *kept[V]) of(key snapshot.Key, find func() V) V {
+	k.mu.RLock()
+	v, ok := k.m[key]
+	k.mu.RUnlock()
+	if ok {
+		return v
+	}
+	v = find()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.m == nil {
+		k.m = map[snapshot.Key]V{}
+	}
+	k.m[key] = v
+	return v
+}
+
+// drop forgets the keys that has does not know, and gives them.
+func (k *kept[V]) drop(has func(snapshot.Key) bool) (gone []snapshot.Key) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for key := range k.m {
+		if !has(key) {
+			delete(k.m, key)
+			gone = append(gone, key)
+		}
+	}
+	return gone
+}
+
+// mismatched counts an event that does not conform to its topic's schema.
+func (m *metrics) mismatched(t *snapshot.Topic) {
+	mode := "enforced"
+	if t.Schema.Shadowed {
+		mode = "shadowed"
+	}
+	l := m.of(t).labels
+	m.mismatches.WithLabelValues(l.Namespace, l.Name, mode).Inc()
+}
+
+// unjudgedBy counts an expression of a topic's Route that could not be evaluated.
+func (m *metrics) unjudgedBy(t *snapshot.Topic) {
+	l := m.of(t).labels
+	m.unjudged.WithLabelValues(l.Namespace, l.Name).Inc()
 }
 
 // arrived counts a batch that came.
-func (m metrics) arrived(events int, bytes int64) {
+func (m *metrics) arrived(events int, bytes int64) {
 	m.batchEvents.Observe(float64(events))
 	m.batchBytes.Observe(float64(bytes))
 }
 
-// wrote counts one write of a store.
-func (m storeMetrics) wrote(name string, err error, took time.Duration) {
-	m.seconds.WithLabelValues(name).Observe(took.Seconds())
+// wrote counts one write of the store of an epoch.
+func (m *storeMetrics) wrote(snap *snapshot.Snapshot, uid string, err error, took time.Duration) {
+	var key snapshot.Key
+	if s := snap.Stores[uid]; s != nil {
+		key = s.Key
+	}
+	m.found.of(key, func() prometheus.Observer { return m.seconds.WithLabelValues(label(key)) }).Observe(took.Seconds())
 	if err != nil {
-		m.errors.WithLabelValues(name, fault.ClassOf(err).String()).Inc()
+		m.errors.WithLabelValues(label(key), fault.ClassOf(err).String()).Inc()
 	}
 }
 
-// storeLabel is the label of an epoch's store.
-func storeLabel(snap *snapshot.Snapshot, uid string) string {
-	if s := snap.Stores[uid]; s != nil {
-		return s.Key.String()
+// label is the label of a store; "" for one that is not there any more.
+func label(store snapshot.Key) string {
+	if store == (snapshot.Key{}) {
+		return ""
 	}
-	return ""
+	return store.String()
 }

@@ -1,19 +1,27 @@
-// Package pipeline is the way of an event in: authorise, check, route, store.
+// Package pipeline is the way of an event in: authorise, check, quota, schema, route, store.
 // Publish reads as the table of contents of it.
 package pipeline
 
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/weft-mesh/weft/dataplane/denied"
+	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/quota"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
@@ -31,6 +39,20 @@ type Config struct {
 	// MaxInFlight bounds the bytes of events that wait for stores; 256 MiB
 	// when 0.
 	MaxInFlight int64
+	// Moves says where a topic that moves is written to, and judges what was written; one
+	// without leases when nil.
+	Moves *moves.Manager
+	// Denied remembers topics that stores deny; nil remembers nothing.
+	Denied *denied.Log
+	// Quotas has what was used of them; one of its own when nil.
+	Quotas *quota.Limiter
+	// Incarnation is of this run of the proxy, a UUID: replies to its requests find
+	// it by that. A new one when empty.
+	Incarnation string
+	// Clock tells until when requests wait.
+	Clock clock.Clock
+	// Facts remembers what becomes of events; nil remembers nothing.
+	Facts *facts.Ring
 	// Tracing makes spans; none when nil.
 	Tracing trace.TracerProvider
 	Metrics prometheus.Registerer
@@ -41,7 +63,8 @@ type Config struct {
 type Pipeline struct {
 	cfg      Config
 	inFlight atomic.Int64
-	metrics  metrics
+	metrics  *metrics
+	replies  *replies
 	tracer   trace.Tracer // nil without tracing
 }
 
@@ -53,28 +76,69 @@ func New(cfg Config) *Pipeline {
 	if cfg.MaxInFlight == 0 {
 		cfg.MaxInFlight = 256 << 20
 	}
+	if cfg.Moves == nil {
+		cfg.Moves = moves.New(moves.Config{Snapshots: cfg.Snapshots, Store: cfg.Store, Log: cfg.Log})
+	}
+	if cfg.Quotas == nil {
+		cfg.Quotas = quota.New(cfg.Metrics)
+	}
 	p := &Pipeline{cfg: cfg}
 	if cfg.Tracing != nil {
 		p.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/pipeline")
 	}
-	p.metrics = newMetrics(cfg.Metrics, func() float64 { return float64(p.inFlight.Load()) })
+	p.replies = newReplies(&p.cfg)
+	p.metrics = newMetrics(cfg.Metrics, func() float64 { return float64(p.inFlight.Load()) },
+		func(key snapshot.Key) bool { return cfg.Snapshots.Get().Topics[key] != nil })
 	return p
 }
 
+// RunRequests waits until ctx ends, and then ends what requests have begun.
+func (p *Pipeline) RunRequests(ctx context.Context) error {
+	<-ctx.Done()
+	p.EndRequests()
+	p.replies.tails.close()
+	return nil
+}
+
+// EndRequests ends the requests that wait for replies, and refuses new ones.
+func (p *Pipeline) EndRequests() { p.replies.endAll() }
+
 // Publish takes a batch of one client for one topic to the store and waits for
 // the outcome; see frontend.Mesh.
-func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) (err error) {
-	start := time.Now()
+func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) error {
 	snap := p.cfg.Snapshots.Get()
+	defer func() { p.remember(snap, snapshot.Key{Namespace: namespace, Name: name}, events, res) }()
 
 	// Who may not publish there does not hear whether there is such a topic.
-	if err := authorise(snap, who, namespace, name); err != nil {
-		p.metrics.refused.WithLabelValues(namespaceLabel(snap, namespace), reason(err)).Add(float64(len(events)))
+	if err := p.authorised(snap, who, namespace, name, events, res); err != nil {
+		return err
+	}
+	return p.enter(ctx, snap, who, snapshot.Key{Namespace: namespace, Name: name}, events, res)
+}
+
+// Forward publishes one event of a Subscription to a topic of its namespace, which
+// whoever applied the Subscription had the right to. Everything else is as with a
+// client's event: quotas count it for a principal of the Subscription's own. It
+// borrows the event, as Publish does.
+func (p *Pipeline) Forward(ctx context.Context, subscription snapshot.Key, topic string, e *event.Event) error {
+	snap := p.cfg.Snapshots.Get()
+	k := snapshot.Key{Namespace: subscription.Namespace, Name: topic}
+	events, res := []event.Event{*e}, make([]frontend.Result, 1)
+	defer p.remember(snap, k, events, res)
+	if err := snap.Refusal(k.Namespace); err != nil {
 		return failAll(res, err)
 	}
-	t := snap.Topics[snapshot.Key{Namespace: namespace, Name: name}]
-	if err := usable(t, namespace, name); err != nil {
-		p.metrics.refused.WithLabelValues(namespaceLabel(snap, namespace), reason(err)).Add(float64(len(events)))
+	// No Quota can name it: a name there has no colon.
+	who := &policy.Principal{Namespace: subscription.Namespace, Name: "subscription:" + subscription.Name}
+	return p.enter(ctx, snap, who, k, events, res)
+}
+
+// enter takes events of who, who may publish them to topic k, to the store.
+func (p *Pipeline) enter(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result) (err error) {
+	start := time.Now()
+	t := snap.Topics[k]
+	if err := usable(t, k.Namespace, k.Name); err != nil {
+		p.metrics.refused.WithLabelValues(namespaceLabel(snap, k.Namespace), reason(err)).Add(float64(len(events)))
 		return failAll(res, err)
 	}
 	ctx, span := p.begin(ctx, t, events)
@@ -86,6 +150,16 @@ func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace
 		m.failed(reason(err), len(events))
 		return err
 	}
+	held, err := p.cfg.Quotas.Publish(t.Quotas, who, k.Name, len(events), size)
+	if err != nil {
+		m.failed(reason(err), len(events))
+		return failAll(res, err)
+	}
+	defer held.Release()
+	if err := p.conform(t, events, res); err != nil {
+		m.failed(reason(err), len(events))
+		return err
+	}
 	if err := p.admit(size); err != nil {
 		m.failed(reason(err), len(events))
 		return failAll(res, err)
@@ -93,22 +167,61 @@ func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace
 	defer p.inFlight.Add(-size)
 
 	err = p.write(ctx, snap, t, events, res)
-	m.done(events, res, time.Since(start))
+	m.done(events, size, res, time.Since(start))
 	return err
 }
 
-// authorise decides whether who may publish to the topic.
-func authorise(snap *snapshot.Snapshot, who *policy.Principal, namespace, name string) error {
+// authorised is authorise, counted.
+func (p *Pipeline) authorised(snap *snapshot.Snapshot, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) error {
+	err := authorise(snap, who, namespace, name, events, res)
+	if err != nil {
+		p.metrics.refused.WithLabelValues(namespaceLabel(snap, namespace), reason(err)).Add(float64(len(events)))
+	}
+	return err
+}
+
+// authorise decides whether who may publish to the topic: at all and, where rules
+// look at them, each of the events. Where one is refused none is published.
+func authorise(snap *snapshot.Snapshot, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) error {
 	if err := names.CheckNamespace(namespace); err != nil {
-		return &fault.Error{Class: fault.Invalid, Op: "authorise", Reason: "bad-name", Msg: err.Error()}
+		return failAll(res, &fault.Error{Class: fault.Invalid, Op: "authorise", Reason: "bad-name", Msg: err.Error()})
 	}
 	if err := names.CheckName("topic", name); err != nil {
-		return &fault.Error{Class: fault.Invalid, Op: "authorise", Reason: "bad-name", Msg: err.Error()}
+		return failAll(res, &fault.Error{Class: fault.Invalid, Op: "authorise", Reason: "bad-name", Msg: err.Error()})
 	}
-	if d := snap.Rules.Authorize(who, policy.Publish, namespace, name); !d.Allowed {
-		return &fault.Error{Class: fault.Denied, Op: "authorise", Reason: "access-denied", Msg: d.Why}
+	grant := snap.Rules.Grant(who, policy.Publish, namespace, name)
+	if !grant.Ever() || !grant.PerEvent() {
+		if d := grant.Always(); !d.Allowed {
+			return failAll(res, grant.Refuse(d))
+		}
+	} else if err := authoriseEach(&grant, events, res); err != nil {
+		return err
 	}
-	return snap.Refusal(namespace)
+	if err := snap.Refusal(namespace); err != nil {
+		return failAll(res, err)
+	}
+	return nil
+}
+
+// authoriseEach decides for each event. One that is wrong by itself is not judged:
+// it is refused for that.
+func authoriseEach(grant *policy.Grant, events []event.Event, res []frontend.Result) error {
+	var first error
+	for i := range events {
+		if res[i].Err != nil || events[i].Validate() != nil {
+			continue
+		}
+		if d := grant.For(&events[i]); !d.Allowed {
+			res[i].Err = grant.Refuse(d)
+			if first == nil {
+				first = res[i].Err
+			}
+		}
+	}
+	if first != nil {
+		refuseOthers(res)
+	}
+	return first
 }
 
 // usable tells whether a topic can take events.
@@ -139,14 +252,47 @@ func check(t *snapshot.Topic, events []event.Event, res []frontend.Result) (size
 		}
 	}
 	if err != nil {
-		others := fault.New(fault.Invalid, "publish", "batch-refused", "another event of the batch is wrong; nothing was published")
-		for i := range res {
-			if res[i].Err == nil {
-				res[i].Err = others
-			}
-		}
+		refuseOthers(res)
 	}
 	return size, err
+}
+
+// refuseOthers refuses the events of a batch that are right.
+func refuseOthers(res []frontend.Result) {
+	others := fault.New(fault.Invalid, "publish", "batch-refused", "another event of the batch is wrong; nothing was published")
+	for i := range res {
+		if res[i].Err == nil {
+			res[i].Err = others
+		}
+	}
+}
+
+// conform judges the data of every event by the topic's schema.
+func (p *Pipeline) conform(t *snapshot.Topic, events []event.Event, res []frontend.Result) (err error) {
+	if t.Unjudged != "" {
+		return failAll(res, &fault.Error{Class: fault.Unavailable, Op: "schema", Reason: "topic-not-ready", RetryAfter: time.Second, Msg: "topic " + t.Name + " is not ready: " + t.Unjudged})
+	}
+	if t.Schema == nil {
+		return nil
+	}
+	for i := range events {
+		why := t.Schema.Check(&events[i])
+		if why == nil {
+			continue
+		}
+		p.metrics.mismatched(t)
+		if t.Schema.Shadowed {
+			continue
+		}
+		res[i].Err = &fault.Error{Class: fault.Invalid, Op: "schema", Reason: "schema-mismatch", Msg: why.Error()}
+		if err == nil {
+			err = res[i].Err
+		}
+	}
+	if err != nil {
+		refuseOthers(res)
+	}
+	return err
 }
 
 // checkOne judges an event of n bytes.
@@ -174,7 +320,7 @@ func (p *Pipeline) admit(size int64) error {
 // order is kept.
 func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, events []event.Event, res []frontend.Result) error {
 	for len(events) > 0 {
-		to, err := destination(snap, t, &events[0])
+		to, err := p.destination(snap, t, &events[0])
 		if err != nil {
 			return failAll(res, err)
 		}
@@ -182,7 +328,7 @@ func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapsh
 		if t.Route != nil {
 			n = 1
 			for n < len(events) {
-				if next, err := destination(snap, t, &events[n]); err != nil || next != to {
+				if next, err := p.destination(snap, t, &events[n]); err != nil || next != to {
 					break
 				}
 				n++
@@ -198,8 +344,8 @@ func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapsh
 }
 
 // destination is the topic that keeps an event that enters t.
-func destination(snap *snapshot.Snapshot, t *snapshot.Topic, e *event.Event) (*snapshot.Topic, error) {
-	name, routed := t.Route.Resolve(e, e.Key(t.KeyFrom))
+func (p *Pipeline) destination(snap *snapshot.Snapshot, t *snapshot.Topic, e *event.Event) (*snapshot.Topic, error) {
+	name, routed := t.Route.Resolve(e, e.Key(t.KeyFrom), func(error) { p.metrics.unjudgedBy(t) })
 	if !routed || name == t.Name {
 		return t, nil
 	}
@@ -212,38 +358,91 @@ func destination(snap *snapshot.Snapshot, t *snapshot.Topic, e *event.Event) (*s
 
 // store writes events to one topic.
 func (p *Pipeline) store(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, keyFrom string, events []event.Event, res []frontend.Result) error {
-	epoch := t.Last()
-	st, err := p.cfg.Store(epoch.StoreUID)
+	write, err := p.cfg.Moves.Begin(ctx, snap, t)
 	if err != nil {
 		return failAll(res, err)
 	}
-	out := make([]store.Outgoing, len(events))
+	epoch := write.Epoch
+	st, err := p.cfg.Store(epoch.StoreUID)
+	if err != nil {
+		return failAll(res, write.End(err))
+	}
+	c := newCall(len(events))
+	out, got := c.out, c.got
 	for i := range events {
 		out[i] = store.Outgoing{Event: &events[i], Key: events[i].Key(keyFrom)}
+		if write.Leaving {
+			e := events[i] // it is borrowed
+			e.Mesh = cutover.Placed(e.Mesh, t.UID, epoch.Number)
+			out[i].Event = &e
+		}
 	}
-	got := make([]store.Result, len(events))
 	ctx, span := p.beginWrite(ctx, t, epoch.Physical, len(events))
 	began := time.Now()
 	err = st.Publish(ctx, epoch.Physical, out, got)
-	p.metrics.stores.wrote(storeLabel(snap, epoch.StoreUID), err, time.Since(began))
+	p.metrics.stores.wrote(snap, epoch.StoreUID, err, time.Since(began))
+	p.cfg.Denied.Is(t.UID, epoch.StoreUID, denied.Publish, err)
+	late := write.End(nil)
+	if err == nil {
+		err = late
+	}
 	end(span, err)
 	for i := range got {
 		res[i] = frontend.Result{Err: got[i].Err}
 		if got[i].Err == nil {
-			res[i].Position = position.Token{TopicUID: t.UID, Epoch: epoch.Number, Pos: got[i].Pos}
+			res[i] = frontend.Result{Err: late, Position: position.Token{TopicUID: t.UID, Epoch: epoch.Number, Pos: got[i].Pos}}
 		}
+	}
+	if err == nil {
+		c.release()
 	}
 	return err
 }
 
-// Write publishes into a topic for the proxy itself: no access rules, no routes.
+// call is what one call of a store is told and tells.
+type call struct {
+	out []store.Outgoing
+	got []store.Result
+}
+
+// calls are those that stores are done with.
+var calls = sync.Pool{New: func() any { return &call{} }}
+
+// maxKept bounds the events that there is room for in a call that is used again.
+const maxKept = 256
+
+func newCall(n int) *call {
+	c := calls.Get().(*call) //nolint:forcetypeassert // there is nothing else in it
+	c.out, c.got = slices.Grow(c.out, n)[:n], slices.Grow(c.got, n)[:n]
+	return c
+}
+
+// release gives the call's memory back. A store that has not acknowledged all may
+// still read it: then the garbage collector knows when.
+func (c *call) release() {
+	if cap(c.out) > maxKept {
+		return
+	}
+	clear(c.out)
+	clear(c.got)
+	c.out, c.got = c.out[:0], c.got[:0]
+	calls.Put(c)
+}
+
+// Write publishes into a topic for the proxy itself: no access rules, no quotas, no routes.
 // It borrows events. It is for dead letters, whose attributes may be larger than
 // a client's.
 func (p *Pipeline) Write(ctx context.Context, t *snapshot.Topic, events []event.Event) error {
+	return p.WriteEach(ctx, t, events, make([]frontend.Result, len(events)))
+}
+
+// WriteEach is Write, and tells what has become of each event. It is for what somebody has
+// written to the topic past the mesh already.
+func (p *Pipeline) WriteEach(ctx context.Context, t *snapshot.Topic, events []event.Event, res []frontend.Result) error {
 	if err := usable(t, t.Namespace, t.Name); err != nil {
-		return err
+		return failAll(res, err)
 	}
-	return p.store(ctx, p.cfg.Snapshots.Get(), t, t.KeyFrom, events, make([]frontend.Result, len(events)))
+	return p.store(ctx, p.cfg.Snapshots.Get(), t, t.KeyFrom, events, res)
 }
 
 func failAll(res []frontend.Result, err error) error {
@@ -258,10 +457,8 @@ func reason(err error) string { return fault.From(err).Reason }
 // namespaceLabel is the label for a namespace that a client named: only those of
 // the configuration are labels, or anyone could make new ones.
 func namespaceLabel(snap *snapshot.Snapshot, namespace string) string {
-	for k := range snap.Topics {
-		if k.Namespace == namespace {
-			return namespace
-		}
+	if len(snap.Namespace(namespace)) == 0 {
+		return ""
 	}
-	return ""
+	return namespace
 }

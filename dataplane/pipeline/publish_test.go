@@ -11,16 +11,19 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/quota"
 	"github.com/weft-mesh/weft/dataplane/route"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/schema"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/embedded"
 )
@@ -298,6 +301,73 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestSchema: what does not conform reaches no store, nor does the rest of its batch;
+// a topic whose schema is not here takes nothing; a shadowed one takes everything.
+func TestSchema(t *testing.T) {
+	w := newWorld(t, 0)
+	orders := w.p.cfg.Snapshots.Get().Topics[snapshot.Key{Namespace: "demo", Name: "orders"}]
+	with := func(mode configv1.Mode) {
+		var err error
+		orders.Schema, err = schema.Compile(&configv1.Schema{Mode: mode, Format: &configv1.Schema_Json{Json: &configv1.JsonSchema{Document: `{"properties": {"n": {"type": "integer"}}}`}}})
+		w.must(err)
+	}
+	with(configv1.Mode_MODE_ENFORCED)
+	in := events("x", "y")
+	in[0].Data, in[1].Data = []byte(`{"n": 1}`), []byte(`{"n": "x"}`)
+	res, err := w.publish("orders", in)
+	if f := fault.From(err); err == nil || f.Class != fault.Invalid || f.Reason != "schema-mismatch" || !strings.Contains(f.Msg, "at /n") || fault.From(res[0].Err).Reason != "batch-refused" || w.st.calls != 0 {
+		t.Errorf("%v, %+v, %d writes", err, res, w.st.calls)
+	}
+	_, err = w.publish("orders", in[:1])
+	w.must(err)
+	w.must(w.p.Write(context.Background(), orders, in))
+	with(configv1.Mode_MODE_SHADOWED)
+	_, err = w.publish("orders", in)
+	w.must(err)
+	if sum, series := w.metric("weft_proxy_schema_mismatches_total"); sum != 2 || series != 2 {
+		t.Errorf("%v mismatches in %d series", sum, series)
+	}
+	orders.Schema, orders.Unjudged = nil, "schema order is not on this proxy"
+	if _, err = w.publish("orders", in); err == nil || fault.ClassOf(err) != fault.Unavailable || !strings.Contains(fault.From(err).Msg, "schema order") {
+		t.Errorf("without its schema: %v", err)
+	}
+}
+
+// TestQuota: what is above a quota is refused whole and reaches no store; what
+// waits for its store is in flight; the proxy's own writes are not counted.
+func TestQuota(t *testing.T) {
+	w := newWorld(t, 0)
+	snap := w.p.cfg.Snapshots.Get()
+	orders := snap.Topics[snapshot.Key{Namespace: "demo", Name: "orders"}]
+	var refused map[string]string
+	if snap.Quotas, refused = quota.Compile([]quota.Named{{Namespace: "demo", Name: "quota/demo/q", UID: "q", Spec: &configv1.Quota{Topics: []string{"orders"},
+		Per: configv1.QuotaPer_QUOTA_PER_PRINCIPAL, Publish: &configv1.PublishQuota{EventsPerSecond: 3, Burst: durationpb.New(time.Minute), InFlight: 2}}}}); len(refused) > 0 {
+		t.Fatal(refused)
+	}
+	orders.Quotas = snap.Quotas.Publishing("demo", "orders")
+	bad := events("x")
+	bad[0].Source = ""
+	for range 200 { // no events
+		_, _ = w.publish("orders", bad)
+	}
+	res, err := w.publish("orders", events("x", "y", "z"))
+	if f := fault.From(err); err == nil || f.Class != fault.TooLarge || f.Reason != quota.TooMuch || res[2].Err == nil || w.st.calls != 0 {
+		t.Errorf("more than may be in flight: %v, %d writes", err, w.st.calls)
+	}
+	w.must(w.p.Write(context.Background(), orders, make([]event.Event, 179)))
+	for i := range 90 {
+		if _, err := w.publish("orders", events("x", "y")); err != nil {
+			t.Fatalf("publish %d: %v", i, err)
+		}
+	}
+	_, err = w.publish("orders", events("x"))
+	if f := fault.From(err); err == nil || f.Class != fault.Throttled || f.Reason != quota.Exceeded || f.RetryAfter <= 0 || !strings.Contains(f.Msg, "Quota q ") || w.st.calls != 91 {
+		t.Errorf("above it: %v, %d writes", err, w.st.calls)
+	}
+	_, err = w.publish("audit", events("x"))
+	w.must(err)
+}
+
 // TestWrite: the proxy's own writes ask no rules and follow no routes.
 func TestWrite(t *testing.T) {
 	w := newWorld(t, 0)
@@ -333,4 +403,52 @@ func BenchmarkPublish(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(in)), "ns/event")
+}
+
+// TestRulesLookAtEvents: subjects and conditions decide for each event; where one is
+// refused nothing is published, by the rule that says so, and counted.
+func TestRulesLookAtEvents(t *testing.T) {
+	w := newWorld(t, 0)
+	snap := *w.p.cfg.Snapshots.Get()
+	rule := func(name string, effect configv1.Effect, change func(*configv1.AccessRule)) *configv1.AccessRule {
+		r := &configv1.AccessRule{Name: name, Effect: effect, Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH}, Topics: []string{"orders", "gone"}}
+		change(r)
+		return r
+	}
+	snap.Rules = policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
+		rule("plants", configv1.Effect_EFFECT_ALLOW, func(r *configv1.AccessRule) { r.Subjects = []string{"k", "plant/*"} }),
+		rule("no-secrets", configv1.Effect_EFFECT_DENY, func(r *configv1.AccessRule) { r.Condition = "event.type == 'secret'" })}}}}, nil)
+	refused := map[string]int{}
+	snap.Rules.Observer.Refused = func(a policy.Action, policy, rule string) { refused[a.String()+" "+policy+"#"+rule]++ }
+	w.p.cfg.Snapshots.Store(&snap)
+	if _, err := w.publish("orders", events("a", "b")); err != nil {
+		t.Fatal(err)
+	}
+	batch := events("a", "secret", "c")
+	res, err := w.publish("orders", batch)
+	if fault.ClassOf(err) != fault.Denied || !strings.Contains(err.Error(), `rule "no-secrets" of accesspolicy/demo/p denies`) || fault.From(res[0].Err).Reason != "batch-refused" || fault.ClassOf(res[1].Err) != fault.Denied {
+		t.Errorf("%v %v", err, res)
+	}
+	batch = events("a")
+	batch[0].Subject = "plant/1/2"
+	// Who may publish no such event does not hear whether there is such a topic.
+	for _, topic := range []string{"orders", "gone"} {
+		if _, err := w.publish(topic, batch); fault.ClassOf(err) != fault.Denied || !strings.Contains(err.Error(), "and not this one, whose subject is") {
+			t.Errorf("%s: %v", topic, err)
+		}
+	}
+	if _, err := w.publish("gone", events("a")); fault.ClassOf(err) != fault.NotFound {
+		t.Errorf("%v", err)
+	}
+	batch = events("secret")
+	batch[0].ID = "" // it is wrong by itself, and refused for that
+	if _, err := w.publish("orders", batch); fault.From(err).Reason != "bad-event" {
+		t.Errorf("%v", err)
+	}
+	if got := w.kept("orders", 2); got != "0a 1b" {
+		t.Errorf("kept %s", got)
+	}
+	if want := "map[publish #:2 publish accesspolicy/demo/p#no-secrets:1]"; fmt.Sprint(refused) != want {
+		t.Errorf("%v, want %s", refused, want)
+	}
 }

@@ -61,7 +61,7 @@ func CheckIdentity(spec *configv1.Identity) error {
 // out, so that its clients are refused. A key id that two identities claim is
 // nobody's. verifiers check the tokens of identities by their canonical names;
 // where one is not there, its tokens are refused. With trustLoopback whoever comes
-// over loopback without credentials is Local.
+// over loopback or a Unix socket without credentials is Local.
 func CompileIdentities(list []NamedIdentity, verifiers map[string]*jwtauth.Verifier, trustLoopback bool) *Identities {
 	out := &Identities{trustLoopback: trustLoopback}
 	for _, n := range list {
@@ -174,6 +174,8 @@ func (i *Identities) Authenticate(ctx context.Context, c Credentials, now time.T
 		return byKey, nil
 	case byCert != nil:
 		return byCert, nil
+	case i.trustLoopback && c.Unix:
+		return &Principal{Name: Local, Credential: "unix socket"}, nil
 	case i.trustLoopback && c.Peer.Addr().Unmap().IsLoopback():
 		return &Principal{Name: Local, Credential: "loopback"}, nil
 	}

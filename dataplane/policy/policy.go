@@ -36,7 +36,7 @@ type Principal struct {
 	current atomic.Pointer[refreshed]
 }
 
-// Local is the principal of whoever comes over loopback without credentials to
+// Local is the principal of whoever comes over loopback or a Unix socket without credentials to
 // a proxy that trusts loopback (`weft up`).
 const Local = "local"
 
@@ -61,8 +61,10 @@ type Credentials struct {
 	// Certificates are the client's chain, leaf first, possession proven by
 	// the TLS handshake, but not yet verified against any authority.
 	Certificates []*x509.Certificate
-	// Peer is the connection's other end.
+	// Peer is the connection's other end, over TCP.
 	Peer netip.AddrPort
+	// Unix is set where it came over a Unix socket, which is of this machine.
+	Unix bool
 }
 
 // Action is what a client does.

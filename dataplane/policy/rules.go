@@ -6,6 +6,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/eventcel"
 	"github.com/weft-mesh/weft/pkg/names"
 )
 
@@ -13,26 +14,90 @@ import (
 // everything.
 type Rules struct {
 	namespaces map[string]*namespaceRules
-	// Shadowed, if set, is told of every answer that a shadowed rule would have
-	// changed. It is set before the rules are used.
+	// Observer is told what the rules do. It is set before they are used.
+	Observer Observer
+}
+
+// Observer counts what rules do; any of its functions may be nil.
+type Observer struct {
+	// Shadowed is told of every answer that a shadowed rule would have changed.
 	Shadowed func(policy, rule string)
+	// Refused is told of every refusal that Rules.Refuse makes an error of; policy
+	// and rule are "" where no rule allows.
+	Refused func(a Action, policy, rule string)
+	// Unjudged is told of every condition that could not be evaluated for an event.
+	Unjudged func(policy, rule string)
 }
 
 type namespaceRules struct {
 	rules []accessRule
+	index *index
 	// denied says why the whole namespace is denied; "" when it is not.
 	denied string
 }
 
 type accessRule struct {
 	policy, name string
+	number       int32 // its place in the namespace
 	deny, shadow bool
 	actions      [3]bool
 	anyone       bool
-	principals   map[string]struct{}
+	principals   map[whoKey]struct{}
 	groups       map[string]struct{}
 	topics       matcher
 	subs         matcher
+	subjects     []string            // patterns; none is all
+	condition    *eventcel.Condition // nil is true
+}
+
+// class is what a rule does: in this order they decide.
+type class uint8
+
+const (
+	denies class = iota
+	allows
+	shadowDenies
+	shadowAllows
+	classes
+)
+
+func (r *accessRule) class() class {
+	switch {
+	case r.deny && r.shadow:
+		return shadowDenies
+	case r.deny:
+		return denies
+	case r.shadow:
+		return shadowAllows
+	}
+	return allows
+}
+
+// perEvent tells whether it depends on the event if the rule applies.
+func (r *accessRule) perEvent() bool { return len(r.subjects) > 0 || r.condition != nil }
+
+// of are the names that the rule has for an action.
+func (r *accessRule) of(a Action) *matcher {
+	if a == Consume {
+		return &r.subs
+	}
+	return &r.topics
+}
+
+// names tells whether the rule names who.
+func (r *accessRule) names(p *Principal) bool {
+	if r.anyone {
+		return true
+	}
+	if _, ok := r.principals[whoKey{p.Namespace, p.Name}]; ok {
+		return true
+	}
+	for _, g := range p.Groups {
+		if _, ok := r.groups[g]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // matcher is a set of names and patterns.
@@ -104,8 +169,12 @@ func CompileRules(policies []NamedPolicy, withheld map[string]string) *Rules {
 				n.denied = fmt.Sprintf("%s is not understood: %v", p.Name, err)
 				continue
 			}
+			c.number = int32(len(n.rules))
 			n.rules = append(n.rules, c)
 		}
+	}
+	for _, n := range out.namespaces {
+		n.index = build(n.rules)
 	}
 	return out
 }
@@ -113,7 +182,7 @@ func CompileRules(policies []NamedPolicy, withheld map[string]string) *Rules {
 func compileRule(ns, policy string, r *configv1.AccessRule, i int) (accessRule, error) {
 	path := fmt.Sprintf("spec.rules[%d]", i)
 	out := accessRule{policy: policy, name: r.Name, shadow: r.Mode == configv1.Mode_MODE_SHADOWED,
-		principals: map[string]struct{}{}, groups: map[string]struct{}{}}
+		principals: map[whoKey]struct{}{}, groups: map[string]struct{}{}}
 	switch r.Effect {
 	case configv1.Effect_EFFECT_ALLOW:
 	case configv1.Effect_EFFECT_DENY:
@@ -143,9 +212,10 @@ func compileRule(ns, policy string, r *configv1.AccessRule, i int) (accessRule, 
 		case p == "*":
 			out.anyone = true
 		case p == Local:
-			out.principals[Local] = struct{}{}
+			out.principals[whoKey{name: Local}] = struct{}{}
 		default:
-			out.principals[qualify(ns, p)] = struct{}{}
+			of, name, _ := strings.Cut(qualify(ns, p), "/")
+			out.principals[whoKey{of, name}] = struct{}{}
 		}
 	}
 	for _, g := range r.Groups {
@@ -155,8 +225,24 @@ func compileRule(ns, policy string, r *configv1.AccessRule, i int) (accessRule, 
 	if out.topics, err = compileMatcher(path+".topics", "topic", r.Topics); err != nil {
 		return out, err
 	}
-	out.subs, err = compileMatcher(path+".subscriptions", "subscription", r.Subscriptions)
-	return out, err
+	if out.subs, err = compileMatcher(path+".subscriptions", "subscription", r.Subscriptions); err != nil {
+		return out, err
+	}
+	if (len(r.Subjects) > 0 || r.Condition != "") && out.actions[Consume] {
+		return out, &FieldError{path + ".actions", "must not have consume with subjects or a condition: who joins a subscription does not choose its events"}
+	}
+	for j, s := range r.Subjects {
+		if err := names.CheckSubjectPattern(s); err != nil {
+			return out, &FieldError{fmt.Sprintf("%s.subjects[%d]", path, j), err.Error()}
+		}
+	}
+	out.subjects = r.Subjects
+	if r.Condition != "" {
+		if out.condition, err = eventcel.CompileCondition(r.Condition); err != nil {
+			return out, &FieldError{path + ".condition", err.Error()}
+		}
+	}
+	return out, nil
 }
 
 func compileMatcher(path, what string, list []string) (matcher, error) {
@@ -179,93 +265,4 @@ func qualify(ns, name string) string {
 		return name
 	}
 	return ns + "/" + name
-}
-
-func (r *accessRule) applies(who string, p *Principal, a Action, name string) bool {
-	if !r.actions[a] {
-		return false
-	}
-	m := &r.topics
-	if a == Consume {
-		m = &r.subs
-	}
-	if !m.match(name) {
-		return false
-	}
-	if r.anyone {
-		return true
-	}
-	if _, ok := r.principals[who]; ok {
-		return true
-	}
-	for _, g := range p.Groups {
-		if _, ok := r.groups[g]; ok {
-			return true
-		}
-	}
-	return false
-}
-
-// Authorize answers whether p may do a on the topic (Publish, Subscribe) or
-// subscription (Consume) called name, which has been checked. A rule that
-// denies wins; without one that allows the answer is no. Safe for concurrent
-// use; an allowing answer does not allocate, but for what p.String needs.
-func (r *Rules) Authorize(p *Principal, a Action, namespace, name string) Decision {
-	n := r.namespaces[namespace]
-	what := "topic"
-	if a == Consume {
-		what = "subscription"
-	}
-	who := p.String()
-	if n == nil {
-		return refusal(who, a, what, namespace, name)
-	}
-	if n.denied != "" {
-		return Decision{Why: "access to namespace " + namespace + " is denied on this proxy: " + n.denied}
-	}
-	var allow, deny, shadowAllow, shadowDeny *accessRule
-	for i := range n.rules {
-		rule := &n.rules[i]
-		if !rule.applies(who, p, a, name) {
-			continue
-		}
-		switch {
-		case rule.deny && rule.shadow:
-			shadowDeny = rule
-		case rule.deny:
-			deny = rule
-		case rule.shadow:
-			shadowAllow = rule
-		default:
-			allow = rule
-		}
-	}
-	var d Decision
-	switch {
-	case deny != nil:
-		d = Decision{Policy: deny.policy, Rule: deny.name,
-			Why: fmt.Sprintf("rule %q of %s denies %s to %s %s %s", deny.name, deny.policy, who, a, what, name)}
-	case allow != nil:
-		d = Decision{Allowed: true, Policy: allow.policy, Rule: allow.name}
-	default:
-		d = refusal(who, a, what, namespace, name)
-	}
-	var shadow *accessRule
-	switch {
-	case d.Allowed:
-		shadow = shadowDeny
-	case deny == nil:
-		shadow = shadowAllow
-	}
-	if shadow != nil {
-		d.Shadow = shadow.policy + "#" + shadow.name
-		if r.Shadowed != nil {
-			r.Shadowed(shadow.policy, shadow.name)
-		}
-	}
-	return d
-}
-
-func refusal(who string, a Action, what, namespace, name string) Decision {
-	return Decision{Why: fmt.Sprintf("no AccessPolicy of namespace %s allows %s to %s %s %s", namespace, who, a, what, name)}
 }

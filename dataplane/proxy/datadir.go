@@ -1,12 +1,15 @@
 package proxy
 
 import (
+	"cmp"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -52,8 +55,28 @@ func (d *dataDir) nodeID() (string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	id := uuid.NewString()
+	host, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	id := drawNodeID(host)
 	return id, writeDurably(name, []byte(id+"\n"))
+}
+
+// maxHost is how much of a host's name is in a node id that is drawn.
+const maxHost = 64
+
+// drawNodeID draws a node id that people recognise: the host's name, and what keeps apart
+// the proxies of hosts of one name.
+func drawNodeID(host string) string {
+	host = strings.Trim(strings.Map(func(r rune) rune {
+		if r < utf8.RuneSelf && names.ValidNodeID(string(r)) {
+			return r
+		}
+		return '-'
+	}, host[:min(len(host), maxHost)]), "-.")
+	id := uuid.New()
+	return cmp.Or(host, "proxy") + "-" + hex.EncodeToString(id[:6])
 }
 
 // writeDurably writes a file so that after a crash it is whole or not there.

@@ -52,7 +52,7 @@ func (d *demand) need(ctx context.Context, s *snapshot.Snapshot, who *policy.Pri
 		sub := s.Subscriptions[key]
 		inForce = sub != nil && sub.NotReady == ""
 	}
-	if !inForce && !s.Rules.Authorize(who, action, n.Namespace, n.Name).Allowed {
+	if grant := s.Rules.Grant(who, action, n.Namespace, n.Name); !inForce && !grant.Ever() {
 		return nil
 	}
 	return d.client.Use(ctx, n, inForce)
@@ -88,25 +88,4 @@ func (d *demand) pin(list ...config.Name) (release func()) {
 			r()
 		}
 	}
-}
-
-// pinnedMember and pinnedTail keep what they read in use while they are open.
-type pinnedMember struct {
-	delivery.Member
-	release func()
-}
-
-func (m pinnedMember) Close() {
-	m.Member.Close()
-	m.release()
-}
-
-type pinnedTail struct {
-	delivery.Tail
-	release func()
-}
-
-func (t pinnedTail) Close() {
-	t.Tail.Close()
-	t.release()
 }

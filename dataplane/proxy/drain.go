@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -61,8 +64,9 @@ func stopAll(ctx context.Context, group []*part) error {
 }
 
 // drain stops a proxy that has served: what is in flight is finished, what is
-// not settled goes back, nobody is cut who can be told. One deadline bounds all.
-func (r *running) drain() error {
+// not settled goes back, nobody is cut who can be told. One deadline bounds all. With
+// leaves it leaves the roster, where nothing has failed.
+func (r *running) drain(leaves bool) error {
 	p := r.p
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.DrainTime)
@@ -90,6 +94,12 @@ func (r *running) drain() error {
 			return nil
 		}},
 		{"stop fetching, give back and commit", func() error { return stopAll(ctx, r.engine) }},
+		{"leave the roster", func() error {
+			if leaves && len(errs) == 0 {
+				p.leaveRoster(ctx)
+			}
+			return nil
+		}},
 		{"leave the control plane", func() error { return stopAll(ctx, r.config) }},
 		{"close stores", func() error { return p.stores.Close(ctx) }},
 		{"close the rest", func() error { return stopAll(ctx, r.small) }},
@@ -102,6 +112,22 @@ func (r *running) drain() error {
 	}
 	p.cfg.Log.Info("stopped", "took", time.Since(began))
 	return errors.Join(errs...)
+}
+
+// leaveTime bounds the wait for a control plane to leave the roster at.
+const leaveTime = 5 * time.Second
+
+// leaveRoster takes the proxy off the roster: it acknowledges nothing any more.
+func (p *Proxy) leaveRoster(ctx context.Context) {
+	if inside, err := os.ReadDir(filepath.Join(p.cfg.DataDir, "stores")); len(inside) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		p.cfg.Log.Warn("the proxy stays on the roster: it has embedded stores, whose events are in its data folder alone", "error", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	if err := p.client.Leave(ctx); err != nil {
+		p.cfg.Log.Warn("the proxy may still be on the roster; where it never comes back, it is declared dead (weft proxies declare-dead)", "node", p.nodeID, "error", err)
+	}
 }
 
 func wait(ctx context.Context, d time.Duration) {

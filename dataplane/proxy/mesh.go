@@ -11,6 +11,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/quota"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
@@ -23,10 +24,14 @@ import (
 // publisher is the way in, deliverer the way out.
 type publisher interface {
 	Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error
+	Binds(host string) bool
+	Bound(who *policy.Principal, call frontend.Call) (frontend.Bound, error)
 }
 
 type deliverer interface {
 	Join(ctx context.Context, who *policy.Principal, namespace, subscription string) (delivery.Member, error)
+	Pull(ctx context.Context, who *policy.Principal, namespace, subscription string, r delivery.PullRequest) (delivery.Pulled, error)
+	Settle(ctx context.Context, who *policy.Principal, namespace, subscription string, x delivery.Settlement) ([]delivery.Unsettled, error)
 	Tail(ctx context.Context, who *policy.Principal, r delivery.TailRequest) (delivery.Tail, error)
 }
 
@@ -36,9 +41,13 @@ type deliverer interface {
 type mesh struct {
 	snapshots *latest.Value[*snapshot.Snapshot]
 	in        publisher
+	requests  frontend.Requests
 	out       deliverer
+	dead      frontend.DeadLetters
+	inspector frontend.Inspector
 	ready     func() error
 	demand    *demand
+	quotas    *quota.Limiter
 	clock     clock.Clock
 	metrics   meshMetrics
 	refused   func(identity string, why jwtauth.Reason) // counts tokens
@@ -47,19 +56,33 @@ type mesh struct {
 type meshMetrics struct {
 	authentications *prometheus.CounterVec
 	shadows         *prometheus.CounterVec
+	refusals        *prometheus.CounterVec
+	unjudged        *prometheus.CounterVec
 }
 
 func newMeshMetrics(reg prometheus.Registerer) meshMetrics {
 	m := meshMetrics{authentications: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_authentications_total",
 		Help: "Clients that showed who they are, by outcome: ok, or the reason of the refusal."}, []string{"outcome"}),
 		shadows: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_shadowed_total",
-			Help: "Decisions that a shadowed rule of an AccessPolicy would have changed."}, []string{"policy", "rule"})}
-	reg.MustRegister(m.authentications, m.shadows)
+			Help: "Decisions that a shadowed rule of an AccessPolicy would have changed."}, []string{"policy", "rule"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_refused_total",
+			Help: "Refusals by the rule of an AccessPolicy that denies, both empty where none allows: calls, and events of a batch or a tail by themselves."}, []string{"action", "policy", "rule"}),
+		unjudged: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_condition_errors_total",
+			Help: "Conditions of rules that could not be evaluated for an event: it was not allowed, or was denied."}, []string{"policy", "rule"})}
+	reg.MustRegister(m.authentications, m.shadows, m.refusals, m.unjudged)
 	return m
 }
 
-// shadowed counts a decision that a shadowed rule would have changed.
-func (m meshMetrics) shadowed(policy, rule string) { m.shadows.WithLabelValues(policy, rule).Inc() }
+// observer counts what rules do, by the rules of the configuration.
+func (m meshMetrics) observer() policy.Observer {
+	return policy.Observer{
+		Shadowed: func(policy, rule string) { m.shadows.WithLabelValues(policy, rule).Inc() },
+		Refused: func(a policy.Action, policy, rule string) {
+			m.refusals.WithLabelValues(a.String(), policy, rule).Inc()
+		},
+		Unjudged: func(policy, rule string) { m.unjudged.WithLabelValues(policy, rule).Inc() },
+	}
+}
 
 var errNoConfiguration = &fault.Error{Class: fault.Unavailable, Op: "proxy", Reason: "no-configuration",
 	Msg: "this proxy has no configuration yet", RetryAfter: time.Second}
@@ -123,20 +146,67 @@ func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, to
 	return m.in.Publish(ctx, who, namespace, topic, events, res)
 }
 
+// Binds reports whether a host may be of HttpBindings.
+func (m *mesh) Binds(host string) bool { return m.in.Binds(host) }
+
+// Bound finds the rule for a call of a REST API.
+func (m *mesh) Bound(who *policy.Principal, call frontend.Call) (frontend.Bound, error) {
+	who, _, err := m.Current(who)
+	if err != nil {
+		return frontend.Bound{}, err
+	}
+	return m.in.Bound(who, call)
+}
+
 // Join makes the client a member of a Subscription.
 func (m *mesh) Join(ctx context.Context, who *policy.Principal, namespace, subscription string) (delivery.Member, error) {
-	name := config.Name{Kind: resource.Subscription, Namespace: namespace, Name: subscription}
-	who, err := m.with(who, func(s *snapshot.Snapshot, who *policy.Principal) error {
-		return m.demand.need(ctx, s, who, policy.Consume, name)
-	})
+	who, name, err := m.consumes(ctx, who, namespace, subscription)
+	if err != nil {
+		return nil, err
+	}
+	session, err := m.joining(who, namespace, subscription)
 	if err != nil {
 		return nil, err
 	}
 	mem, err := m.out.Join(ctx, who, namespace, subscription)
-	if err != nil || m.demand == nil {
-		return mem, err
+	if err != nil {
+		session.Close()
+		return nil, err
 	}
-	return pinnedMember{mem, m.demand.pin(name)}, nil
+	return heldMember{mem, session, m.demand.pin(name)}, nil
+}
+
+// consumes is the principal as it may use a Subscription, once that is here.
+func (m *mesh) consumes(ctx context.Context, who *policy.Principal, namespace, subscription string) (*policy.Principal, config.Name, error) {
+	name := config.Name{Kind: resource.Subscription, Namespace: namespace, Name: subscription}
+	who, err := m.with(who, func(s *snapshot.Snapshot, who *policy.Principal) error {
+		return m.demand.need(ctx, s, who, policy.Consume, name)
+	})
+	return who, name, err
+}
+
+// Pull takes events of a Subscription.
+func (m *mesh) Pull(ctx context.Context, who *policy.Principal, namespace, subscription string, r delivery.PullRequest) (delivery.Pulled, error) {
+	who, name, err := m.consumes(ctx, who, namespace, subscription)
+	if err != nil {
+		return delivery.Pulled{}, err
+	}
+	session, err := m.joining(who, namespace, subscription)
+	if err != nil {
+		return delivery.Pulled{}, err
+	}
+	defer session.Close()
+	defer m.demand.pin(name)() // while it waits
+	return m.out.Pull(ctx, who, namespace, subscription, r)
+}
+
+// Settle settles what was pulled.
+func (m *mesh) Settle(ctx context.Context, who *policy.Principal, namespace, subscription string, x delivery.Settlement) ([]delivery.Unsettled, error) {
+	who, _, err := m.consumes(ctx, who, namespace, subscription)
+	if err != nil {
+		return nil, err
+	}
+	return m.out.Settle(ctx, who, namespace, subscription, x)
 }
 
 // Tail begins to follow topics.
@@ -145,15 +215,20 @@ func (m *mesh) Tail(ctx context.Context, who *policy.Principal, r delivery.TailR
 	if err != nil {
 		return nil, err
 	}
+	session, err := m.tailing(who, r)
+	if err != nil {
+		return nil, err
+	}
 	t, err := m.out.Tail(ctx, who, r)
-	if err != nil || m.demand == nil {
-		return t, err
+	if err != nil {
+		session.Close()
+		return nil, err
 	}
 	var topics []config.Name
 	for _, name := range r.Topics {
 		topics = append(topics, config.Name{Kind: resource.Topic, Namespace: r.Namespace, Name: name})
 	}
-	return pinnedTail{t, m.demand.pin(topics...)}, nil
+	return heldTail{t, session, m.demand.pin(topics...)}, nil
 }
 
 // Ready is nil when the proxy serves.

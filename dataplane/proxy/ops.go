@@ -109,9 +109,15 @@ func connections(ls map[string]*listener.Listener) []prometheus.Collector {
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_connections", Help: "Open connections of a listener.", ConstLabels: labels},
 				func() float64 { return float64(l.Count()) }),
 			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_accepted_total", Help: "Connections that a listener took.", ConstLabels: labels},
-				func() float64 { return float64(l.Accepted()) }),
-			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_refused_total", Help: "Connections that a listener had no room for.", ConstLabels: labels},
-				func() float64 { return float64(l.Refused()) }))
+				func() float64 { return float64(l.Accepted()) }))
+		for _, why := range listener.Reasons() {
+			out = append(out, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_refused_total", Help: "Connections that a listener had no room for: at its limit, or since the process has too few descriptors.",
+				ConstLabels: prometheus.Labels{"listener": name, "reason": why.String()}}, func() float64 { return float64(l.Refused(why)) }))
+		}
+		if name == listenGRPC {
+			out = append(out, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_stalled_total", Help: "Connections that were closed since their client took nothing of what a stream had for it.", ConstLabels: labels},
+				func() float64 { return float64(l.Stalled()) }))
+		}
 	}
 	return out
 }

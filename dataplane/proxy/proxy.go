@@ -18,13 +18,17 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/config"
+	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/denied"
 	"github.com/weft-mesh/weft/dataplane/issuers"
+	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/push"
 	"github.com/weft-mesh/weft/dataplane/report"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
@@ -34,6 +38,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/resource"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
+	"github.com/weft-mesh/weft/pkg/unixaddr"
 	"github.com/weft-mesh/weft/pkg/version"
 )
 
@@ -55,14 +60,17 @@ type Proxy struct {
 	listeners   map[string]*listener.Listener
 	tls         map[string]*tls.Config // of the clients' listeners; none without TLS
 
-	client    *config.Client
-	stores    *stores.Manager
-	issuers   *issuers.Manager
-	sources   []*tlsconf.Source
-	pusher    *push.Pusher
-	snapshots *latest.Value[*snapshot.Snapshot]
-	mesh      *mesh
-	engine    engine
+	client     *config.Client
+	stores     *stores.Manager
+	moves      *moves.Manager
+	issuers    *issuers.Manager
+	sources    []*tlsconf.Source
+	pusher     *push.Pusher
+	deliveries *delivery.Manager
+	denied     *denied.Log
+	snapshots  *latest.Value[*snapshot.Snapshot]
+	mesh       *mesh
+	engine     engine
 
 	draining atomic.Bool
 	stale    atomic.Bool // what is in force was compiled as a stale configuration
@@ -101,20 +109,34 @@ func New(cfg Config) (_ *Proxy, err error) {
 		if err != nil {
 			return nil, err
 		}
-		for name, protos := range map[string][]string{listenHTTP: {"h2", "http/1.1"}, listenGRPC: {"h2"}} {
-			if p.tls[name], err = s.Server(tls.RequireAndVerifyClientCert, protos...); err != nil {
+		for name, l := range map[string]struct {
+			addr   string
+			protos []string
+		}{listenHTTP: {cfg.HTTPAddr, []string{"h2", "http/1.1"}}, listenGRPC: {cfg.GRPCAddr, []string{"h2"}}} {
+			if unixaddr.Is(l.addr) {
+				continue
+			}
+			if p.tls[name], err = s.Server(tls.RequireAndVerifyClientCert, l.protos...); err != nil {
 				return nil, err
 			}
 		}
 	}
+	room := listener.NewRoom(cfg.Descriptors, cfg.Log)
 	for name, l := range map[string]struct {
-		addr string
-		most int
-	}{listenHTTP: {cfg.HTTPAddr, cfg.MaxConnections}, listenGRPC: {cfg.GRPCAddr, cfg.MaxConnections},
-		listenHealth: {cfg.HealthAddr, maxHealthConnections}, listenOps: {cfg.OpsAddr, maxOpsConnections}} {
-		if p.listeners[name], err = listener.Listen(l.addr, l.most); err != nil {
-			delete(p.listeners, name)
+		addr    string
+		most    int
+		clients bool
+	}{listenHTTP: {cfg.HTTPAddr, cfg.MaxConnections, true}, listenGRPC: {cfg.GRPCAddr, cfg.MaxConnections, true},
+		listenHealth: {cfg.HealthAddr, room.Small(maxHealthConnections), false}, listenOps: {cfg.OpsAddr, room.Small(maxOpsConnections), false}} {
+		on, err := p.listen(l.addr, l.most)
+		if err != nil {
 			return nil, fmt.Errorf("%s listener: %w", name, err)
+		}
+		if p.listeners[name] = on; l.clients {
+			on.Share(room, name)
+		}
+		if p.tls[name] != nil {
+			on.LimitHandshakes()
 		}
 	}
 	if p.registry == nil {
@@ -122,6 +144,18 @@ func New(cfg Config) (_ *Proxy, err error) {
 		p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	}
 	return p, p.compose()
+}
+
+// listen listens on a TCP address or a Unix socket.
+func (p *Proxy) listen(addr string, most int) (*listener.Listener, error) {
+	if !unixaddr.Is(addr) {
+		return listener.Listen(addr, most)
+	}
+	path, err := unixaddr.Path(addr)
+	if err != nil {
+		return nil, err
+	}
+	return listener.ListenSocket(path, p.cfg.SocketMode, most)
 }
 
 // files opens TLS files, which the proxy's metrics show.
@@ -160,12 +194,17 @@ func (p *Proxy) compose() error {
 	}
 	p.stores = stores.New(stores.Config{Drivers: p.cfg.Drivers, Options: p.cfg.Options, ClientID: p.incarnation, Dir: filepath.Join(p.cfg.DataDir, "stores"),
 		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
+	var pin func(config.Name) func()
+	if p.cfg.OnDemand {
+		pin = func(n config.Name) func() { return p.client.Pin(n) }
+	}
+	p.moves = moves.New(moves.Config{Pin: pin, Snapshots: p.snapshots, Kept: func() (config.Kept, <-chan struct{}) { return p.client.Kept() }, Store: p.stores.Get, NodeID: p.nodeID, Metrics: p.registry, Log: p.cfg.Log})
 	reporter := report.New(report.Config{NodeID: p.nodeID, Info: p.info(), State: p.reported, Load: p.load, Resync: func() { p.client.Resync() }, Drain: p.Drain, Clock: p.cfg.Clock, Log: p.cfg.Log})
 	p.issuers = issuers.New(issuers.Config{Dir: filepath.Join(p.cfg.DataDir, "issuers"), Allow: p.cfg.PushAllow, Clock: p.cfg.Clock,
 		Changed: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
 	p.client = config.New(config.Config{Addresses: p.cfg.ControlPlane, TLS: creds, Join: join, NodeID: p.nodeID, Info: p.info(), Dir: filepath.Join(p.cfg.DataDir, "config"), Times: p.cfg.ControlPlaneTimes,
 		SnapshotFile: p.cfg.SnapshotFile, SnapshotKey: key, Demand: p.cfg.onDemand(), Clock: p.cfg.Clock,
-		Check: snapshot.Check, Apply: p.apply, Connected: reporter.Run, Metrics: p.registry, Log: p.cfg.Log})
+		Check: snapshot.Check, Apply: p.apply, Connected: both(reporter.Run, p.moves.Run), Metrics: p.registry, Log: p.cfg.Log})
 	p.registry.MustRegister(p.staleMetric())
 	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry), refused: p.issuers.Refused}
 	if p.cfg.OnDemand {
@@ -174,9 +213,19 @@ func (p *Proxy) compose() error {
 	return p.wire()
 }
 
+// both does two things over a connection to a control plane, side by side.
+func both(a, b func(context.Context, grpc.ClientConnInterface)) func(context.Context, grpc.ClientConnInterface) {
+	return func(ctx context.Context, conn grpc.ClientConnInterface) {
+		var beside sync.WaitGroup
+		beside.Go(func() { a(ctx, conn) })
+		b(ctx, conn)
+		beside.Wait()
+	}
+}
+
 // info is what the control plane is told of this proxy.
 func (p *Proxy) info() *discoveryv1.NodeInfo {
-	i := &discoveryv1.NodeInfo{Incarnation: p.incarnation, Version: version.String(), Namespaces: p.cfg.Namespaces, Manifest: true,
+	i := &discoveryv1.NodeInfo{Incarnation: p.incarnation, Version: version.String(), Namespaces: p.cfg.Namespaces, Manifest: true, Leaves: p.cfg.LeaveOnStop,
 		AdvertiseHost: p.cfg.AdvertiseHost, Zone: p.cfg.Zone, Weight: p.cfg.Weight, Ports: map[string]uint32{}}
 	// What this version knows it enforces, but for stores whose driver is not here.
 	i.Capabilities = resource.AllFeatures()
@@ -194,7 +243,7 @@ func (p *Proxy) info() *discoveryv1.NodeInfo {
 	return i
 }
 
-// Addrs are the addresses that a proxy listens on.
+// Addrs are the addresses that a proxy listens on; a Unix socket's is "unix:/path".
 type Addrs struct{ HTTP, GRPC, Health, Ops string }
 
 // Addrs tells where the proxy listens.
@@ -253,7 +302,7 @@ func (p *Proxy) applyLocked(ctx context.Context) {
 	if stale {
 		refuses = p.cfg.stale.refusal(p.cfg.StaleAfter)
 	}
-	snap := snapshot.Compile(snapshot.Input{Refuses: refuses, Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, Origin: s.Origin, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Shadowed: p.mesh.metrics.shadowed})
+	snap := snapshot.Compile(snapshot.Input{Refuses: refuses, Set: s.Set, Withheld: s.Withheld, Denied: s.Denied, Lineage: s.Lineage, Revision: s.Revision, Origin: s.Origin, Verifiers: p.issuers.Apply(tokens), TrustLoopback: p.cfg.TrustLoopback, Observer: p.mesh.metrics.observer()})
 	p.stores.Apply(ctx, snap)
 	p.snapshots.Store(snap)
 	if p.stale.Swap(stale) != stale && stale {
@@ -330,7 +379,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	case err = <-failed:
 		p.cfg.Log.Error("a part of the proxy failed; stopping", "error", err)
 	}
-	return errors.Join(err, r.drain(), p.Close())
+	return errors.Join(err, r.drain(p.cfg.LeaveOnStop && err == nil), p.Close())
 }
 
 // serveSmall serves the small pages.

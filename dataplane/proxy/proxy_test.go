@@ -51,6 +51,9 @@ func TestSettings(t *testing.T) {
 		want   string // part of the refusal; "" for accepted
 	}{
 		"as it is":                     {func(*Config) {}, ""},
+		"an origin":                    {func(c *Config) { c.CORSOrigins = []string{"https://shop.example:8443"} }, ""},
+		"any origin":                   {func(c *Config) { c.CORSOrigins = []string{"*"} }, "no origin"},
+		"an origin with a path":        {func(c *Config) { c.CORSOrigins = []string{"https://shop.example/"} }, "no origin"},
 		"no data folder":               {func(c *Config) { c.DataDir = "" }, "data folder"},
 		"no control plane":             {func(c *Config) { c.ControlPlane = nil }, "control plane"},
 		"remote control plane":         {func(c *Config) { c.ControlPlane = []string{"10.0.0.1:7421"} }, "without TLS"},
@@ -62,6 +65,18 @@ func TestSettings(t *testing.T) {
 		"open with TLS":                {func(c *Config) { c.HTTPAddr, c.TLS = "0.0.0.0:7410", files }, ""},
 		"open, expressly":              {func(c *Config) { c.HTTPAddr, c.AllowPlaintext = "0.0.0.0:7410", true }, ""},
 		"IPv6 loopback":                {func(c *Config) { c.HTTPAddr = "[::1]:7410" }, ""},
+		"Unix sockets":                 {func(c *Config) { c.HTTPAddr, c.GRPCAddr = "unix:/run/h", "unix:/run/g" }, ""},
+		"a Unix socket beside TLS":     {func(c *Config) { c.HTTPAddr, c.GRPCAddr, c.TLS = "unix:/run/h", ":7411", files }, ""},
+		"Unix sockets with TLS":        {func(c *Config) { c.HTTPAddr, c.GRPCAddr, c.TLS = "unix:/run/h", "unix:/run/g", files }, "have no TLS"},
+		"one socket for both":          {func(c *Config) { c.HTTPAddr, c.GRPCAddr = "unix:/run/h", "unix:/run/h" }, "a socket each"},
+		"a relative socket":            {func(c *Config) { c.HTTPAddr = "unix:h" }, "HTTP: \"unix:h\" does not name a Unix socket by its absolute path"},
+		"a long socket":                {func(c *Config) { c.GRPCAddr = "unix:/" + strings.Repeat("a", 107) }, "gRPC: the path of a Unix socket has at most 107 bytes"},
+		"a socket, advertised":         {func(c *Config) { c.GRPCAddr, c.AdvertiseHost = "unix:/run/g", "10.0.0.1" }, "advertised"},
+		"HTTP alone on a socket":       {func(c *Config) { c.HTTPAddr, c.AdvertiseHost = "unix:/run/h", "127.0.0.1" }, ""},
+		"a mode that nobody can use":   {func(c *Config) { c.SocketMode = 0o060 }, "mode of sockets"},
+		"a mode of more":               {func(c *Config) { c.SocketMode = 0o4660 }, "mode of sockets"},
+		"health on a socket":           {func(c *Config) { c.HealthAddr = "unix:/run/health" }, "health"},
+		"operations on a socket":       {func(c *Config) { c.OpsAddr = "unix:/run/ops" }, "operations"},
 		"open operations":              {func(c *Config) { c.OpsAddr = "0.0.0.0:7419" }, "operations"},
 		"open health":                  {func(c *Config) { c.HealthAddr = "0.0.0.0:7418" }, ""},
 		"bad namespace":                {func(c *Config) { c.Namespaces = []string{"Demo"} }, "namespaces"},
@@ -352,15 +367,41 @@ func (w *passing) Publish(_ context.Context, _ *policy.Principal, _, _ string, e
 	return nil
 }
 
+func (w *passing) Binds(string) bool { return true }
+
+func (w *passing) Bound(*policy.Principal, frontend.Call) (frontend.Bound, error) {
+	w.n++
+	return frontend.Bound{}, nil
+}
+
 func (w *passing) Join(context.Context, *policy.Principal, string, string) (delivery.Member, error) {
+	w.n++
+	return idleMember{}, nil
+}
+
+func (w *passing) Pull(context.Context, *policy.Principal, string, string, delivery.PullRequest) (delivery.Pulled, error) {
+	w.n++
+	return delivery.Pulled{}, nil
+}
+
+func (w *passing) Settle(context.Context, *policy.Principal, string, string, delivery.Settlement) ([]delivery.Unsettled, error) {
 	w.n++
 	return nil, nil
 }
 
 func (w *passing) Tail(context.Context, *policy.Principal, delivery.TailRequest) (delivery.Tail, error) {
 	w.n++
-	return nil, nil
+	return idleTail{}, nil
 }
+
+// idleMember and idleTail only end.
+type idleMember struct{ delivery.Member }
+
+func (idleMember) Close() {}
+
+type idleTail struct{ delivery.Tail }
+
+func (idleTail) Close() {}
 
 // TestMesh: before the first configuration nobody passes, and whose credentials
 // are withdrawn passes no more, on whichever way.
@@ -384,6 +425,10 @@ func TestMesh(t *testing.T) {
 		}
 		_, err := m.Join(t.Context(), local, "demo", "billing")
 		errs = append(errs, err)
+		_, err = m.Pull(t.Context(), local, "demo", "billing", delivery.PullRequest{})
+		errs = append(errs, err)
+		_, err = m.Settle(t.Context(), local, "demo", "billing", delivery.Settlement{})
+		errs = append(errs, err)
 		_, err = m.Tail(t.Context(), local, delivery.TailRequest{})
 		return append(errs, err)
 	}
@@ -404,7 +449,7 @@ func TestMesh(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if w.n != 4 {
+	if w.n != 6 {
 		t.Errorf("%d came through", w.n)
 	}
 	m.snapshots.Store(snapshot.Compile(snapshot.Input{Lineage: "1-x", Revision: 2}))
@@ -413,7 +458,7 @@ func TestMesh(t *testing.T) {
 			t.Errorf("withdrawn: %v", err)
 		}
 	}
-	if w.n != 4 {
+	if w.n != 6 {
 		t.Error("a withdrawn principal came through")
 	}
 }
@@ -450,6 +495,14 @@ func TestMeshJudgesAgain(t *testing.T) {
 			return m.Publish(t.Context(), local, "demo", "orders", make([]event.Event, 1), make([]frontend.Result, 1))
 		},
 		"join": func() error { _, err := m.Join(t.Context(), local, "demo", "billing"); return err },
+		"pull": func() error {
+			_, err := m.Pull(t.Context(), local, "demo", "billing", delivery.PullRequest{})
+			return err
+		},
+		"settle": func() error {
+			_, err := m.Settle(t.Context(), local, "demo", "billing", delivery.Settlement{})
+			return err
+		},
 		"tail": func() error {
 			_, err := m.Tail(t.Context(), local, delivery.TailRequest{Namespace: "demo", Topics: []string{"orders"}})
 			return err
@@ -460,7 +513,7 @@ func TestMeshJudgesAgain(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if w.n != 0 || waited != 3 {
+	if w.n != 0 || waited != 5 {
 		t.Errorf("%d came through of %d that waited", w.n, waited)
 	}
 }

@@ -3,9 +3,11 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -16,9 +18,12 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/config"
+	"github.com/weft-mesh/weft/dataplane/push"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
+	"github.com/weft-mesh/weft/pkg/unixaddr"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -66,17 +71,20 @@ type Config struct {
 
 	// Addresses to listen on. 127.0.0.1 with ports 7410 (clients over HTTP),
 	// 7411 (clients over gRPC), 7418 (readiness alone) and 7419 (operations;
-	// loopback only) when empty.
+	// loopback only) when empty. Clients may come over Unix sockets instead
+	// ("unix:/path"), whose files get SocketMode; listener.SocketMode when 0.
 	HTTPAddr, GRPCAddr, HealthAddr, OpsAddr string
-	// TLS of the clients' listeners. Clients are asked for a certificate,
+	SocketMode                              fs.FileMode
+	// TLS of the clients' listeners on TCP. Clients are asked for a certificate,
 	// which Identities judge.
 	TLS tlsconf.Files
 	// AllowPlaintext lets the clients' listeners do without TLS on addresses
 	// that are not loopback: API keys then cross the network in the clear.
 	AllowPlaintext bool
 	// MaxConnections bounds the connections of each clients' listener;
-	// 10,000 when 0.
-	MaxConnections int
+	// 10,000 when 0. Descriptors, as many as the process may have when 0, bound them
+	// together: some are kept for the rest.
+	MaxConnections, Descriptors int
 
 	// AdvertiseHost is the host under which clients and Nacos reach the proxy;
 	// empty: it is not registered. Zone and Weight (1 to 10,000, 100 when 0)
@@ -84,17 +92,33 @@ type Config struct {
 	AdvertiseHost, Zone string
 	Weight              uint32
 
-	// TrustLoopback makes whoever comes over loopback without credentials the
-	// principal "local".
+	// TrustLoopback makes whoever comes over loopback or a Unix socket without
+	// credentials the principal "local".
 	TrustLoopback bool
+	// CORSOrigins are the web origins ("https://shop.example") whose pages may ask
+	// over HTTP; none when empty.
+	CORSOrigins []string
 	// PushAllow are networks that push may call beside the public ones.
 	PushAllow []netip.Prefix
+	// PushSecrets is a folder with a folder of secrets for each namespace, whose
+	// Subscriptions may use them; none when empty.
+	PushSecrets string
+	// PushServices finds services that push calls; nil where there is no registry.
+	PushServices push.Services
 
 	// DrainGrace is how long a stopping proxy goes on taking connections
 	// after its readiness fails, so that others notice; 0 is none.
 	DrainGrace time.Duration
+	// LeaveOnStop takes the proxy off the mesh's roster when it stops gracefully, so that
+	// nobody waits for it: it keeps no configuration then, and starts again only with a
+	// control plane. Not with an embedded store, whose events stay here, and not with
+	// SnapshotFile.
+	LeaveOnStop bool
 	// DrainTime bounds stopping as a whole, the grace in it; 25 s when 0.
 	DrainTime time.Duration
+	// ClientStall is how long a client that takes nothing of what there is to send
+	// is waited for, before its connection is closed; 20 s when 0.
+	ClientStall time.Duration
 	// Clock is the wall time, by which credentials end; the machine's when nil.
 	Clock clock.Clock
 
@@ -125,6 +149,12 @@ func (c *Config) check() error {
 	if c.MaxConnections == 0 {
 		c.MaxConnections = 10000
 	}
+	var err error
+	if c.Descriptors == 0 {
+		if c.Descriptors, err = listener.FileLimit(); err != nil {
+			return err
+		}
+	}
 	if c.DrainTime == 0 {
 		c.DrainTime = 25 * time.Second
 	}
@@ -150,7 +180,15 @@ func (c *Config) check() error {
 			bad("control plane: %s is not a loopback address: without TLS files only those are connected to", addr)
 		}
 	}
+	sockets := 0
 	for _, l := range []struct{ name, addr string }{{"HTTP", c.HTTPAddr}, {"gRPC", c.GRPCAddr}} {
+		if unixaddr.Is(l.addr) {
+			sockets++
+			if _, err := unixaddr.Path(l.addr); err != nil {
+				bad("%s: %w", l.name, err)
+			}
+			continue
+		}
 		switch loopback, err := isLoopback(l.addr); {
 		case err != nil:
 			bad("%s: %w", l.name, err)
@@ -158,11 +196,30 @@ func (c *Config) check() error {
 			bad("%s: %s is not a loopback address: it needs TLS files, or plaintext to be allowed expressly", l.name, l.addr)
 		}
 	}
-	if _, _, err := net.SplitHostPort(c.HealthAddr); err != nil {
-		bad("health: %w", err)
+	switch {
+	case sockets == 2 && !c.TLS.Empty():
+		bad("there are TLS files, and clients come over Unix sockets alone, which have no TLS: leave the files out, or listen on a TCP address")
+	case sockets == 2 && c.HTTPAddr == c.GRPCAddr:
+		bad("HTTP and gRPC need a socket each; both are %s", c.HTTPAddr)
+	}
+	if unixaddr.Is(c.GRPCAddr) && c.AdvertiseHost != "" {
+		bad("gRPC is on %s, which nobody reaches from elsewhere: a proxy that is advertised listens on a TCP address", c.GRPCAddr)
+	}
+	if c.SocketMode == 0 {
+		c.SocketMode = listener.SocketMode
+	} else if c.SocketMode&^fs.ModePerm != 0 || c.SocketMode&0o600 != 0o600 {
+		bad("the mode of sockets is of permissions alone, the owner's among them, such as 0660, not %#o", c.SocketMode)
+	}
+	if _, _, err := net.SplitHostPort(c.HealthAddr); err != nil || unixaddr.Is(c.HealthAddr) {
+		bad("health: %q is not HOST:PORT; a Unix socket is for clients", c.HealthAddr)
 	}
 	if loopback, err := isLoopback(c.OpsAddr); err != nil || !loopback {
 		bad("operations: %s is not a loopback address", c.OpsAddr)
+	}
+	for _, o := range c.CORSOrigins {
+		if u, err := url.Parse(o); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || o != u.Scheme+"://"+strings.ToLower(u.Host) {
+			bad("cors: %q is no origin such as https://shop.example", names.Text(o, 100))
+		}
 	}
 	for _, ns := range c.Namespaces {
 		if err := names.CheckNamespace(ns); err != nil {
@@ -193,9 +250,11 @@ func (c *Config) check() error {
 	if c.StaleAfter == 0 {
 		c.StaleAfter = time.Hour
 	}
-	var err error
 	if c.stale, err = parseStale(c.OnStale); err != nil {
 		bad("on stale: %w", err)
+	}
+	if c.LeaveOnStop && c.SnapshotFile != "" {
+		bad("a proxy that leaves the roster when it stops cannot start from a snapshot file: it would write before it is on the roster again")
 	}
 	if c.NodeID != "" && !names.ValidNodeID(c.NodeID) {
 		bad("the node id must be 1 to 128 of [A-Za-z0-9._-]")
@@ -203,7 +262,7 @@ func (c *Config) check() error {
 	if c.Weight > 10000 {
 		bad("the weight must be at most 10,000")
 	}
-	if c.MaxConnections < 0 || c.DrainTime < 0 || c.DrainGrace < 0 || c.DrainGrace >= c.DrainTime {
+	if c.MaxConnections < 0 || c.DrainTime < 0 || c.ClientStall < 0 || c.DrainGrace < 0 || c.DrainGrace >= c.DrainTime {
 		bad("the grace of %v must be shorter than the whole drain of %v, and no setting negative", c.DrainGrace, c.DrainTime)
 	}
 	if t := c.ControlPlaneTimes; t.AnswerTimeout < 0 || t.Keepalive < 0 || t.MaxRetry < 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/weft-mesh/weft/pkg/duration"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 )
@@ -54,7 +55,7 @@ func (s staleness) refusal(after time.Duration) func(namespace string) error {
 		if !s.denies(namespace) {
 			return nil
 		}
-		f := fault.New(fault.Unavailable, "configuration", "configuration-stale", "no control plane has confirmed this proxy's configuration for more than %v, and by a stale one namespace %s is not served", after, namespace)
+		f := fault.New(fault.Unavailable, "configuration", "configuration-stale", "no control plane has confirmed this proxy's configuration for more than %s, and by a stale one namespace %s is not served", duration.Text(after), namespace)
 		f.RetryAfter = time.Second
 		return f
 	}

@@ -3,12 +3,18 @@ package proxy
 import (
 	"context"
 	"net"
+	"runtime/debug"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/denied"
+	"github.com/weft-mesh/weft/dataplane/facts"
+	"github.com/weft-mesh/weft/dataplane/follow"
 	frontgrpc "github.com/weft-mesh/weft/dataplane/frontend/grpc"
 	fronthttp "github.com/weft-mesh/weft/dataplane/frontend/http"
+	"github.com/weft-mesh/weft/dataplane/inspect"
 	"github.com/weft-mesh/weft/dataplane/pipeline"
 	"github.com/weft-mesh/weft/dataplane/push"
+	"github.com/weft-mesh/weft/dataplane/quota"
 )
 
 // engine is what carries events: the ways in and out and the protocols.
@@ -35,21 +41,38 @@ type frontendPart struct {
 	serve func(context.Context, net.Listener) error
 }
 
+// Bytes of events that wait for stores, of requests over HTTP that are read, and of events
+// that are not settled, at most.
+const (
+	maxWaiting = 256 << 20
+	maxBodies  = 512 << 20
+	maxHeld    = 1 << 30
+)
+
+// within is at most an eighth of what the process may take (GOMEMLIMIT). An event that
+// waits is held as it came and as the store writes it, in buffers that are larger; then
+// there are deliveries, and garbage.
+func within(most int64) int64 { return min(most, max(debug.SetMemoryLimit(-1)/8, 1)) }
+
 // wire makes the engine.
 func (p *Proxy) wire() error {
-	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
-	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Clock: p.cfg.Clock, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
-	p.mesh.in, p.mesh.out = in, out
-	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, TLS: p.tls[listenHTTP], DrainTime: p.cfg.DrainTime, Clock: p.cfg.Clock, Metrics: p.registry, Log: p.cfg.Log})
-	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Metrics: p.registry, Log: p.cfg.Log})
-	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Allow: p.cfg.PushAllow, Finish: p.cfg.DrainTime / 4, Clock: p.cfg.Clock,
+	quotas, known := quota.New(p.registry), facts.New(p.cfg.Clock)
+	p.denied = denied.New(p.cfg.Clock)
+	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Moves: p.moves, Incarnation: p.incarnation, MaxInFlight: within(maxWaiting), Clock: p.cfg.Clock, Denied: p.denied, Quotas: quotas, Facts: known, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
+	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Denied: p.denied, MaxHeld: within(maxHeld), NodeID: p.nodeID, Facts: known, Clock: p.cfg.Clock, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
+	p.mesh.in, p.mesh.requests, p.mesh.out, p.mesh.dead, p.mesh.quotas = in, in, out, out, quotas
+	p.mesh.inspector = inspect.New(inspect.Config{Snapshots: p.snapshots, Store: p.stores.Get, Facts: known, Members: out.Members, NodeID: p.nodeID, Clock: p.cfg.Clock})
+	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, Requests: p.mesh, TLS: p.tls[listenHTTP], Origins: p.cfg.CORSOrigins, MaxBodies: within(maxBodies), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Clock: p.cfg.Clock, Metrics: p.registry, Log: p.cfg.Log})
+	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, Requests: p.mesh, DeadLetters: p.mesh, Inspector: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Metrics: p.registry, Log: p.cfg.Log})
+	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Forward: in.Forward, Reply: in.ReplyFrom, Allow: p.cfg.PushAllow, Secrets: p.cfg.PushSecrets, Services: p.cfg.PushServices, Finish: p.cfg.DrainTime / 4, Clock: p.cfg.Clock,
 		Metrics: p.registry, Tracing: p.cfg.Tracing, Log: p.cfg.Log})
-	p.pusher = calls
+	p.pusher, p.deliveries = calls, out
+	followed := follow.New(follow.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.WriteEach, Metrics: p.registry, Log: p.cfg.Log})
 	p.engine = engine{
-		parts:     []enginePart{{"delivery", out.Run}},
+		parts:     []enginePart{{"requests", in.RunRequests}, {"delivery", out.Run}, {"follow", followed.Run}},
 		push:      []enginePart{{"push", calls.Run}},
 		frontends: []frontendPart{{listenHTTP, overHTTP.Serve}, {listenGRPC, overGRPC.Serve}},
-		tell:      out.Drain,
+		tell:      func() { in.EndRequests(); out.Drain() },
 	}
 	return nil
 }

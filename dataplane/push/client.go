@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
+	"net/url"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -22,6 +25,8 @@ import (
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/rest"
 	"github.com/weft-mesh/weft/pkg/tracing"
 	"github.com/weft-mesh/weft/pkg/version"
 )
@@ -42,11 +47,14 @@ const (
 type client struct {
 	http      *http.Client
 	transport *http.Transport
+	tls       tlsFiles
+	secrets   secrets
 	clock     clock.Clock
+	balancer  atomic.Pointer[balancer] // nil where the target is a URL
 }
 
-func newClient(allow []netip.Prefix, wall clock.Clock) *client {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, Control: egress.Guard(allow)}
+func newClient(cfg *Config, namespace string) *client {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, Resolver: cfg.resolver, Control: egress.Guard(cfg.Allow)}
 	tr := &http.Transport{
 		Proxy:                  nil, // the environment does not say where events go
 		DialContext:            dialer.DialContext,
@@ -58,43 +66,148 @@ func newClient(allow []netip.Prefix, wall clock.Clock) *client {
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxAnswerHeaders,
 	}
-	return &client{transport: tr, clock: wall, http: &http.Client{Transport: tr,
+	return &client{transport: tr, clock: cfg.Clock, secrets: secrets{folder: cfg.Secrets, namespace: namespace}, http: &http.Client{Transport: tr,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 }
 
-func (c *client) close() { c.transport.CloseIdleConnections() }
+func (c *client) close() {
+	if b := c.balancer.Load(); b != nil {
+		b.stop()
+	}
+	c.transport.CloseIdleConnections()
+	c.tls.close()
+}
 
-// post sends one event and tells what came of it.
-func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key, d *delivery.Delivery) answer {
+// post sends one event and tells what came of it, and the reply that the answer is; nil
+// where it is none.
+func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key, d *delivery.Delivery) (answer, *reply) {
 	ctx, cancel := context.WithTimeout(ctx, push.Timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, push.URL, bytes.NewReader(d.Event.Data))
-	if err != nil {
-		return failure(Failed, "the target's URL cannot be used")
+	to, b := push.URL, c.balancer.Load()
+	if b != nil { // its path belongs to its instances: push may be older
+		addr := b.pick(time.Now())
+		if addr == "" {
+			return failure(Failed, "no instance of service %s is known", b.service.Name), nil
+		}
+		to = b.service.Scheme + "://" + addr + b.service.Path
 	}
-	cloudevents.EncodeBinary(req.Header, d.Event)
+	req, a := c.request(ctx, push, to, d.Event)
+	if req == nil {
+		return a, nil
+	}
+	over, err := c.over(push)
+	if err != nil {
+		return failure(Failed, "%v", err), nil
+	}
 	req.Header.Set("User-Agent", "weft/"+version.String())
 	req.Header.Set("Weft-Subscription", key.String())
 	req.Header.Set("Weft-Attempt", strconv.Itoa(d.Attempt))
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
-	resp, err := c.http.Do(req)
+	resp, err := over.Do(req)
+	if b != nil && !errors.Is(ctx.Err(), context.Canceled) {
+		b.judge(req.URL.Host, err == nil, time.Now())
+	}
 	if err != nil {
-		return noAnswer(ctx, err)
+		return noAnswer(ctx, err), nil
 	}
 	defer resp.Body.Close()
 	// A target that answered has answered, also where its body does not end.
+	r := readReply(d.Event, resp)
 	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	return c.judge(push, resp), r
+}
+
+// request makes the request of an event to a URL, with what shows whose it is; nil,
+// and why, where there is none.
+func (c *client) request(ctx context.Context, push *snapshot.Push, to string, e *event.Event) (*http.Request, answer) {
+	call := rest.Call{Method: http.MethodPost, Header: http.Header{}}
+	if push.Request == nil {
+		call.Body = cloudevents.EncodeHTTP(call.Header, e)
+	} else {
+		var err error
+		if call, err = push.Request.Make(e); err != nil {
+			return nil, failure(Rejected, "%v", err)
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, call.Method, to, bytes.NewReader(call.Body))
+	if err != nil {
+		return nil, failure(Failed, "the target's URL cannot be used")
+	}
+	req.Header = call.Header
+	if push.Request != nil {
+		if err := address(req.URL, &call); err != nil {
+			return nil, failure(Rejected, "the path cannot be used")
+		}
+	}
+	if push.Secret != "" {
+		s, err := c.secrets.get(push.Secret)
+		if err != nil {
+			return nil, failure(Failed, "%v", err)
+		}
+		req.Header["Authorization"] = []string{push.Scheme + " " + s}
+	}
+	if len(push.SignWith) == 0 {
+		return req, answer{}
+	}
+	keys := make([][]byte, 0, len(push.SignWith))
+	for _, name := range push.SignWith {
+		s, err := c.secrets.get(name)
+		if err != nil {
+			return nil, failure(Failed, "%v", err)
+		}
+		k, err := parseKey(s)
+		if err != nil {
+			return nil, failure(Failed, "secret %s: %v", name, err)
+		}
+		keys = append(keys, k)
+	}
+	sign(req.Header, messageID(e), c.clock.Now(), call.Body, keys)
+	return req, answer{}
+}
+
+// address puts a call's path behind that of the target, and its query.
+func address(u *url.URL, call *rest.Call) error {
+	escaped := strings.TrimSuffix(u.EscapedPath(), "/") + call.Path
+	if call.Path == "" {
+		escaped = u.EscapedPath()
+	}
+	path, err := url.PathUnescape(escaped)
+	if err != nil {
+		return err
+	}
+	u.Path, u.RawPath = path, escaped
+	if u.RawQuery != "" && call.Query != "" {
+		u.RawQuery += "&"
+	}
+	u.RawQuery += call.Query
+	return nil
+}
+
+// judge tells what an answer means: first what the Subscription says of that
+// status, then what everybody means by it, then what it says of its class.
+func (c *client) judge(push *snapshot.Push, resp *http.Response) answer {
+	code := resp.StatusCode
 	switch {
-	case resp.StatusCode/100 == 2:
+	case push.SettleOn.Names(code):
 		return answer{outcome: outcomeOK}
-	case resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable:
+	case push.RejectOn.Names(code):
+		return failure(Rejected, "http %d", code)
+	case code/100 == 2:
+		return answer{outcome: outcomeOK}
+	case code == http.StatusGone:
+		return failure(Gone, "http %d", code)
+	case code == http.StatusTooManyRequests || code == http.StatusServiceUnavailable:
 		// One that says "at once", or a time that has passed, gets the schedule: it
 		// would be called again and again without a pause.
 		if delay, ok := retryAfter(resp.Header.Get("Retry-After"), c.clock.Now()); ok && delay > 0 {
-			return answer{Later, "http " + strconv.Itoa(resp.StatusCode), delay}
+			return answer{Later, "http " + strconv.Itoa(code), delay}
 		}
+	case push.SettleOn.Has(code):
+		return answer{outcome: outcomeOK}
+	case push.RejectOn.Has(code):
+		return failure(Rejected, "http %d", code)
 	}
-	return failure(Refused, "http %d", resp.StatusCode)
+	return failure(Refused, "http %d", code)
 }
 
 // noAnswer names why there was none. The text goes into dead letters: it tells
@@ -102,6 +215,8 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key
 func noAnswer(ctx context.Context, err error) answer {
 	var dns *net.DNSError
 	var cert *tls.CertificateVerificationError
+	var authority x509.UnknownAuthorityError
+	var alert *net.OpError
 	switch {
 	case errors.Is(err, egress.ErrForbidden):
 		return failure(Forbidden, "the target's address is not one that this proxy calls")
@@ -111,8 +226,12 @@ func noAnswer(ctx context.Context, err error) answer {
 		return failure(Failed, "the proxy was stopping")
 	case errors.As(err, &dns):
 		return failure(Failed, "the target's name was not found")
+	case errors.As(err, &authority):
+		return failure(Untrusted, "the target's certificate is of no authority that is trusted (push.tls.ca)")
 	case errors.As(err, &cert):
-		return failure(Failed, "the target's certificate is not valid")
+		return failure(Untrusted, "the target's certificate is not valid")
+	case errors.As(err, &alert) && alert.Op == "remote error": // in the handshake, or right after it
+		return failure(Untrusted, "the target refused the connection (push.tls.certificate): %v", alert.Err)
 	}
 	return failure(Failed, "no connection to the target, or it broke")
 }

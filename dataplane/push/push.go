@@ -1,11 +1,14 @@
 // Package push delivers by calling: each Subscription with a push target has a
 // member of the proxy itself, which posts its events as CloudEvents in binary
-// mode and settles them by the answer.
+// mode and settles them by the answer. One that forwards has such a member too,
+// which publishes them to another topic (forward.go).
 //
 // The answer decides: 2xx settles; 429 and 503 with Retry-After give the event
-// back for that long; everything else, a redirect and 410 among it, is a failed
-// attempt on the Subscription's schedule. Targets share nothing: a slow one
-// holds up its own Subscription.
+// back for that long; 410 stops the pushing; everything else, a redirect among
+// it, is a failed attempt on the Subscription's schedule, unless the Subscription
+// says what that status means. A CloudEvent that answers a request is the reply to it
+// (reply.go). Targets share nothing: a slow one holds up its own
+// Subscription.
 package push
 
 import (
@@ -14,7 +17,9 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +33,8 @@ import (
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/labels"
 	"github.com/weft-mesh/weft/pkg/latest"
 )
 
@@ -36,8 +43,20 @@ type Config struct {
 	Snapshots *latest.Value[*snapshot.Snapshot]
 	// Join makes a member for the proxy itself.
 	Join func(snapshot.Key) (delivery.Member, error)
+	// Forward publishes an event of a Subscription to another topic of its
+	// namespace; see pipeline.Pipeline.
+	Forward func(ctx context.Context, subscription snapshot.Key, topic string, e *event.Event) error
+	// Reply takes the reply to a request that a Subscription's target has answered, or
+	// why it cannot be read; see pipeline.Pipeline.
+	Reply func(ctx context.Context, subscription snapshot.Key, e event.Event, wrong error) error
 	// Allow are networks that may be called beside the public ones.
 	Allow []netip.Prefix
+	// Secrets is the folder with a folder of secrets for each namespace; none when
+	// empty.
+	Secrets string
+	// Services finds services that are targets; nil where there is no registry: their
+	// requests fail.
+	Services Services
 	// Finish bounds how long requests in flight may take once Run's context
 	// has ended; 5 s when 0.
 	Finish time.Duration
@@ -46,6 +65,10 @@ type Config struct {
 	Metrics prometheus.Registerer
 	Tracing trace.TracerProvider
 	Log     *slog.Logger
+
+	// Of tests; the system's when nil.
+	resolver *net.Resolver
+	dial     func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Pusher pushes.
@@ -53,6 +76,7 @@ type Pusher struct {
 	cfg     Config
 	tracer  trace.Tracer
 	metrics metrics
+	names   *labels.Names
 
 	mu      sync.Mutex
 	failing map[*target]Failing
@@ -81,7 +105,10 @@ func (p *Pusher) Failing() []Failing {
 
 type metrics struct {
 	requests *prometheus.CounterVec
+	forwards *prometheus.CounterVec
 	inFlight *prometheus.GaugeVec
+	stopped  *prometheus.GaugeVec
+	unusable *prometheus.GaugeVec
 	seconds  prometheus.Histogram
 }
 
@@ -95,14 +122,20 @@ func New(cfg Config) *Pusher {
 	}
 	p := &Pusher{cfg: cfg, failing: map[*target]Failing{}, tracer: cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/push"), metrics: metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_push_requests_total",
-			Help: "Requests to push targets, by outcome: ok, later (the target said when), refused (another status), forbidden (an address that is not called), failed (no answer)."},
+			Help: "Requests to push targets, by outcome: ok, later (the target said when), rejected (no repetition would change it), gone (it is called no more), refused (another status), forbidden (an address that is not called), failed (no answer), untrusted (one of both sides does not accept the other's certificate), no-consent (it was asked and does not want events)."},
+			[]string{"namespace", "subscription", "outcome"}),
+		forwards: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_forwards_total",
+			Help: "Events of Subscriptions that forward, by outcome: ok, later (the topic's quota, or a store that is full, did not let it through in time), rejected (no repetition would change it), failed."},
 			[]string{"namespace", "subscription", "outcome"}),
 		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "weft_proxy_push_in_flight", Help: "Requests to push targets that are not answered yet."}, []string{"namespace", "subscription"}),
+		stopped:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "weft_proxy_push_stopped", Help: "1 while a push target is not called, since it has said that it is gone (410); else 0."}, []string{"namespace", "subscription"}),
+		unusable: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "weft_proxy_push_tls_files_unusable", Help: "1 while the TLS files of a push target cannot be used as they were when it was called last; what they had before stays in force. Else 0."}, []string{"namespace", "subscription"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_proxy_push_duration_seconds", Help: "Time until a push target has answered.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10)}),
 	}}
+	p.names = labels.New(cfg.Metrics, "push target", nil)
 	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(p.metrics.requests, p.metrics.inFlight, p.metrics.seconds)
+		cfg.Metrics.MustRegister(p.metrics.requests, p.metrics.forwards, p.metrics.inFlight, p.metrics.stopped, p.metrics.unusable, p.metrics.seconds)
 	}
 	return p
 }
@@ -150,6 +183,7 @@ func (p *Pusher) Run(ctx context.Context) error {
 type target struct {
 	p      *Pusher
 	key    snapshot.Key
+	labels [2]string // of its metrics
 	client *client
 	stop   context.CancelFunc
 	push   atomic.Pointer[snapshot.Push]
@@ -158,32 +192,138 @@ type target struct {
 	mu      sync.Mutex
 	member  delivery.Member // nil while there is none
 	granted int
+	// consent is the target's, and next when a request may be made by it.
+	consent consent
+	next    time.Time
 	// The requests that have failed in a row: how many, and when the first did.
 	failures int
 	since    time.Time
+	// gone is the configuration that the target was called with when it said that
+	// it is gone; nil while it is called. end ends the session, changed wakes run.
+	gone    *snapshot.Push
+	end     context.CancelFunc
+	changed chan struct{} // capacity 1
 }
 
 func (p *Pusher) newTarget(s *snapshot.Subscription) *target {
-	t := &target{p: p, key: s.Key, client: newClient(p.cfg.Allow, p.cfg.Clock), log: p.cfg.Log.With("subscription", s.Key.String())}
+	t := &target{p: p, key: s.Key, client: newClient(&p.cfg, s.Key.Namespace), changed: make(chan struct{}, 1), log: p.cfg.Log.With("subscription", s.Key.String())}
+	if p.cfg.dial != nil {
+		t.client.transport.DialContext = p.cfg.dial
+	}
 	t.push.Store(s.Push)
+	t.labels[0], t.labels[1] = p.names.Of(s.Key.Namespace, s.Key.Name)
+	t.balance(s.Push)
+	if s.Push.ForwardTo == "" {
+		t.stoppedMetric().Set(0)
+		t.client.tls.log, t.client.tls.unusable = t.log, p.metrics.unusable.WithLabelValues(t.labels[:]...)
+	}
 	return t
 }
 
 // follow takes a newer configuration, for what is sent from now on.
 func (t *target) follow(push *snapshot.Push) {
-	if old := t.push.Swap(push); old.URL != push.URL {
+	old := t.push.Swap(push)
+	t.balance(push)
+	if old.URL != push.URL || old.ForwardTo != push.ForwardTo || !reflect.DeepEqual(old.Service, push.Service) {
 		t.judge(answer{outcome: outcomeOK}) // nothing is known of the new one
+	}
+	if old.Version != push.Version {
+		t.client.secrets.forget()
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.grantLocked()
+	if !t.consent.covers(push) {
+		if t.end != nil {
+			t.end() // until the target is asked
+		}
+		t.wake()
+	}
+	if t.gone != nil && t.gone.Version != push.Version {
+		t.log.Info("the Subscription was changed: its push target is called again")
+		t.gone, t.failures = nil, 0
+		t.stoppedMetric().Set(0)
+		t.p.fails(t, nil)
+		t.wake()
+	}
+}
+
+// wake tells run that something has changed.
+func (t *target) wake() {
+	select {
+	case t.changed <- struct{}{}:
+	default:
+	}
+}
+
+// balance follows the service that push names, if it does. It is called by one
+// goroutine at a time.
+func (t *target) balance(push *snapshot.Push) {
+	old := t.client.balancer.Load()
+	if old != nil && reflect.DeepEqual(old.service, push.Service) || old == nil && push.Service == nil {
+		return
+	}
+	var b *balancer
+	if push.Service != nil {
+		b = newBalancer(t.p.cfg.Services, push.Service, t.log)
+	}
+	t.client.balancer.Store(b)
+	if old != nil {
+		old.stop()
+	}
+}
+
+// stopAt ends the session: the target, called as push says, has said that it is
+// gone. What is not settled then goes back. It reports whether it stopped: not
+// where the configuration has changed meanwhile.
+func (t *target) stopAt(push *snapshot.Push, reason string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gone != nil {
+		return true
+	}
+	if t.push.Load().Version != push.Version {
+		return false
+	}
+	t.gone = push
+	t.log.Warn("a push target is gone: it is called no more until its Subscription is changed or this proxy starts anew", "reason", reason)
+	t.stoppedMetric().Set(1)
+	t.p.fails(t, &Failing{t.key, Gone, reason, t.p.cfg.Clock.Now()})
+	if t.end != nil {
+		t.end()
+	}
+	return true
+}
+
+func (t *target) stoppedMetric() prometheus.Gauge {
+	return t.p.metrics.stopped.WithLabelValues(t.labels[:]...)
+}
+
+// called waits until the target is to be called. It reports whether it is; not
+// once ctx has ended.
+func (t *target) called(ctx context.Context) bool {
+	for {
+		t.mu.Lock()
+		gone := t.gone != nil
+		t.mu.Unlock()
+		if !gone || ctx.Err() != nil {
+			return ctx.Err() == nil
+		}
+		select {
+		case <-t.changed:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // judge takes note of how a request went.
 func (t *target) judge(a answer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if a.outcome == outcomeOK {
+	if t.gone != nil {
+		return // what is still under way tells nothing new
+	}
+	if a.outcome == outcomeOK || a.outcome == Rejected {
 		if t.failures >= failingAfter {
 			t.log.Info("a push target works again", "failures", t.failures)
 			t.p.fails(t, nil)
@@ -218,7 +358,7 @@ func (t *target) grantLocked() {
 	if t.member == nil {
 		return
 	}
-	if want := t.push.Load().Concurrency; want != t.granted {
+	if want := t.consent.most(t.push.Load().Concurrency); want != t.granted {
 		t.member.Credit(want - t.granted)
 		t.granted = want
 	}
@@ -239,13 +379,22 @@ func (t *target) run(ctx context.Context) {
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(t.p.cfg.Finish, cancel) })()
 	retry := minRejoin
-	for ctx.Err() == nil {
+	for t.called(ctx) {
+		if !t.consented(ctx) {
+			continue
+		}
 		got, err := t.session(ctx, rctx)
 		if ctx.Err() != nil {
 			return
 		}
 		if got {
 			retry = minRejoin
+		}
+		t.mu.Lock()
+		again := t.gone != nil || !t.consent.covers(t.push.Load())
+		t.mu.Unlock()
+		if again {
+			continue
 		}
 		t.log.Warn("pushing stopped; joining again", "error", err)
 		timer := time.NewTimer(retry/2 + rand.N(retry))
@@ -269,14 +418,16 @@ func (t *target) session(ctx, rctx context.Context) (got bool, _ error) {
 		return false, err
 	}
 	defer m.Close()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	t.mu.Lock()
-	t.member, t.granted = m, 0
+	t.member, t.granted, t.end = m, 0, end
 	t.grantLocked()
 	t.mu.Unlock()
 	var requests sync.WaitGroup
 	defer func() {
 		t.mu.Lock()
-		t.member = nil
+		t.member, t.end = nil, nil
 		t.mu.Unlock()
 		requests.Wait()
 	}()
@@ -289,7 +440,7 @@ func (t *target) session(ctx, rctx context.Context) (got bool, _ error) {
 		}
 		got = true
 		for _, d := range dst[:n] {
-			requests.Go(func() { t.deliver(rctx, m, d) })
+			requests.Go(func() { t.deliver(ctx, rctx, m, d) })
 		}
 		clear(dst[:n])
 	}
@@ -298,21 +449,23 @@ func (t *target) session(ctx, rctx context.Context) (got bool, _ error) {
 // extra is what a delivery may take beside the answer, before it counts as lost.
 const extra = 5 * time.Second
 
-// deliver posts one event and settles it by the answer.
-func (t *target) deliver(ctx context.Context, m delivery.Member, d delivery.Delivery) {
+// deliver posts one event, when its turn comes in session, and settles it by the
+// answer.
+func (t *target) deliver(session, ctx context.Context, m delivery.Member, d delivery.Delivery) {
 	push := t.push.Load()
-	if need := push.Timeout + extra; need > m.AckTimeout() {
+	need := push.Timeout + extra
+	if push.Origin != "" {
+		need += time.Minute // see consent.most
+	}
+	if need > m.AckTimeout() {
 		m.Extend(need, d.ID)
+	}
+	if !t.turn(session, push) {
+		return
 	}
 	ctx, span := t.span(ctx, &d)
 	defer span.End()
-	inFlight := t.p.metrics.inFlight.WithLabelValues(t.key.Namespace, t.key.Name)
-	inFlight.Inc()
-	began := time.Now()
-	a := t.client.post(ctx, push, t.key, &d)
-	inFlight.Dec()
-	t.p.metrics.seconds.Observe(time.Since(began).Seconds())
-	t.p.metrics.requests.WithLabelValues(t.key.Namespace, t.key.Name, a.outcome).Inc()
+	a := t.attempt(ctx, push, &d)
 	if ctx.Err() == nil { // else it is this proxy that stops
 		t.judge(a)
 	}
@@ -322,15 +475,50 @@ func (t *target) deliver(ctx context.Context, m delivery.Member, d delivery.Deli
 	}
 	failed(span, a.reason)
 	t.log.Debug("a push failed", "attempt", d.Attempt, "reason", a.reason)
-	m.Nack(a.reason, a.delay, d.ID)
+	switch a.outcome {
+	case Gone:
+		if !t.stopAt(push, a.reason) { // else it goes back with the session, and no attempt counts
+			m.Nack(a.reason, a.delay, d.ID)
+		}
+	case Rejected:
+		m.Reject(a.reason, d.ID)
+	default:
+		m.Nack(a.reason, a.delay, d.ID)
+	}
+}
+
+// attempt posts or forwards one event.
+func (t *target) attempt(ctx context.Context, push *snapshot.Push, d *delivery.Delivery) answer {
+	if push.ForwardTo != "" {
+		a := t.p.forward(ctx, push, t.key, d)
+		t.p.metrics.forwards.WithLabelValues(t.labels[0], t.labels[1], a.outcome).Inc()
+		return a
+	}
+	inFlight := t.p.metrics.inFlight.WithLabelValues(t.labels[:]...)
+	inFlight.Inc()
+	began := time.Now()
+	a, r := t.client.post(ctx, push, t.key, d)
+	inFlight.Dec()
+	t.p.metrics.seconds.Observe(time.Since(began).Seconds())
+	t.p.metrics.requests.WithLabelValues(t.labels[0], t.labels[1], a.outcome).Inc()
+	if r != nil && a.outcome == outcomeOK {
+		t.pass(ctx, r, d)
+	}
+	return a
 }
 
 // forget removes what is shown of the target.
 func (t *target) forget() {
 	t.p.fails(t, nil)
+	if !t.p.names.Forget(t.key.Namespace, t.key.Name) {
+		return
+	}
 	labels := prometheus.Labels{"namespace": t.key.Namespace, "subscription": t.key.Name}
 	t.p.metrics.requests.DeletePartialMatch(labels)
+	t.p.metrics.forwards.DeletePartialMatch(labels)
 	t.p.metrics.inFlight.DeletePartialMatch(labels)
+	t.p.metrics.stopped.DeletePartialMatch(labels)
+	t.p.metrics.unusable.DeletePartialMatch(labels)
 }
 
 // answer is what came of one request.
@@ -344,9 +532,13 @@ type answer struct {
 const (
 	outcomeOK = "ok"
 	Later     = "later"
+	Rejected  = "rejected"
+	Gone      = "gone"
 	Refused   = "refused"
 	Forbidden = "forbidden"
 	Failed    = "failed"
+	Untrusted = "untrusted"
+	NoConsent = "no-consent"
 )
 
 func failure(outcome, format string, args ...any) answer {

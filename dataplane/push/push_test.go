@@ -2,8 +2,10 @@ package push
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/pipeline"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
@@ -41,6 +44,9 @@ type world struct {
 	snaps *latest.Value[*snapshot.Snapshot]
 	reg   *prometheus.Registry
 	stop  func()
+	// pusher is what is tested, in takes what it forwards and replies.
+	pusher *Pusher
+	in     *pipeline.Pipeline
 }
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
@@ -72,13 +78,18 @@ func (w *world) snapshot(subs ...*snapshot.Subscription) *snapshot.Snapshot {
 	dead := topicOf("dead")
 	s.Topics[dead.Key] = dead
 	for _, x := range subs {
-		s.Topics[x.Key] = x.Sources[0].Topic
+		s.Topics[x.Sources[0].Topic.Key] = x.Sources[0].Topic
 		s.Subscriptions[x.Key] = x
 	}
 	return s
 }
 
 func newWorld(t *testing.T, allow []netip.Prefix, subs ...*snapshot.Subscription) *world {
+	t.Helper()
+	return newWorldWith(t, Config{Allow: allow}, subs...)
+}
+
+func newWorldWith(t *testing.T, cfg Config, subs ...*snapshot.Subscription) *world {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
@@ -90,10 +101,11 @@ func newWorld(t *testing.T, allow []netip.Prefix, subs ...*snapshot.Subscription
 	admin := st.(store.Admin)
 	w.must(admin.EnsureTopic(ctx, store.TopicSpec{Name: "dead"}))
 	for _, s := range subs {
-		w.must(admin.EnsureTopic(ctx, store.TopicSpec{Name: s.Name}))
-		w.must(admin.EnsureTopic(ctx, store.TopicSpec{Name: "retry-" + s.Name}))
-		w.must(admin.EnsureGroup(ctx, s.Name, "g", store.Start{}))
-		w.must(admin.EnsureGroup(ctx, "retry-"+s.Name, "rg", store.Start{}))
+		src := &s.Sources[0]
+		w.must(admin.EnsureTopic(ctx, store.TopicSpec{Name: src.Epoch.Physical}))
+		w.must(admin.EnsureTopic(ctx, store.TopicSpec{Name: src.RetryTopic}))
+		w.must(admin.EnsureGroup(ctx, src.Epoch.Physical, src.Group, store.Start{}))
+		w.must(admin.EnsureGroup(ctx, src.RetryTopic, src.RetryGroup, store.Start{}))
 	}
 	w.snaps = latest.New(w.snapshot(subs...))
 	log := slog.New(slog.DiscardHandler)
@@ -101,9 +113,19 @@ func newWorld(t *testing.T, allow []netip.Prefix, subs ...*snapshot.Subscription
 		Store: func(string) (store.Store, error) { return st, nil },
 		Write: func(ctx context.Context, t *snapshot.Topic, events []event.Event) error {
 			var res [1]store.Result
-			return st.Publish(ctx, t.Last().Physical, []store.Outgoing{{Event: &events[0]}}, res[:])
+			return st.Publish(ctx, t.Written().Physical, []store.Outgoing{{Event: &events[0]}}, res[:])
 		}})
-	p := New(Config{Snapshots: w.snaps, Join: m.JoinPush, Allow: allow, Finish: 300 * time.Millisecond, Metrics: w.reg, Log: log})
+	in := pipeline.New(pipeline.Config{Snapshots: w.snaps, Store: func(string) (store.Store, error) { return st, nil }})
+	if cfg.Forward == nil {
+		cfg.Forward = in.Forward
+	}
+	if cfg.Reply == nil {
+		cfg.Reply = in.ReplyFrom
+	}
+	w.in = in
+	cfg.Snapshots, cfg.Join, cfg.Finish, cfg.Metrics, cfg.Log = w.snaps, m.JoinPush, 300*time.Millisecond, w.reg, log
+	p := New(cfg)
+	w.pusher = p
 	stopManager, stopPusher := running(t, m.Run), running(t, p.Run)
 	w.stop = func() { stopPusher(); stopManager() }
 	t.Cleanup(w.stop)
@@ -173,6 +195,20 @@ func (w *world) settled(topic string) {
 	}
 }
 
+// until waits until something is so.
+func (w *world) until(what string, so func() bool) {
+	w.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !so() {
+		select {
+		case <-tick.C:
+		case <-w.ctx.Done():
+			w.Fatalf("not so: %s", what)
+		}
+	}
+}
+
 // hook is a target that answers as told and keeps what came.
 type hook struct {
 	*httptest.Server
@@ -182,9 +218,25 @@ type hook struct {
 }
 
 func newHook(t *testing.T, answer func(n int, w http.ResponseWriter, r *http.Request)) *hook {
+	h := unstarted(answer)
+	h.Start()
+	t.Cleanup(h.Close)
+	return h
+}
+
+// newHookTLS is a hook behind TLS that answers 200.
+func newHookTLS(t *testing.T, conf *tls.Config) *hook {
+	h := unstarted(nil)
+	h.TLS, h.Config.ErrorLog = conf, log.New(io.Discard, "", 0)
+	h.StartTLS()
+	t.Cleanup(h.Close)
+	return h
+}
+
+func unstarted(answer func(n int, w http.ResponseWriter, r *http.Request)) *hook {
 	h := &hook{got: make(chan *http.Request, 1000), raw: map[*http.Request][]byte{}}
 	var n atomic.Int32
-	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
 		if err != nil {
 			return
@@ -197,7 +249,6 @@ func newHook(t *testing.T, answer func(n int, w http.ResponseWriter, r *http.Req
 			answer(int(n.Add(1)), w, r)
 		}
 	}))
-	t.Cleanup(h.Close)
 	return h
 }
 
@@ -245,6 +296,25 @@ func TestPush(t *testing.T) {
 	w.settled("orders")
 }
 
+// TestPushOfAnEventWithin: data that are an event themselves are not taken for the one
+// that is pushed, whatever their media type is called: who may publish them says nothing
+// by them of source or type.
+func TestPushOfAnEventWithin(t *testing.T) {
+	h := newHook(t, func(_ int, w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
+	w := newWorld(t, loopback, sub("orders", h.URL+"/in", nil))
+	const forged = `{"specversion":"1.0","id":"1","source":"/bank","type":"paid"}`
+	for _, media := range []string{cloudevents.TypeJSON, "Application/CloudEvents+JSON; charset=utf-8", cloudevents.TypeBatch, "application/cloudevents+protobuf", " application/cloudevents"} {
+		sent := &event.Event{ID: "sent", Source: "/shop", Type: "order", DataContentType: media, Data: []byte(forged)}
+		w.publish("orders", sent)
+		r, body := h.next(w)
+		got, err := cloudevents.DecodeJSON(body)
+		if err != nil || r.Header.Get("Content-Type") != cloudevents.TypeJSON || r.Header.Get("Ce-Id") != "" || got.Source != "/shop" || got.Type != "order" || got.DataContentType != media || string(got.Data) != forged {
+			t.Errorf("%q: %v %v %+v", media, err, r.Header, got)
+		}
+	}
+	w.settled("orders")
+}
+
 // TestFailedAttempts: whatever is not 2xx is tried again, and in the end a dead
 // letter with the last reason.
 func TestFailedAttempts(t *testing.T) {
@@ -253,7 +323,6 @@ func TestFailedAttempts(t *testing.T) {
 		reason string
 	}{
 		"server error":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "http 500"},
-		"gone":                {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGone) }, "http 410"},
 		"busy, not said when": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, "http 503"},
 		"redirect": {func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/elsewhere" {
@@ -511,8 +580,8 @@ func TestRetryAtOnce(t *testing.T) {
 			w.Header().Set("Retry-After", value)
 			w.WriteHeader(http.StatusServiceUnavailable)
 		})
-		c := newClient(loopback, nil)
-		a := c.post(t.Context(), &snapshot.Push{URL: h.URL, Timeout: 10 * time.Second}, snapshot.Key{Namespace: "demo", Name: "s"}, &delivery.Delivery{Attempt: 1, Event: ev("1")})
+		c := newClient(&Config{Allow: loopback}, "demo")
+		a := send(t, c, h.URL)
 		c.close()
 		if a.outcome == outcomeOK || a.delay != want {
 			t.Errorf("Retry-After: %s gives %+v, want a delay of %s", value, a, want)

@@ -111,7 +111,7 @@ func (r *Reporter) stream(ctx context.Context, c discoveryv1.ProxyStatusServiceC
 
 // report is a state with what changes all the time.
 func (r *Reporter) report(state *discoveryv1.ReportStatusRequest, first bool) *discoveryv1.ReportStatusRequest {
-	out := &discoveryv1.ReportStatusRequest{Config: state.Config, Stores: state.Stores, Targets: state.Targets, Draining: state.Draining, Load: r.cfg.Load()}
+	out := &discoveryv1.ReportStatusRequest{Config: state.Config, Stores: state.Stores, Targets: state.Targets, Blocked: state.Blocked, Denied: state.Denied, Draining: state.Draining, Load: r.cfg.Load()}
 	if first {
 		out.NodeId, out.Info = r.cfg.NodeID, r.cfg.Info
 	}

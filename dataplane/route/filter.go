@@ -5,11 +5,11 @@ package route
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/cesql"
 	"github.com/weft-mesh/weft/pkg/event"
 )
 
@@ -19,6 +19,7 @@ type Filter struct {
 	op       op
 	attrs    []event.Attr // exact, prefix, suffix
 	children []*Filter    // all, any, not
+	sql      *cesql.Expression
 }
 
 type op uint8
@@ -30,6 +31,7 @@ const (
 	opAll
 	opAny
 	opNot
+	opSQL
 )
 
 // MaxDepth bounds how deep filter expressions nest.
@@ -114,24 +116,50 @@ func compile(f *configv1.Filter, path string, depth int, nodes *int) (*Filter, e
 			return nil, err
 		}
 	}
+	if f.Sql != "" {
+		dialects++
+		x, err := cesql.Compile(f.Sql)
+		if err != nil {
+			return nil, &FieldError{path + ".sql", err.Error()}
+		}
+		out = &Filter{op: opSQL, sql: x}
+	}
 	if dialects != 1 {
-		return nil, &FieldError{path, "must have exactly one of exact, prefix, suffix, all, any, not"}
+		return nil, &FieldError{path, "must have exactly one of exact, prefix, suffix, all, any, not, sql"}
 	}
 	return out, nil
 }
 
-// Match reports whether e matches. It borrows e and does not allocate.
-func (f *Filter) Match(e *event.Event) bool {
+// Match reports whether e matches. failed, if it is not nil, is told of each
+// expression that cannot be evaluated for e, which then does not match. It borrows e
+// and does not allocate, unless a function of an expression makes a string.
+func (f *Filter) Match(e *event.Event, failed func(error)) bool {
 	if f == nil {
 		return true
 	}
 	switch f.op {
 	case opAll:
-		return !slices.ContainsFunc(f.children, func(c *Filter) bool { return !c.Match(e) })
+		for _, c := range f.children {
+			if !c.Match(e, failed) {
+				return false
+			}
+		}
+		return true
 	case opAny:
-		return slices.ContainsFunc(f.children, func(c *Filter) bool { return c.Match(e) })
+		for _, c := range f.children {
+			if c.Match(e, failed) {
+				return true
+			}
+		}
+		return false
 	case opNot:
-		return !f.children[0].Match(e)
+		return !f.children[0].Match(e, failed)
+	case opSQL:
+		ok, err := f.sql.Match(e)
+		if err != nil && failed != nil {
+			failed(err)
+		}
+		return ok
 	}
 	for i := range f.attrs {
 		a := &f.attrs[i]

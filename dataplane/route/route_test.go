@@ -1,6 +1,7 @@
 package route
 
 import (
+	"errors"
 	"math"
 	"strconv"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/cesql"
 	"github.com/weft-mesh/weft/pkg/event"
 )
 
@@ -37,6 +39,10 @@ func TestFilter(t *testing.T) {
 		"all one fails":    {&configv1.Filter{All: []*configv1.Filter{exact("region", "eu"), exact("id", "2")}}, false},
 		"any":              {&configv1.Filter{Any: []*configv1.Filter{exact("region", "us"), exact("id", "1")}}, true},
 		"any none":         {&configv1.Filter{Any: []*configv1.Filter{exact("region", "us"), exact("id", "2")}}, false},
+		"sql":              {&configv1.Filter{Sql: "type LIKE 'com.shop.%' AND region IN ('eu', 'us')"}, true},
+		"sql fails":        {&configv1.Filter{Sql: "region = 'us'"}, false},
+		"sql absent":       {&configv1.Filter{Sql: "zone != 'x'"}, false},
+		"not sql absent":   {&configv1.Filter{Not: &configv1.Filter{Sql: "zone = 'x'"}}, true},
 		"nested":           {&configv1.Filter{Any: []*configv1.Filter{{Not: &configv1.Filter{All: []*configv1.Filter{exact("id", "2")}}}}}, true},
 	} {
 		f, err := CompileFilter(tc.f, "spec.filter")
@@ -44,12 +50,27 @@ func TestFilter(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if f.Match(e) != tc.want {
+		if f.Match(e, nil) != tc.want {
 			t.Errorf("%s: want %v", name, tc.want)
 		}
-		if n := testing.AllocsPerRun(10, func() { f.Match(e) }); n > 0 {
+		if n := testing.AllocsPerRun(10, func() { f.Match(e, nil) }); n > 0 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
+	}
+}
+
+// TestFilterTells: an expression that cannot be evaluated is told of, each time.
+func TestFilterTells(t *testing.T) {
+	table, err := CompileTable(&configv1.Route{Rules: []*configv1.RouteRule{
+		{Filter: &configv1.Filter{Any: []*configv1.Filter{{Sql: "zone = 'x'"}, {Sql: "1 / 0 = 1"}, {Sql: "id = '2'"}}}, To: []*configv1.Destination{{Topic: "a"}}},
+		{Filter: &configv1.Filter{Sql: "id = '1'"}, To: []*configv1.Destination{{Topic: "b"}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []error
+	to, ok := table.Resolve(&event.Event{ID: "1", Source: "/s", Type: "t"}, "", func(err error) { told = append(told, err) })
+	if to != "b" || !ok || len(told) != 2 || !errors.Is(told[0], cesql.ErrMissingAttribute) || !errors.Is(told[1], cesql.ErrMath) {
+		t.Errorf("to %q, told %v", to, told)
 	}
 }
 
@@ -75,6 +96,8 @@ func TestFilterRefused(t *testing.T) {
 		"bad name":     {exact("Bad-Name", "1"), "f.exact"},
 		"empty value":  {exact("id", ""), "f.exact.id"},
 		"empty child":  {&configv1.Filter{All: []*configv1.Filter{exact("id", "1"), {}}}, "f.all[1]"},
+		"sql":          {&configv1.Filter{Any: []*configv1.Filter{{Sql: "a ="}}}, "f.any[0].sql"},
+		"sql and more": {&configv1.Filter{Sql: "true", Prefix: map[string]string{"id": "2"}}, "f"},
 		"deep":         {deep, "f" + strings.Repeat(".not", MaxDepth)},
 		"wide":         {wide, "f.any[12].any[2]"},
 	} {
@@ -97,19 +120,19 @@ func TestTable(t *testing.T) {
 	ev := func(region, id string) *event.Event {
 		return &event.Event{ID: id, Source: "s", Type: "t", Ext: []event.Attr{{Name: "region", Value: region}}}
 	}
-	if topic, ok := table.Resolve(ev("eu", "1"), ""); !ok || topic != "eu" {
+	if topic, ok := table.Resolve(ev("eu", "1"), "", nil); !ok || topic != "eu" {
 		t.Errorf("eu went to %q, %v", topic, ok)
 	}
-	if _, ok := table.Resolve(ev("asia", "1"), ""); ok {
+	if _, ok := table.Resolve(ev("asia", "1"), "", nil); ok {
 		t.Error("asia matches no rule")
 	}
 	count := map[string]int{}
 	const n = 20000
 	for i := range n {
 		id := strconv.Itoa(i)
-		byKey, _ := table.Resolve(ev("us", "x"), id)
-		byID, _ := table.Resolve(ev("us", id), "")
-		again, _ := table.Resolve(ev("us", "y"), id)
+		byKey, _ := table.Resolve(ev("us", "x"), id, nil)
+		byID, _ := table.Resolve(ev("us", id), "", nil)
+		again, _ := table.Resolve(ev("us", "y"), id, nil)
 		if byKey != again || byKey != byID {
 			t.Fatalf("key %s went to %s, %s and %s", id, byKey, again, byID)
 		}
@@ -119,22 +142,7 @@ func TestTable(t *testing.T) {
 		t.Errorf("us-1 has weight 3 of 4 and got %.3f", share)
 	}
 	var none *Table
-	if _, ok := none.Resolve(ev("eu", "1"), ""); ok {
+	if _, ok := none.Resolve(ev("eu", "1"), "", nil); ok {
 		t.Error("no table matches nothing")
-	}
-}
-
-func BenchmarkResolve(b *testing.B) {
-	table, err := CompileTable(&configv1.Route{Rules: []*configv1.RouteRule{
-		{Filter: exact("type", "other"), To: []*configv1.Destination{{Topic: "x"}}},
-		{To: []*configv1.Destination{{Topic: "a", Weight: 3}, {Topic: "b"}}},
-	}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	e := &event.Event{ID: "1", Source: "s", Type: "t"}
-	b.ReportAllocs()
-	for b.Loop() {
-		table.Resolve(e, "some-key")
 	}
 }

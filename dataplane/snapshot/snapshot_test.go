@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,7 +62,7 @@ func TestCompile(t *testing.T) {
 		Rules: []*configv1.RouteRule{{To: []*configv1.Destination{{Topic: "audit"}}}}}}}))
 	s := Compile(Input{Set: set(all...), Lineage: "l", Revision: 5})
 	orders := s.Topics[Key{"demo", "orders"}]
-	if orders == nil || orders.NotReady != "" || orders.Last() != (Epoch{1, "s-uid", "demo_orders"}) || orders.Route == nil || orders.AtProxy.Partitions != DefaultPartitions {
+	if orders == nil || orders.NotReady != "" || orders.Written() != (Epoch{1, "s-uid", "demo_orders", true}) || orders.Route == nil || orders.AtProxy.Partitions != DefaultPartitions {
 		t.Errorf("orders: %+v", orders)
 	}
 	billing := s.Subscriptions[Key{"demo", "billing"}]
@@ -114,8 +115,8 @@ func TestWithheldPolicyDenies(t *testing.T) {
 		t.Fatal("not allowed")
 	}
 	// Nor where something of a kind that is not known says what is allowed.
-	if Compile(Input{Set: set(allowAll), Denied: map[string]string{"demo": "quota/demo/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed ||
-		!Compile(Input{Set: set(allowAll), Denied: map[string]string{"other": "quota/other/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed {
+	if Compile(Input{Set: set(allowAll), Denied: map[string]string{"demo": "tariff/demo/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed ||
+		!Compile(Input{Set: set(allowAll), Denied: map[string]string{"other": "tariff/other/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed {
 		t.Error("an unknown kind that governs a namespace denies the wrong one")
 	}
 	if Compile(Input{Set: set(allowAll), Withheld: []string{"accesspolicy/demo/q"}}).Rules.Authorize(who, policy.Publish, "demo", "t").Allowed {
@@ -153,12 +154,20 @@ func TestCheck(t *testing.T) {
 		"push scheme": {sub(func(s *configv1.Subscription) {
 			s.Delivery = &configv1.Subscription_Push{Push: &configv1.PushDelivery{Url: "gopher://x/"}}
 		}), "spec.push.url"},
+		"push tls": {sub(func(s *configv1.Subscription) {
+			s.Delivery = &configv1.Subscription_Push{Push: &configv1.PushDelivery{Url: "https://x.example/", Tls: &configv1.PushTLS{Certificate: "c"}}}
+		}), "spec.push.tls.key"},
 		"push user": {sub(func(s *configv1.Subscription) {
 			s.Delivery = &configv1.Subscription_Push{Push: &configv1.PushDelivery{Url: "http://u:p@x/"}}
 		}), "spec.push.url"},
 		"negative timeout": {sub(func(s *configv1.Subscription) { s.AckTimeout = durationpb.New(-1) }), "spec.ack_timeout"},
-		"no driver":        {named("x", "x", &configv1.Resource{Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{}}}), "spec"},
-		"empty binding":    {named("x", "x", &configv1.Resource{Spec: &configv1.Resource_TopicBinding{TopicBinding: &configv1.TopicBinding{}}}), "spec.epochs"},
+		"no dead letters":  {sub(func(s *configv1.Subscription) { s.OnExhausted = configv1.OnExhausted_ON_EXHAUSTED_DEAD_LETTER }), "spec.dead_letter_topic"},
+		"no rate":          {sub(func(s *configv1.Subscription) { s.Rate = &configv1.Rate{} }), "spec.rate.deliveries"},
+		"negative rate": {sub(func(s *configv1.Subscription) {
+			s.Rate = &configv1.Rate{Deliveries: 1, Per: durationpb.New(-1)}
+		}), "spec.rate.per"},
+		"no driver":     {named("x", "x", &configv1.Resource{Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{}}}), "spec"},
+		"empty binding": {named("x", "x", &configv1.Resource{Spec: &configv1.Resource_TopicBinding{TopicBinding: &configv1.TopicBinding{}}}), "spec.epochs"},
 		"bad policy": {named("x", "x", &configv1.Resource{Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{
 			Rules: []*configv1.AccessRule{{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW, Topics: []string{"x", "a b"}}}}}}), "spec.rules[0].topics[1]"},
 	} {
@@ -221,4 +230,139 @@ func FuzzCheck(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestQuotas: a topic has the quotas that are about it; a Quota that is not
+// understood denies its namespace, one that is withheld too.
+func TestQuotas(t *testing.T) {
+	who := &policy.Principal{Namespace: "demo", Name: "a"}
+	allowAll := named("p", "p", &configv1.Resource{Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{
+		Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"*"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH}, Topics: []string{">"}}}}}})
+	limit := func(spec *configv1.Quota) Versioned {
+		return named("q", "q", &configv1.Resource{Spec: &configv1.Resource_Quota{Quota: spec}})
+	}
+	good := limit(&configv1.Quota{Topics: []string{"orders"}, Per: configv1.QuotaPer_QUOTA_PER_ALL, Publish: &configv1.PublishQuota{InFlight: 1}})
+	bad := limit(&configv1.Quota{Topics: []string{"orders"}, Per: 99, Publish: &configv1.PublishQuota{InFlight: 1}})
+	if _, err := Check(good.Resource); err != nil {
+		t.Error(err)
+	}
+	if field, err := Check(bad.Resource); err == nil || field != "spec.per" {
+		t.Errorf("%s: %v", field, err)
+	}
+	all := append(append([]Versioned{theStore(), allowAll}, topic("orders")...), topic("audit")...)
+	s := Compile(Input{Set: set(append(all, good)...)})
+	if len(s.Topics[Key{"demo", "orders"}].Quotas) != 1 || len(s.Topics[Key{"demo", "audit"}].Quotas) != 0 || !s.Rules.Authorize(who, policy.Publish, "demo", "orders").Allowed {
+		t.Error("the quota is not that of orders alone")
+	}
+	for name, in := range map[string]Input{"not understood": {Set: set(append(all, bad)...)}, "withheld": {Set: set(all...), Withheld: []string{"quota/demo/q"}}} {
+		if d := Compile(in).Rules.Authorize(who, policy.Publish, "demo", "audit"); d.Allowed || !strings.Contains(d.Why, "quota/demo/q") {
+			t.Errorf("%s: %+v", name, d)
+		}
+	}
+}
+
+// TestCalls: rules are found below their namespace and at their hosts; where one is not
+// understood or withheld, none of the namespace is called.
+func TestCalls(t *testing.T) {
+	bind := func(name, path string, hosts ...string) Versioned {
+		return named(name, name, &configv1.Resource{Spec: &configv1.Resource_HttpBinding{HttpBinding: &configv1.HttpBinding{Hosts: hosts,
+			Rules: []*configv1.HttpRule{{Path: path, Topic: "orders", Attributes: map[string]string{"type": "t", "source": "/s"}}}}}})
+	}
+	a, b, bad := bind("a", "/a", "a.example"), bind("b", "/b"), bind("c", "c")
+	if _, err := Check(a.Resource); err != nil {
+		t.Error(err)
+	}
+	if field, err := Check(bad.Resource); err == nil || field != "spec.rules[0].path" {
+		t.Errorf("%s: %v", field, err)
+	}
+	for name, tc := range map[string]struct {
+		in              Input
+		ready           bool
+		atA, everywhere bool // a host that is named, and another one
+	}{
+		"both":           {Input{Set: set(a, b)}, true, true, false},
+		"not understood": {Input{Set: set(a, bad)}, false, true, false},
+		"two of a path":  {Input{Set: set(a, b, bind("d", "/b"))}, false, true, false},
+		"withheld":       {Input{Set: set(a), Withheld: []string{"httpbinding/demo/b"}}, false, true, true},
+		"all withheld":   {Input{Withheld: []string{"httpbinding/demo/a"}}, false, true, true},
+	} {
+		calls := Compile(tc.in).Calls
+		in, at, other := calls.In("demo"), calls.At("a.example"), calls.At("b.example")
+		if in == nil || (in.NotReady == "") != tc.ready || (at != nil) != tc.atA || (other != nil) != tc.everywhere || other != nil && other.NotReady == "" || calls.In("other") != nil {
+			t.Errorf("%s: %+v, %+v, %+v", name, in, at, other)
+		}
+		if name == "withheld" && at.NotReady == "" {
+			t.Error("a host of a namespace of which something is withheld is called")
+		}
+	}
+	theirs := bind("e", "/e", "a.example")
+	theirs.Resource.Metadata.Namespace, theirs.Resource.Name = "other", "httpbinding/other/e"
+	if at := Compile(Input{Set: set(a, theirs)}).Calls.At("a.example"); at.NotReady == "" {
+		t.Error("a host of two namespaces is called")
+	}
+}
+
+// TestMatching: topics are found by names and patterns, each once, and those of a
+// namespace without going through all for each who asks.
+func TestMatching(t *testing.T) {
+	var all []Versioned
+	for _, name := range []string{"a", "a.b", "a.c", "d"} {
+		all = append(all, topic(name)...)
+	}
+	other := topic("a.x")[0]
+	other.Resource = proto.CloneOf(other.Resource)
+	other.Resource.Metadata.Namespace, other.Resource.Name = "other", "topic/other/a.x"
+	s := Compile(Input{Set: set(append(all, other)...)})
+	for _, tc := range []struct {
+		namespace string
+		list      []string
+		want      string
+	}{
+		{"demo", []string{"a", "a", "none"}, "a"},
+		{"demo", []string{"a.*"}, "a.b a.c"},
+		{"demo", []string{"a.b", "a.*", "*", "a"}, "a a.b a.c d"},
+		{"demo", []string{">"}, "a a.b a.c d"},
+		{"other", []string{">", "a"}, "a.x"},
+		{"none", []string{">"}, ""},
+	} {
+		var got []string
+		for _, t := range s.Matching(tc.namespace, tc.list) {
+			got = append(got, t.Name)
+		}
+		slices.Sort(got)
+		if strings.Join(got, " ") != tc.want {
+			t.Errorf("%v of %s are %v, want %s", tc.list, tc.namespace, got, tc.want)
+		}
+	}
+	if a, b := s.Namespace("demo"), s.Namespace("demo"); len(a) != 4 || &a[0] != &b[0] {
+		t.Error("a namespace is gone through again")
+	}
+}
+
+// TestSchemas: a topic has the schema that it names, which is compiled once for what it
+// says; without it nothing may be published.
+func TestSchemas(t *testing.T) {
+	doc := func(version, document string) Versioned {
+		v := named("order", "sch", &configv1.Resource{Spec: &configv1.Resource_Schema{Schema: &configv1.Schema{Format: &configv1.Schema_Json{Json: &configv1.JsonSchema{Document: document}}}}})
+		v.Version = version
+		return v
+	}
+	all := append([]Versioned{theStore()}, topic("orders")...)
+	all[1].Resource.GetTopic().Schema = "order"
+	at := func(vs ...Versioned) *Topic {
+		return Compile(Input{Set: set(append(all, vs...)...)}).Topics[Key{"demo", "orders"}]
+	}
+	if got := at(); got.Schema != nil || !strings.Contains(got.Unjudged, "schema order") || got.NotReady != "" {
+		t.Errorf("without it: %+v", got)
+	}
+	first := at(doc("1", "{}"))
+	if first.Schema == nil || first.Unjudged != "" || at(doc("1", "{}")).Schema != first.Schema || at(doc("2", "true")).Schema == first.Schema {
+		t.Error("it is not compiled once for what it says")
+	}
+	if got := at(doc("3", "{")); got.Unjudged == "" {
+		t.Error("one that is not understood judges")
+	}
+	if field, err := Check(doc("3", "{").Resource); err == nil || field != "spec.json.document" {
+		t.Errorf("%s: %v", field, err)
+	}
 }

@@ -325,6 +325,9 @@ func seen(spec *configv1.EventStore) *configv1.EventStore {
 	if r := c.GetRocketmq(); r != nil {
 		r.AdminCredentials = nil
 	}
+	if r := c.GetKafka(); r != nil {
+		r.AdminCredentials, r.ReplicationFactor = nil, 0
+	}
 	return c
 }
 
@@ -343,7 +346,7 @@ func (k *keeper) connect(ctx context.Context, spec *configv1.EventStore) (store.
 	}
 	ctx, cancel := context.WithTimeout(ctx, k.m.cfg.OpenTimeout)
 	defer cancel()
-	return d.Open(ctx, store.Config{Name: k.name, ClientID: k.m.cfg.ClientID, Dir: filepath.Join(k.m.cfg.Dir, k.uid), Options: options,
+	return d.Open(ctx, store.Config{Name: k.name, UID: k.uid, ClientID: k.m.cfg.ClientID, Dir: filepath.Join(k.m.cfg.Dir, k.uid), Options: options,
 		Window: k.m.cfg.Window, Log: k.m.cfg.Log.With("store", k.name)})
 }
 

@@ -1,6 +1,7 @@
 package stores
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -39,16 +41,19 @@ func wanted(s *snapshot.Snapshot) map[string]map[string]*topicWork {
 		if t.AtProxy == nil {
 			continue
 		}
-		e := t.Last()
-		of(e.StoreUID, e.Physical).spec = store.TopicSpec{Name: e.Physical, Partitions: t.AtProxy.Partitions, MaxAge: t.AtProxy.MaxAge, MaxBytes: t.AtProxy.MaxBytes}
+		for _, e := range t.Epochs {
+			if e.Local {
+				of(e.StoreUID, e.Physical).spec = store.TopicSpec{Name: e.Physical, Partitions: t.AtProxy.Partitions, MaxAge: t.AtProxy.MaxAge, MaxBytes: t.AtProxy.MaxBytes}
+			}
+		}
 	}
 	for _, sub := range s.Subscriptions {
 		for _, src := range sub.Sources {
 			if !src.AtProxy {
 				continue
 			}
-			if src.Topic.AtProxy != nil && src.Topic.Last() == src.Epoch {
-				of(src.Epoch.StoreUID, src.Epoch.Physical).groups[src.Group] = store.Start{End: !src.FromBeginning}
+			if src.Topic.AtProxy != nil && src.Epoch.Local {
+				of(src.Epoch.StoreUID, src.Epoch.Physical).groups[src.Group] = src.Start
 			}
 			of(src.Epoch.StoreUID, src.RetryTopic).groups[src.RetryGroup] = store.Start{}
 		}
@@ -173,26 +178,34 @@ func (k *keeper) prepareTopic(ctx context.Context, admin store.Admin, w *topicWo
 		return fmt.Errorf("topic %s: %w", w.spec.Name, err)
 	}
 	k.made.topic(w.spec)
+	var refused error
 	for name, start := range w.groups {
 		if k.made.hasGroup(w.spec.Name, name) {
 			continue
 		}
 		if err := admin.EnsureGroup(ctx, w.spec.Name, name, start); err != nil {
-			return fmt.Errorf("group %s on topic %s: %w", name, w.spec.Name, err)
+			err = fmt.Errorf("group %s on topic %s: %w", name, w.spec.Name, err)
+			if len(start.After) > 0 && fault.ClassOf(err) == fault.Precondition {
+				// Where it is to begin is not there. Publishing need not wait: nothing
+				// is missed by who begins at a position.
+				refused = cmp.Or(refused, err)
+				continue
+			}
+			return err
 		}
 		k.made.group(w.spec.Name, name)
 	}
 	k.made.setUsable(w.spec.Name)
-	return nil
+	return refused
 }
 
 // mark notes in s, which is not published yet, what is not made yet.
 func mark(s *snapshot.Snapshot, keepers map[string]*keeper) {
 	for _, t := range s.Topics {
-		if t.AtProxy == nil || t.NotReady != "" {
+		e := t.Written()
+		if t.AtProxy == nil || t.NotReady != "" || !e.Local {
 			continue
 		}
-		e := t.Last()
 		if k := keepers[e.StoreUID]; k == nil || !k.made.usable(e.Physical) {
 			t.NotReady = "the topic is not made in its event store yet" + problemOf(k)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -162,7 +163,7 @@ func with(stores map[string]*configv1.EventStore) *snapshot.Snapshot {
 }
 
 func addTopic(s *snapshot.Snapshot, name string) *snapshot.Topic {
-	t := &snapshot.Topic{Key: k(name), UID: "t-" + name, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uid1, Physical: "demo_" + name}},
+	t := &snapshot.Topic{Key: k(name), UID: "t-" + name, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uid1, Physical: "demo_" + name, Local: true}},
 		AtProxy: &snapshot.LocalTopic{Partitions: 1}}
 	s.Topics[t.Key] = t
 	return t
@@ -171,8 +172,8 @@ func addTopic(s *snapshot.Snapshot, name string) *snapshot.Topic {
 func addSub(s *snapshot.Snapshot, name string, beginning bool, topics ...*snapshot.Topic) *snapshot.Subscription {
 	sub := &snapshot.Subscription{Key: k(name), UID: "s-" + name}
 	for _, t := range topics {
-		sub.Sources = append(sub.Sources, snapshot.Source{Topic: t, Epoch: t.Last(), Group: name + "-" + t.Name, RetryTopic: "retry-" + name,
-			RetryGroup: "retry-g-" + name, AtProxy: true, FromBeginning: beginning})
+		sub.Sources = append(sub.Sources, snapshot.Source{Topic: t, Epoch: t.Written(), Group: name + "-" + t.Name, RetryTopic: "retry-" + name,
+			RetryGroup: "retry-g-" + name, AtProxy: true, Start: store.Start{End: !beginning}})
 	}
 	s.Subscriptions[sub.Key] = sub
 	return sub
@@ -248,6 +249,23 @@ func TestOpenAndMake(t *testing.T) {
 	}
 	if d.opened[0].dir != "stores/"+uid1 {
 		t.Errorf("its folder is %s", d.opened[0].dir)
+	}
+}
+
+// TestStartRefused: a subscription whose position the store does not have waits for it
+// alone: the topic is made, and others begin.
+func TestStartRefused(t *testing.T) {
+	m := manager(t, &troubled{}, nil)
+	s := with(map[string]*configv1.EventStore{uid1: local()})
+	orders := addTopic(s, "orders")
+	billing, audit := addSub(s, "billing", false, orders), addSub(s, "audit", true, orders)
+	audit.Sources[0].Start.After = []store.Position{{Offset: 7}}
+	m.Apply(t.Context(), s)
+	if orders.NotReady != "" || billing.NotReady != "" {
+		t.Errorf("they are not ready: %q %q", orders.NotReady, billing.NotReady)
+	}
+	if !strings.Contains(audit.NotReady, "a position is offset 7") {
+		t.Errorf("audit: %q", audit.NotReady)
 	}
 }
 
@@ -363,6 +381,12 @@ func TestReplace(t *testing.T) {
 	m.Apply(t.Context(), with(map[string]*configv1.EventStore{uid1: elsewhere("three"), uid2: spec}))
 	if get(t, m, uid2) != other {
 		t.Error("a store was opened again for what a proxy does not use")
+	}
+	k := func(replicas uint32, admin *configv1.KeyPair, brokers ...string) *configv1.EventStore {
+		return seen(&configv1.EventStore{Driver: &configv1.EventStore_Kafka{Kafka: &configv1.Kafka{Brokers: brokers, ReplicationFactor: replicas, AdminCredentials: admin}}})
+	}
+	if !proto.Equal(k(1, nil, "a:1"), k(3, &configv1.KeyPair{}, "a:1")) || proto.Equal(k(1, nil, "a:1"), k(1, nil, "b:1")) {
+		t.Error("of Kafka a proxy uses all but what topics are made with, and by whom")
 	}
 }
 

@@ -117,7 +117,7 @@ func churn(ctx context.Context, r *run) error {
 		var list []*configv1.Resource
 		for i := range churnChanges {
 			n := (changes + i) % fleetResources
-			list = append(list, store(fleetSpace(n), fmt.Sprintf("s%d", n), fmt.Sprintf("c%d", changes)))
+			list = append(list, eventStore(fleetSpace(n), fmt.Sprintf("s%d", n), fmt.Sprintf("c%d", changes)))
 		}
 		if revision, err = s.apply(ctx, list); err != nil {
 			return err

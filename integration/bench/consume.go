@@ -29,9 +29,9 @@ const (
 	credit  = 1024
 )
 
-// drain measures one run over the backlog: consume calls received with how many
-// events came, until it is told to stop. The first and last tenth are left out.
-func (r *run) drain(ctx context.Context, c *contender, consume func(ctx context.Context, received func(n int)) error) error {
+// drain measures one run over a backlog of so many events: consume calls received with
+// how many came, until it is told to stop. The first and last tenth are left out.
+func (r *run) drain(ctx context.Context, c *contender, backlog int64, consume func(ctx context.Context, received func(n int)) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var got atomic.Int64
@@ -73,16 +73,30 @@ func (r *run) drain(ctx context.Context, c *contender, consume func(ctx context.
 	return nil
 }
 
-// member consumes over one gRPC stream and acknowledges each event by its id.
-func (m *mesh) member(ctx context.Context, subscription string, received func(int)) error {
-	st, err := eventsv1.NewEventServiceClient(m.conn).Subscribe(m.credentials(ctx))
+// reader is one stream that receives events.
+type reader struct {
+	m            *mesh
+	subscription string // a tail of the topic mesh, from its beginning, when empty
+	// late has every other event acknowledged with what comes after it, so that events
+	// are never settled in the order in which they are kept.
+	late     bool
+	received func(list []*eventsv1.Delivery)
+}
+
+// run receives until ctx ends, and acknowledges each event by its id.
+func (d reader) run(ctx context.Context) error {
+	st, err := eventsv1.NewEventServiceClient(d.m.conn).Subscribe(d.m.credentials(ctx))
 	if err != nil {
 		return err
 	}
-	if err := st.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: m.r.ns, Credit: credit,
-		Source: &eventsv1.SubscribeOpen_Subscription{Subscription: subscription}}}}); err != nil && !errors.Is(err, io.EOF) {
+	open := &eventsv1.SubscribeOpen{Namespace: d.m.r.ns, Credit: credit, Source: &eventsv1.SubscribeOpen_Subscription{Subscription: d.subscription}}
+	if d.subscription == "" {
+		open.Source = &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{"mesh"}, From: &eventsv1.Tail_Beginning{Beginning: true}}}
+	}
+	if err := st.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: open}}); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
+	var held []uint64
 	for {
 		resp, err := st.Recv()
 		if err != nil {
@@ -92,26 +106,39 @@ func (m *mesh) member(ctx context.Context, subscription string, received func(in
 		if len(list) == 0 {
 			continue
 		}
-		ack := &eventsv1.Ack{Ids: make([]uint64, len(list))}
-		for i, d := range list {
-			ack.Ids[i] = d.Id
+		ids := held
+		held = nil
+		for i, x := range list {
+			if d.late && i%2 == 0 {
+				held = append(held, x.Id)
+			} else {
+				ids = append(ids, x.Id)
+			}
 		}
-		if err := st.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: ack}}); err != nil && !errors.Is(err, io.EOF) {
+		more := &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: &eventsv1.Ack{Ids: ids}}}
+		if d.subscription == "" {
+			more.Message = &eventsv1.SubscribeRequest_Credit{Credit: &eventsv1.Credit{Deliveries: uint32(len(list))}} //nolint:gosec // small
+		}
+		if err := st.Send(more); err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		received(len(list))
+		d.received(list)
 	}
 }
 
-// through consumes a subscription with several members.
-func (m *mesh) through(ctx context.Context, c *contender, subscription string) error {
-	return m.r.drain(ctx, c, func(ctx context.Context, received func(int)) error {
-		failed := make(chan error, members)
+// through drains the backlog with several readers.
+func (m *mesh) through(ctx context.Context, c *contender, backlog int64, readers int, how reader) error {
+	if m.r.profiles != "" {
+		go m.r.profile(ctx, c)
+	}
+	return m.r.drain(ctx, c, backlog, func(ctx context.Context, received func(int)) error {
+		how.m, how.received = m, func(list []*eventsv1.Delivery) { received(len(list)) }
+		failed := make(chan error, readers)
 		var wg sync.WaitGroup
 		ctx, cancel := context.WithCancel(ctx)
-		for range members {
+		for range readers {
 			wg.Go(func() {
-				failed <- m.member(ctx, subscription, received)
+				failed <- how.run(ctx)
 				cancel()
 			})
 		}
@@ -121,8 +148,8 @@ func (m *mesh) through(ctx context.Context, c *contender, subscription string) e
 	})
 }
 
-// fill publishes the backlog.
-func (m *mesh) fill(ctx context.Context, topic string) error {
+// fill publishes a backlog, and a tenth more.
+func (m *mesh) fill(ctx context.Context, topic string, backlog int64) error {
 	c := m.overGRPC("fill", topic, load{16, 100}, nil)
 	var left atomic.Int64
 	left.Store(backlog + backlog/10)
@@ -176,21 +203,18 @@ func consumeRocketMQ(ctx context.Context, r *run) error {
 	if err := m.apply(ctx, yaml+subscriptionsYAML(r.rounds)); err != nil {
 		return err
 	}
-	if err := m.fill(ctx, "mesh"); err != nil {
+	if err := m.fill(ctx, "mesh", backlog); err != nil {
 		return err
 	}
 	native := &contender{name: "rocketmq-client-go, PushConsumer", pids: map[string]int{"broker": broker}}
 	weft := &contender{name: "weft, gRPC streams", pids: map[string]int{"proxy": m.proxy.PID(), "broker": broker}, ops: m.ops, id: "consume"}
 	for i := range r.rounds {
-		if err := r.drain(ctx, native, func(ctx context.Context, received func(int)) error {
+		if err := r.drain(ctx, native, backlog, func(ctx context.Context, received func(int)) error {
 			return nativeConsumer(ctx, names, strings.ReplaceAll(r.ns, "-", "_")+"_consume", fmt.Sprintf("%s-native-%d", r.ns, i), received)
 		}); err != nil {
 			return fmt.Errorf("%s: %w", native.name, err)
 		}
-		if r.profiles != "" {
-			go r.profile(ctx, weft)
-		}
-		if err := m.through(ctx, weft, fmt.Sprintf("round%d", i)); err != nil {
+		if err := m.through(ctx, weft, backlog, members, reader{subscription: fmt.Sprintf("round%d", i)}); err != nil {
 			return fmt.Errorf("%s: %w", weft.name, err)
 		}
 	}
@@ -235,7 +259,7 @@ func consumeEmbedded(ctx context.Context, r *run) error {
 	if err := m.apply(ctx, embeddedYAML+subscriptionsYAML(r.rounds)); err != nil {
 		return err
 	}
-	if err := m.fill(ctx, "mesh"); err != nil {
+	if err := m.fill(ctx, "mesh", backlog); err != nil {
 		return err
 	}
 	db, err := openEngine(filepath.Join(dir, "engine"))
@@ -259,13 +283,10 @@ func consumeEmbedded(ctx context.Context, r *run) error {
 	alone := &contender{name: "Pebble itself, a scan"}
 	weft := &contender{name: "weft, gRPC streams", pids: map[string]int{"proxy": m.proxy.PID()}, ops: m.ops, id: "consume-embedded"}
 	for i := range r.rounds {
-		if err := r.drain(ctx, alone, func(ctx context.Context, received func(int)) error { return scan(ctx, db, received) }); err != nil {
+		if err := r.drain(ctx, alone, backlog, func(ctx context.Context, received func(int)) error { return scan(ctx, db, received) }); err != nil {
 			return fmt.Errorf("%s: %w", alone.name, err)
 		}
-		if r.profiles != "" {
-			go r.profile(ctx, weft)
-		}
-		if err := m.through(ctx, weft, fmt.Sprintf("round%d", i)); err != nil {
+		if err := m.through(ctx, weft, backlog, members, reader{subscription: fmt.Sprintf("round%d", i)}); err != nil {
 			return fmt.Errorf("%s: %w", weft.name, err)
 		}
 	}

@@ -101,13 +101,13 @@ func (r *run) startControl(ctx context.Context, name string, resources int) (_ *
 		return resp.GetRevision(), err
 	}
 	s.change = func(ctx context.Context, space, name, version string) error {
-		_, err := s.apply(ctx, []*configv1.Resource{store(space, name, version)})
+		_, err := s.apply(ctx, []*configv1.Resource{eventStore(space, name, version)})
 		return err
 	}
 	for from := 0; from < resources; from += 100 {
 		var batch []*configv1.Resource
 		for i := from; i < min(from+100, resources); i++ {
-			batch = append(batch, store(fleetSpace(i), fmt.Sprintf("s%d", i), "0"))
+			batch = append(batch, eventStore(fleetSpace(i), fmt.Sprintf("s%d", i), "0"))
 		}
 		if _, err := s.apply(ctx, batch); err != nil {
 			return s, err
@@ -270,7 +270,7 @@ func fleetAlone(ctx context.Context, r *run) error {
 	return nil
 }
 
-func store(ns, name, label string) *configv1.Resource {
+func eventStore(ns, name, label string) *configv1.Resource {
 	return &configv1.Resource{Metadata: &configv1.Metadata{Namespace: ns, Name: name, Labels: map[string]string{"v": label}},
 		Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}}
 }

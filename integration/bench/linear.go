@@ -76,7 +76,7 @@ func serveLinear(ctx context.Context, args []string) error {
 	pool.AppendCertsFromPEM(ca)
 	initial := map[string]types.Resource{}
 	for i := range n {
-		res := store(fleetSpace(i), fmt.Sprintf("s%d", i), "0")
+		res := eventStore(fleetSpace(i), fmt.Sprintf("s%d", i), "0")
 		res.Name = resource.NameOf(res)
 		initial[res.Name] = res
 	}
@@ -91,7 +91,7 @@ func serveLinear(ctx context.Context, args []string) error {
 	mux.HandleFunc("GET /readyz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /put", func(w http.ResponseWriter, req *http.Request) {
 		q := req.URL.Query()
-		res := store(q.Get("space"), q.Get("name"), q.Get("v"))
+		res := eventStore(q.Get("space"), q.Get("name"), q.Get("v"))
 		res.Name = resource.NameOf(res)
 		if err := cache.UpdateResource(res.Name, res); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

@@ -44,10 +44,24 @@ type figure struct {
 }
 
 var figures = []figure{
+	{"filters", filters},
+	{"transport", transport},
 	{"publish-rocketmq", publishRocketMQ},
+	{"publish-kafka", publishKafka},
 	{"publish-embedded", publishEmbedded},
+	{"latency-rocketmq", latencyRocketMQ},
+	{"latency-kafka", latencyKafka},
+	{"latency-embedded", latencyEmbedded},
 	{"consume-rocketmq", consumeRocketMQ},
+	{"consume-kafka", consumeKafka},
 	{"consume-embedded", consumeEmbedded},
+	{"receive-kafka", receiveKafka},
+	{"leases", leases},
+	{"move", move},
+	{"idle", idle},
+	{"peer-nats", natsPeer},
+	{"peer-dapr", daprPeer},
+	{"peer-http", httpPeer},
 	{"fleet", fleet},
 	{"fleet-alone", fleetAlone},
 	{"fleet-resumes", resume},
@@ -55,14 +69,21 @@ var figures = []figure{
 	{"curves", curves},
 	{"admin", adminApplies},
 	{"start", startProxy},
+	{"sidecar", sidecar},
 }
 
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A first argument may make it one of the servers that are measured.
 	var err error
-	if len(os.Args) > 1 && os.Args[1] == linearCommand {
+	switch command := append(os.Args[1:], "")[0]; command {
+	case linearCommand:
 		err = serveLinear(ctx, os.Args[2:])
-	} else {
+	case bareCommand:
+		err = serveBare(ctx, os.Args[2:])
+	case withoutStoreCommand:
+		err = serveWithoutStore(ctx, os.Args[2:])
+	default:
 		err = bench(ctx, os.Args[1:], os.Stdout)
 	}
 	cancel()

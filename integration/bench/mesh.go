@@ -33,6 +33,7 @@ type run struct {
 
 	etcdEndpoint string
 	rocket       *servers.RocketMQ
+	kafkaNode    *servers.Kafka
 }
 
 func newRun(ctx context.Context, s settings, out io.Writer) (_ *run, err error) {
@@ -136,7 +137,7 @@ func addresses(to ...*string) (err error) {
 	return nil
 }
 
-// answers is ready once url answers 200.
+// answers is ready once url answers 2xx.
 func answers(url string) func(context.Context, []byte) error {
 	return func(ctx context.Context, _ []byte) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -148,15 +149,19 @@ func answers(url string) func(context.Context, []byte) error {
 			return err
 		}
 		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
+		if resp.StatusCode/100 != 2 {
 			return errors.New(resp.Status)
 		}
 		return nil
 	}
 }
 
-// startMesh starts a mesh whose proxy keeps its data in data.
-func (r *run) startMesh(ctx context.Context, name, data string) (_ *mesh, err error) {
+// startMesh starts a mesh whose proxy keeps its data in data. proxy is the
+// command that runs it, weft-proxy when there is none.
+func (r *run) startMesh(ctx context.Context, name, data string, proxy ...string) (_ *mesh, err error) {
+	if len(proxy) == 0 {
+		proxy = []string{filepath.Join(r.dir, "weft-proxy")}
+	}
 	etcd, err := r.etcd(ctx)
 	if err != nil {
 		return nil, err
@@ -189,8 +194,8 @@ func (r *run) startMesh(ctx context.Context, name, data string) (_ *mesh, err er
 		return nil, err
 	}
 	m.proxy = &servers.Process{Name: "proxy", Log: filepath.Join(r.dir, name+"-proxy.log"), Ready: answers("http://" + health + "/readyz"),
-		Args: []string{filepath.Join(r.dir, "weft-proxy"), "--control-plane", m.disco, "--data", data, "--node-id", "bench",
-			"--http", m.http, "--grpc", m.grpc, "--health", health, "--ops", m.ops, "--log-level", "warn"}}
+		Args: append(proxy, "--control-plane", m.disco, "--data", data, "--node-id", "bench",
+			"--http", m.http, "--grpc", m.grpc, "--health", health, "--ops", m.ops, "--log-level", "warn")}
 	if err := m.proxy.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -204,9 +209,7 @@ func (r *run) startMesh(ctx context.Context, name, data string) (_ *mesh, err er
 		return nil, err
 	}
 	m.key = strings.TrimSpace(string(key))
-	m.conn, err = grpc.NewClient(m.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithReadBufferSize(64<<10), grpc.WithWriteBufferSize(64<<10),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
-	if err != nil {
+	if m.conn, err = dial(m.grpc); err != nil {
 		return nil, err
 	}
 	return m, m.apply(ctx, identity+"---"+`
@@ -217,6 +220,11 @@ spec:
   rules:
     - {name: bench, effect: allow, principals: [bench], actions: [publish, subscribe, consume], topics: [">"], subscriptions: [">"]}
 `)
+}
+
+func dial(addr string) (*grpc.ClientConn, error) {
+	return grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithReadBufferSize(64<<10), grpc.WithWriteBufferSize(64<<10),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
 }
 
 // weft runs a command.

@@ -4,21 +4,16 @@ package docs
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -35,275 +30,6 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(built.dir)
 	}
 	os.Exit(code)
-}
-
-var built struct {
-	once sync.Once
-	dir  string
-	err  error
-}
-
-// binaries builds weft and the example, once, and gives their folder.
-func binaries(t *testing.T) string {
-	t.Helper()
-	built.once.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "weft-docs-"); built.err != nil {
-			return
-		}
-		for name, pkg := range map[string]string{"weft": "../../tools/cmd/weft", "example-nacos": "../../examples/nacos"} {
-			if out, err := exec.Command("go", "build", "-race", "-o", filepath.Join(built.dir, name), pkg).CombinedOutput(); err != nil {
-				built.err = fmt.Errorf("go build: %w\n%s", err, out)
-				return
-			}
-		}
-	})
-	if built.err != nil {
-		t.Fatal(built.err)
-	}
-	return built.dir
-}
-
-// blocks are the indented blocks below a heading ("" is the whole page), without
-// their indentation.
-func blocks(t *testing.T, path, heading string) []string {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join("../..", path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := string(b)
-	if heading != "" {
-		_, after, ok := strings.Cut(text, "\n"+heading+"\n")
-		if !ok {
-			t.Fatalf("%s has no %q", path, heading)
-		}
-		text, _, _ = strings.Cut(after, "\n## ")
-	}
-	var out []string
-	var cur []string
-	end := func() {
-		if block := strings.TrimSpace(strings.Join(cur, "\n")); block != "" {
-			out = append(out, block+"\n")
-		}
-		cur = nil
-	}
-	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\n")
-		in, indented := strings.CutPrefix(line, "    ")
-		switch {
-		case indented:
-			cur = append(cur, in)
-		case line == "":
-			cur = append(cur, "")
-		default:
-			end()
-		}
-	}
-	end()
-	return out
-}
-
-// shell runs blocks of commands, one after the other, in a folder of its own. As
-// in a terminal, variables stay.
-type shell struct {
-	*testing.T
-	ctx    context.Context
-	dir    string
-	swap   []func(string) string // what is other here than on the page
-	env    []string
-	groups []int
-}
-
-// Addresses of the page and the variables that make them others.
-var addresses = []struct{ env, port string }{
-	{"WEFT_HTTP", "7410"}, {"WEFT_GRPC", "7411"}, {"WEFT_HEALTH", "7418"}, {"WEFT_OPS", "7419"},
-	{"WEFT_ADMIN", "7420"}, {"WEFT_DISCOVERY", "7421"}, {"WEFT_CONTROL_PLANE_OPS", "7429"}}
-
-func newShell(t *testing.T) *shell {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	t.Cleanup(cancel)
-	s := &shell{T: t, ctx: ctx, dir: t.TempDir()}
-	bin := filepath.Join(s.dir, "bin")
-	s.must(os.Mkdir(bin, 0o700))
-	s.must(os.Symlink(filepath.Join(binaries(t), "weft"), filepath.Join(bin, "weft")))
-	s.must(os.CopyFS(filepath.Join(s.dir, "examples"), os.DirFS("../../examples")))
-	s.env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
-	for _, a := range addresses {
-		port, err := servers.FreePort()
-		s.must(err)
-		addr := fmt.Sprintf("127.0.0.1:%d", port)
-		s.replace("127.0.0.1:"+a.port, addr)
-		s.env = append(s.env, a.env+"="+addr)
-		switch a.env {
-		case "WEFT_GRPC":
-			s.env = append(s.env, "WEFT_PROXY="+addr)
-		case "WEFT_ADMIN":
-			s.env = append(s.env, "WEFT_SERVER="+addr)
-		}
-	}
-	t.Cleanup(func() {
-		for _, g := range s.groups {
-			_ = syscall.Kill(-g, syscall.SIGKILL) // of those that are gone there is none
-		}
-		if t.Failed() {
-			logs, _ := filepath.Glob(filepath.Join(s.dir, "*.log"))
-			for _, l := range logs {
-				b, err := os.ReadFile(l)
-				t.Logf("%s: %v\n%s", filepath.Base(l), err, b)
-			}
-		}
-	})
-	return s
-}
-
-func (s *shell) must(err error) {
-	s.Helper()
-	if err != nil {
-		s.Fatal(err)
-	}
-}
-
-// replace swaps a text of the page for another.
-func (s *shell) replace(old, now string) {
-	s.swap = append(s.swap, func(in string) string { return strings.ReplaceAll(in, old, now) })
-}
-
-func (s *shell) page(in string) string {
-	for _, f := range s.swap {
-		in = f(in)
-	}
-	return in
-}
-
-// output can be read while it is written.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
-
-// start starts a block.
-func (s *shell) start(block string) (*exec.Cmd, *output) {
-	s.Helper()
-	vars := filepath.Join(s.dir, ".variables")
-	script := "set -euo pipefail\n[ ! -e " + vars + " ] || source " + vars + "\n" + s.page(block) + "export -p > " + vars + "\n"
-	cmd := exec.CommandContext(s.ctx, "bash", "-c", script)
-	out := &output{}
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.dir, s.env, out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	s.must(cmd.Start())
-	s.groups = append(s.groups, cmd.Process.Pid)
-	return cmd, out
-}
-
-// step is what becomes of one block.
-type step struct {
-	// begins is what the block begins with: page and test stay in step.
-	begins string
-	// says are in the output. Each is a regular expression.
-	says []string
-	// instead is what is done instead of the block.
-	instead func()
-	// follow: the block does not end by itself; it is interrupted once it has
-	// said everything.
-	follow bool
-	// before is done before, after afterwards.
-	before, after func()
-}
-
-// walk does every block of a page.
-func (s *shell) walk(page []string, steps ...step) {
-	s.Helper()
-	if len(page) != len(steps) {
-		s.Errorf("the page has %d blocks, the test %d", len(page), len(steps))
-	}
-	for i, st := range steps {
-		if i >= len(page) || !strings.HasPrefix(page[i], st.begins) {
-			s.Fatalf("block %d of the page does not begin with %q", i, st.begins)
-		}
-		if st.instead != nil {
-			st.instead()
-			continue
-		}
-		if st.before != nil {
-			st.before()
-		}
-		cmd, out := s.start(page[i])
-		if st.follow {
-			s.wait("what "+st.begins+" says", func() error { return says(out.String(), st.says) })
-			s.must(syscall.Kill(-cmd.Process.Pid, syscall.SIGINT))
-			_ = cmd.Wait()
-		} else if err := cmd.Wait(); err != nil {
-			s.Fatalf("%s%s\n%v", s.page(page[i]), out, err)
-		}
-		if err := says(out.String(), st.says); err != nil {
-			s.Errorf("%s%s\n%v", s.page(page[i]), out, err)
-		}
-		if st.after != nil {
-			st.after()
-		}
-	}
-}
-
-func says(out string, want []string) error {
-	for _, w := range want {
-		if !regexp.MustCompile(w).MatchString(out) {
-			return fmt.Errorf("it does not say %s", w)
-		}
-	}
-	return nil
-}
-
-// wait waits until f gives nil.
-func (s *shell) wait(what string, f func() error) {
-	s.Helper()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-s.ctx.Done():
-			s.Fatalf("%s: %v", what, err)
-		}
-	}
-}
-
-// answers waits until a page of the process answers.
-func (s *shell) answers(url string) func() {
-	return func() {
-		s.Helper()
-		s.wait(url, func() error {
-			req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, s.page(url), nil)
-			if err != nil {
-				return err
-			}
-			resp, err := http.DefaultClient.Do(req)
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			if resp.StatusCode != http.StatusOK {
-				return errors.New(resp.Status)
-			}
-			return nil
-		})
-	}
 }
 
 // TestSeparate is docs/separate.md, with the shared RocketMQ and Nacos, and an
@@ -378,40 +104,6 @@ func TestNacosPage(t *testing.T) {
 			`"weft-namespaces":""`, `"weft-version":"[^"]+"`, `"weft-id":"[^"]+"`, `"clusterName":"health-\d+"`}})
 }
 
-// up runs what `make run` runs.
-func (s *shell) up() {
-	s.Helper()
-	cmd, out := s.start("weft up --data ./data\n")
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	s.Cleanup(func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
-		if err := <-ended; err != nil || strings.Contains(out.String(), "DATA RACE") {
-			s.Errorf("weft up: %v\n%s", err, out)
-		}
-	})
-	s.wait("weft up says that it is up", func() error { return says(out.String(), []string{"Ctrl-C stops it"}) })
-}
-
-// webhook is what the example's Subscription warehouse calls: the ids and data.
-func (s *shell) webhook() *output {
-	called := &output{}
-	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b, err := io.ReadAll(r.Body)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		fmt.Fprintf(called, "%s %s %s\n", r.URL.Path, r.Header.Get("ce-id"), b)
-	}))
-	s.Cleanup(hook.Close)
-	page := filepath.Join(s.dir, "examples", "orders", "subscriptions.yaml")
-	b, err := os.ReadFile(page)
-	s.must(err)
-	s.must(os.WriteFile(page, bytes.ReplaceAll(b, []byte("http://127.0.0.1:8080"), []byte(hook.URL)), 0o600))
-	return called
-}
-
 // TestQuickStart is docs/quickstart.md.
 func TestQuickStart(t *testing.T) {
 	s := newShell(t)
@@ -427,6 +119,8 @@ func TestQuickStart(t *testing.T) {
 		step{begins: "curl -sSN", follow: true, says: []string{`data: \{[^\n]*"id":"1"`, `data: \{[^\n]*"id":"2"[^\n]*"data":\{"hello":"world"\}`, `data: \{[^\n]*"id":"3"`}},
 		step{begins: "weft apply -f examples/orders/", says: []string{`topic/demo/orders created`, `subscription/demo/billing +Ready`, `(?m)^orders  order-1  order.created  \{"order": ?1\}$`},
 			after: delivered(`(?m)^/orders order-1 \{"order": ?1\}$`)},
+		step{begins: "weft publish orders --id order-9", says: []string{`(?m)^\S+  orders  order-9  order.created  \{"order": ?9\}$`}},
+		step{begins: "curl", says: []string{`"ack_timeout":"30s","deliveries":\[\]`}},
 		step{begins: "weft publish orders --id order-2", says: []string{`(?m)^orders.eu  order-2  order.created  \{"order": ?2\}$`}},
 		step{begins: "weft apikey", says: []string{`identity/demo/order-service-\S+ created`, `order-3 is kept at`}, after: delivered(`(?m)^/orders order-3 \{"order": ?3\}$`)},
 		step{begins: "curl", says: []string{`"position":`}, after: delivered(`(?m)^/orders order-4 \{"order": ?4\}$`)},
@@ -437,16 +131,43 @@ func TestQuickStart(t *testing.T) {
 	}
 }
 
-// edit swaps a text of a file of the examples for another.
-func (s *shell) edit(name, old, now string) {
-	s.Helper()
-	file := filepath.Join(s.dir, "examples", name)
-	b, err := os.ReadFile(file)
-	s.must(err)
-	if !bytes.Contains(b, []byte(old)) {
-		s.Fatalf("%s has no %s", name, old)
+// TestSidecar is docs/sidecar.md.
+func TestSidecar(t *testing.T) {
+	s := newShell(t)
+	for _, addr := range []string{"127.0.0.1:7438", "127.0.0.1:7439"} {
+		port, err := servers.FreePort()
+		s.must(err)
+		s.replace(addr, fmt.Sprintf("127.0.0.1:%d", port))
 	}
-	s.must(os.WriteFile(file, bytes.ReplaceAll(b, []byte(old), []byte(now)), 0o700))
+	s.walk(blocks(t, "docs/sidecar.md", ""),
+		step{begins: "make run", instead: s.up},
+		step{begins: "export PATH", says: []string{`(?m)^ok$`}},
+		step{begins: "curl", says: []string{`"position":"`}},
+		step{begins: "export WEFT_PROXY", says: []string{`2 is kept at `, `(?m)^hello  1  greeting  \{"hello": ?"socket"\}$`, `(?m)^hello  2  greeting  \{"hello": ?"gRPC"\}$`}},
+		step{begins: "weft proxy", says: []string{`another process listens on \S+/http\.sock: stop it, or name another path`, `(?m)^refused$`}},
+		step{begins: "kill -9", says: []string{`http\.sock`, `3 is kept at `, `(?m)^srw-rw----$`}, after: func() {
+			b, err := os.ReadFile(filepath.Join(s.dir, "sidecar.log"))
+			s.must(err)
+			if strings.Contains(string(b), "DATA RACE") || strings.Contains(string(b), "level=ERROR") {
+				s.Errorf("%s", b)
+			}
+		}})
+}
+
+// TestReceiving is docs/receiving.md.
+func TestReceiving(t *testing.T) {
+	s := newShell(t)
+	s.up()
+	s.walk(blocks(t, "docs/receiving.md", ""),
+		step{begins: "weft apply", says: []string{`(?m)^orders  r-1  order.created  \{"order": ?1\}$`}},
+		step{begins: "weft publish orders --id r-2", says: []string{`\{"ack_timeout":"30s","deliveries":\[\{"delivery_id":"[^"]+","topic":"orders","position":"[^"]+","attempt":1,"event":\{[^\n]*"id":"r-2"`}},
+		step{begins: `{"ack_timeout"`, instead: func() {}},
+		step{begins: "id=", says: []string{`\{"settled":1\}`}},
+		step{begins: "weft publish orders --id r-3", says: []string{`(?m)^\S+  orders  r-3  order.created  \{"order": ?3\}$`}},
+		step{begins: "at=", says: []string{`r-6 is kept at `, `subscription/demo/again created`, `(?m)^orders  r-6  order.created  \{"order": ?6\}$`}},
+		step{begins: "cat > paced.yaml", says: []string{`subscription/demo/paced created`}},
+		step{begins: "cat > shipping.yaml", says: []string{`subscription/demo/shipping created`, `(?m)^\S+  orders  o-1  order.created`, `(?m)^\S+  orders  o-2  order.paid`}},
+		step{begins: "weft publish orders --id r-4", says: []string{`(?m)^orders  r-1  order.created`}})
 }
 
 // TestTokenExample is examples/jwt/README.md, with another server of the keys.
@@ -465,6 +186,14 @@ func TestTokenExample(t *testing.T) {
 		step{begins: "kill", before: keys.Close, says: []string{`sale-4 is kept at`}},
 		step{begins: "curl", says: []string{`weft_proxy_issuer_keys_fetched_timestamp_seconds\{identity="identity/demo/staff"\} `,
 			`weft_proxy_issuer_tokens_refused_total\{identity="identity/demo/staff",reason="expired"\} [2-9]`, `identity/demo/staff deleted`}})
+}
+
+// freeAddr is an address that nobody listens at.
+func freeAddr(s *shell) string {
+	s.Helper()
+	port, err := servers.FreePort()
+	s.must(err)
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // TestStoreCredentialsExample is examples/store-credentials/README.md, with a broker
@@ -646,7 +375,7 @@ spec: {embedded: {}}
 YAML
 `
 	}
-	const publish = "weft publish orders -n shop --type t --data x\n"
+	const publish = "weft publish orders -n shop --type t --data 1\n"
 	s.does("n=1\n"+begin+label("before")+`
 weft apply -f - <<YAML
 apiVersion: weft/v1alpha1
@@ -682,16 +411,4 @@ weft status --wait 1m
 		step{begins: "revision=", says: []string{`compacted revision \d+`, `Finished defragmenting`, `alarm:NOSPACE`}},
 		step{begins: "weft status", says: []string{`1 of 1 proxy has all of it`}})
 	s.does(label("after")+"weft status --wait 1m\nweft get eventstore main -n shop -o yaml\n"+publish, `eventstore/shop/main updated`, `1 of 1 proxy has all of it`, `state: after`)
-}
-
-// does runs commands that are on no page.
-func (s *shell) does(commands string, say ...string) {
-	s.Helper()
-	cmd, out := s.start(commands)
-	if err := cmd.Wait(); err != nil {
-		s.Fatalf("%s%s\n%v", s.page(commands), out, err)
-	}
-	if err := says(out.String(), say); err != nil {
-		s.Errorf("%s%s\n%v", s.page(commands), out, err)
-	}
 }

@@ -39,27 +39,54 @@ var update = flag.Bool("update", false, "write the parts of docs/surface.md that
 
 const surface = "../../docs/surface.md"
 
-func readSurface(t *testing.T) string {
+func readSurface(t *testing.T) string { return readPage(t, surface) }
+
+func readPage(t *testing.T, page string) string {
 	t.Helper()
-	b, err := os.ReadFile(surface)
+	b, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(b)
 }
 
-// TestSurface compares the parts of docs/surface.md that are made with the
-// program; -update makes them.
+// TestSurface compares the parts of docs/surface.md, docs/errors.md and docs/client.md
+// that are made with the program; -update makes them.
 func TestSurface(t *testing.T) {
-	page := readSurface(t)
-	for _, part := range []struct {
-		name string
-		want string
-	}{{"grpc", services()}, {"reasons", reasons(t)}, {"limits", limits()}, {"commands", commands(t)}} {
+	compare(t, surface, []part{{"contents", contents(t)}, {"grpc", services()}, {"limits", limits()}, {"commands", commands(t)}})
+	compare(t, "../../docs/errors.md", []part{{"classes", classes()}, {"reasons", reasons(t)}})
+	compare(t, "../../docs/client.md", examples(t))
+}
+
+// contents is what stands where on the page, and each command.
+func contents(t *testing.T) string {
+	t.Helper()
+	var links []string
+	for line := range strings.Lines(readPage(t, surface)) {
+		if title, ok := strings.CutPrefix(strings.TrimSpace(line), "## "); ok {
+			links = append(links, fmt.Sprintf("[%s](#%s)", title, strings.ToLower(title)))
+		}
+	}
+	out := strings.Join(links, " · ") + "\n\nCommands:"
+	for line := range strings.Lines(commands(t)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "### weft "); ok {
+			out += fmt.Sprintf("\n[%s](#weft-%s)", name, strings.ReplaceAll(name, " ", "-"))
+		}
+	}
+	return out + "\n"
+}
+
+// part is one of a page that is made, between <!-- name --> and <!-- end -->.
+type part struct{ name, want string }
+
+func compare(t *testing.T, file string, parts []part) {
+	t.Helper()
+	page := readPage(t, file)
+	for _, part := range parts {
 		before, rest, ok := strings.Cut(page, "<!-- "+part.name+" -->\n\n")
 		got, after, ok2 := strings.Cut(rest, "\n<!-- end -->")
 		if !ok || !ok2 {
-			t.Fatalf("%s has no part between <!-- %s --> and <!-- end -->", surface, part.name)
+			t.Fatalf("%s has no part between <!-- %s --> and <!-- end -->", file, part.name)
 		}
 		if got == part.want {
 			continue
@@ -71,21 +98,32 @@ func TestSurface(t *testing.T) {
 		have, want := slices.Collect(strings.Lines(got)), slices.Collect(strings.Lines(part.want))
 		for _, l := range want {
 			if !slices.Contains(have, l) {
-				t.Errorf("%s, %s: it lacks %s", surface, part.name, l)
+				t.Errorf("%s, %s: it lacks %s", file, part.name, l)
 			}
 		}
 		for _, l := range have {
 			if !slices.Contains(want, l) {
-				t.Errorf("%s, %s: it has, and the program has not, %s", surface, part.name, l)
+				t.Errorf("%s, %s: it has, and the program has not, %s", file, part.name, l)
 			}
 		}
 		t.Error("go test ./integration/docs -run TestSurface -update makes it")
 	}
 	if *update {
-		if err := os.WriteFile(surface, []byte(page), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(page), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// classes is the table of the classes.
+func classes() string {
+	var b strings.Builder
+	b.WriteString("| class | HTTP | gRPC | what to do |\n| --- | --- | --- | --- |\n")
+	for _, c := range fault.Classes() {
+		a := c.Answer()
+		fmt.Fprintf(&b, "| %s | %d | %s | %s |\n", c, a.HTTP, a.GRPC, a.Advice)
+	}
+	return b.String()
 }
 
 // services lists the calls of the gRPC APIs.
@@ -155,9 +193,26 @@ func reasons(t *testing.T) string {
 		}
 	}
 	var b strings.Builder
-	b.WriteString("| reason | class |\n| --- | --- |\n")
+	b.WriteString("| reason | class | HTTP | gRPC | what happened, and what to do |\n| --- | --- | --- | --- | --- |\n")
+	advice := advice()
 	for _, reason := range slices.Sorted(maps.Keys(r.classes)) {
-		fmt.Fprintf(&b, "| `%s` | %s |\n", reason, strings.Join(slices.Sorted(maps.Keys(r.classes[reason])), ", "))
+		// What the problem's type leads to.
+		_, anchor, _ := strings.Cut((&fault.Error{Reason: reason}).Type(), "#")
+		var names, statuses, codes []string
+		for _, c := range fault.Classes() {
+			if a := c.Answer(); r.classes[reason][c.String()] {
+				names, statuses, codes = append(names, c.String()), append(statuses, strconv.Itoa(a.HTTP)), append(codes, a.GRPC.String())
+			}
+		}
+		row := func(list []string) string { return strings.Join(list, "<br>") }
+		fmt.Fprintf(&b, "| <a id=%q></a>`%s` | %s | %s | %s | %s |\n", anchor, reason, row(names), row(statuses), row(codes), advice[reason])
+		if advice[reason] == "" {
+			t.Errorf("advice has nothing for %s", reason)
+		}
+		delete(advice, reason)
+	}
+	for reason := range advice {
+		t.Errorf("advice has %s, which nothing gives", reason)
 	}
 	return b.String()
 }
@@ -419,12 +474,12 @@ func TestSurfacePaths(t *testing.T) {
 	s := newShell(t)
 	s.up()
 	_, help := s.get(http.MethodGet, "http://127.0.0.1:7410/")
-	told := regexp.MustCompile(`[A-Z]+ /v1/[a-z/{}]+`).FindAllString(help, -1)
+	told := regexp.MustCompile(`[A-Z]+ /v1/[a-z/{}:]+`).FindAllString(help, -1)
 	if slices.Sort(told); !slices.Equal(told, slices.Sorted(slices.Values(listed["http"]))) {
 		t.Errorf("the page lists %v, the listener says %v", listed["http"], told)
 	}
 	ports := map[string]string{"http": "7410", "health": "7418", "ops of a proxy": "7419", "ops of a control plane": "7429"}
-	fill := strings.NewReplacer("{namespace}", "demo", "{topic}", "never")
+	fill := strings.NewReplacer("{namespace}", "demo", "{topic}", "never", "{subscription}", "never")
 	for _, r := range rows {
 		code, body := s.get(r[2], "http://127.0.0.1:"+ports[r[1]]+fill.Replace(r[3]))
 		if code == http.StatusMethodNotAllowed || code == http.StatusNotFound || code == http.StatusForbidden && r[1] != "http" {

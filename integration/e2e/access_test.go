@@ -25,6 +25,7 @@ import (
 // connections, of which there are as many as before; after the change back what
 // was denied is allowed again.
 func TestAccessChangesUnderTraffic(t *testing.T) {
+	t.Parallel()
 	store, etcd := onRocketMQ(t), servers.SharedEtcd(t)
 	m := newMesh(t, etcd)
 	key, identity := m.key("shop")

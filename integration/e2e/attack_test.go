@@ -174,6 +174,7 @@ func (m *mesh) flood(n int) (closeAll func()) {
 // not, nothing changes that may not, and who may goes on; the control plane stays
 // the same process, of bounded size, and writes no record for each refusal.
 func TestAdminUnderAttack(t *testing.T) {
+	t.Parallel()
 	m := prepareMesh(t, servers.SharedEtcd(t))
 	own, other := m.authority("mesh"), m.authority("other")
 	control, admin := own.issue("control", ""), own.issue("admin", "")

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/tlsconf"
@@ -82,7 +83,9 @@ func (a *authority) issueUntil(name, uri string, end time.Time) tlsconf.Files {
 	m.must(err)
 	f := tlsconf.Files{Cert: filepath.Join(m.dir, a.name+"-"+name+".crt"), Key: filepath.Join(m.dir, a.name+"-"+name+".key"), CA: a.file}
 	m.must(os.WriteFile(f.Cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	m.must(os.WriteFile(f.Key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+	m.must(os.WriteFile(f.Key, text, 0o600))
+	m.secrets["the key of "+f.Cert] = strings.Split(string(text), "\n")[2]
 	return f
 }
 

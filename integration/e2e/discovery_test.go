@@ -18,6 +18,7 @@ import (
 // and an empty cache folder, finds the proxy and publishes; the proxy is killed
 // and comes back on other ports, and the same process finds it there.
 func TestFoundWithNacosSDK(t *testing.T) {
+	t.Parallel()
 	store, etcd := onRocketMQ(t), servers.SharedEtcd(t)
 	m := prepareMesh(t, etcd)
 	m.startControlPlane(m.nacosFlags()...)

@@ -12,6 +12,7 @@ import (
 // under load and starts on the same folder: nothing acknowledged is lost, and
 // each kill repeats a window of each partition at most.
 func TestEmbeddedKilled(t *testing.T) {
+	t.Parallel()
 	const window, kills = 128, 5
 	etcd := servers.SharedEtcd(t)
 	m := newMesh(t, etcd)

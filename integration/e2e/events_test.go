@@ -57,8 +57,11 @@ func policyYAML(principals string, rules ...string) string {
 		strings.Join(append([]string{all}, rules...), "\n    - ") + "\n"
 }
 
+// published is the source of events that tests publish.
+const published = "/shop"
+
 func textEvent(id, data string) event.Event {
-	return event.Event{ID: id, Source: "/shop", Type: "order.created", DataContentType: "text/plain", Data: []byte(data)}
+	return event.Event{ID: id, Source: published, Type: "order.created", DataContentType: "text/plain", Data: []byte(data)}
 }
 
 // wire is an event as it crosses gRPC.
@@ -102,6 +105,7 @@ type box struct {
 	name string
 	mu   sync.Mutex
 	got  map[string]event.Event
+	all  int // repeats included
 }
 
 func newBox(name string) *box { return &box{name: name, got: map[string]event.Event{}} }
@@ -111,6 +115,14 @@ func (b *box) put(e event.Event) {
 	defer b.mu.Unlock()
 	e.Data = bytes.Clone(e.Data)
 	b.got[e.ID] = e
+	b.all++
+}
+
+// count is how many came, repeats included.
+func (b *box) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all
 }
 
 func (b *box) get(id string) (event.Event, bool) {
@@ -307,8 +319,12 @@ func (s *member) receive(f func(*eventsv1.Delivery) (settle bool)) error {
 			continue
 		}
 		if err := s.stream.Send(answer); err != nil {
-			_, err := s.stream.Recv()
-			return err
+			// The stream has ended; what came before its status is not taken.
+			for {
+				if _, err := s.stream.Recv(); err != nil {
+					return err
+				}
+			}
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 // without a restart; all resume, and a change costs no more than twice the pushes
 // that it cost before, those of the return included.
 func TestLongOutage(t *testing.T) {
+	t.Parallel()
 	store := onRocketMQ(t)
 	etcd := startOwnEtcd(t)
 	registry := newRelay(t, servers.SharedNacos(t))

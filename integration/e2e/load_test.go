@@ -50,12 +50,20 @@ func newLoad(m *mesh, key string) *load {
 
 // publishers start n publishers of a topic, each with one event at a time.
 func (l *load) publishers(name string, n int, c *client.Client, topic string) *sync.WaitGroup {
+	return l.publishersBy(name, n, func(ctx context.Context, e event.Event) error {
+		_, err := c.Publish(ctx, l.ns, topic, e)
+		return err
+	})
+}
+
+// publishersBy start n publishers that publish so.
+func (l *load) publishersBy(name string, n int, by func(context.Context, event.Event) error) *sync.WaitGroup {
 	var running sync.WaitGroup
 	for w := range n {
 		running.Go(func() {
 			for k := 0; l.ctx.Err() == nil; k++ {
 				id := fmt.Sprintf("%s%d-%d", name, w, k)
-				l.publish(l.ctx, c, topic, textEvent(id, "data of "+id))
+				l.publishBy(l.ctx, textEvent(id, "data of "+id), by)
 			}
 		})
 	}
@@ -68,10 +76,17 @@ func (l *load) publishers(name string, n int, c *client.Client, topic string) *s
 // publish publishes one event, with the same id until it is certain that it is
 // kept, or ctx ends.
 func (l *load) publish(ctx context.Context, c *client.Client, topic string, e event.Event) {
+	l.publishBy(ctx, e, func(ctx context.Context, e event.Event) error {
+		_, err := c.Publish(ctx, l.ns, topic, e)
+		return err
+	})
+}
+
+func (l *load) publishBy(ctx context.Context, e event.Event, by func(context.Context, event.Event) error) {
 	l.log.Intend(e.ID, "", 0, e.Data)
 	for ctx.Err() == nil {
 		cctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-		_, err := c.Publish(cctx, l.ns, topic, e)
+		err := by(cctx, e)
 		cancel()
 		if err == nil {
 			l.log.Told(e.ID, history.Acked)
@@ -129,6 +144,9 @@ func (l *load) consume(r *rpc, name, owner string) error {
 		e, err := received(d)
 		if err != nil {
 			l.Error(err)
+		}
+		if e.Source != published { // who receives it twice knows so by source and id
+			l.Errorf("%s came from %s", e.ID, e.Source)
 		}
 		at, err := place(d.Position, owner)
 		if err != nil {

@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) {
 	code := servers.Main(m)
-	for _, b := range []*binary{&weftBinary, &finderBinary} {
+	for _, b := range []*binary{&weftBinary, &plainBinary, &proxyBinary, &finderBinary, &crowdBinary} {
 		if b.dir != "" {
 			_ = os.RemoveAll(b.dir)
 		}
@@ -45,7 +45,10 @@ type binary struct {
 
 var (
 	weftBinary   = binary{pkg: "../../tools/cmd/weft", race: "-race=true"}
+	plainBinary  = binary{pkg: "../../tools/cmd/weft", race: "-race=false"}
+	proxyBinary  = binary{pkg: "../../tools/cmd/weft-proxy", race: "-race=true"}
 	finderBinary = binary{pkg: "./finder", race: "-race=true"}
+	crowdBinary  = binary{pkg: "./crowd", race: "-race=false"}
 )
 
 func (b *binary) path(t *testing.T) string {
@@ -55,6 +58,9 @@ func (b *binary) path(t *testing.T) string {
 			return
 		}
 		cmd := exec.Command("go", "build", b.race, "-o", filepath.Join(b.dir, "bin"), b.pkg)
+		if b.race == "-race=false" {
+			cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does
+		}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			b.err = fmt.Errorf("go build: %w\n%s", err, out)
 		}
@@ -93,7 +99,11 @@ const testTime = 5 * time.Minute
 func prepareMesh(t *testing.T, etcd string) *mesh {
 	t.Helper()
 	dir := t.TempDir()
-	ctx, cancel := context.WithTimeout(context.Background(), testTime)
+	limit := testTime
+	if soaking {
+		limit *= 6
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	m := &mesh{T: t, ctx: ctx, ns: servers.Namespace(t), etcd: etcd, dir: dir, admin: port(t), disco: port(t), ops: port(t), secrets: map[string]string{}}
 	t.Cleanup(m.checkSecrets) // when every process has ended
@@ -378,6 +388,11 @@ func (m *mesh) clientOf(cfg client.Config) *client.Client {
 	m.must(err)
 	m.Cleanup(func() { _ = c.Close() })
 	return c
+}
+
+// onKafka is an EventStore on the Kafka that tests share.
+func onKafka(t *testing.T) string {
+	return kafkaYAML([]string{servers.SharedKafka(t)}, "")
 }
 
 // onRocketMQ is an EventStore of the RocketMQ that tests share.

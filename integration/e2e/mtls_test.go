@@ -24,6 +24,7 @@ import (
 // Identity makes principals of them. Certificates of another authority are
 // refused everywhere, and so is coming without one.
 func TestMutualTLS(t *testing.T) {
+	t.Parallel()
 	store, etcd := onRocketMQ(t), servers.SharedEtcd(t)
 	m := prepareMesh(t, etcd)
 	// What secures the mesh, what clients are known by, and another of the same

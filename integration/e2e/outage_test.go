@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -34,6 +35,7 @@ import (
 // partitions that changed hands; a new proxy starts from a snapshot that was exported
 // before. When all is back, so is the mesh, and no proxy needs all of it again.
 func TestWithoutControlPlane(t *testing.T) {
+	t.Parallel()
 	store := onRocketMQ(t)
 	etcd := startOwnEtcd(t)
 	registry := newRelay(t, servers.SharedNacos(t))
@@ -191,6 +193,7 @@ func (m *mesh) signingKey() (private, public string) {
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(priv)
 	private = write("snapshot.key", "PRIVATE KEY", der, err)
+	m.secrets["the key of snapshots"] = strings.Split(m.read(private), "\n")[1]
 	der, err = x509.MarshalPKIXPublicKey(pub)
 	return private, write("snapshot.pub", "PUBLIC KEY", der, err)
 }
@@ -320,6 +323,12 @@ type relay struct {
 	t    *testing.T
 	addr string
 	to   string
+	// lose is how many answers there are for each that is lost, with its connection;
+	// none is where 0. lost counts them.
+	lose, lost atomic.Int64
+	answers    atomic.Int64
+	// accepted counts connections.
+	accepted atomic.Int64
 
 	mu    sync.Mutex
 	l     net.Listener
@@ -351,6 +360,7 @@ func (r *relay) mend() {
 			if err != nil {
 				return
 			}
+			r.accepted.Add(1)
 			r.work.Go(func() { r.carry(c) })
 		}
 	})
@@ -368,12 +378,28 @@ func (r *relay) carry(c net.Conn) {
 	r.mu.Unlock()
 	closeBoth := func() { _ = c.Close(); _ = to.Close() }
 	r.work.Go(func() { _, _ = io.Copy(to, c); closeBoth() })
-	_, _ = io.Copy(c, to)
+	r.back(c, to)
 	closeBoth()
 	r.mu.Lock()
 	delete(r.conns, c)
 	delete(r.conns, to)
 	r.mu.Unlock()
+}
+
+// back carries what comes back, but for what is to be lost: then the connection is reset.
+func (r *relay) back(c, from net.Conn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if lose := r.lose.Load(); n > 0 && lose > 0 && r.answers.Add(1)%lose == 0 {
+			r.lost.Add(1)
+			_ = c.(*net.TCPConn).SetLinger(0)
+			return
+		}
+		if _, werr := c.Write(buf[:n]); err != nil || werr != nil {
+			return
+		}
+	}
 }
 
 // cut ends every connection and refuses new ones.

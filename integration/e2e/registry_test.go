@@ -13,6 +13,7 @@ import (
 // TestHealthInNacos: Nacos itself sees that a proxy was killed, hangs or drains,
 // with nobody's help; who is gone is removed, and who only hung is back.
 func TestHealthInNacos(t *testing.T) {
+	t.Parallel()
 	m := prepareMesh(t, servers.SharedEtcd(t))
 	m.startControlPlane(append(m.nacosFlags(), "--register-every", "200ms", "--register-grace", "1s", "--register-forget", "3s")...)
 	advertise := []string{"--advertise", "127.0.0.1"}

@@ -18,6 +18,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/names"
 )
 
 // checkSecrets fails the test where a secret is found. Every mesh of this
@@ -95,6 +96,7 @@ func (m *mesh) nacosFlags() []string {
 // however much is logged, not in etcd and not in the proxies' folders. What is
 // not secret is found in all of these, so the search can find.
 func TestSecrets(t *testing.T) {
+	t.Parallel()
 	etcd := servers.SharedEtcd(t)
 	m := prepareMesh(t, etcd)
 	flags := m.nacosFlags()
@@ -297,6 +299,36 @@ func TestStoreCredentials(t *testing.T) {
 	put("proxy", second)
 	m.storeIs("proxy", "")
 	arrives()
+	select {
+	case err := <-ended:
+		t.Errorf("the subscription has ended: %v", err)
+	case <-tail.ended:
+		t.Errorf("the tail has ended: %s", tail.last)
+	default:
+	}
+
+	// One topic is denied: that is the Topic's status, not the store's.
+	denies := func(want bool) {
+		t.Helper()
+		m.await("the Topic's status", func() error {
+			out, err := m.administer("", "status", "topic/"+m.ns+"/payments")
+			if err == nil && strings.Contains(out, "StoreDenies") != want {
+				err = errors.New(out)
+			}
+			return err
+		})
+	}
+	denies(false)
+	physical := "Topic:" + names.Physical(m.ns, "payments")
+	m.must(broker.Deny(m.ctx, user, physical))
+	answered("payments", http.StatusServiceUnavailable, "store-access-denied")
+	answered("orders", http.StatusOK, "")
+	denies(true)
+	m.storeIs("proxy", "")
+	m.must(broker.Allow(m.ctx, user, physical))
+	answered("payments", http.StatusOK, "")
+	arrives()
+	denies(false)
 	select {
 	case err := <-ended:
 		t.Errorf("the subscription has ended: %v", err)

@@ -35,6 +35,7 @@ import (
 // starts from the file that the other version wrote. No publish fails, nothing
 // acknowledged is lost, no proxy goes back.
 func TestRollingUpgrade(t *testing.T) {
+	t.Parallel()
 	before := servers.NeedBaseline(t)
 	now := weftBinary.path(t)
 	m := prepareMesh(t, servers.SharedEtcd(t))
@@ -71,7 +72,7 @@ func TestRollingUpgrade(t *testing.T) {
 			if _, err := m.client(key, p).Publish(m.ctx, m.ns, topic, textEvent(p.name, "x")); err != nil {
 				t.Errorf("publishing at %s: %v", p.name, err)
 			}
-			if out, err := m.weft("", "publish", topic, "-n", m.ns, "--type", "t", "--data", "x", "--proxy", p.grpc, "--api-key-file", key); err != nil {
+			if out, err := m.weft("", "publish", topic, "-n", m.ns, "--type", "t", "--data", "1", "--proxy", p.grpc, "--api-key-file", key); err != nil {
 				t.Errorf("publishing at %s: %s %v", p.name, out, err)
 			}
 		}
@@ -180,7 +181,8 @@ type streamed struct {
 // inStream is how many events a Publisher has unanswered at most.
 const inStream = 8
 
-// stream publishes through a client.Publisher, which must never fail.
+// stream publishes through a client.Publisher, which must never fail; a store that is busy
+// is asked again.
 func (l *load) stream(name string, c *client.Client, topic string) *streamed {
 	l.Helper()
 	pub := c.Publisher(l.ns, topic, client.PublisherOptions{MaxPending: inStream})
@@ -199,7 +201,13 @@ func (l *load) stream(name string, c *client.Client, topic string) *streamed {
 				break
 			}
 			answers.Go(func() {
-				if _, err := sent.Wait(all); err != nil {
+				_, err := sent.Wait(all)
+				for refused := (*client.Error)(nil); errors.As(err, &refused) && refused.Reason == "store-busy"; { // nothing was kept
+					if sent, err = pub.Publish(all, e); err == nil {
+						_, err = sent.Wait(all)
+					}
+				}
+				if err != nil {
 					l.Errorf("%s: %v", id, err)
 					return
 				}
@@ -229,6 +237,7 @@ func (s *streamed) close() {
 // embedded store, what was settled there and what waits for another attempt, and
 // snapshots.
 func TestFilesOfTheOther(t *testing.T) {
+	t.Parallel()
 	before := servers.NeedBaseline(t)
 	now := weftBinary.path(t)
 	m := prepareMesh(t, servers.SharedEtcd(t))
@@ -306,6 +315,7 @@ func (m *mesh) take(p *proxy, key, name string, want map[string]error) {
 // both go on: a proxy keeps the version before it, and says so, and takes what else
 // changes; no replica, whichever starts or writes, loses the field.
 func TestFieldOfTheNext(t *testing.T) {
+	t.Parallel()
 	before := servers.NeedBaseline(t)
 	now := weftBinary.path(t)
 	m := prepareMesh(t, servers.SharedEtcd(t))

@@ -21,6 +21,7 @@ import (
 // proxy than it came to, with its data; what a webhook refuses becomes a dead
 // letter with the reason; what is settled does not come again after a kill.
 func TestEveryWay(t *testing.T) {
+	t.Parallel()
 	store, etcd := onRocketMQ(t), servers.SharedEtcd(t)
 	m := prepareMesh(t, etcd)
 	m.startControlPlane(m.nacosFlags()...)

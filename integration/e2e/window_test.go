@@ -16,6 +16,7 @@ import (
 // follow. Delivery of the partition stops at the window, that of another goes on;
 // after a kill no more than the window comes again, and then everything comes.
 func TestOneUnsettled(t *testing.T) {
+	t.Parallel()
 	for name, store := range map[string]func(*testing.T) string{"rocketmq": onRocketMQ, "embedded": func(*testing.T) string { return onDisk }} {
 		t.Run(name, func(t *testing.T) {
 			const window, events = 64, 1000

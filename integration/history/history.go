@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Outcome is what a publisher was told about one event.
@@ -29,7 +30,9 @@ type Log struct {
 	published map[string]*sent
 	received  map[string]*got
 	order     []receipt
-	places    []Place
+	began     time.Time
+	places    []spot
+	disturbed []disturbance
 }
 
 type sent struct {
@@ -37,6 +40,7 @@ type sent struct {
 	seq     int
 	sum     string
 	outcome Outcome
+	unknown int // attempts of which nobody knows
 }
 
 type got struct {
@@ -49,7 +53,7 @@ type receipt struct {
 
 // New makes an empty history.
 func New() *Log {
-	return &Log{published: map[string]*sent{}, received: map[string]*got{}}
+	return &Log{began: time.Now(), published: map[string]*sent{}, received: map[string]*got{}}
 }
 
 // Sum is the checksum that travels with an event.
@@ -71,7 +75,11 @@ func (l *Log) Intend(id, key string, seq int, data []byte) {
 func (l *Log) Told(id string, o Outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if s := l.published[id]; s.outcome != Acked {
+	s := l.published[id]
+	if o == Unknown {
+		s.unknown++
+	}
+	if s.outcome != Acked {
 		s.outcome = o
 	}
 }

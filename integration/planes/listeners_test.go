@@ -24,12 +24,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
-
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/dataplane/proxy"
-	"github.com/weft-mesh/weft/store"
-	"github.com/weft-mesh/weft/store/embedded"
 )
 
 // everyListener gives the address of each listener of both planes, by plane and
@@ -42,19 +38,21 @@ func everyListener(ctx context.Context, t *testing.T, most int) map[string]strin
 		t.Fatal(err)
 	}
 	runs(t, cp.Run)
-	p, err := proxy.New(proxy.Config{ControlPlane: []string{cp.Addrs().Discovery}, DataDir: filepath.Join(t.TempDir(), "proxy"), HTTPAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0",
-		HealthAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", MaxConnections: most, TrustLoopback: true, DrainTime: 4 * time.Second, Log: quiet,
-		Drivers: map[string]store.Driver{embedded.Kind: embedded.Driver{}},
-		Options: func(*configv1.EventStore) (string, any, error) { return embedded.Kind, embedded.Options{}, nil }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	runs(t, p.Run)
-	if err := p.Ready(ctx); err != nil {
-		t.Fatal(err)
+	begin := func(overHTTP, overGRPC string) proxy.Addrs {
+		cfg := proxyConfig(filepath.Join(t.TempDir(), "proxy"), cp.Addrs().Discovery)
+		cfg.HTTPAddr, cfg.GRPCAddr, cfg.MaxConnections = overHTTP, overGRPC, most
+		p, err := proxy.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs(t, p.Run)
+		if err := p.Ready(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return p.Addrs()
 	}
 	all := map[string]string{}
-	for plane, addrs := range map[string]any{"control plane": cp.Addrs(), "proxy": p.Addrs()} {
+	for plane, addrs := range map[string]any{"control plane": cp.Addrs(), "proxy": begin("127.0.0.1:0", "127.0.0.1:0"), "sidecar": begin(sockets(t))} {
 		v := reflect.ValueOf(addrs)
 		for i := range v.NumField() {
 			all[plane+" "+v.Type().Field(i).Name] = v.Field(i).String()
@@ -85,7 +83,7 @@ type raw struct {
 
 func dialRaw(t *testing.T, addr string) *raw {
 	t.Helper()
-	c, err := net.Dial("tcp", addr)
+	c, err := dialing(t.Context(), addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,6 +155,7 @@ var listenerKinds = map[string]struct {
 }{
 	"control plane Admin": {true, 50}, "control plane Discovery": {true, 50}, "control plane Ops": {false, 64},
 	"proxy HTTP": {false, 50}, "proxy GRPC": {true, 50}, "proxy Health": {false, 256}, "proxy Ops": {false, 64},
+	"sidecar HTTP": {false, 50}, "sidecar GRPC": {true, 50}, "sidecar Health": {false, 256}, "sidecar Ops": {false, 64},
 }
 
 // TestEveryListener: connections above the limit are refused at once, those
@@ -177,7 +176,7 @@ func TestEveryListener(t *testing.T) {
 			}
 			most := kind.most
 			if name == "control plane Discovery" {
-				most-- // the proxy's
+				most -= 2 // the proxies'
 			}
 			first := dialRaw(t, addr)
 			var slow []*raw

@@ -181,7 +181,7 @@ func TestOneChange(t *testing.T) {
 	}
 	s := n.await(ctx, t, "the topic's admission", func(s config.State) bool { return s.Set["topicadmission/demo/orders"].Resource != nil })
 	snap := snapshot.Compile(snapshot.Input{Set: s.Set})
-	if got := snap.Topics[snapshot.Key{Namespace: "demo", Name: "orders"}]; got.NotReady != "" || got.Last().Physical != "demo_orders" || got.AtProxy == nil {
+	if got := snap.Topics[snapshot.Key{Namespace: "demo", Name: "orders"}]; got.NotReady != "" || got.Written().Physical != "demo_orders" || got.AtProxy == nil {
 		t.Errorf("%+v", got)
 	}
 	again := apply(ctx, t, cp, eventStore("demo", "main", "1"))

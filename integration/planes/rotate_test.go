@@ -1,6 +1,7 @@
 package planes
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -100,7 +101,8 @@ func until(ctx context.Context, t *testing.T, what string, holds func() error) {
 
 // TestCertificatesRotate: while events and changes flow, the authority of the whole
 // mesh is replaced by another on disk: first both are trusted, then every
-// certificate is one of the other, then it alone is trusted. No connection ends; new
+// certificate is one of the other, then the clients' listeners get three more, then it
+// alone is trusted. No connection ends, those of tails over HTTP neither; new
 // ones are shown the new certificates; whoever connects anew, of the proxy and of
 // the clients, trusts the new authority without a restart, and the old one's
 // certificates are refused. A file that cannot be used is logged and shown, and what
@@ -232,12 +234,39 @@ func TestCertificatesRotate(t *testing.T) {
 			t.Errorf("the subscription: %v", err)
 		}
 	})
+	// A tail over HTTP, on a connection of its own.
+	var tailed atomic.Int64
+	apart := transport.Clone()
+	t.Cleanup(apart.CloseIdleConnections)
+	req, err := http.NewRequestWithContext(tctx, http.MethodGet, "https://"+p.Addrs().HTTP+"/v1/demo/topics/orders/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail, err := (&http.Client{Transport: apart}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	traffic.Go(func() {
+		defer tail.Body.Close()
+		lines := bufio.NewScanner(tail.Body)
+		for lines.Scan() {
+			if strings.HasPrefix(lines.Text(), "data: ") {
+				tailed.Add(1)
+			}
+		}
+		if tctx.Err() == nil {
+			t.Errorf("the tail has ended: %v", lines.Err())
+		}
+	})
 	flows := func(when string) {
 		t.Helper()
-		after := count.Load() + 50
+		after, seen := count.Load()+50, tailed.Load()+50
 		until(ctx, t, "traffic "+when, func() error {
 			if n := count.Load(); n < after {
 				return fmt.Errorf("%d events, want %d", n, after)
+			}
+			if n := tailed.Load(); n < seen {
+				return fmt.Errorf("the tail has seen %d events, want %d", n, seen)
 			}
 			return nil
 		})
@@ -306,10 +335,22 @@ func TestCertificatesRotate(t *testing.T) {
 		}
 	}
 	flows("with the new certificates")
+	for n := range 3 {
+		now, fresh := shown(p.Addrs().GRPC), b.issue("listen")
+		replace(t, issued["listen"].Key, contents(t, fresh.Key))
+		replace(t, issued["listen"].Cert, contents(t, fresh.Cert))
+		reloaded("the next certificates", float64(2+n), "proxy clients")
+		for name, addr := range map[string]string{"HTTP": p.Addrs().HTTP, "gRPC": p.Addrs().GRPC} {
+			if bytes.Equal(shown(addr), now) {
+				t.Errorf("%s, rotation %d: new connections are shown the certificate of before", name, n+2)
+			}
+		}
+		flows("after one rotation more")
+	}
 	replace(t, bundle, contents(t, b.file))
 	reloaded("the new authority alone", 3, "controlplane admin", "controlplane discovery", "proxy control-plane")
 	flows("with the new authority")
-	if n := [...]int{toAdmin.count(), toGRPC.count(), discovery.count(), int(httpConns.Load()), int(joined.Load())}; n != [...]int{1, 1, 1, 1, 1} {
+	if n := [...]int{toAdmin.count(), toGRPC.count(), discovery.count(), int(httpConns.Load()), int(joined.Load())}; n != [...]int{1, 1, 1, 2, 1} {
 		t.Errorf("connections to the admin API, the proxy, discovery, over HTTP, and times that the subscription joined: %v; none may have ended", n)
 	}
 
@@ -358,9 +399,11 @@ func TestCertificatesRotate(t *testing.T) {
 	toGRPC.open()
 	for name, c := range map[string]*client.Client{"a new client": fresh, "the client": overGRPC} {
 		id := int(count.Add(1))
-		if _, err := c.Publish(ctx, "demo", "orders", numbered(id)); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
+		// A call may meet the end of the connection that was cut.
+		until(ctx, t, name+" to publish", func() error {
+			_, err := c.Publish(ctx, "demo", "orders", numbered(id))
+			return err
+		})
 		published.Store(fmt.Sprint(id), true)
 	}
 	rctx, enough := context.WithCancel(ctx)

@@ -1,6 +1,7 @@
 package planes
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -82,6 +83,8 @@ func TestTargetFailing(t *testing.T) {
 	}
 	works := func() {
 		t.Helper()
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
 		until(ctx, t, "the end of the condition", func() error {
 			if c, _ := find(); c != nil {
 				return fmt.Errorf("%v", c)

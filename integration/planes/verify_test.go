@@ -2,6 +2,7 @@ package planes
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/latest"
@@ -54,19 +56,11 @@ func (c counted) Close(ctx context.Context) error {
 	return c.Store.Close(ctx)
 }
 
-// TestProvisioningVerify: in a store whose provisioning is verify the control plane
-// makes nothing: not the topic, not a subscription's groups, not its retry topic. It
-// says what is missing, and goes on once that is there. An EventStore that is deleted
-// is closed and forgotten.
-func TestProvisioningVerify(t *testing.T) {
-	servers.NeedServers(t)
-	ctx := testContext(t)
-	mq, ns, etcd := servers.SharedRocketMQ(t), servers.Namespace(t), startEtcd(ctx, t)
-	driver := &counting{open: latest.New(0)}
-	drivers := binding.Drivers()
-	drivers[rocketmq.Kind] = driver
+// provisioner is a control plane with these drivers.
+func provisioner(ctx context.Context, t *testing.T, etcd *embedetcd.Server, drivers map[string]store.Driver, times server.Times) adminv1.AdminServiceClient {
+	t.Helper()
 	s, err := server.New(server.Config{Etcd: etcd.Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
-		Drivers: drivers, Options: binding.AdminOptions, Log: quiet})
+		Drivers: drivers, Options: binding.AdminOptions, Times: times, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,8 +73,15 @@ func TestProvisioningVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	admin := adminv1.NewAdminServiceClient(conn)
-	st, err := rocketmq.Driver{}.Open(ctx, store.Config{Name: "test", ClientID: "test-" + ns, Options: rocketmq.Options{NameServers: []string{mq}}})
+	return adminv1.NewAdminServiceClient(conn)
+}
+
+// provisioned is a control plane with these drivers, and a store on the shared
+// RocketMQ to look at what it provisions.
+func provisioned(ctx context.Context, t *testing.T, etcd *embedetcd.Server, drivers map[string]store.Driver, times server.Times, nameServer, ns string) (adminv1.AdminServiceClient, store.Store) {
+	t.Helper()
+	admin := provisioner(ctx, t, etcd, drivers, times)
+	st, err := rocketmq.Driver{}.Open(ctx, store.Config{Name: "test", ClientID: "test-" + ns, Options: rocketmq.Options{NameServers: []string{nameServer}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +90,54 @@ func TestProvisioningVerify(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return admin, st
+}
+
+// awaitReady waits until a resource is Ready or, with why, says why it is not. Every
+// second it calls poke, which may be nil.
+func awaitReady(ctx context.Context, t *testing.T, admin adminv1.AdminServiceClient, name, why string, poke func()) {
+	t.Helper()
+	awaitCondition(ctx, t, admin, name, why, poke, func(c *adminv1.Condition) bool {
+		return c.Type == "Ready" && (why == "" && c.State == adminv1.Condition_STATE_TRUE || why != "" && strings.Contains(c.Message, why))
+	})
+}
+
+// awaitCondition waits until a resource has a condition that is so, which says what.
+func awaitCondition(ctx context.Context, t *testing.T, admin adminv1.AdminServiceClient, name, what string, poke func(), so func(*adminv1.Condition) bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for n := 0; ctx.Err() == nil; n++ {
+		got, err := admin.Get(ctx, &adminv1.GetRequest{Name: name})
+		if err != nil {
+			t.Fatalf("%s does not say %q: %v", name, what, err)
+		}
+		if slices.ContainsFunc(got.Conditions, so) {
+			return
+		}
+		if poke != nil && n%50 == 0 {
+			poke()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+	t.Fatalf("%s does not say %q", name, what)
+}
+
+// TestProvisioningVerify: in a store whose provisioning is verify the control plane
+// makes nothing: not the topic, not a subscription's groups, not its retry topic. It
+// says what is missing, and goes on once that is there. An EventStore that is deleted
+// is closed and forgotten.
+func TestProvisioningVerify(t *testing.T) {
+	servers.NeedServers(t)
+	ctx := testContext(t)
+	mq, ns, etcd := servers.SharedRocketMQ(t), servers.Namespace(t), startEtcd(ctx, t)
+	driver := &counting{open: latest.New(0)}
+	drivers := binding.Drivers()
+	drivers[rocketmq.Kind] = driver
+	admin, st := provisioned(ctx, t, etcd, drivers, server.Times{}, mq, ns)
 	native := st.(store.Admin)
 
 	main := eventStore(ns, "main", "")
@@ -103,27 +152,22 @@ func TestProvisioningVerify(t *testing.T) {
 	topicUID, subUID := resp.Results[1].Uid, resp.Results[2].Uid
 	physical, group, retryTopic, retryGroup := names.Physical(ns, "orders"), names.Group(subUID, topicUID), names.RetryTopic(subUID), names.RetryGroup(subUID)
 
+	poke := func() {
+		if _, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{eventStore(ns, "poke", time.Now().String())}}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// pass makes the control plane look again, and waits for what it says.
 	pass := func(name, says string) {
 		t.Helper()
-		for n := 0; ctx.Err() == nil; n++ {
-			got, err := admin.Get(ctx, &adminv1.GetRequest{Name: name})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, c := range got.Conditions {
-				if c.Type == "Ready" && (says == "" && c.State == adminv1.Condition_STATE_TRUE || says != "" && strings.Contains(c.Message, says)) {
-					return
-				}
-			}
-			if n%50 == 0 {
-				poke := eventStore(ns, "poke", time.Now().String())
-				if _, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{poke}}); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		t.Fatalf("%s does not say %q", name, says)
+		awaitReady(ctx, t, admin, name, says, poke)
+	}
+	replies := names.ReplyTopic(resp.Results[0].Uid)
+	reachable := func(want bool) {
+		t.Helper()
+		awaitCondition(ctx, t, admin, "eventstore/"+ns+"/main", replies, poke, func(c *adminv1.Condition) bool {
+			return c.Type == "Reachable" && c.State == adminv1.Condition_STATE_TRUE && strings.Contains(c.Message, "requests are refused for want of the topic "+replies+": it is not there") == want
+		})
 	}
 	absent := func(topics ...string) {
 		t.Helper()
@@ -134,10 +178,14 @@ func TestProvisioningVerify(t *testing.T) {
 		}
 	}
 	pass("topic/"+ns+"/orders", physical+": it is not there")
-	absent(physical, retryTopic)
-	if err := native.EnsureTopic(ctx, store.TopicSpec{Name: physical, Partitions: 1}); err != nil {
-		t.Fatal(err)
+	reachable(true)
+	absent(physical, retryTopic, replies)
+	for _, name := range []string{physical, replies} {
+		if err := native.EnsureTopic(ctx, store.TopicSpec{Name: name, Partitions: 1}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	reachable(false)
 	pass("topic/"+ns+"/orders", "")
 	pass("subscription/"+ns+"/billing", group+" has no offset in "+physical)
 	if _, err := native.Lag(ctx, physical, group); err == nil {

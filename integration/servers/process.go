@@ -1,5 +1,5 @@
 // Package servers starts the real servers that the mesh works with (RocketMQ,
-// etcd, Nacos) on free loopback ports, for tests and for trying things out.
+// Kafka, etcd, Nacos) on free loopback ports, for tests and for trying things out.
 //
 // What a server needs is downloaded or built once, into a cache outside the
 // tree (WEFT_CACHE, else ~/.cache/weft). A server keeps its ports and its data

@@ -19,14 +19,19 @@ import (
 // rocketMQVersion is the one that java/rocketmq/pom.xml names.
 const rocketMQVersion = "5.3.3"
 
-// RocketMQ is a name server and one broker.
+// RocketMQ is a name server and one broker, or more (AddBroker).
 type RocketMQ struct {
 	// NameServer is "host:port".
 	NameServer string
 	// BrokerAddr is "host:port"; BrokerName its name in routes.
 	BrokerAddr, BrokerName string
+	// Data is the folder in which the first broker keeps what it has.
+	Data string
 	// Names and Broker are the processes.
 	Names, Broker *Process
+	more          []*Process
+	options       RocketMQOptions
+	classPath     string
 	dir           string
 	// accessKey and secretKey of the user who may do everything, if any.
 	accessKey, secretKey string
@@ -62,7 +67,7 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 	if err != nil {
 		return nil, err
 	}
-	r := &RocketMQ{dir: dir, BrokerName: "broker-a", accessKey: o.AccessKey, secretKey: o.SecretKey}
+	r := &RocketMQ{dir: dir, classPath: cp, options: o, BrokerName: "broker-a", accessKey: o.AccessKey, secretKey: o.SecretKey}
 	defer func() {
 		if err != nil {
 			_ = r.Stop()
@@ -72,19 +77,8 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 	if err != nil {
 		return nil, err
 	}
-	// The broker also listens on its port less 2 and plus 1.
-	brokerPort, err := FreePort(-2, 1)
-	if err != nil {
-		return nil, err
-	}
 	r.NameServer = net.JoinHostPort("127.0.0.1", strconv.Itoa(namesPort))
-	r.BrokerAddr = net.JoinHostPort("127.0.0.1", strconv.Itoa(brokerPort))
-
-	flush := "SYNC_FLUSH"
-	if o.AsyncFlush {
-		flush = "ASYNC_FLUSH"
-	}
-	namesFile, brokerFile := filepath.Join(dir, "namesrv.properties"), filepath.Join(dir, "broker.properties")
+	namesFile := filepath.Join(dir, "namesrv.properties")
 	if err := writeLines(namesFile,
 		"listenPort="+strconv.Itoa(namesPort),
 		"bindAddress=127.0.0.1",
@@ -92,19 +86,55 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 		"rocketmqHome="+dir); err != nil {
 		return nil, err
 	}
-	if o.AccessKey != "" {
-		o.Broker = append(o.Broker, accessControl(o.AccessKey, o.SecretKey)...)
+	r.Names = &Process{
+		Name: "RocketMQ name server", Log: filepath.Join(dir, "namesrv.log"),
+		Args:  r.jvm("org.apache.rocketmq.namesrv.NamesrvStartup", namesFile, "128m", "256m"),
+		Ready: printed("boot success"),
 	}
-	if err := writeLines(brokerFile, append([]string{
+	r.Data = filepath.Join(dir, "store")
+	if r.Broker, r.BrokerAddr, err = r.newBroker(r.BrokerName, filepath.Base(r.Data)); err != nil {
+		return nil, err
+	}
+	if err := need("java", "openjdk-17-jdk-headless"); err != nil {
+		return nil, err
+	}
+	if err := r.Names.Start(ctx); err != nil {
+		return nil, err
+	}
+	return r, r.Broker.Start(ctx)
+}
+
+// AddBroker starts another broker of the cluster, and waits until it serves.
+func (r *RocketMQ) AddBroker(ctx context.Context, name string) (*Process, error) {
+	p, _, err := r.newBroker(name, "store-"+name)
+	if err != nil {
+		return nil, err
+	}
+	r.more = append(r.more, p)
+	return p, p.Start(ctx)
+}
+
+// newBroker is a broker that keeps its data in a folder, and where it will serve.
+func (r *RocketMQ) newBroker(name, folder string) (_ *Process, addr string, err error) {
+	// It also listens on its port less 2 and plus 1.
+	port, err := FreePort(-2, 1)
+	if err != nil {
+		return nil, "", err
+	}
+	flush := "SYNC_FLUSH"
+	if r.options.AsyncFlush {
+		flush = "ASYNC_FLUSH"
+	}
+	lines := []string{
 		"brokerClusterName=DefaultCluster",
-		"brokerName=" + r.BrokerName,
+		"brokerName=" + name,
 		"brokerId=0",
 		"brokerIP1=127.0.0.1",
 		"bindAddress=127.0.0.1",
-		"listenPort=" + strconv.Itoa(brokerPort),
+		"listenPort=" + strconv.Itoa(port),
 		"namesrvAddr=" + r.NameServer,
-		"storePathRootDir=" + filepath.Join(dir, "store"),
-		"storePathCommitLog=" + filepath.Join(dir, "store", "commitlog"),
+		"storePathRootDir=" + filepath.Join(r.dir, folder),
+		"storePathCommitLog=" + filepath.Join(r.dir, folder, "commitlog"),
 		"mappedFileSizeCommitLog=67108864",
 		"mappedFileSizeConsumeQueue=600000",
 		"maxIndexNum=100000",
@@ -114,33 +144,30 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 		"autoCreateTopicEnable=false",
 		"autoCreateSubscriptionGroup=true",
 		"flushDiskType=" + flush,
-	}, o.Broker...)...); err != nil {
-		return nil, err
 	}
-	jvm := func(main, file, direct, heap string) []string {
-		return []string{"java", "-Drocketmq.home.dir=" + dir, "-Duser.home=" + dir, "-Djava.io.tmpdir=" + dir,
-			"--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
-			"--add-opens=java.base/sun.nio.ch=ALL-UNNAMED", "--add-opens=java.base/java.nio=ALL-UNNAMED",
-			"-Xms128m", "-Xmx" + heap, "-XX:MaxDirectMemorySize=" + direct, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4",
-			"-cp", cp, main, "-c", file}
+	lines = append(lines, r.options.Broker...)
+	if r.accessKey != "" {
+		lines = append(lines, accessControl(r.accessKey, r.secretKey)...)
 	}
-	r.Names = &Process{
-		Name: "RocketMQ name server", Log: filepath.Join(dir, "namesrv.log"),
-		Args:  jvm("org.apache.rocketmq.namesrv.NamesrvStartup", namesFile, "128m", "256m"),
-		Ready: printed("boot success"),
+	file := filepath.Join(r.dir, name+".properties")
+	if err := writeLines(file, lines...); err != nil {
+		return nil, "", err
 	}
-	r.Broker = &Process{
-		Name: "RocketMQ broker", Log: filepath.Join(dir, "broker.log"),
-		Args:  jvm("org.apache.rocketmq.broker.BrokerStartup", brokerFile, "512m", "512m"),
-		Ready: r.brokerReady,
-	}
-	if err := need("java", "openjdk-17-jdk-headless"); err != nil {
-		return nil, err
-	}
-	if err := r.Names.Start(ctx); err != nil {
-		return nil, err
-	}
-	return r, r.Broker.Start(ctx)
+	addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	return &Process{
+		Name: "RocketMQ " + name, Log: filepath.Join(r.dir, name+".log"),
+		Args:  r.jvm("org.apache.rocketmq.broker.BrokerStartup", file, "512m", "512m"),
+		Ready: func(ctx context.Context, output []byte) error { return r.brokerReady(ctx, addr, output) },
+	}, addr, nil
+}
+
+// jvm is a process of RocketMQ's.
+func (r *RocketMQ) jvm(main, file, direct, heap string) []string {
+	return []string{"java", "-Drocketmq.home.dir=" + r.dir, "-Duser.home=" + r.dir, "-Djava.io.tmpdir=" + r.dir,
+		"--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
+		"--add-opens=java.base/sun.nio.ch=ALL-UNNAMED", "--add-opens=java.base/java.nio=ALL-UNNAMED",
+		"-Xms128m", "-Xmx" + heap, "-XX:MaxDirectMemorySize=" + direct, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4",
+		"-cp", r.classPath, main, "-c", file}
 }
 
 // accessControl is the broker's configuration for RocketMQ's access control, with
@@ -162,7 +189,7 @@ func accessControl(accessKey, secretKey string) []string {
 // brokerReady is ready once the broker serves and the name server says where it
 // is. A registration that fails, as on a machine that is busy, is tried again by
 // the broker half a minute later, long after it has printed that it is up.
-func (r *RocketMQ) brokerReady(ctx context.Context, output []byte) error {
+func (r *RocketMQ) brokerReady(ctx context.Context, addr string, output []byte) error {
 	if err := printed("boot success")(ctx, output); err != nil {
 		return err
 	}
@@ -177,8 +204,8 @@ func (r *RocketMQ) brokerReady(ctx context.Context, output []byte) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Contains(cmd.Body, []byte(r.BrokerAddr)) {
-		return fmt.Errorf("the name server does not know the broker at %s", r.BrokerAddr)
+	if !bytes.Contains(cmd.Body, []byte(addr)) {
+		return fmt.Errorf("the name server does not know the broker at %s", addr)
 	}
 	return nil
 }
@@ -213,9 +240,18 @@ func (r *RocketMQ) SetUser(ctx context.Context, name, password string) error {
 
 // Allow lets a user publish to, subscribe in and ask about resources ("Topic:*").
 func (r *RocketMQ) Allow(ctx context.Context, user string, resources ...string) error {
+	return r.decide(ctx, user, "Allow", resources)
+}
+
+// Deny takes from a user what Allow gives.
+func (r *RocketMQ) Deny(ctx context.Context, user string, resources ...string) error {
+	return r.decide(ctx, user, "Deny", resources)
+}
+
+func (r *RocketMQ) decide(ctx context.Context, user, decision string, resources []string) error {
 	var entries []map[string]any
 	for _, res := range resources {
-		entries = append(entries, map[string]any{"resource": res, "actions": []string{"Pub", "Sub", "Get"}, "decision": "Allow"})
+		entries = append(entries, map[string]any{"resource": res, "actions": []string{"Pub", "Sub", "Get"}, "decision": decision})
 	}
 	subject := "User:" + user
 	body, err := json.Marshal(map[string]any{"subject": subject, "policies": []any{map[string]any{"policyType": "CUSTOM", "entries": entries}}})
@@ -241,10 +277,10 @@ func (r *RocketMQ) administer(ctx context.Context, code int, fields map[string]s
 	return nil
 }
 
-// Stop ends both processes and removes their data.
+// Stop ends all processes and removes their data.
 func (r *RocketMQ) Stop() error {
 	var errs []error
-	for _, p := range []*Process{r.Broker, r.Names} {
+	for _, p := range append(r.more, r.Broker, r.Names) {
 		if p != nil {
 			// The data go away with it: there is nothing to flush for.
 			errs = append(errs, p.Kill())

@@ -59,6 +59,30 @@ func TestRocketMQKilledAndStarted(t *testing.T) {
 	}
 }
 
+func TestKafkaKilledAndStarted(t *testing.T) {
+	ctx := startContext(t)
+	k, err := StartKafka(ctx, KafkaOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := k.Nodes[0]
+	if err := node.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if reachable(k.Brokers[0]) {
+		t.Error("killed, but still there")
+	}
+	if err := node.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if !reachable(k.Brokers[0]) {
+		t.Error("started again, but not at its port")
+	}
+	if err := k.Stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestEtcdKilledAndStarted(t *testing.T) {
 	ctx := startContext(t)
 	e, err := StartEtcd(ctx, EtcdOptions{})

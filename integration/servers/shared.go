@@ -21,6 +21,7 @@ const (
 	EnvRocketMQ = "WEFT_TEST_ROCKETMQ" // name server, host:port
 	EnvEtcd     = "WEFT_TEST_ETCD"     // endpoint, http://host:port
 	EnvNacos    = "WEFT_TEST_NACOS"    // host:port
+	EnvKafka    = "WEFT_TEST_KAFKA"    // broker, host:port
 	// EnvTurn is a file that packages lock while they run: those with real
 	// servers and processes take turns, so that each has the machine.
 	EnvTurn = "WEFT_TEST_TURN"
@@ -98,6 +99,18 @@ func SharedNacos(t testing.TB) string {
 			return "", nil, err
 		}
 		return n.Addr, n.Stop, nil
+	})
+}
+
+// SharedKafka is the broker of a Kafka of one node that other tests use too. Under
+// -short the test is skipped.
+func SharedKafka(t testing.TB) string {
+	return sharedAddr(t, EnvKafka, func(ctx context.Context) (string, func() error, error) {
+		k, err := StartKafka(ctx, KafkaOptions{})
+		if err != nil {
+			return "", nil, err
+		}
+		return k.Brokers[0], k.Stop, nil
 	})
 }
 

@@ -1,8 +1,9 @@
 // Package client is the Go client of the mesh: it publishes to and receives from
 // proxies over gRPC.
 //
-// It balances over the proxies that its resolver gives, reconnects by itself,
-// and resumes tails where they were. Delivery is at least once: an event whose
+// It balances over the proxies that its resolver gives, reconnects by itself, at
+// random moments so that not all clients do so at once, and resumes tails where they
+// were. HTTP proxies that the environment names are not asked. Delivery is at least once: an event whose
 // acknowledgement was lost with a connection is published again with the same
 // source and id.
 package client
@@ -19,7 +20,6 @@ import (
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -28,19 +28,17 @@ import (
 	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
-	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
-	"google.golang.org/protobuf/proto"
-
-	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
+	"github.com/weft-mesh/weft/pkg/unixaddr"
 )
 
 // Config of a Client. Either Addresses or Target is set.
 type Config struct {
-	// Addresses of proxies, "host:port".
+	// Addresses of proxies, "host:port", or "unix:/path" for a proxy beside, which is
+	// spoken to without TLS.
 	Addresses []string
 	// Target is a gRPC target whose scheme Resolver serves
 	// ("nacos:///weft"), to find proxies in a registry.
@@ -68,8 +66,10 @@ func APIKeyFile(path string) func() (string, error) {
 
 // Client talks to the mesh. It is safe for concurrent use.
 type Client struct {
-	conn *grpc.ClientConn
-	rpc  eventsv1.EventServiceClient
+	conn    *grpc.ClientConn
+	rpc     eventsv1.EventServiceClient
+	dead    eventsv1.DeadLetterServiceClient
+	inspect eventsv1.InspectServiceClient
 }
 
 // New makes a client. It connects when it is first used.
@@ -89,15 +89,13 @@ func New(cfg Config) (*Client, error) {
 	default:
 		secure = false
 	}
+	dial := &dialer{allowed: func(string) error { return nil }, dial: (&net.Dialer{}).DialContext, known: map[string]struct{}{}}
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
-		// gRPC's own longest wait is two minutes: too long for a proxy that is back.
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second,
-			Backoff: backoff.Config{BaseDelay: minRetry, Multiplier: 2, Jitter: 0.2, MaxDelay: maxRetry}}),
 		// A proxy that is away for a moment is waited for, as long as the call may take.
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.WaitForReady(true)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.WaitForReady(true), grpc.ForceCodecV2(newCodec())),
 	}
 	target := cfg.Target
 	switch {
@@ -108,8 +106,13 @@ func New(cfg Config) (*Client, error) {
 		var state resolver.State
 		for _, a := range cfg.Addresses {
 			host, _, err := net.SplitHostPort(a)
+			if unixaddr.Is(a) {
+				if host, a, err = socket(a, secure); err != nil {
+					return nil, err
+				}
+			}
 			if err != nil {
-				return nil, fmt.Errorf("client: %w", err)
+				return nil, fmt.Errorf("client: address %q is neither HOST:PORT, without a scheme, nor unix:/path", a)
 			}
 			// The proxy's certificate is for its host.
 			state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a, ServerName: host}}})
@@ -130,24 +133,34 @@ func New(cfg Config) (*Client, error) {
 				}
 			}
 			// Addresses of a registry are known only when they are dialled.
-			opts = append(opts, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-				if err := onThisMachine(addr); err != nil {
-					return nil, err
-				}
-				return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-			}))
+			dial.allowed = onThisMachine
 		}
 		opts = append(opts, grpc.WithPerRPCCredentials(apiKey{cfg.APIKey, secure}))
 	}
-	conn, err := grpc.NewClient(target, opts...)
+	conn, err := grpc.NewClient(target, append(opts, dial.options()...)...)
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	return &Client{conn, eventsv1.NewEventServiceClient(conn)}, nil
+	return &Client{conn, eventsv1.NewEventServiceClient(conn), eventsv1.NewDeadLetterServiceClient(conn), eventsv1.NewInspectServiceClient(conn)}, nil
+}
+
+// socket is what gRPC is told of a Unix socket.
+func socket(addr string, secure bool) (host, as string, err error) {
+	path, err := unixaddr.Path(addr)
+	switch {
+	case err != nil:
+		return "", "", fmt.Errorf("client: %w", err)
+	case secure:
+		return "", "", fmt.Errorf("client: %s has no TLS: leave TLS out, or reach the proxy at its TCP address", addr)
+	}
+	return "localhost", unixaddr.Of(path), nil
 }
 
 // onThisMachine is nil where an API key may be sent to addr in the clear.
 func onThisMachine(addr string) error {
+	if unixaddr.Is(addr) {
+		return nil
+	}
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return fmt.Errorf("client: %w", err)
@@ -222,24 +235,14 @@ func fromWire(e *eventsv1.Error) error {
 	return &Error{Code: codes.Code(e.Code), Reason: e.Reason, Message: e.Message, RetryAfter: e.RetryAfter.AsDuration()} //nolint:gosec // a code
 }
 
-// wire is e as it is sent.
-func wire(e *event.Event) (*cev1.CloudEvent, error) {
-	out := &cev1.CloudEvent{}
-	return out, proto.Unmarshal(cloudevents.AppendProto(nil, e), out)
-}
-
 // Publish publishes one event and waits until the store has it. It returns the
 // position token.
 func (c *Client) Publish(ctx context.Context, namespace, topic string, e event.Event) (string, error) {
 	if err := e.Validate(); err != nil {
 		return "", &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
-	ev, err := wire(&e)
-	if err != nil {
-		return "", err
-	}
-	resp, err := c.rpc.Publish(ctx, &eventsv1.PublishRequest{Namespace: namespace, Topic: topic, Event: ev})
-	if err != nil {
+	resp := &eventsv1.PublishResponse{}
+	if err := c.conn.Invoke(ctx, eventsv1.EventService_Publish_FullMethodName, append(request(namespace, topic), encode(&e)), resp); err != nil {
 		return "", toError(err)
 	}
 	return resp.Position, nil
@@ -254,16 +257,12 @@ type Result struct {
 // PublishBatch publishes up to 1,000 events of one topic; each has its own
 // result. The error is of the call as a whole.
 func (c *Client) PublishBatch(ctx context.Context, namespace, topic string, events []event.Event) ([]Result, error) {
-	req := &eventsv1.PublishBatchRequest{Namespace: namespace, Topic: topic}
+	req := request(namespace, topic)
 	for i := range events {
-		ev, err := wire(&events[i])
-		if err != nil {
-			return nil, err
-		}
-		req.Events = append(req.Events, ev)
+		req = append(req, encode(&events[i]))
 	}
-	resp, err := c.rpc.PublishBatch(ctx, req)
-	if err != nil {
+	resp := &eventsv1.PublishBatchResponse{}
+	if err := c.conn.Invoke(ctx, eventsv1.EventService_PublishBatch_FullMethodName, req, resp); err != nil {
 		return nil, toError(err)
 	}
 	out := make([]Result, len(resp.Results))

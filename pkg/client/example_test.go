@@ -47,12 +47,32 @@ metadata: {namespace: demo, name: billing}
 spec: {topics: [payments], start: beginning}
 ---
 apiVersion: weft/v1alpha1
+kind: Topic
+metadata: {namespace: demo, name: invoices}
+spec: {store: main}
+---
+apiVersion: weft/v1alpha1
+kind: Subscription
+metadata: {namespace: demo, name: nightly}
+spec: {topics: [invoices], start: beginning}
+---
+apiVersion: weft/v1alpha1
+kind: Topic
+metadata: {namespace: demo, name: questions}
+spec: {store: main}
+---
+apiVersion: weft/v1alpha1
+kind: Subscription
+metadata: {namespace: demo, name: answerers}
+spec: {topics: [questions], start: beginning}
+---
+apiVersion: weft/v1alpha1
 kind: AccessPolicy
 metadata: {namespace: demo, name: examples}
 spec:
   rules:
-    - {name: events, effect: allow, principals: [local], actions: [publish, subscribe], topics: [orders, payments, prices]}
-    - {name: billing, effect: allow, principals: [local], actions: [consume], subscriptions: [billing]}
+    - {name: events, effect: allow, principals: [local], actions: [publish, subscribe], topics: [orders, payments, prices, invoices, questions]}
+    - {name: billing, effect: allow, principals: [local], actions: [consume], subscriptions: [billing, nightly, answerers]}
     - {name: shop, effect: allow, principals: [shop], actions: [publish], topics: [orders]}
 `
 
@@ -243,6 +263,71 @@ func ExampleClient_Subscribe() {
 	// payment-2 is settled
 	// payment-1 is settled
 	// context canceled
+}
+
+func ExampleClient_Request() {
+	c := connect()
+	defer c.Close()
+	ctx, stop := context.WithTimeout(context.Background(), 30*time.Second)
+	defer stop()
+
+	// Whoever receives a request may reply to it, at any proxy.
+	answering := make(chan error, 1)
+	go func() {
+		answering <- c.Subscribe(ctx, "demo", "answerers", func(ctx context.Context, d client.Delivery) error {
+			err := c.Reply(ctx, "demo", d.Event, event.Event{ID: "to-" + d.Event.ID, Source: "/prices", Type: "price", Data: []byte("42")})
+			if e, ok := errors.AsType[*client.Error](err); ok && e.Reason == "reply-late" {
+				return nil // nobody waits any more
+			}
+			return err
+		}, client.SubscribeOptions{})
+	}()
+
+	reply, err := c.Request(ctx, "demo", "questions", event.Event{ID: "question-1", Source: "/shop", Type: "price.asked"}, 20*time.Second)
+	fmt.Println(reply.ID, string(reply.Data), err)
+	stop()
+	<-answering
+
+	ctx = context.Background()
+	_, err = c.Request(ctx, "demo", "questions", event.Event{ID: "question-2", Source: "/shop", Type: "price.asked"}, 50*time.Millisecond)
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		fmt.Println(e.Code, e.Reason)
+	}
+	err = c.Reply(ctx, "demo", reply, reply) // which asks for none
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		fmt.Println(e.Code, e.Reason)
+	}
+	// Output:
+	// to-question-1 42 <nil>
+	// DeadlineExceeded no-reply
+	// InvalidArgument no-request
+}
+
+func ExampleClient_Pull() {
+	c := connect()
+	defer c.Close()
+	ctx := context.Background()
+	if _, err := c.Publish(ctx, "demo", "invoices", event.Event{ID: "invoice-1", Source: "/shop", Type: "invoice.due"}); err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	// A job that runs now and then takes what is there, and no more.
+	events, err := c.Pull(ctx, "demo", "nightly", client.PullOptions{MaxEvents: 100, Wait: 30 * time.Second})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	var done client.Settlement
+	for _, e := range events {
+		fmt.Println(e.Event.ID)
+		done.Ack = append(done.Ack, e.ID)
+	}
+	unsettled, err := c.Settle(ctx, "demo", "nightly", done)
+	fmt.Println(len(unsettled), err)
+	// Output:
+	// invoice-1
+	// 0 <nil>
 }
 
 func ExampleClient_Tail() {

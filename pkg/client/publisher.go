@@ -9,9 +9,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/grpc/mem"
 
-	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/event"
@@ -45,9 +44,8 @@ type Publisher struct {
 
 // Pending is an event that was handed over.
 type Pending struct {
-	event    *cev1.CloudEvent
-	size     int           // bytes of event
-	answered chan struct{} // closed with the rest
+	event    mem.SliceBuffer // encoded; nil once it is answered
+	answered chan struct{}   // closed with the rest
 	position string
 	err      error
 }
@@ -92,10 +90,6 @@ func (p *Publisher) Publish(ctx context.Context, e event.Event) (*Pending, error
 	if err := e.Validate(); err != nil {
 		return nil, &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
-	ev, err := wire(&e)
-	if err != nil {
-		return nil, err
-	}
 	select {
 	case p.room <- struct{}{}:
 	case <-p.over:
@@ -103,7 +97,7 @@ func (p *Publisher) Publish(ctx context.Context, e event.Event) (*Pending, error
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	q := &Pending{event: ev, size: proto.Size(ev), answered: make(chan struct{})}
+	q := &Pending{event: encode(&e), answered: make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.err != nil {
@@ -201,19 +195,19 @@ func (p *Publisher) stream(ctx context.Context, good func()) error {
 
 // send sends until the stream fails or ctx ends.
 func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) {
-	req := &eventsv1.PublishStreamRequest{Namespace: p.namespace, Topic: p.topic}
+	head := request(p.namespace, p.topic)
 	for {
 		p.mu.Lock()
 		rest := p.list[p.sent:]
 		rest = rest[:inMessage(rest)]
-		req.Events = req.Events[:0]
+		req := append(make(encoded, 0, len(head)+len(rest)), head...)
 		for _, q := range rest {
-			req.Events = append(req.Events, q.event)
+			req = append(req, q.event)
 		}
 		p.sent += len(rest)
 		p.mu.Unlock()
 		if len(rest) > 0 {
-			if rpc.Send(req) != nil {
+			if rpc.SendMsg(req) != nil {
 				return // Recv says why
 			}
 			continue
@@ -230,7 +224,7 @@ func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[event
 func inMessage(list []*Pending) int {
 	bytes := 0
 	for i, q := range list {
-		if bytes += q.size; i == maxSend || i > 0 && bytes > maxSendBytes {
+		if bytes += len(q.event); i == maxSend || i > 0 && bytes > maxSendBytes {
 			return i
 		}
 	}

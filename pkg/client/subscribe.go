@@ -9,13 +9,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
-	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
 )
 
@@ -41,8 +39,13 @@ func (d Delivery) Extend(by time.Duration) {
 
 // Handler takes one delivery. nil settles it; an error gives it back for
 // another attempt, after the Subscription's schedule or, for a *Retry, after
-// its Delay. Its text is kept with the event.
+// its Delay. Its text is kept with the event. ErrUnsettled does neither.
 type Handler func(ctx context.Context, d Delivery) error
+
+// ErrUnsettled is what a Handler of Subscribe returns, wrapped or not, to leave the
+// delivery as it is: it counts as unsettled, and goes to others at the same attempt once
+// Subscribe ends, or at the next one when its ack time-out is over.
+var ErrUnsettled = errors.New("client: the delivery is left unsettled")
 
 // Retry asks for another attempt after Delay.
 type Retry struct {
@@ -156,7 +159,7 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 		<-sent
 		_ = rpc.CloseSend()
 	})
-	err = receive(rpc, func(d *eventsv1.Delivery) {
+	err = receive(rpc, func(d *delivered) {
 		select {
 		case running <- struct{}{}:
 		case <-ctx.Done():
@@ -164,7 +167,10 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 		}
 		go func() {
 			defer func() { <-running }()
-			settle <- answer(d.Id, handle(ctx, h, d, func(by time.Duration) { settle <- extension(d.Id, by) }))
+			err := handle(ctx, h, d, func(by time.Duration) { settle <- extension(d.id, by) })
+			if !errors.Is(err, ErrUnsettled) {
+				settle <- answer(d.id, err)
+			}
 		}()
 	}, func() {
 		good()
@@ -183,38 +189,28 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 	return err
 }
 
-// receive reads a stream to its end.
-func receive(rpc grpc.BidiStreamingClient[eventsv1.SubscribeRequest, eventsv1.SubscribeResponse], f func(*eventsv1.Delivery), opened func()) error {
+// receive reads a stream to its end. What f gets is its own.
+func receive(rpc grpc.ClientStream, f func(*delivered), opened func()) error {
 	for {
-		resp, err := rpc.Recv()
-		if err != nil {
+		resp := &received{}
+		if err := rpc.RecvMsg(resp); err != nil {
 			return err
 		}
-		if resp.GetOpened() != nil {
+		if resp.opened {
 			opened()
 		}
-		for _, d := range resp.GetDeliveries().GetDeliveries() {
-			f(d)
+		for i := range resp.list {
+			f(&resp.list[i])
 		}
 	}
 }
 
-func decode(d *eventsv1.Delivery) (Delivery, error) {
-	b, err := proto.Marshal(d.Event)
-	if err != nil {
-		return Delivery{}, err
+func handle(ctx context.Context, h Handler, d *delivered, extend func(time.Duration)) error {
+	if d.err != nil {
+		return d.err
 	}
-	e, err := cloudevents.DecodeProto(b)
-	return Delivery{Topic: d.Topic, Position: d.Position, Attempt: int(d.Attempt), Event: e}, err
-}
-
-func handle(ctx context.Context, h Handler, d *eventsv1.Delivery, extend func(time.Duration)) error {
-	x, err := decode(d)
-	if err != nil {
-		return err
-	}
-	x.extend = extend
-	return h(ctx, x)
+	d.extend = extend
+	return h(ctx, d.Delivery)
 }
 
 func extension(id uint64, by time.Duration) *eventsv1.SubscribeRequest {
@@ -252,7 +248,8 @@ const tailCredit = 256
 
 // Tail calls f for each event of topics (names or patterns), in order for each
 // partition, until ctx ends or f returns an error. It reconnects by itself and
-// goes on behind the last event that f took.
+// goes on behind the last event that f took. While f runs nothing is read: after 20 s of
+// that a proxy may close the connection.
 func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o TailOptions, f func(Delivery) error) error {
 	last := map[string]string{} // by partition: the token without its offset
 	for _, t := range o.After {
@@ -272,13 +269,13 @@ func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o 
 			return err
 		}
 		taken := 0
-		err = receive(rpc, func(d *eventsv1.Delivery) {
+		err = receive(rpc, func(d *delivered) {
 			if stopped != nil {
 				return
 			}
-			x, err := decode(d)
+			err := d.err
 			if err == nil {
-				err = f(x)
+				err = f(d.Delivery)
 			}
 			if err != nil {
 				stopped = err

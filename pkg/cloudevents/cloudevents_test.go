@@ -3,6 +3,7 @@ package cloudevents
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"reflect"
 	"strings"
@@ -199,14 +200,94 @@ func BenchmarkDecodeProto(b *testing.B) {
 	}
 }
 
-func BenchmarkDecodeJSONBatch(b *testing.B) {
+// jsonBatch is 16 events of 1 KiB.
+func jsonBatch() []byte {
 	one := `{"specversion":"1.0","id":"1","source":"/bench","type":"bench","subject":"a/b","datacontenttype":"text/plain","data":"` + strings.Repeat("x", 1024) + `"}`
-	batch := []byte("[" + one + strings.Repeat(","+one, 15) + "]")
+	return []byte("[" + one + strings.Repeat(","+one, 15) + "]")
+}
+
+// TestJSONAllocations: what a batch takes does not grow with its events.
+func TestJSONAllocations(t *testing.T) {
+	batch := jsonBatch()
+	if n := testing.AllocsPerRun(100, func() {
+		if _, _, err := DecodeJSONBatch(batch); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 25 {
+		t.Errorf("%.0f allocations for 16 events", n)
+	}
+}
+
+func BenchmarkDecodeJSONBatch(b *testing.B) {
+	batch := jsonBatch()
 	b.SetBytes(int64(len(batch)))
 	b.ReportAllocs()
 	for b.Loop() {
 		if events, wrong, err := DecodeJSONBatch(batch); err != nil || wrong != nil || len(events) != 16 {
 			b.Fatal(len(events), wrong, err)
 		}
+	}
+}
+
+// batchOf is n events as one client sends them, encoded.
+func batchOf(n int) [][]byte {
+	out := make([][]byte, n)
+	for i := range out {
+		e := full()
+		e.ID = fmt.Sprintf("id-%d", i)
+		e.Data = make([]byte, 1024)
+		out[i] = AppendProto(nil, &e)
+	}
+	return out
+}
+
+// BenchmarkDecodeProtoBatch decodes the 100 events of one message.
+func BenchmarkDecodeProtoBatch(b *testing.B) {
+	batch := batchOf(100)
+	b.ReportAllocs()
+	for b.Loop() {
+		var d ProtoDecoder
+		for _, wire := range batch {
+			var e event.Event
+			if err := d.Decode(wire, &e); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+func BenchmarkAppendProto(b *testing.B) {
+	e := full()
+	e.Data = make([]byte, 1024)
+	buf := AppendProto(nil, &e)
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = AppendProto(buf[:0], &e)
+	}
+}
+
+// TestProtoAllocations: events of one message share the memory of their
+// attributes, and encoding takes none.
+func TestProtoAllocations(t *testing.T) {
+	batch := batchOf(100)
+	events := make([]event.Event, len(batch))
+	decode := func() {
+		var d ProtoDecoder
+		clear(events)
+		for i, wire := range batch {
+			if err := d.Decode(wire, &events[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := testing.AllocsPerRun(100, decode); n > 20 {
+		t.Errorf("%.0f allocations for %d events", n, len(batch))
+	}
+	if n := fuzztest.Allocated(decode); n > 150*uint64(len(batch)) {
+		t.Errorf("%d bytes for %d events", n, len(batch))
+	}
+	buf := make([]byte, 0, 2048)
+	if n := testing.AllocsPerRun(100, func() { buf = AppendProto(buf[:0], &events[0]) }); n > 0 {
+		t.Errorf("%.0f allocations to encode an event", n)
 	}
 }

@@ -16,6 +16,8 @@ import (
 const (
 	TypeJSON  = "application/cloudevents+json"
 	TypeBatch = "application/cloudevents-batch+json"
+	// typePrefix begins those of all formats, as the HTTP binding has it.
+	typePrefix = "application/cloudevents"
 )
 
 // headerPrefix begins the names of attribute headers, in canonical form.
@@ -27,11 +29,10 @@ func DecodeBinary(h http.Header, body []byte) (event.Event, error) {
 	e := event.Event{Data: body, DataContentType: h.Get("Content-Type")}
 	version := false
 	for name, values := range h {
-		attr, ok := strings.CutPrefix(name, headerPrefix)
+		attr, ok := attributeOf(name)
 		if !ok {
 			continue
 		}
-		attr = strings.ToLower(attr)
 		if len(values) != 1 {
 			return e, fmt.Errorf("header ce-%s is there %d times", clip(attr), len(values))
 		}
@@ -60,6 +61,26 @@ func DecodeBinary(h http.Header, body []byte) (event.Event, error) {
 	return e, nil
 }
 
+// attributeOf is the attribute that a header has.
+func attributeOf(header string) (attr string, ok bool) {
+	switch header { // those of every event take no memory
+	case "Ce-Id":
+		return event.AttrID, true
+	case "Ce-Source":
+		return event.AttrSource, true
+	case "Ce-Specversion":
+		return event.AttrSpecVersion, true
+	case "Ce-Type":
+		return event.AttrType, true
+	case "Ce-Subject":
+		return event.AttrSubject, true
+	case "Ce-Time":
+		return event.AttrTime, true
+	}
+	attr, ok = strings.CutPrefix(header, headerPrefix)
+	return strings.ToLower(attr), ok
+}
+
 // set sets an attribute by name.
 func set(e *event.Event, name, value string) error {
 	switch name {
@@ -84,6 +105,25 @@ func set(e *event.Event, name, value string) error {
 		e.Ext = append(e.Ext, event.Attr{Name: name, Value: value})
 	}
 	return nil
+}
+
+// EncodeHTTP sets the headers of a message that has e, and gives its body: in binary mode,
+// where that is e.Data, or in structured mode where the data are themselves an event in some
+// format: whoever gets their media type would take them for e, and what the event inside
+// says of itself for true.
+func EncodeHTTP(h http.Header, e *event.Event) (body []byte) {
+	if IsEvent(e.DataContentType) {
+		h["Content-Type"] = []string{TypeJSON}
+		return AppendJSON(nil, e)
+	}
+	EncodeBinary(h, e)
+	return e.Data
+}
+
+// IsEvent reports whether data of a media type are an event in some format.
+func IsEvent(media string) bool {
+	media = strings.TrimSpace(media)
+	return len(media) >= len(typePrefix) && strings.EqualFold(media[:len(typePrefix)], typePrefix)
 }
 
 // EncodeBinary sets the headers of binary mode; the body is e.Data.

@@ -103,12 +103,14 @@ func (r *reader) batchEnd(n int) error {
 // reader reads JSON (RFC 8259, with unique names and valid UTF-8: RFC 7493) and
 // gives parts of its input instead of copies.
 type reader struct {
-	dec *jsontext.Decoder
-	b   []byte
+	dec  *jsontext.Decoder
+	b    []byte
+	text texts
+	last event.Event // the one before: a batch's events are much alike
 }
 
 func newReader(b []byte, o ...jsontext.Options) *reader {
-	return &reader{jsontext.NewDecoder(bytes.NewBuffer(b), o...), b}
+	return &reader{dec: jsontext.NewDecoder(bytes.NewBuffer(b), o...), b: b}
 }
 
 // value is the next value as it stands in the input.
@@ -140,16 +142,41 @@ func syntax(err error) error {
 	return fmt.Errorf("%w, at byte %d", s.Err, s.ByteOffset)
 }
 
-// text is the string that raw is; raw is valid JSON.
-func text(raw []byte) (string, error) {
+// unquoted is what of raw, which is valid JSON, stands between its quotes.
+func unquoted(raw []byte) ([]byte, error) {
 	if raw[0] != '"' {
-		return "", errors.New("is not a string")
+		return nil, errors.New("is not a string")
 	}
 	if bytes.IndexByte(raw, '\\') < 0 {
-		return string(raw[1 : len(raw)-1]), nil
+		return raw[1 : len(raw)-1], nil
 	}
-	b, err := jsontext.AppendUnquote(nil, raw)
-	return string(b), err
+	return jsontext.AppendUnquote(nil, raw)
+}
+
+// member is the name of a member and what its value was in the event before, as
+// far as it is an attribute of every event.
+func (r *reader) member(name []byte) (n, like string) {
+	switch string(name) {
+	case event.AttrID:
+		return event.AttrID, ""
+	case event.AttrSource:
+		return event.AttrSource, r.last.Source
+	case event.AttrSpecVersion:
+		return event.AttrSpecVersion, event.SpecVersion
+	case event.AttrType:
+		return event.AttrType, r.last.Type
+	case event.AttrSubject:
+		return event.AttrSubject, r.last.Subject
+	case event.AttrTime:
+		return event.AttrTime, r.last.Time
+	case event.AttrDataContentType:
+		return event.AttrDataContentType, r.last.DataContentType
+	case event.AttrDataSchema:
+		return event.AttrDataSchema, r.last.DataSchema
+	case "data":
+		return "data", ""
+	}
+	return r.text.string(name, ""), ""
 }
 
 // event reads one event.
@@ -174,10 +201,11 @@ func (r *reader) event() (event.Event, error) {
 		if err != nil {
 			return e, err
 		}
-		name, err := text(raw)
+		quoted, err := unquoted(raw)
 		if err != nil {
 			return e, err
 		}
+		name, like := r.member(quoted)
 		if raw, err = r.value(); err != nil {
 			return e, fmt.Errorf("member %q: %w", clip(name), err)
 		}
@@ -189,7 +217,7 @@ func (r *reader) event() (event.Event, error) {
 			data64 = raw
 			continue
 		}
-		value, err := attribute(raw)
+		value, err := r.attribute(raw, like)
 		if err != nil {
 			return e, fmt.Errorf("attribute %q: %w", clip(name), err)
 		}
@@ -213,14 +241,19 @@ func (r *reader) event() (event.Event, error) {
 		return e, errors.New("specversion is missing")
 	}
 	event.SortAttrs(e.Ext)
-	return e, decodeData(&e, data, data64)
+	err := decodeData(&e, data, data64)
+	r.last = e
+	r.last.Data = nil
+	return e, err
 }
 
-// attribute is the string form of an attribute's JSON value.
-func attribute(raw []byte) (string, error) {
+// attribute is the string form of an attribute's JSON value, which is like where
+// the two are equal.
+func (r *reader) attribute(raw []byte, like string) (string, error) {
 	switch raw[0] {
 	case '"':
-		return text(raw)
+		b, err := unquoted(raw)
+		return r.text.string(b, like), err
 	case 't', 'f':
 		return string(raw), nil
 	case 'n':
@@ -243,11 +276,11 @@ func decodeData(e *event.Event, data, data64 []byte) error {
 	case data64 != nil && data != nil:
 		return errors.New("data and data_base64 are both there")
 	case data64 != nil:
-		s, err := text(data64)
+		s, err := unquoted(data64)
 		if err != nil {
 			return errors.New("data_base64 is not a string")
 		}
-		b, err := base64.StdEncoding.DecodeString(s)
+		b, err := base64.StdEncoding.AppendDecode(nil, s)
 		if err != nil {
 			return errors.New("data_base64 is not base64")
 		}
@@ -280,8 +313,11 @@ func first(a, b string) string {
 
 // isJSON reports whether a content type is JSON's or one of its kind.
 func isJSON(contentType string) bool {
-	if contentType == "application/json" {
+	switch contentType {
+	case "application/json":
 		return true
+	case "text/plain", "application/octet-stream", "application/xml", "application/protobuf":
+		return false // as is said below, for less
 	}
 	t, _, err := mime.ParseMediaType(contentType)
 	return err == nil && (t == "application/json" || t == "text/json" || strings.HasSuffix(t, "+json"))

@@ -39,6 +39,12 @@ const (
 	// extension (W3C trace context).
 	AttrTraceParent = "traceparent"
 	AttrTraceState  = "tracestate"
+	// AttrReplyTo and AttrReplyBy are of a request: where its reply goes, which the
+	// reply repeats, and until when somebody waits for it (RFC 3339).
+	AttrReplyTo = "replyto"
+	AttrReplyBy = "replyby"
+	// AttrHTTPStatus is of a reply: the status that a call of a REST API is answered.
+	AttrHTTPStatus = "httpstatus"
 )
 
 // Event is one event. It is a value; copying it copies references only. The
@@ -91,6 +97,44 @@ func (e *Event) Attribute(name string) (string, bool) {
 		return Lookup(e.Ext, name)
 	}
 	return v, v != ""
+}
+
+// Set sets an attribute, or removes it where value is "". The slice of extensions
+// that e has is left as it is. specversion is not set: there is one.
+func (e *Event) Set(name, value string) {
+	switch name {
+	case AttrID:
+		e.ID = value
+	case AttrSource:
+		e.Source = value
+	case AttrType:
+		e.Type = value
+	case AttrSpecVersion:
+	case AttrSubject:
+		e.Subject = value
+	case AttrTime:
+		e.Time = value
+	case AttrDataContentType:
+		e.DataContentType = value
+	case AttrDataSchema:
+		e.DataSchema = value
+	default:
+		if value != "" {
+			e.Ext = With(e.Ext, name, value)
+		} else if _, has := Lookup(e.Ext, name); has {
+			e.Ext = slices.DeleteFunc(slices.Clone(e.Ext), func(a Attr) bool { return a.Name == name })
+		}
+	}
+}
+
+// Add is Set for who builds an event up: value is not "", the event is the caller's
+// alone, and its extensions are neither sorted nor looked through. LastOfEach ends it.
+func (e *Event) Add(name, value string) {
+	if isContext(name) {
+		e.Set(name, value)
+	} else {
+		e.Ext = append(e.Ext, Attr{name, value})
+	}
 }
 
 // Key returns the ordering key: the partitionkey extension, else the attribute
@@ -146,6 +190,19 @@ func With(attrs []Attr, name, value string) []Attr {
 		i++
 	}
 	return append(out, attrs[i:]...)
+}
+
+// LastOfEach sorts attrs by name in place and keeps, of those with one name, the last.
+func LastOfEach(attrs []Attr) []Attr {
+	slices.SortStableFunc(attrs, func(a, b Attr) int { return strings.Compare(a.Name, b.Name) })
+	kept := attrs[:0]
+	for i := range attrs {
+		if n := len(kept); n > 0 && kept[n-1].Name == attrs[i].Name {
+			kept = kept[:n-1]
+		}
+		kept = append(kept, attrs[i])
+	}
+	return kept
 }
 
 // SortAttrs sorts attrs by name in place.

@@ -31,7 +31,14 @@ func (e *AttributeError) Error() string { return fmt.Sprintf("attribute %q %s", 
 // Validate checks the required attributes, names, values and limits. The error
 // is an *AttributeError for the first problem. It does not look at Mesh or at
 // the size of Data.
-func (e *Event) Validate() error {
+func (e *Event) Validate() error { return e.check(0, 0) }
+
+// Conforms is Validate for an event that a store gives: the mesh may have added
+// attributes to it, which the limits have room for.
+func (e *Event) Conforms() error { return e.check(16, 8<<10) }
+
+// check is Validate with room for more attributes and bytes of them.
+func (e *Event) check(more, moreBytes int) error {
 	for _, a := range [...]struct {
 		name, value string
 		required    bool
@@ -46,15 +53,15 @@ func (e *Event) Validate() error {
 			}
 			continue
 		}
-		if err := validValue(a.name, a.value); err != nil {
+		if err := CheckValue(a.name, a.value); err != nil {
 			return err
 		}
 	}
 	if e.Time != "" && !validTime(e.Time) {
 		return &AttributeError{AttrTime, "is not an RFC 3339 timestamp"}
 	}
-	if len(e.Ext) > MaxAttributes {
-		return &AttributeError{e.Ext[MaxAttributes].Name, fmt.Sprintf("is one more than the %d extension attributes that are allowed", MaxAttributes)}
+	if most := MaxAttributes + more; len(e.Ext) > most {
+		return &AttributeError{clip(e.Ext[most].Name), fmt.Sprintf("is one more than the %d extension attributes that are allowed", most)}
 	}
 	total := e.Size() - len(e.Data)
 	for i := range e.Ext {
@@ -68,12 +75,12 @@ func (e *Event) Validate() error {
 		if i > 0 && e.Ext[i-1].Name >= a.Name {
 			return &AttributeError{a.Name, "is given twice"}
 		}
-		if err := validValue(a.Name, a.Value); err != nil {
+		if err := CheckValue(a.Name, a.Value); err != nil {
 			return err
 		}
 	}
-	if total > MaxAttributeBytes {
-		return &AttributeError{"*", fmt.Sprintf("set is %d bytes in all, the most is %d", total, MaxAttributeBytes)}
+	if most := MaxAttributeBytes + moreBytes; total > most {
+		return &AttributeError{"*", fmt.Sprintf("set is %d bytes in all, the most is %d", total, most)}
 	}
 	return nil
 }
@@ -110,9 +117,9 @@ func isContext(name string) bool {
 	return false
 }
 
-// validValue checks what CloudEvents 1.0 asks of a String: valid Unicode
-// without control characters and noncharacters.
-func validValue(name, v string) error {
+// CheckValue checks what CloudEvents 1.0 asks of a String, that it is valid Unicode
+// without control characters and noncharacters, and its length.
+func CheckValue(name, v string) error {
 	if len(v) > MaxAttributeValue {
 		return &AttributeError{name, fmt.Sprintf("is %d bytes long, the most is %d", len(v), MaxAttributeValue)}
 	}

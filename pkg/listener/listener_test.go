@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,8 +85,8 @@ func TestListener(t *testing.T) {
 	for range 3 {
 		dial(t, l.Addr()).closed("one too many")
 	}
-	if l.Count() != 1 || l.Refused() != 3 {
-		t.Errorf("%d connections, %d refused", l.Count(), l.Refused())
+	if l.Count() != 1 || l.Refused(Limit) != 3 {
+		t.Errorf("%d connections, %d refused", l.Count(), l.Refused(Limit))
 	}
 	for range 2 {
 		_ = first.Close() // twice is once
@@ -132,6 +133,62 @@ func serveHTTP(t *testing.T, l HTTPLimits, h http.HandlerFunc) net.Addr {
 const soon = 50 * time.Millisecond
 
 // TestHTTPLimits: whoever is slow or large is cut off.
+// counted counts the buffers that are lent.
+type counted struct{ lent, got atomic.Int64 }
+
+func (c *counted) Get(n int) *[]byte {
+	c.lent.Add(1)
+	c.got.Add(1)
+	b := make([]byte, n)
+	return &b
+}
+
+func (c *counted) Put(*[]byte) { c.lent.Add(-1) }
+
+// TestReadOnReady: who waits for bytes holds no buffer meanwhile; deadlines and ends
+// are those of the connection.
+func TestReadOnReady(t *testing.T) {
+	l, err := Listen("127.0.0.1:0", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := dial(t, l.Addr())
+	taken, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	c := taken.(*conn)
+	pool := &counted{}
+	if err := c.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if b, n, err := c.ReadOnReady(4, pool); b != nil || n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) || pool.lent.Load() != 0 {
+		t.Fatalf("without bytes: %v, %d, %v, %d buffers are lent", b, n, err, pool.lent.Load())
+	}
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	tried := pool.got.Load()
+	go func() { // it looks, and waits without a buffer
+		for pool.got.Load() == tried || pool.lent.Load() > 0 {
+		}
+		p.say("hello")
+	}()
+	for _, want := range []string{"hell", "o"} {
+		b, n, err := c.ReadOnReady(4, pool)
+		if err != nil || string((*b)[:n]) != want || pool.lent.Load() != 1 {
+			t.Fatalf("%d, %v, %d buffers are lent", n, err, pool.lent.Load())
+		}
+		pool.Put(b)
+	}
+	_ = p.Close()
+	if b, n, err := c.ReadOnReady(4, pool); b != nil || n != 0 || !errors.Is(err, io.EOF) || pool.lent.Load() != 0 {
+		t.Fatalf("at its end: %v, %d, %v, %d buffers are lent", b, n, err, pool.lent.Load())
+	}
+}
+
 func TestHTTPLimits(t *testing.T) {
 	ok := func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err == nil {
@@ -201,6 +258,71 @@ func serveGRPC(t *testing.T, l GRPCLimits) net.Addr {
 		<-ended
 	})
 	return on.Addr()
+}
+
+// TestStalledStream: the connection of a client that opens a stream and reads nothing of
+// it is closed, and counted; others are served meanwhile.
+func TestStalledStream(t *testing.T) {
+	on, err := Listen("127.0.0.1:0", 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := GRPC(GRPCLimits{Stall: soon})
+	grpc_health_v1.RegisterHealthServer(s, health.NewServer())
+	sent := make(chan error, 1)
+	s.RegisterService(&grpc.ServiceDesc{ServiceName: "test", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{StreamName: "flood", ServerStreams: true, Handler: func(_ any, ss grpc.ServerStream) error {
+		err := ss.RecvMsg(&grpc_health_v1.HealthCheckRequest{})
+		for err == nil {
+			err = ss.SendMsg(&grpc_health_v1.HealthCheckRequest{Service: strings.Repeat("x", 10<<10)})
+		}
+		sent <- err
+		return err
+	}}}}, nil)
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(on) }()
+	t.Cleanup(func() {
+		s.Stop()
+		<-ended
+	})
+	conn, err := grpc.NewClient(on.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/test/flood")
+	if err == nil {
+		err = errors.Join(stream.SendMsg(&grpc_health_v1.HealthCheckRequest{}), stream.CloseSend())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := healthClient(t, on.Addr())
+	for over := false; !over; {
+		select {
+		case err := <-sent:
+			if status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
+				t.Errorf("the stream ends with %v", err)
+			}
+			over = true
+		case <-ctx.Done():
+			t.Fatal("whoever does not read is waited for")
+		default:
+		}
+		if _, err := other.Check(ctx, &grpc_health_v1.HealthCheckRequest{}); err != nil {
+			t.Fatalf("others are not served: %v", err)
+		}
+	}
+	for err == nil { // what was on its way, and then the end
+		err = stream.RecvMsg(&grpc_health_v1.HealthCheckRequest{})
+	}
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("the client hears %v", err)
+	}
+	if n := on.Stalled(); n != 1 {
+		t.Errorf("%d connections were closed since they took nothing", n)
+	}
 }
 
 func healthClient(t *testing.T, addr net.Addr) grpc_health_v1.HealthClient {

@@ -33,6 +33,11 @@ func HTTP(h http.Handler, l HTTPLimits) *http.Server {
 		WriteTimeout:      cmp.Or(l.Write, 10*time.Second),
 		IdleTimeout:       cmp.Or(l.Idle, time.Minute),
 		MaxHeaderBytes:    cmp.Or(l.Header, 16<<10),
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateActive {
+				shaken(c)
+			}
+		},
 		// A peer over HTTP/2 that is silent while streams are open is asked
 		// whether it lives.
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100, SendPingTimeout: 30 * time.Second, PingTimeout: 10 * time.Second},
@@ -51,6 +56,12 @@ type GRPCLimits struct {
 	// judged anew; 2 h. Calls that are under way go on for Grace; without end
 	// when 0.
 	Age, Grace time.Duration
+	// Stall is how long a stream waits for its client to take what there is to
+	// send; 20 s. Then the connection is closed, with all that is on it: what the
+	// transport holds for a stream is let go with its connection alone. The answer to a
+	// call that is no stream has that long, and a second for each 64 KiB, where the
+	// server's codec knows of Answer.
+	Stall time.Duration
 	// Message bounds a message that is received, in bytes; 2 MiB. Header
 	// bounds the headers of a call; 32 KiB.
 	Message int
@@ -62,6 +73,7 @@ type GRPCLimits struct {
 // GRPC makes a server.
 func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
+		grpc.ForceServerCodecV2(Codec(MaxMessages)),
 		grpc.ConnectionTimeout(cmp.Or(l.Handshake, 10*time.Second)),
 		grpc.MaxRecvMsgSize(cmp.Or(l.Message, 2<<20)),
 		grpc.MaxHeaderListSize(cmp.Or(l.Header, 32<<10)),
@@ -69,6 +81,8 @@ func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: cmp.Or(l.Idle, 15*time.Minute),
 			MaxConnectionAge: cmp.Or(l.Age, 2*time.Hour), MaxConnectionAgeGrace: l.Grace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.ChainStreamInterceptor(unstalled(cmp.Or(l.Stall, 20*time.Second))),
+		grpc.ChainUnaryInterceptor(untaken(cmp.Or(l.Stall, 20*time.Second))),
 	}, opts...)...)
 }
 

@@ -4,7 +4,9 @@
 package names
 
 import (
+	"crypto/sha256"
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -145,18 +147,62 @@ func Physical(namespace, topic string) string {
 	return b.String()
 }
 
+// Epoch is the name, in its store, of an epoch of a topic after the first: first is the
+// physical name of the first, number is at least 2 and no other epoch of the topic has
+// or had it, uid is the topic's. It has only characters that every store takes, at most
+// MaxPhysical, and no other epoch of any topic, nor a topic that Physical names, has it.
+func Epoch(first string, number uint32, uid string) string {
+	// What follows the name: "_e" is in no name that Physical makes, where '_' is doubled
+	// or before '-', but in those of others; the uid tells from these, and from a topic
+	// of the same name that was deleted and left its epochs behind.
+	sum := sha256.Sum256([]byte(uid + "/" + first))
+	suffix := fmt.Sprintf("_e%d_%x", number, sum[:6])
+	clean := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' {
+			return r
+		}
+		return '_'
+	}, first)
+	return clean[:min(len(clean), MaxPhysical-len(suffix))] + suffix
+}
+
 // Group is the physical consumer group for one topic of one subscription.
 // Members of one group must all read the same topic, or RocketMQ loses events.
 func Group(subscriptionUID, topicUID string) string {
 	return "weft-" + subscriptionUID + "-" + topicUID
 }
 
+// GroupOf is the Group in an epoch of the topic, which may be in the store of another one.
+func GroupOf(subscriptionUID, topicUID string, epoch uint32) string {
+	if epoch == 1 {
+		return Group(subscriptionUID, topicUID)
+	}
+	return Group(subscriptionUID, topicUID) + "-e" + strconv.FormatUint(uint64(epoch), 10)
+}
+
 // RetryTopic is the physical topic that holds a subscription's events between
 // attempts.
 func RetryTopic(subscriptionUID string) string { return "weft-retry-" + subscriptionUID }
 
+// ReplyTopic is the physical topic over which replies reach the proxy that waits for
+// them, in the store of an EventStore.
+func ReplyTopic(storeUID string) string { return "weft-reply-" + storeUID }
+
+// DelayTopic is the physical topic that holds what is delayed in the store of an
+// EventStore, where the mesh delays in its place, by class of delays; the group that
+// reads it has the same name.
+func DelayTopic(storeUID string, class int) string {
+	return "weft-delay-" + storeUID + "-" + strconv.Itoa(class)
+}
+
 // RetryGroup is the physical group that reads a subscription's retry topic.
 func RetryGroup(subscriptionUID string) string { return "weft-retry-" + subscriptionUID }
+
+// FollowGroup is the physical group that reads what comes to an epoch of a topic behind its
+// cut, which whoever writes past the mesh has written.
+func FollowGroup(topicUID string, epoch uint32) string {
+	return "weft-follow-" + topicUID + "-e" + strconv.FormatUint(uint64(epoch), 10)
+}
 
 // ValidNodeID reports whether a text may be the node id of a proxy: 1 to 128 of
 // A-Z, a-z, 0-9, '.', '_' and '-'.

@@ -1,7 +1,9 @@
 package names
 
 import (
+	"fmt"
 	"path"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -110,5 +112,42 @@ func TestText(t *testing.T) {
 		if got := Text(in, 10); got != want {
 			t.Errorf("%q is shown as %q, want %q", in, got, want)
 		}
+	}
+}
+
+// TestEpoch: a later epoch has a name that every store takes and nothing else has:
+// neither another epoch of any topic, nor a topic, nor what a topic of the same name
+// left behind.
+func TestEpoch(t *testing.T) {
+	plain := regexp.MustCompile(`^[A-Za-z0-9_-]{1,127}$`)
+	seen := map[string]string{}
+	note := func(name, of string) {
+		t.Helper()
+		if !plain.MatchString(name) {
+			t.Errorf("%s: %q is not a name that every store takes", of, name)
+		}
+		if other, taken := seen[name]; taken {
+			t.Errorf("%s and %s are both %q", of, other, name)
+		}
+		seen[name] = of
+	}
+	long := strings.Repeat("x", MaxName)
+	for _, topic := range []string{"a", "a_e2", "a-e2", "a.b", "a_b", long} {
+		note(Physical("ns", topic), "topic "+topic)
+	}
+	adopted := []string{"orders", "a.b", "a%b", "a|b", "a_b", strings.Repeat("y", 249), strings.Repeat("y", 248) + "z", "ns_a_e2"}
+	for _, first := range append(adopted, Physical("ns", "a"), Physical("ns", "a_e2"), Physical("ns", "a.b"), Physical(strings.Repeat("n", MaxNamespace), long)) {
+		for _, uid := range []string{"one", "two"} {
+			for _, number := range []uint32{2, 3, 22, 4294967295} {
+				name := Epoch(first, number, uid)
+				note(name, fmt.Sprint(first, "/", number, "/", uid))
+				if name != Epoch(first, number, uid) {
+					t.Errorf("%s is not always the same", name)
+				}
+			}
+		}
+	}
+	if got := Epoch(Physical("ns", "orders"), 2, "u"); !strings.HasPrefix(got, "ns_orders_e2_") {
+		t.Errorf("%q does not tell what it is of", got)
 	}
 }

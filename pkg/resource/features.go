@@ -145,6 +145,25 @@ func (f *Features) require(of map[protoreflect.Descriptor]int, m protoreflect.Me
 	})
 }
 
+// moves are what the resources of a topic that moves may ask, and later those of one that
+// has moved.
+var moves = sync.OnceValue(func() (f Features) {
+	for d, i := range known().of {
+		switch d.Parent().FullName() {
+		case configPackage + ".TopicBinding", configPackage + ".Epoch", configPackage + ".Cut", configPackage + ".Move", configPackage + ".Move.Phase":
+			f.set(i)
+		}
+		if d.FullName() == configPackage+".TopicAdmission.epochs" {
+			f.set(i)
+		}
+	}
+	return f
+})
+
+// KnowMoves reports whether a node that can do this is sent topics that move, or have
+// moved.
+func KnowMoves(can Features) bool { return moves().Without(can).Empty() }
+
 // Without is what of f is not in g.
 func (f Features) Without(g Features) Features {
 	for i := range f.bits {

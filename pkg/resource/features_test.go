@@ -162,3 +162,25 @@ func TestDigest(t *testing.T) {
 		}
 	}
 }
+
+// TestKnowMoves: a node that lacks anything that topics ask of it while they move, or
+// later, knows no moves; what has to do with other things does not count.
+func TestKnowMoves(t *testing.T) {
+	without := func(name string) Features {
+		list := AllFeatures()
+		if n := len(list); name != "" && len(slices.DeleteFunc(list, func(f string) bool { return f == name })) != n-1 {
+			t.Fatalf("there is no feature %s", name)
+		}
+		return FeaturesOf(slices.DeleteFunc(AllFeatures(), func(f string) bool { return f == name }))
+	}
+	for _, name := range []string{"topicbinding.move", "topicbinding.highest", "topicbinding.ended", "epoch.cut", "cut.minor", "move.partitions", "phase.drained", "topicadmission.epochs"} {
+		if KnowMoves(without(name)) {
+			t.Errorf("a node without %s", name)
+		}
+	}
+	for _, name := range []string{"", "kind/migration", "filter.not", "topicadmission.reasons"} {
+		if !KnowMoves(without(name)) {
+			t.Errorf("a node without %q", name)
+		}
+	}
+}

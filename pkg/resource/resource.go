@@ -28,7 +28,11 @@ const (
 	Route                 Kind = "route"
 	Subscription          Kind = "subscription"
 	AccessPolicy          Kind = "accesspolicy"
+	Quota                 Kind = "quota"
+	Schema                Kind = "schema"
 	Identity              Kind = "identity"
+	HTTPBinding           Kind = "httpbinding"
+	Migration             Kind = "migration"
 	TopicBinding          Kind = "topicbinding"
 	TopicAdmission        Kind = "topicadmission"
 	SubscriptionAdmission Kind = "subscriptionadmission"
@@ -59,11 +63,15 @@ type Info struct {
 func Kinds() []Info {
 	return []Info{
 		{Kind: EventStore, Title: "EventStore", Field: "event_store"},
+		{Kind: Schema, Title: "Schema", Field: "schema"},
 		{Kind: Topic, Title: "Topic", Field: "topic"},
 		{Kind: Route, Title: "Route", Field: "route"},
+		{Kind: HTTPBinding, Title: "HttpBinding", Field: "http_binding"},
 		{Kind: Subscription, Title: "Subscription", Field: "subscription"},
 		{Kind: Identity, Title: "Identity", Field: "identity", Governs: true},
 		{Kind: AccessPolicy, Title: "AccessPolicy", Field: "access_policy", Governs: true},
+		{Kind: Quota, Title: "Quota", Field: "quota", Governs: true},
+		{Kind: Migration, Title: "Migration", Field: "migration"},
 		{Kind: TopicBinding, Title: "TopicBinding", Field: "topic_binding", System: true},
 		{Kind: TopicAdmission, Title: "TopicAdmission", Field: "topic_admission", System: true},
 		{Kind: SubscriptionAdmission, Title: "SubscriptionAdmission", Field: "subscription_admission", System: true},
@@ -77,9 +85,17 @@ func Governs(kind Kind) bool {
 	return info.Governs
 }
 
+// Streamed reports whether resources of a kind are sent to proxies. The others only say
+// what the control plane is to do.
+func Streamed(kind Kind) bool { return kind != Quarantine && kind != Migration }
+
+// RolledBack reports whether resources of a kind are made what they were where more is
+// rolled back. A Migration is not: it would begin a move, or end one.
+func RolledBack(kind Kind) bool { return kind != Migration }
+
 // Unasked reports whether resources of a kind apply without anybody having named
 // them: they say what is allowed, or where events go.
-func Unasked(kind Kind) bool { return Governs(kind) || kind == Route }
+func Unasked(kind Kind) bool { return Governs(kind) || kind == Route || kind == HTTPBinding }
 
 // Governing is the subscription to what applies unasked in a namespace: its
 // resources of all kinds that the control plane counts as Unasked.
@@ -124,8 +140,16 @@ func KindOf(r *configv1.Resource) Kind {
 		return Subscription
 	case *configv1.Resource_AccessPolicy:
 		return AccessPolicy
+	case *configv1.Resource_Quota:
+		return Quota
+	case *configv1.Resource_Schema:
+		return Schema
 	case *configv1.Resource_Identity:
 		return Identity
+	case *configv1.Resource_HttpBinding:
+		return HTTPBinding
+	case *configv1.Resource_Migration:
+		return Migration
 	case *configv1.Resource_TopicBinding:
 		return TopicBinding
 	case *configv1.Resource_TopicAdmission:

@@ -4,6 +4,7 @@
 package tlsconf
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -20,10 +21,14 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/weft-mesh/weft/pkg/outage"
+	"github.com/weft-mesh/weft/pkg/secretfile"
 )
 
 // Files are the paths of PEM files.
 type Files struct {
+	// Folder, unless empty, is where they are: nothing outside of it is read,
+	// wherever names and links lead.
+	Folder string
 	// Cert and Key are the own certificate chain and key.
 	Cert, Key string
 	// CA has the authorities that the other side must have.
@@ -32,6 +37,43 @@ type Files struct {
 
 // Empty reports whether no file is named.
 func (f Files) Empty() bool { return f == Files{} }
+
+// read reads one.
+func (f Files) read(name string) ([]byte, error) {
+	if f.Folder == "" {
+		return os.ReadFile(name)
+	}
+	b, err := secretfile.ReadIn(f.Folder, name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return b, nil
+}
+
+// stat looks at one; nil where there is none.
+func (f Files) stat(name string) os.FileInfo {
+	var info os.FileInfo
+	if f.Folder == "" {
+		info, _ = os.Stat(name)
+	} else if root, err := os.OpenRoot(f.Folder); err == nil {
+		info, _ = root.Stat(name)
+		_ = root.Close()
+	}
+	return info
+}
+
+// pair reads the certificate with its key.
+func (f Files) pair() (tls.Certificate, error) {
+	cert, err := f.read(f.Cert)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, err := f.read(f.Key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(cert, key)
+}
 
 // checkEvery is how often files are looked at for a change, at most.
 const checkEvery = 5 * time.Second
@@ -103,9 +145,7 @@ func Open(name string, f Files, log *slog.Logger) (*Source, error) {
 
 func (s *Source) stamps() (out [3]stamp) {
 	for i, f := range []string{s.files.Cert, s.files.Key, s.files.CA} {
-		if info, err := os.Stat(f); err == nil {
-			out[i].info = info
-		}
+		out[i].info = s.files.stat(f)
 	}
 	return out
 }
@@ -117,7 +157,7 @@ func (s *Source) load() error {
 	s.sessions = tls.NewLRUClientSessionCache(0)
 	s.draw()
 	if s.files.Cert != "" {
-		c, err := tls.LoadX509KeyPair(s.files.Cert, s.files.Key)
+		c, err := s.files.pair()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("certificate %s with key %s: %w", s.files.Cert, s.files.Key, err))
 		} else {
@@ -125,7 +165,7 @@ func (s *Source) load() error {
 		}
 	}
 	if s.files.CA != "" {
-		b, err := os.ReadFile(s.files.CA)
+		b, err := s.files.read(s.files.CA)
 		pool := x509.NewCertPool()
 		switch {
 		case err != nil:
@@ -208,6 +248,26 @@ func (c content) client() *tls.Config {
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.cert, nil }
 	}
 	return conf
+}
+
+// Same reports whether a configuration that Client gave says what Client would now.
+func (s *Source) Same(conf *tls.Config) bool {
+	now := s.current()
+	if (now.pool == nil) != (conf.RootCAs == nil) || now.pool != nil && !now.pool.Equal(conf.RootCAs) {
+		return false
+	}
+	if now.cert == nil || conf.GetClientCertificate == nil {
+		return (now.cert == nil) == (conf.GetClientCertificate == nil)
+	}
+	was, _ := conf.GetClientCertificate(nil)
+	return slices.EqualFunc(was.Certificate, now.cert.Certificate, bytes.Equal)
+}
+
+// Unusable is why files that have changed are not in force; nil where they are.
+func (s *Source) Unusable() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
 }
 
 // Certificate is the own one; nil without.

@@ -50,10 +50,14 @@ func Give(e *event.Event, sc trace.SpanContext) {
 	}
 }
 
+// operations are the types that the semantic conventions know, of what the mesh does.
+var operations = map[string]string{"publish": "send", "write": "send", "deliver": "process", "push": "process", "ack": "settle"}
+
 // Message are the attributes of a span that is about events of one topic
-// (OpenTelemetry semantic conventions, messaging).
+// (OpenTelemetry semantic conventions, messaging). operation is one of publish,
+// write, deliver, push and ack.
 func Message(operation, namespace, topic string, more ...attribute.KeyValue) trace.SpanStartEventOption {
-	return trace.WithAttributes(append(more, attribute.String("messaging.system", "weft"), attribute.String("messaging.operation.name", operation),
+	return trace.WithAttributes(append(more, attribute.String("messaging.system", "weft"), attribute.String("messaging.operation.name", operation), attribute.String("messaging.operation.type", operations[operation]),
 		attribute.String("messaging.destination.namespace", namespace), attribute.String("messaging.destination.name", topic))...)
 }
 

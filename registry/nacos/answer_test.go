@@ -2,6 +2,7 @@ package nacos
 
 import (
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -32,6 +33,11 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if err != nil {
 			return
+		}
+		for i, e := range endpointsOf(list) {
+			if host, port, err := net.SplitHostPort(e.Addr); err != nil || host == "" || port == "0" || e.Weight <= 0 || e.Weight > maxWeight {
+				t.Errorf("endpoint %d is %+v: %v", i, e, err)
+			}
 		}
 		for i := range list {
 			in, ours := list[i].instance()

@@ -450,7 +450,12 @@ func (r *Registry) write(ctx context.Context, method, name string, e, old *entry
 // Watch yields the instances of a service; see registry.Registry. It asks Nacos
 // every Config.Poll or so.
 func (r *Registry) Watch(ctx context.Context, name string) iter.Seq2[[]registry.Instance, error] {
-	return func(yield func([]registry.Instance, error) bool) {
+	return poll(ctx, r, func(ctx context.Context) ([]registry.Instance, error) { return r.list(ctx, name) }, equal)
+}
+
+// poll looks every Config.Poll or so, and yields what has changed.
+func poll[T any](ctx context.Context, r *Registry, look func(context.Context) ([]T, error), equal func(a, b T) bool) iter.Seq2[[]T, error] {
+	return func(yield func([]T, error) bool) {
 		r.mu.Lock()
 		if r.life.Err() != nil {
 			r.mu.Unlock()
@@ -462,10 +467,10 @@ func (r *Registry) Watch(ctx context.Context, name string) iter.Seq2[[]registry.
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(r.life, cancel)()
-		var last []registry.Instance
+		var last []T
 		first, failing := true, false
 		for ctx.Err() == nil {
-			now, err := r.list(ctx, name)
+			now, err := look(ctx)
 			switch {
 			case ctx.Err() != nil:
 				return

@@ -81,3 +81,24 @@ func (w *Window) Commit() int64 {
 	}
 	return w.ring[w.head&uint64(len(w.ring)-1)].offset
 }
+
+// Beyond gives what is settled above Commit: for each run of settled messages that
+// were delivered one after the other, the offsets of its first and last one.
+func (w *Window) Beyond(yield func(first, last int64) bool) {
+	for n := w.head; n < w.tail; n++ {
+		first := w.at(n)
+		if !first.done {
+			continue
+		}
+		last := first
+		for n+1 < w.tail && w.at(n+1).done {
+			n++
+			last = w.at(n)
+		}
+		if !yield(first.offset, last.offset) {
+			return
+		}
+	}
+}
+
+func (w *Window) at(n uint64) slot { return w.ring[n&uint64(len(w.ring)-1)] }

@@ -7,8 +7,8 @@ import (
 )
 
 // TestModel compares the window with a list: no commit covers an unsettled
-// message, and it is the highest one that does not; only what is durably
-// committed makes room.
+// message, and it is the highest one that does not; what is settled beyond it is
+// known; only what is durably committed makes room.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := rapid.IntRange(1, 20).Draw(t, "size")
@@ -50,6 +50,17 @@ func TestModel(t *testing.T) {
 			}
 			if w.Room() != size-(len(model)-kept) {
 				t.Fatalf("Room() = %d, want %d", w.Room(), size-(len(model)-kept))
+			}
+			beyond := map[int64]bool{}
+			for first, last := range w.Beyond {
+				for at := first; at <= last; at++ {
+					beyond[at] = true
+				}
+			}
+			for i, m := range model {
+				if beyond[m.offset] != (m.done && i > settled) {
+					t.Fatalf("Beyond() has offset %d: %v", m.offset, beyond[m.offset])
+				}
 			}
 			if rapid.Bool().Draw(t, "committed") {
 				w.Kept(want)

@@ -1,15 +1,23 @@
 package binding
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/kafka"
 	"github.com/weft-mesh/weft/store/rocketmq"
 )
 
@@ -86,6 +94,81 @@ func TestSecret(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestKafka: what an EventStore says of Kafka is what its driver is told, with the
+// credentials of who opens it.
+func TestKafka(t *testing.T) {
+	t.Setenv("WEFT_TEST_PROXY", "proxy")
+	t.Setenv("WEFT_TEST_ADMIN", "admin")
+	pair := func(name string) *configv1.KeyPair {
+		return &configv1.KeyPair{AccessKey: env(name), SecretKey: env(name)}
+	}
+	of := func(spec *configv1.Kafka, options func(*configv1.EventStore) (string, any, error)) kafka.Options {
+		t.Helper()
+		kind, o, err := options(&configv1.EventStore{Driver: &configv1.EventStore_Kafka{Kafka: spec}})
+		if err != nil || kind != "kafka" {
+			t.Fatal(kind, err)
+		}
+		return o.(kafka.Options)
+	}
+	plain := of(&configv1.Kafka{Brokers: []string{"a:1", "b:2"}, ReplicationFactor: 3}, AdminOptions)
+	if len(plain.Brokers) != 2 || plain.Replicas != 3 || plain.Mechanism != "" || plain.Credentials != nil || plain.TLS != nil {
+		t.Errorf("%+v", plain)
+	}
+	for m, want := range map[configv1.SaslMechanism]kafka.Mechanism{configv1.SaslMechanism_SASL_MECHANISM_PLAIN: kafka.Plain,
+		configv1.SaslMechanism_SASL_MECHANISM_SCRAM_SHA_256: kafka.ScramSHA256, configv1.SaslMechanism_SASL_MECHANISM_SCRAM_SHA_512: kafka.ScramSHA512} {
+		spec := &configv1.Kafka{Brokers: []string{"a:1"}, SaslMechanism: m, Credentials: pair("WEFT_TEST_PROXY")}
+		for _, c := range []struct {
+			options func(*configv1.EventStore) (string, any, error)
+			admin   *configv1.KeyPair
+			user    string
+		}{{Options, nil, "proxy"}, {AdminOptions, nil, "proxy"}, {Options, pair("WEFT_TEST_ADMIN"), "proxy"}, {AdminOptions, pair("WEFT_TEST_ADMIN"), "admin"}} {
+			spec.AdminCredentials = c.admin
+			o := of(spec, c.options)
+			if got, err := o.Credentials(); err != nil || o.Mechanism != want || got.User != c.user || got.Password != c.user {
+				t.Errorf("%s with %v: %s as %q, %v", m, c.admin, o.Mechanism, got.User, err)
+			}
+		}
+	}
+	if _, _, err := Options(&configv1.EventStore{Driver: &configv1.EventStore_Kafka{Kafka: &configv1.Kafka{SaslMechanism: 77}}}); err == nil {
+		t.Error("a mechanism that nobody knows")
+	}
+}
+
+// TestKafkaTLS: files that are not there say so, and are taken once they are.
+func TestKafkaTLS(t *testing.T) {
+	ca := filepath.Join(t.TempDir(), "ca")
+	_, o, err := Options(&configv1.EventStore{Driver: &configv1.EventStore_Kafka{Kafka: &configv1.Kafka{Tls: &configv1.KafkaTls{CaFile: ca, ServerName: "kafka"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := o.(kafka.Options).TLS
+	if _, err := conf(); store.Why(err) != "SecretMissing" || !strings.Contains(err.Error(), ca) {
+		t.Fatalf("without the file: %v", err)
+	}
+	if err := os.WriteFile(ca, authority(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := conf()
+	if err != nil || c.ServerName != "kafka" || c.RootCAs == nil || c.InsecureSkipVerify {
+		t.Errorf("with it: %+v, %v", c, err)
+	}
+}
+
+// authority is the certificate of one, in PEM.
+func authority(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 // TestWhoseCredentials: a proxy has credentials, a control plane

@@ -110,6 +110,11 @@ func (s *Store) EnsureGroup(ctx context.Context, topic, name string, from store.
 	}
 	low, next := t.low, t.next
 	s.mu.Unlock()
+	for _, p := range from.After {
+		if p.Partition != "" || p.Offset >= next {
+			return store.Refused(topic, p)
+		}
+	}
 	floor, err := s.start(t, from, low, next)
 	if err != nil {
 		return err
@@ -149,6 +154,17 @@ func (s *Store) DeleteGroup(ctx context.Context, topic, name string) error {
 	g.wakeLocked()
 	s.mu.Unlock()
 	return s.do(ctx, "embedded.delete-group", func(b *pebble.Batch) error { return b.Delete(groupKey(t.id, name), nil) })
+}
+
+// Extents tells where the topic begins and ends.
+func (s *Store) Extents(_ context.Context, topic string) ([]store.Extent, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, err := s.topicLocked("embedded.extents", topic)
+	if err != nil {
+		return nil, err
+	}
+	return []store.Extent{{Begin: t.low, End: t.next}}, nil
 }
 
 // Lag tells how far a group is behind.

@@ -202,3 +202,18 @@ func TestReadsWhileTheDiskIsFull(t *testing.T) {
 	publishTo(t, s, "t", "d")
 	must(t, s.Close(t.Context()))
 }
+
+// TestLagOfWhatIsRemoved: a group is not behind what retention has removed.
+func TestLagOfWhatIsRemoved(t *testing.T) {
+	s := openAt(t, vfs.NewMem(), "store", 0)
+	defer func() { must(t, s.Close(t.Context())) }()
+	must(t, s.EnsureTopic(t.Context(), store.TopicSpec{Name: "t", MaxBytes: 1}))
+	must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
+	publishTo(t, s, "t", "1", "2", "3")
+	s.retain(time.Now())
+	lag, err := s.Lag(t.Context(), "t", "g")
+	must(t, err)
+	if want := (store.PartitionLag{Committed: 2, End: 3, Behind: 1}); len(lag) != 1 || lag[0] != want {
+		t.Errorf("got %+v, want %+v", lag, want)
+	}
+}

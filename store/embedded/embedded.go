@@ -84,6 +84,8 @@ const (
 	commitInterval = 20 * time.Millisecond
 	// maxDelay is the longest delay.
 	maxDelay = 365 * 24 * time.Hour
+	// delayPrecision is how late a delayed record is moved at most.
+	delayPrecision = 10 * time.Millisecond
 	// reopenEvery is the time between tries to open a failed database again.
 	reopenEvery = time.Second
 	// probeBytes is what must fit on a disk that was full before its database is
@@ -385,8 +387,15 @@ func (s *Store) Probe(context.Context) (store.Capabilities, error) {
 	if s.broken != nil {
 		return store.Capabilities{}, s.broken
 	}
-	return store.Capabilities{Product: "Weft embedded store", Version: formatVersion, Durability: store.DurabilityDisk, Delay: maxDelay,
-		Replay: true, TopicRetention: true, MaxEventBytes: maxEvent, RedeliveryWindow: s.cfg.Window, CommitInterval: commitInterval, Local: true}, nil
+	caps := Driver{}.States()
+	caps.RedeliveryWindow = s.cfg.Window
+	return caps, nil
+}
+
+// States tells what every embedded store gives; see store.Stater.
+func (Driver) States() store.Capabilities {
+	return store.Capabilities{Product: "Weft embedded store", Version: formatVersion, Durability: store.DurabilityDisk, Delay: maxDelay, DelayPrecision: delayPrecision,
+		Order: true, Tail: true, Replay: true, TopicRetention: true, MaxEventBytes: maxEvent, RedeliveryWindow: defaultWindow, CommitInterval: commitInterval, Local: true}
 }
 
 // topicLocked finds a topic.

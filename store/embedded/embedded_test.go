@@ -12,7 +12,7 @@ import (
 	"github.com/weft-mesh/weft/store/storetest"
 )
 
-var expect = store.Capabilities{Durability: store.DurabilityDisk, Delay: maxDelay, Replay: true, TopicRetention: true, Local: true}
+var expect = store.Capabilities{Durability: store.DurabilityDisk, Delay: maxDelay, DelayPrecision: delayPrecision, Order: true, Tail: true, Replay: true, TopicRetention: true, Local: true}
 
 func openAt(t testing.TB, fs vfs.FS, dir string, window int) *Store {
 	t.Helper()

@@ -23,7 +23,8 @@ type group struct {
 	next    uint64 // the first that was never delivered since the store was opened
 	settled map[uint64]struct{}
 	owner   map[uint64]*member
-	back    []uint64 // given back, sorted
+	back    []uint64  // given back, sorted
+	members []*member // by when they joined
 	wake    chan struct{}
 	dirty   bool
 	flushed chan struct{} // closed when what is dirty now is durable
@@ -150,9 +151,18 @@ func (g *group) advanceLocked() {
 	g.next = max(g.next, g.floor)
 }
 
+// turnLocked reports whether m may take anything: where a member wants order, all
+// of the topic is that member's which joined first.
+func (g *group) turnLocked(m *member) bool {
+	return g.members[0] == m || !slices.ContainsFunc(g.members, func(o *member) bool { return o.ordered })
+}
+
 // takeLocked gives up to n offsets to m.
 func (g *group) takeLocked(m *member, n int) []uint64 {
 	g.advanceLocked()
+	if !g.turnLocked(m) {
+		return nil
+	}
 	var out []uint64
 	for len(out) < n && len(g.back) > 0 {
 		o := g.back[0]
@@ -175,9 +185,9 @@ func (g *group) takeLocked(m *member, n int) []uint64 {
 
 // member is one subscription.
 type member struct {
-	g *group
-	// mine counts what it owns; closed refuses more. Guarded by Store.mu.
-	closed bool
+	g       *group
+	ordered bool
+	closed  bool // refuses more; guarded by Store.mu
 }
 
 // handle is Message.Handle.
@@ -199,7 +209,9 @@ func (s *Store) Subscribe(_ context.Context, r store.SubscribeRequest) (store.Su
 	if g == nil {
 		return nil, fault.New(fault.NotFound, op, "unknown-group", "topic %s has no group %s", r.Topic, r.Group)
 	}
-	return &member{g: g}, nil
+	m := &member{g: g, ordered: r.Ordered}
+	g.members = append(g.members, m)
+	return m, nil
 }
 
 // Fetch waits for messages.
@@ -322,6 +334,15 @@ func (m *member) Settle(msgs []*store.Message) (stale int) {
 	return stale
 }
 
+// Holds: what a member has fetched is its own until it is settled or the member
+// closed.
+func (m *member) Holds(msg *store.Message) bool {
+	m.g.s.mu.Lock()
+	defer m.g.s.mu.Unlock()
+	h, ok := msg.Handle.(handle)
+	return ok && h.m == m && !m.closed && m.g.owner[h.offset] == m
+}
+
 // Close gives unsettled messages back and waits until settled ones are durable.
 func (m *member) Close(ctx context.Context) error {
 	g, s := m.g, m.g.s
@@ -331,6 +352,7 @@ func (m *member) Close(ctx context.Context) error {
 		return nil
 	}
 	m.closed = true
+	g.members = slices.DeleteFunc(g.members, func(o *member) bool { return o == m })
 	var mine []uint64
 	for o, owner := range g.owner {
 		if owner == m {

@@ -180,6 +180,21 @@ func (x *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 	}
 }
 
+// AtEnd reports whether it has given everything.
+func (x *tail) AtEnd() bool {
+	x.s.mu.Lock()
+	defer x.s.mu.Unlock()
+	return x.next >= x.t.next && !x.t.gone && !x.s.closed
+}
+
+// Mark is where the topic ends now.
+func (x *tail) Mark(context.Context) (passed func() bool, err error) {
+	x.s.mu.Lock()
+	end := x.t.next
+	x.s.mu.Unlock()
+	return func() bool { return x.next >= end }, nil
+}
+
 // Close ends the tail.
 func (x *tail) Close(context.Context) error {
 	select {

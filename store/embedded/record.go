@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"time"
@@ -67,7 +68,11 @@ func decodeRecord(b []byte) (e event.Event, stored time.Time, err error) {
 		return e, stored, err
 	}
 	// One string for all attributes, one slice for the data.
-	d := decoder{s: string(b[recordHeader:])}
+	data, ok := dataOf(b[recordHeader:])
+	if !ok {
+		return e, stored, errRecord
+	}
+	d := decoder{s: string(b[recordHeader : len(b)-len(data)])}
 	for _, f := range [...]*string{&e.ID, &e.Source, &e.Type, &e.Subject, &e.Time, &e.DataContentType, &e.DataSchema} {
 		*f = d.string()
 	}
@@ -86,10 +91,43 @@ func decodeRecord(b []byte) (e event.Event, stored time.Time, err error) {
 	if d.failed {
 		return event.Event{}, stored, errRecord
 	}
-	if len(d.s) > 0 {
-		e.Data = []byte(d.s)
+	if len(data) > 0 {
+		e.Data = bytes.Clone(data)
 	}
 	return e, stored, nil
+}
+
+// dataOf is what comes behind the attributes of a record, whose header b does not
+// have.
+func dataOf(b []byte) (data []byte, ok bool) {
+	uvarint := func() (uint64, bool) {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			return 0, false
+		}
+		b = b[n:]
+		return v, true
+	}
+	skip := func(strings uint64) bool {
+		for range strings {
+			n, ok := uvarint()
+			if !ok || n > uint64(len(b)) {
+				return false
+			}
+			b = b[n:]
+		}
+		return true
+	}
+	if !skip(7) {
+		return nil, false
+	}
+	for range 2 { // Ext, Mesh
+		n, ok := uvarint()
+		if !ok || n > maxAttrs || !skip(2*n) {
+			return nil, false
+		}
+	}
+	return b, true
 }
 
 type decoder struct {

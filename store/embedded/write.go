@@ -9,6 +9,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/weft-mesh/weft/pkg/duration"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 )
@@ -38,12 +40,21 @@ func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store
 	limit := s.clock.Now().Add(maxDelay)
 	for _, d := range due {
 		if d.After(limit) {
-			err := fault.New(fault.Invalid, "embedded.publish", "delay", "the delay is longer than %s", maxDelay)
+			err := fault.New(fault.Invalid, "embedded.publish", "delay", "the delay is longer than %s", duration.Text(maxDelay))
 			failAll(res, err)
 			return err
 		}
 	}
 	return s.publish(ctx, topic, events, due, res)
+}
+
+// Seal writes e into the one partition; see store.Sealer.
+func (s *Store) Seal(ctx context.Context, topic string, e *event.Event) ([]store.Position, error) {
+	res := make([]store.Result, 1)
+	if err := s.publish(ctx, topic, []store.Outgoing{{Event: e}}, nil, res); err != nil {
+		return nil, err
+	}
+	return []store.Position{res[0].Pos}, nil
 }
 
 func failAll(res []store.Result, err error) {

@@ -7,9 +7,11 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weft-mesh/weft/store"
 )
@@ -41,17 +43,23 @@ const maxToken = 512
 // String is the token's text. TopicUID must be a UUID.
 func (t Token) String() string {
 	var buf [maxToken]byte
+	return string(t.Append(buf[:0]))
+}
+
+// Append appends the token's text. TopicUID must be a UUID.
+func (t Token) Append(to []byte) []byte {
+	var buf [maxToken]byte
 	b := append(buf[:0], version)
 	u, err := uuid.Parse(t.TopicUID)
 	if err != nil || len(t.Pos.Partition) > maxPartition {
-		return ""
+		return to
 	}
 	b = append(b, u[:]...)
 	b = binary.AppendUvarint(b, uint64(t.Epoch))
 	b = binary.AppendUvarint(b, t.Pos.Offset)
 	b = binary.AppendUvarint(b, t.Pos.Minor)
 	b = append(b, t.Pos.Partition...)
-	return base64.RawURLEncoding.EncodeToString(b)
+	return base64.RawURLEncoding.AppendEncode(to, b)
 }
 
 // Parse reads a token. The error is ErrInvalid.
@@ -85,4 +93,91 @@ func Parse(s string) (Token, error) {
 	t.Epoch = uint32(fields[0])
 	t.Pos = store.Position{Partition: string(b), Offset: fields[1], Minor: fields[2]}
 	return t, nil
+}
+
+// Start is where a Subscription begins in one epoch of a topic: after the places that
+// tokens have in it, and elsewhere at its beginning, or at the time, or at its end where
+// at is nil. Tokens of other topics and of other epochs are passed over: Starts has what
+// those mean.
+func Start(beginning bool, at *timestamppb.Timestamp, tokens []string, topicUID string, epoch uint32) (store.Start, error) {
+	var from store.Start
+	switch {
+	case beginning:
+	case at != nil:
+		from.At = at.AsTime()
+	default:
+		from.End = true
+	}
+	mine, err := tokensOf(tokens, topicUID)
+	for _, t := range mine {
+		if t.Epoch == epoch {
+			from.After = append(from.After, t.Pos)
+		}
+	}
+	return from, err
+}
+
+// tokensOf are the tokens of one topic.
+func tokensOf(tokens []string, topicUID string) (mine []Token, err error) {
+	for i, s := range tokens {
+		t, err := Parse(s)
+		if err != nil {
+			return nil, fmt.Errorf("spec.start_positions[%d]: %w", i, err)
+		}
+		if t.TopicUID == topicUID {
+			mine = append(mine, t)
+		}
+	}
+	return mine, nil
+}
+
+// Begin is an epoch of a topic that a Subscription reads.
+type Begin struct {
+	Epoch uint32
+	// Beginning is what Start is to be told: where its tokens do not say otherwise the
+	// Subscription begins at the epoch's beginning, whatever is said of the topic.
+	Beginning bool
+}
+
+// Starts tells which epochs of a topic a Subscription reads that begins now, and how it
+// begins in each. epochs are those that are kept, oldest first, at least one; written is
+// the one that is written to.
+//
+// With tokens it begins in the oldest epoch that they are of: whoever has a place there
+// has read what was before. One of an epoch that is not kept any more means the
+// beginning of the oldest that is, as a place does whose events are not kept. Without
+// tokens it begins at the time, in every epoch; or at the beginning of the oldest; or
+// else at the end of the one that is written to. What comes after the epoch that it
+// begins in is read from the beginning. One token of an epoch to come is an error.
+func Starts(beginning bool, at *timestamppb.Timestamp, tokens []string, topicUID string, epochs []uint32, written uint32) ([]Begin, error) {
+	mine, err := tokensOf(tokens, topicUID)
+	if err != nil {
+		return nil, err
+	}
+	first, whole := written, beginning // whole: the first from its beginning
+	if beginning || at != nil {
+		first = epochs[0]
+	}
+	if len(mine) > 0 {
+		first = epochs[len(epochs)-1]
+		for _, t := range mine {
+			if last := epochs[len(epochs)-1]; t.Epoch > last {
+				return nil, fmt.Errorf("spec.start_positions: one is of epoch %d of its topic, which is in epoch %d", t.Epoch, last)
+			}
+			if t.Epoch < epochs[0] {
+				whole = true
+			}
+			first = min(first, max(t.Epoch, epochs[0]))
+		}
+	}
+	var out []Begin
+	for _, e := range epochs {
+		switch {
+		case e == first:
+			out = append(out, Begin{e, whole})
+		case e > first:
+			out = append(out, Begin{e, beginning || at == nil || len(mine) > 0})
+		}
+	}
+	return out, nil
 }

@@ -58,7 +58,7 @@ func TestAccessControl(t *testing.T) {
 	now := rocketmq.Keys{Access: user, Secret: first}
 	st := open(func() (rocketmq.Keys, error) { mu.Lock(); defer mu.Unlock(); return now, nil })
 	must(st.(store.Checker).Check(ctx))
-	sub, err := st.Subscribe(ctx, store.SubscribeRequest{Topic: "orders", Group: "billing"})
+	sub, err := st.Subscribe(ctx, store.SubscribeRequest{Topic: "orders", Group: "billing", Ordered: true}) // which locks queues too
 	must(err)
 	defer func() { must(sub.Close(context.WithoutCancel(ctx))) }()
 	tail, err := st.Tail(ctx, store.TailRequest{Topic: "orders"})

@@ -30,6 +30,8 @@ const (
 	reqUnregister  = 35
 	reqConsumers   = 38
 	reqNotice      = 40
+	reqLock        = 41
+	reqUnlock      = 42
 	reqRoute       = 105
 	reqCluster     = 106
 	reqGroup       = 200
@@ -38,6 +40,7 @@ const (
 	reqDeleteRoute = 216
 	reqSend        = 310
 	reqSendBatch   = 320
+	reqTopicConfig = 351
 
 	resOK            = 0
 	resSystemError   = 1
@@ -72,6 +75,10 @@ type route struct {
 	brokers map[string]string // address of each broker's master
 	read    []queue           // sorted
 	write   []queue           // sorted
+	all     []queue           // whatever is allowed; sorted
+	away    []string          // brokers that have it, whose master is away
+	queues  map[string]int    // how many of each broker are to be written, if that is allowed
+	perms   map[string]int    // what each broker lets be done; the least that a name server says
 	at      time.Time
 }
 
@@ -84,6 +91,7 @@ type cluster struct {
 	mu     sync.Mutex
 	conns  map[string]*remoting.Conn
 	routes map[string]*route
+	had    map[string]map[string]time.Time // when brokers were last seen to have a topic
 	closed bool
 }
 
@@ -95,7 +103,7 @@ const (
 )
 
 func newCluster(o Options, sign *signer, notes func()) *cluster {
-	return &cluster{op: o, sign: sign, notes: notes, conns: map[string]*remoting.Conn{}, routes: map[string]*route{}}
+	return &cluster{op: o, sign: sign, notes: notes, conns: map[string]*remoting.Conn{}, routes: map[string]*route{}, had: map[string]map[string]time.Time{}}
 }
 
 func (c *cluster) close() {
@@ -287,12 +295,14 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 	if old != nil && !fresh && time.Since(old.at) < routeAge {
 		return old, nil
 	}
-	cmd, err := c.fromNames(ctx, reqRoute, map[string]string{"topic": topic, "acceptStandardJsonOnly": "true"})
+	cmd, err := c.askRoute(ctx, topic)
+	if err != nil && fault.ClassOf(err) == fault.NotFound {
+		if cmd, err = c.missing(ctx, topic, old); err != nil {
+			return nil, err
+		}
+	}
 	if err != nil {
-		switch {
-		case fault.ClassOf(err) == fault.NotFound:
-			return nil, c.missing(ctx, old, err)
-		case old != nil && !fresh:
+		if old != nil && !fresh {
 			return old, nil // brokers may be there while name servers are not
 		}
 		return nil, err
@@ -302,30 +312,56 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
 	}
 	c.mu.Lock()
-	c.routes[topic] = r
+	c.rememberLocked(topic, r)
 	c.mu.Unlock()
 	return r, nil
+}
+
+func (c *cluster) askRoute(ctx context.Context, topic string) (*remoting.Command, error) {
+	return c.fromNames(ctx, reqRoute, map[string]string{"topic": topic, "acceptStandardJsonOnly": "true"})
+}
+
+func (c *cluster) rememberLocked(topic string, r *route) {
+	c.routes[topic] = r
+	if c.had[topic] == nil {
+		c.had[topic] = map[string]time.Time{}
+	}
+	for name := range r.brokers {
+		c.had[topic][name] = r.at
+	}
 }
 
 // maxQueues bounds the queues of a topic on a broker.
 const maxQueues = 16384
 
+// routeData is what name servers say of a topic; what several of them say may be in one.
+type routeData struct {
+	BrokerDatas []struct {
+		BrokerName  string
+		BrokerAddrs map[string]string
+	}
+	QueueDatas []struct {
+		BrokerName                          string
+		Perm, ReadQueueNums, WriteQueueNums int
+	}
+}
+
+// add adds what another name server says.
+func (data *routeData) add(more routeData) {
+	data.BrokerDatas, data.QueueDatas = append(data.BrokerDatas, more.BrokerDatas...), append(data.QueueDatas, more.QueueDatas...)
+}
+
 // decodeRoute reads a name server's answer.
 func decodeRoute(b []byte) (*route, error) {
-	var data struct {
-		BrokerDatas []struct {
-			BrokerName  string
-			BrokerAddrs map[string]string
-		}
-		QueueDatas []struct {
-			BrokerName                          string
-			Perm, ReadQueueNums, WriteQueueNums int
-		}
-	}
+	var data routeData
 	if err := decodeJSON(b, &data); err != nil {
 		return nil, err
 	}
-	r := &route{brokers: map[string]string{}, at: time.Now()}
+	return data.route()
+}
+
+func (data *routeData) route() (*route, error) {
+	r := &route{brokers: map[string]string{}, queues: map[string]int{}, perms: map[string]int{}, at: time.Now()}
 	for _, b := range data.BrokerDatas {
 		if addr := b.BrokerAddrs["0"]; addr != "" {
 			r.brokers[b.BrokerName] = addr
@@ -333,10 +369,19 @@ func decodeRoute(b []byte) (*route, error) {
 	}
 	for _, q := range data.QueueDatas {
 		if r.brokers[q.BrokerName] == "" {
-			continue // its master is away
+			r.away = append(r.away, q.BrokerName)
+			continue
 		}
-		if n := max(q.ReadQueueNums, q.WriteQueueNums); n > maxQueues || len(r.read)+len(r.write)+n > 4*maxQueues {
+		r.queues[q.BrokerName] = q.WriteQueueNums
+		if perm, told := r.perms[q.BrokerName]; !told || q.Perm < perm {
+			r.perms[q.BrokerName] = q.Perm
+		}
+		n := max(q.ReadQueueNums, q.WriteQueueNums)
+		if n > maxQueues || len(r.read)+len(r.write)+n > 4*maxQueues {
 			return nil, fmt.Errorf("broker %s has %d queues of it", q.BrokerName, n)
+		}
+		for i := range n {
+			r.all = append(r.all, queue{q.BrokerName, i})
 		}
 		for i := range q.ReadQueueNums {
 			if q.Perm&permRead != 0 {
@@ -358,15 +403,38 @@ func decodeRoute(b []byte) (*route, error) {
 		}
 		return a.id - b.id
 	}
-	slices.SortFunc(r.read, order)
-	slices.SortFunc(r.write, order)
+	for _, of := range []*[]queue{&r.read, &r.write, &r.all} {
+		slices.SortFunc(*of, order)
+		*of = slices.Compact(*of)
+	}
 	return r, nil
 }
 
-// missing judges that name servers know no route of a topic. They forget a
+// missing judges that name servers knew no route of a topic. They forget a
 // broker, and with it its topics, when its connection ends: only while every
-// broker that had the topic is there is the topic gone.
-func (c *cluster) missing(ctx context.Context, old *route, gone error) error {
+// broker that had the topic is there is the topic gone. So they are asked for the route
+// once more between two looks that find all brokers: one may just have come back, or
+// just leave.
+func (c *cluster) missing(ctx context.Context, topic string, old *route) (*remoting.Command, error) {
+	return judgeMissing(func() error { return c.complete(ctx, old) }, func() (*remoting.Command, error) { return c.askRoute(ctx, topic) })
+}
+
+func judgeMissing(complete func() error, ask func() (*remoting.Command, error)) (*remoting.Command, error) {
+	if err := complete(); err != nil {
+		return nil, err
+	}
+	cmd, err := ask()
+	if err == nil || fault.ClassOf(err) != fault.NotFound {
+		return cmd, err
+	}
+	if err := complete(); err != nil {
+		return nil, err
+	}
+	return nil, err
+}
+
+// complete is an error while a broker that had the topic, by its route, is away.
+func (c *cluster) complete(ctx context.Context, old *route) error {
 	there, err := c.masters(ctx)
 	if err != nil {
 		return err
@@ -378,7 +446,7 @@ func (c *cluster) missing(ctx context.Context, old *route, gone error) error {
 			}
 		}
 	}
-	return gone
+	return nil
 }
 
 // doubt has a route looked up again when it is used next.
@@ -396,6 +464,7 @@ func (c *cluster) doubt(topic string) {
 func (c *cluster) forget(topic string) {
 	c.mu.Lock()
 	delete(c.routes, topic)
+	delete(c.had, topic)
 	c.mu.Unlock()
 }
 
@@ -458,6 +527,23 @@ func (c *cluster) committed(ctx context.Context, addr, topic, group string, q qu
 		return 0, false, unavailable(err)
 	}
 	return n, true, nil
+}
+
+// place is where a group goes on in a queue, and where that ends. Where it has no place
+// (known is false), as in a queue that came after it, and where its place is not there,
+// any more or yet, that is the beginning.
+func (c *cluster) place(ctx context.Context, addr, topic, group string, q queue) (at, end int64, known bool, err error) {
+	if at, known, err = c.committed(ctx, addr, topic, group, q); err != nil {
+		return 0, 0, false, err
+	}
+	if end, err = c.offset(ctx, addr, reqMaxOffset, topic, q, nil); err != nil || known && at == end {
+		return at, end, known, err
+	}
+	begin, err := c.offset(ctx, addr, reqMinOffset, topic, q, nil)
+	if !known || at < begin || at > end {
+		at = begin
+	}
+	return at, end, known, err
 }
 
 func (c *cluster) commit(ctx context.Context, addr, topic, group string, q queue, offset int64) error {

@@ -15,6 +15,7 @@ import (
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/ackwindow"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
+	"github.com/weft-mesh/weft/store/sendqueue"
 )
 
 // Times and limits of consuming.
@@ -46,6 +47,10 @@ type subscription struct {
 	moved  chan struct{} // the members have changed; capacity 1
 	settle chan struct{} // something was settled; capacity 1
 
+	ordered bool // queues are locked before they are read
+	revoked func(partition string)
+	locked  map[queue]string // what brokers, by address, may have locked for it; of membership, and of Close after it
+
 	mu     sync.Mutex
 	owned  map[queue]*ownership
 	order  []*ownership  // owned, in the order in which Fetch looks
@@ -71,6 +76,8 @@ type ownership struct {
 	conn      *remoting.Conn // on which committed is known to be kept
 	again     int64          // below it messages may have been delivered before
 	room      chan struct{}  // closed when the buffer got shorter
+	back      bool           // its log has gone back: what was delivered is of another one
+	lock      lock           // with ordered
 }
 
 type handle struct {
@@ -83,16 +90,15 @@ func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 	if err := s.groupExists(ctx, r.Topic, r.Group); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil, fault.New(fault.Unavailable, "rocketmq.subscribe", "store-closed", "the store is closed")
+	if s.out.Closed() {
+		return nil, sendqueue.Closed("rocketmq.subscribe")
 	}
+	s.mu.Lock()
 	s.members++
 	n := s.members
 	s.mu.Unlock()
 	x := &subscription{s: s, topic: r.Topic, group: r.Group, client: fmt.Sprintf("%s@%d-%08x", s.cfg.ClientID, n, rand.Uint32()),
-		moved: make(chan struct{}, 1), settle: make(chan struct{}, 1), owned: map[queue]*ownership{}, wake: make(chan struct{})}
+		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, moved: make(chan struct{}, 1), settle: make(chan struct{}, 1), owned: map[queue]*ownership{}, wake: make(chan struct{})}
 	x.c = newCluster(s.op, s.c.sign, func() { poke(x.moved) })
 	x.life, x.end = context.WithCancel(context.Background())
 	x.work.Go(x.membership)
@@ -143,12 +149,27 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 			}
 			continue
 		}
+		asked := p.next
 		msgs, err := p.pull(ctx)
+		if err == nil && p.next < asked {
+			// The log has gone back; what it has may be other messages.
+			x.mu.Lock()
+			o.back = true
+			x.mu.Unlock()
+			poke(x.moved)
+			return
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return
 			}
 			x.s.cfg.Log.Debug("a queue cannot be read; trying again", "topic", x.topic, "queue", o.q.name(), "error", err)
+			if store.Why(err) == "AccessDenied" {
+				x.mu.Lock()
+				x.failed = err
+				x.wakeLocked()
+				x.mu.Unlock()
+			}
 			pause(ctx, &retry)
 			continue
 		}
@@ -191,6 +212,7 @@ type puller struct {
 	topic, group string
 	q            queue
 	next         int64
+	end          int64 // where the queue ended at the last answer
 }
 
 // System flags of a pull: wait for messages, and the subscription is in the
@@ -216,6 +238,10 @@ func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
+	end, err := cmd.Int("maxOffset")
+	if err != nil {
+		return nil, unavailable(err)
+	}
 	var out []store.Message
 	if cmd.Code == resOK {
 		raw, err := decodeMessages(cmd.Body)
@@ -231,7 +257,7 @@ func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
 			out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored}) //nolint:gosec // not negative
 		}
 	}
-	p.next = next
+	p.next, p.end = next, end
 	return out, nil
 }
 
@@ -244,6 +270,9 @@ func (x *subscription) Fetch(ctx context.Context, dst []store.Message) (int, err
 			return 0, fault.New(fault.Unavailable, "rocketmq.fetch", "store-closed", "the subscription is closed")
 		}
 		if err := x.failed; err != nil {
+			if store.Why(err) == "AccessDenied" {
+				x.failed = nil // said once for each try
+			}
 			x.mu.Unlock()
 			return 0, err
 		}
@@ -265,6 +294,9 @@ func (x *subscription) Fetch(ctx context.Context, dst []store.Message) (int, err
 func (x *subscription) fetchLocked(dst []store.Message) int {
 	n := 0
 	for _, o := range x.order {
+		if !x.holdsLocked(o) {
+			continue // it is dropped or renewed soon
+		}
 		k := min(len(dst)-n, len(o.buffer), o.window.Room())
 		for i := range k {
 			m := o.buffer[i]
@@ -317,7 +349,7 @@ func (x *subscription) commits() {
 		x.mu.Lock()
 		var dirty []*ownership
 		for _, o := range x.owned {
-			if o.window.Commit() != o.committed {
+			if o.window.Commit() != o.committed && !o.back {
 				dirty = append(dirty, o)
 			}
 		}
@@ -347,7 +379,7 @@ func (x *subscription) commitOne(ctx context.Context, o *ownership) bool {
 	defer o.commit.Unlock()
 	x.mu.Lock()
 	at := o.window.Commit()
-	same := at == o.committed
+	same := at == o.committed || o.back
 	x.mu.Unlock()
 	if same {
 		return true
@@ -410,6 +442,7 @@ func (x *subscription) Close(ctx context.Context) error {
 		})
 	}
 	err := g.Wait()
+	x.unlock(ctx, func(queue) bool { return false })
 	if r, rerr := x.c.route(ctx, x.topic, false); rerr == nil {
 		for _, addr := range r.brokers {
 			// Brokers notice the lost connection too, only later.

@@ -18,7 +18,11 @@ func (x *subscription) membership() {
 	retry := minRetry
 	for {
 		wait := heartbeatEvery
-		if err := x.rebalance(x.life); err != nil && x.life.Err() == nil {
+		locked, err := x.rebalance(x.life)
+		if !locked {
+			wait = lockAgain
+		}
+		if err != nil && x.life.Err() == nil {
 			x.s.cfg.Log.Warn("a group cannot be joined; trying again", "topic", x.topic, "group", x.group, "error", err)
 			wait, retry = retry, min(2*retry, maxRetry)
 			x.mu.Lock()
@@ -45,17 +49,19 @@ func (x *subscription) membership() {
 
 // rebalance makes this member's queues those that are its share: all members
 // divide the sorted queues among the sorted members, as RocketMQ's averaging
-// allocation does.
-func (x *subscription) rebalance(ctx context.Context) error {
+// allocation does. locked is false where it must ask again soon for a queue that
+// another member has locked.
+func (x *subscription) rebalance(ctx context.Context) (locked bool, err error) {
+	locked = true
 	r, err := x.c.route(ctx, x.topic, false)
 	if err != nil {
-		return err
+		return locked, err
 	}
 	beat, err := json.Marshal(map[string]any{"clientID": x.client, "producerDataSet": []any{}, "consumerDataSet": []any{map[string]any{
 		"groupName": x.group, "consumeType": "CONSUME_PASSIVELY", "messageModel": "CLUSTERING", "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET", "unitMode": false,
 		"subscriptionDataSet": []any{map[string]any{"topic": x.topic, "subString": "*", "tagsSet": []any{}, "codeSet": []any{}, "subVersion": 1, "expressionType": "TAG", "classFilterMode": false}}}}})
 	if err != nil {
-		return err
+		return locked, err
 	}
 	// A broker that is away must not stop the queues of the others.
 	var failed error
@@ -77,11 +83,17 @@ func (x *subscription) rebalance(ctx context.Context) error {
 		}
 	}
 	if members == nil {
-		return cmp.Or(failed, unavailable(fmt.Errorf("no broker knows the members of %s", x.group)))
+		return locked, cmp.Or(failed, unavailable(fmt.Errorf("no broker knows the members of %s", x.group)))
 	}
-	err = x.take(ctx, r, share(r.read, members, x.client), alive)
+	want := share(r.read, members, x.client)
+	failed = cmp.Or(failed, x.startOver(ctx))
+	x.giveUp(func(o *ownership) bool { return !slices.Contains(want, o.q) || r.brokers[o.q.broker] != o.addr })
+	x.unlock(ctx, func(q queue) bool { return slices.Contains(want, q) && r.brokers[q.broker] == x.locked[q] })
+	ours, lerr := x.lock(ctx, r, want, alive)
+	x.giveUp(func(o *ownership) bool { return !x.holdsLocked(o) })
+	err = x.take(ctx, r, want, alive, ours)
 	x.recommit(ctx)
-	return cmp.Or(failed, err)
+	return ours == nil || len(ours) == len(want), cmp.Or(failed, lerr, err)
 }
 
 // members are the client ids of the group's members, as a broker knows them.
@@ -125,8 +137,15 @@ func (x *subscription) recommitOne(ctx context.Context, o *ownership) error {
 		return err
 	}
 	x.mu.Lock()
-	want, gone := o.committed, o.revoked
+	want, gone := o.committed, o.revoked || o.back
 	x.mu.Unlock()
+	if !gone && (!ok || at < want) {
+		end, err := x.c.offset(ctx, o.addr, reqMaxOffset, x.topic, o.q, nil)
+		if err != nil {
+			return err
+		}
+		gone = want > end // the broker has lost more than commits; its puller learns it
+	}
 	if !gone && (!ok || at < want) {
 		if err := x.c.commit(ctx, o.addr, x.topic, x.group, o.q, want); err != nil {
 			return err
@@ -165,42 +184,81 @@ func share(queues []queue, members []string, me string) []queue {
 	return queues[from:to]
 }
 
-// take gives up what is not in want and begins with what is new.
-// Of brokers that are not alive nothing new is taken.
-func (x *subscription) take(ctx context.Context, r *route, want []queue, alive map[string]bool) error {
+// giveUp drops the queues of which it is true, and leaves them to their next owner:
+// nothing is delivered any more, and what was settled is committed.
+func (x *subscription) giveUp(it func(*ownership) bool) {
 	x.mu.Lock()
-	x.failed = nil
 	var gone []*ownership
-	for q, o := range x.owned {
-		if !slices.Contains(want, q) || r.brokers[q.broker] != o.addr {
+	for _, o := range x.owned {
+		if it(o) {
 			gone = append(gone, o)
-			x.dropLocked(o)
+		}
+	}
+	for _, o := range gone {
+		x.dropLocked(o)
+	}
+	x.mu.Unlock()
+	for _, o := range gone {
+		if x.ordered && x.revoked != nil {
+			x.revoked(o.q.name())
+		}
+		<-o.ended
+		x.commitOne(context.Background(), o)
+	}
+}
+
+// startOver has the group begin anew, with the oldest message that there is, in queues
+// whose log has gone back, as that of a broker that was restored from a backup: which of
+// its messages have come after the restore nobody knows.
+func (x *subscription) startOver(ctx context.Context) (failed error) {
+	x.mu.Lock()
+	var back []*ownership
+	for _, o := range x.order {
+		if o.back {
+			back = append(back, o)
 		}
 	}
 	x.mu.Unlock()
-	x.release(gone)
+	for _, o := range back {
+		begin, err := x.c.offset(ctx, o.addr, reqMinOffset, x.topic, o.q, nil)
+		if err == nil {
+			err = x.c.commit(ctx, o.addr, x.topic, x.group, o.q, begin)
+		}
+		if err != nil {
+			failed = cmp.Or(failed, err)
+			continue
+		}
+		x.s.cfg.Log.Warn("a queue has lost its end, as by the restore of a backup; the group begins with the oldest event that there is", "topic", x.topic, "group", x.group, "queue", o.q.name(), "offset", begin)
+		x.giveUp(func(p *ownership) bool { return p == o })
+	}
+	return failed
+}
+
+// take begins with what is new of want. Of brokers that are not alive nothing new
+// is taken, nor what is not among ours, the queues that are locked.
+func (x *subscription) take(ctx context.Context, r *route, want []queue, alive map[string]bool, ours map[queue]lock) error {
+	x.mu.Lock()
+	x.failed = nil
+	x.mu.Unlock()
 	var failed error
 	for _, q := range want {
 		x.mu.Lock()
 		_, mine := x.owned[q]
 		x.mu.Unlock()
-		if mine || !alive[q.broker] {
+		held, locked := ours[q]
+		if mine || !alive[q.broker] || x.ordered && !locked {
 			continue
 		}
 		addr := r.brokers[q.broker]
 		conn := x.c.current(addr)
-		at, ok, err := x.c.committed(ctx, addr, x.topic, x.group, q)
-		if err == nil && !ok {
-			// A queue that came after the group: from its beginning.
-			at, err = x.c.offset(ctx, addr, reqMinOffset, x.topic, q, nil)
-		}
+		at, _, _, err := x.c.place(ctx, addr, x.topic, x.group, q)
 		if err != nil {
 			failed = cmp.Or(failed, err)
 			continue
 		}
 		octx, cancel := context.WithCancel(x.life)
 		o := &ownership{q: q, addr: addr, conn: conn, cancel: cancel, ended: make(chan struct{}), window: ackwindow.New(x.s.cfg.Window, at),
-			committed: at, again: at + int64(x.s.cfg.Window), room: make(chan struct{})}
+			committed: at, again: at + int64(x.s.cfg.Window), room: make(chan struct{}), lock: held}
 		x.mu.Lock()
 		x.owned[q] = o
 		x.order = append(x.order, o)
@@ -220,13 +278,4 @@ func (x *subscription) dropLocked(o *ownership) {
 	o.cancel()
 	delete(x.owned, o.q)
 	x.order = slices.DeleteFunc(x.order, func(p *ownership) bool { return p == o })
-}
-
-// release waits for the pullers of queues that were given up and commits what
-// was settled of them, for the next owner.
-func (x *subscription) release(gone []*ownership) {
-	for _, o := range gone {
-		<-o.ended
-		x.commitOne(context.Background(), o)
-	}
 }

@@ -44,7 +44,7 @@ type message struct {
 	stored     time.Time
 	flags      int32
 	body       []byte
-	properties map[string]string
+	properties []event.Attr // as they stand there; of one that is there twice the last counts
 	reconsumed int32
 	// unreadable is why the body stayed as it was stored; nil where it is what
 	// the producer sent.
@@ -117,7 +117,7 @@ func plain(e *event.Event) bool {
 	for _, a := range e.Mesh {
 		n += len(a.Name) + len(a.Value) + 16
 	}
-	return n < maxProperties && !structured(e.DataContentType)
+	return n < maxProperties && !cloudevents.IsEvent(e.DataContentType) // which readers would take for the event
 }
 
 // appendBatch appends a message as an element of a batch's body.
@@ -128,6 +128,16 @@ func appendBatch(b []byte, properties string, body []byte) []byte {
 	b = append(b, body...)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(properties))) //nolint:gosec // below maxProperties
 	return append(b, properties...)
+}
+
+// property is a property's value, "" where there is none.
+func (m *message) property(name string) string {
+	for i := len(m.properties) - 1; i >= 0; i-- {
+		if m.properties[i].Name == name {
+			return m.properties[i].Value
+		}
+	}
+	return ""
 }
 
 var errMessage = errors.New("not a valid message")
@@ -210,10 +220,12 @@ func decodeMessage(b []byte) (m message, size int, err error) {
 	if c.bad {
 		return m, 0, errMessage
 	}
-	m.properties = map[string]string{}
-	for p := range strings.SplitSeq(string(props), propSeparator) {
+	m.properties = make([]event.Attr, 0, bytes.Count(props, []byte(nameSeparator)))
+	for text := string(props); text != ""; {
+		var p string
+		p, text, _ = strings.Cut(text, propSeparator)
 		if k, v, ok := strings.Cut(p, nameSeparator); ok {
-			m.properties[k] = v
+			m.properties = append(m.properties, event.Attr{Name: k, Value: v})
 		}
 	}
 	if m.flags&flagCompressed != 0 {
@@ -248,20 +260,23 @@ const headerUnreadable = "unreadable"
 
 // decode makes an event of a message. One that is no CloudEvent becomes one: its
 // id is its position and its source its topic, the same at every delivery. So
-// does one that cannot be read, or a bad message would stop its queue for ever;
-// its data are the body as it is stored.
+// does one that cannot be read or is not valid, or a bad message would stop its
+// queue for ever; its data are the body as it is stored.
 func decode(m *message, topic, partition string) event.Event {
 	e, err := decodeCloudEvent(m)
-	if err != nil || e.ID == "" || e.Source == "" || e.Type == "" {
+	native := err == nil && e.ID == "" && e.Source == "" && e.Type == ""
+	if e.Ext = event.LastOfEach(e.Ext); err == nil && !native {
+		err = e.Conforms()
+	}
+	if err != nil || native {
 		e = event.Event{ID: fmt.Sprintf("%s-%d", partition, m.offset), Source: "/rocketmq/" + topic, Type: "org.apache.rocketmq.message", Data: bytes.Clone(m.body)}
 	}
-	for k, v := range m.properties {
-		if name, ok := strings.CutPrefix(k, meshProperty); ok && k != emptyBody {
-			e.Mesh = append(e.Mesh, event.Attr{Name: name, Value: v})
+	for _, p := range m.properties {
+		if name, ok := strings.CutPrefix(p.Name, meshProperty); ok && p.Name != emptyBody {
+			e.Mesh = append(e.Mesh, event.Attr{Name: name, Value: p.Value})
 		}
 	}
-	event.SortAttrs(e.Ext)
-	event.SortAttrs(e.Mesh)
+	e.Mesh = event.LastOfEach(e.Mesh)
 	if err != nil {
 		e.Mesh = event.With(e.Mesh, headerUnreadable, err.Error())
 	}
@@ -275,17 +290,20 @@ func decodeCloudEvent(m *message) (event.Event, error) {
 	switch {
 	case m.unreadable != nil:
 		return e, m.unreadable
-	case structured(m.properties[ceContentType]):
+	case structured(m.property(ceContentType)):
 		return cloudevents.DecodeJSON(m.body)
-	case m.properties[ceProperty+event.AttrSpecVersion] == "":
+	case m.property(ceProperty+event.AttrSpecVersion) == "":
 		return e, nil
 	}
-	for k, v := range m.properties {
-		if name, ok := strings.CutPrefix(k, ceProperty); ok {
-			set(&e, name, v)
+	for _, p := range m.properties {
+		if name, ok := strings.CutPrefix(p.Name, ceProperty); ok {
+			if name == ceContentType[len(ceProperty):] {
+				name = event.AttrDataContentType
+			}
+			e.Add(name, p.Value)
 		}
 	}
-	if len(m.body) != 1 || m.body[0] != 0 || m.properties[emptyBody] == "0" {
+	if len(m.body) != 1 || m.body[0] != 0 || m.property(emptyBody) == "0" {
 		e.Data = bytes.Clone(m.body)
 	}
 	return e, nil
@@ -296,26 +314,4 @@ func decodeCloudEvent(m *message) (event.Event, error) {
 func structured(contentType string) bool {
 	kind, _, _ := strings.Cut(contentType, ";")
 	return strings.EqualFold(strings.TrimSpace(kind), cloudevents.TypeJSON)
-}
-
-func set(e *event.Event, name, value string) {
-	switch name {
-	case event.AttrSpecVersion:
-	case event.AttrID:
-		e.ID = value
-	case event.AttrSource:
-		e.Source = value
-	case event.AttrType:
-		e.Type = value
-	case event.AttrSubject:
-		e.Subject = value
-	case event.AttrTime:
-		e.Time = value
-	case "contenttype":
-		e.DataContentType = value
-	case event.AttrDataSchema:
-		e.DataSchema = value
-	default:
-		e.Ext = append(e.Ext, event.Attr{Name: name, Value: value})
-	}
 }

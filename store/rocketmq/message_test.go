@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -83,17 +84,21 @@ func TestRoundTrip(t *testing.T) {
 		"a zero byte":         {ID: "i", Source: "/s", Type: "t", Data: []byte{0}},
 		"its own content":     {ID: "i", Source: "/s", Type: "t", Ext: []event.Attr{{Name: "contenttype", Value: "x"}}, DataContentType: "text/plain", Data: []byte("x")},
 		"structured, nested":  {ID: "i", Source: "/s", Type: "t", DataContentType: "application/cloudevents+json; charset=utf-8", Data: []byte(`{"id":"inner"}`)},
-		"separators":          {ID: "i\x02CE_id\x01forged", Source: "/s", Type: "t", Data: []byte("x")},
+		"of another format":   {ID: "i", Source: "/s", Type: "t", DataContentType: "application/cloudevents+protobuf", Data: []byte("x")},
 		"headers of the mesh": {ID: "i", Source: "/s", Type: "t", Data: []byte("x"), Mesh: []event.Attr{{Name: "a", Value: "b"}}},
 	} {
 		props, body := encode(&e, time.Time{})
 		if got := read(t, stored(0, 7, body, props)); !reflect.DeepEqual(got, e) {
 			t.Errorf("%s: got %+v, want %+v", name, got, e)
 		}
+		// What the message is called is how it is to be read, by whoever reads it.
+		if strings.Contains(props, "CE_contenttype\x01application/cloudevents") && !strings.Contains(props, "CE_contenttype\x01application/cloudevents+json\x02") {
+			t.Errorf("%s: properties are %q", name, props)
+		}
 	}
 }
 
-// TestMeshHeaderForgesNothing: the mesh's headers quote strangers.
+// TestMeshHeaderForgesNothing: the mesh's headers and attributes quote strangers.
 func TestMeshHeaderForgesNothing(t *testing.T) {
 	e := event.Event{ID: "i", Source: "/s", Type: "t", Data: []byte("x"), Mesh: []event.Attr{{Name: "why", Value: "no\x02TRAN_MSG\x01true\x02CE_id\x01forged"}}}
 	props, body := encode(&e, time.Time{})
@@ -101,8 +106,13 @@ func TestMeshHeaderForgesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := ms[0].properties["TRAN_MSG"]; ok || ms[0].properties["CE_id"] != "i" {
+	if ms[0].property("TRAN_MSG") != "" || ms[0].property("CE_id") != "i" {
 		t.Errorf("a header became properties: %q", ms[0].properties)
+	}
+	e.Subject, e.Mesh = "s\x02TRAN_MSG\x01true", nil
+	props, body = encode(&e, time.Time{})
+	if ms, err = decodeMessages(stored(0, 7, body, props)); err != nil || ms[0].property("TRAN_MSG") != "" || ms[0].property("CE_id") != "" {
+		t.Errorf("an attribute became properties: %q %v", ms[0].properties, err)
 	}
 }
 
@@ -115,6 +125,8 @@ func TestUnreadable(t *testing.T) {
 		"not zlib":   stored(flagCompressed, 7, []byte("xyz"), ""),
 		"not JSON":   stored(0, 7, []byte("xyz"), property("CE_contenttype", "application/cloudevents+json")),
 		"incomplete": stored(0, 7, []byte("xyz"), property("CE_specversion", "1.0", "CE_id", "only")),
+		"control":    stored(0, 7, []byte("xyz"), property("CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "a\nb")),
+		"not UTF-8":  stored(0, 7, []byte("xyz"), property("CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "a\xff")),
 		"native":     stored(0, 7, []byte("xyz"), property("KEYS", "k")),
 	} {
 		ms, err := decodeMessages(append(bytes.Clone(bad), good...))
@@ -219,6 +231,58 @@ func TestBufferIsBounded(t *testing.T) {
 		}
 		if got := enoughBuffered(buffer); got != c.want {
 			t.Errorf("%d messages of %d bytes are enough: %v", c.messages, c.size, got)
+		}
+	}
+}
+
+// TestPropertiesTwice: of a property that is there twice the last one counts,
+// whatever it is.
+func TestPropertiesTwice(t *testing.T) {
+	ms, err := decodeMessages(stored(0, 7, []byte("x"), property("CE_specversion", "1.0", "CE_id", "a", "CE_x", "1", "WEFT_m", "1", "CE_source", "/s", "CE_id", "b", "CE_a", "2", "CE_type", "t", "CE_x", "3", "WEFT_m", "4")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := decode(&ms[0], "t", "b/0")
+	want := event.Event{ID: "b", Source: "/s", Type: "t", Ext: []event.Attr{{Name: "a", Value: "2"}, {Name: "x", Value: "3"}}, Mesh: []event.Attr{{Name: "m", Value: "4"}}, Data: []byte("x")}
+	if !reflect.DeepEqual(e, want) {
+		t.Errorf("%+v", e)
+	}
+}
+
+// pulled is an answer with 32 messages of 1 KiB.
+func pulled() (b []byte) {
+	for i := range 32 {
+		b = append(b, stored(0, int64(i), make([]byte, 1024), property("CE_specversion", "1.0", "CE_id", fmt.Sprint(i), "CE_source", "/s", "CE_type", "t", "CE_subject", "s", "UNIQ_KEY", "0A", "WAIT", "true"))...)
+	}
+	return b
+}
+
+// TestDecodeAllocations: a message that is pulled takes few allocations.
+func TestDecodeAllocations(t *testing.T) {
+	b := pulled()
+	if n := testing.AllocsPerRun(100, func() {
+		ms, err := decodeMessages(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range ms {
+			decode(&ms[i], "t", "b/0")
+		}
+	}); n > 32*4 {
+		t.Errorf("%.0f allocations for 32 messages", n)
+	}
+}
+
+func BenchmarkDecodeMessages(b *testing.B) {
+	in := pulled()
+	b.ReportAllocs()
+	for b.Loop() {
+		ms, err := decodeMessages(in)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range ms {
+			decode(&ms[i], "t", "b/0")
 		}
 	}
 }

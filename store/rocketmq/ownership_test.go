@@ -212,19 +212,21 @@ func TestMemberKilled(t *testing.T) {
 		t.Fatal("not all was published")
 	}
 	all.wait(ctx, t, total)
+	// What the killed process had settled and not committed comes once more.
+	for behind := int64(1); behind > 0; {
+		lag, err := s.Lag(ctx, topic, groupOf(topic))
+		if err != nil {
+			t.Fatal(err)
+		}
+		behind = 0
+		for _, l := range lag {
+			behind += l.Behind
+		}
+	}
 	stop()
 	work.Wait()
 	if err := sub.Close(ctx); err != nil {
 		t.Error(err)
-	}
-	lag, err := s.Lag(ctx, topic, groupOf(topic))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range lag {
-		if l.Behind != 0 {
-			t.Errorf("%s is %d behind after all was settled", l.Partition, l.Behind)
-		}
 	}
 	// Queues move twice: when the second member comes and when one is killed.
 	if n := all.repeats(); n > 2*queues*testWindow {
@@ -277,7 +279,7 @@ func TestBrokerKilled(t *testing.T) {
 		_, err = s.c.masters(ctx)
 	}
 	for what, err := range map[string]error{"a lookup": second(s.c.route(ctx, topic, true)), "a publish": s.Publish(ctx, topic, []store.Outgoing{{Event: &event.Event{ID: "away", Source: "/s", Type: "t"}}}, make([]store.Result, 1)),
-		"a member": sub.(*subscription).rebalance(ctx), "another member": second(s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: groupOf(topic)}))} {
+		"a member": second(sub.(*subscription).rebalance(ctx)), "another member": second(s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: groupOf(topic)}))} {
 		if fault.ClassOf(err) != fault.Unavailable {
 			t.Errorf("%s, without the broker: %v", what, err)
 		}

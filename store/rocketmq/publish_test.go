@@ -7,7 +7,9 @@ import (
 	"testing"
 
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
+	"github.com/weft-mesh/weft/store/sendqueue"
 )
 
 // TestOnlyOneAnswerAcknowledges: every answer to a send but one is an error, and
@@ -46,5 +48,61 @@ func TestOnlyOneAnswerAcknowledges(t *testing.T) {
 	n, err := sent(&remoting.Command{Code: resOK, ExtFields: map[string]string{"queueOffset": "7"}}, nil)
 	if n != 7 || err != nil {
 		t.Errorf("got %d, %v", n, err)
+	}
+}
+
+// TestLanes: events with a key wait for one sender of their queue, whatever else is
+// under way; a large call without keys goes to a sender that has nothing to do, else
+// where least waits, and stays together; a small one waits, so that it goes with
+// others.
+func TestLanes(t *testing.T) {
+	q := queue{broker: "a", id: 1}
+	r := &route{write: []queue{q}}
+	s := &Store{out: sendqueue.New[encoded]("test", limits), senders: map[senderKey]*sender{}}
+	free := make(chan struct{})
+	defer s.out.Close(t.Context(), func() {})
+	defer close(free)
+	key := func(lane int) senderKey { return senderKey{topic: "t", queue: q, lane: lane} }
+	const size = 42
+	for lane := range lanes {
+		busy := &sender{senderKey: key(lane), Queue: s.out.Queue(func() { <-free })}
+		if _, err := s.out.Give([]outgoing{{Size: size, To: busy.Queue}}); err != nil {
+			t.Fatal(err)
+		}
+		s.senders[key(lane)] = busy
+	}
+	waiting := func() (of [lanes]int) {
+		for lane := range lanes {
+			bytes, _ := s.senders[key(lane)].Load()
+			of[lane] = bytes / size
+		}
+		return of
+	}
+	hand := func(n int, ordered string) map[int]int {
+		t.Helper()
+		events, all := make([]store.Outgoing, n), make([]outgoing, n)
+		for i := range all {
+			events[i].Key, all[i].Size = ordered, size
+		}
+		before := waiting()
+		if _, err := s.hand(r, "t", events, all); err != nil {
+			t.Fatal(err)
+		}
+		got := map[int]int{}
+		for lane, n := range waiting() {
+			if n > before[lane] {
+				got[lane] = n - before[lane]
+			}
+		}
+		return got
+	}
+	for i, c := range []struct {
+		n       int
+		ordered string
+		lane    int
+	}{{ownRequest, "", 0}, {ownRequest, "", 1}, {ownRequest + 1, "k", 0}, {1, "", 0}, {ownRequest, "", 2}, {ownRequest, "", 3}, {ownRequest, "", 1}, {ownRequest, "k", 0}, {ownRequest - 1, "", 0}} {
+		if got := hand(c.n, c.ordered); len(got) != 1 || got[c.lane] != c.n {
+			t.Errorf("call %d, %d events with key %q: by lane %v, expected in %d", i, c.n, c.ordered, got, c.lane)
+		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
+	"github.com/weft-mesh/weft/store/sendqueue"
 )
 
 // Kind of the driver.
@@ -38,6 +40,10 @@ type Options struct {
 	NameServers []string
 	// Cluster where topics are made; DefaultCluster when empty.
 	Cluster string
+	// Brokers are the names of the cluster's brokers: what needs a topic as a whole
+	// waits while one of them is away, and for no others. When empty, for those that
+	// were seen to have the topic.
+	Brokers []string
 	// Keys gives what requests are signed with; nil: they are not signed. It is
 	// called by Open, which fails as it does, and again, at most once a second,
 	// while servers refuse what it gave: so keys that were replaced are taken
@@ -51,7 +57,10 @@ type Options struct {
 const (
 	// maxMessage is what brokers take by default, 4 MiB, less what surrounds
 	// an event.
-	maxMessage = 4<<20 - 64<<10
+	maxMessage = 4<<20 - surround
+	surround   = 64 << 10
+	// timerPrecision is that of a broker's timer with its default settings.
+	timerPrecision = time.Second
 	// defaultWindow is the window of a queue.
 	defaultWindow  = 1024
 	commitInterval = 20 * time.Millisecond
@@ -84,7 +93,7 @@ func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, op: o, c: newCluster(o, sign, nil), senders: map[senderKey]*sender{}}
+	s := &Store{cfg: cfg, op: o, c: newCluster(o, sign, nil), out: sendqueue.New[encoded]("rocketmq.publish", limits), senders: map[senderKey]*sender{}}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -96,13 +105,12 @@ type Store struct {
 	c    *cluster
 	life context.Context // ends when the store closes
 	end  context.CancelFunc
-	work sync.WaitGroup
+	out  *sendqueue.Queues[encoded]
 
-	mu      sync.Mutex
+	mu      sync.Mutex // taken before the lock of out
 	senders map[senderKey]*sender
 	members int // for client ids
 	turn    int // of events without a key
-	closed  bool
 }
 
 // Probe asks a broker what it is.
@@ -111,7 +119,7 @@ func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
 	if err != nil {
 		return store.Capabilities{}, err
 	}
-	caps := store.Capabilities{Product: "RocketMQ", Durability: store.DurabilityReplicated, Delay: maxDelay, Replay: true, MaxEventBytes: maxMessage,
+	caps := store.Capabilities{Product: "RocketMQ", Durability: store.DurabilityReplicated, Delay: maxDelay, Order: true, Tail: true, Replay: true, MaxEventBytes: maxMessage,
 		RedeliveryWindow: s.cfg.Window, CommitInterval: commitInterval}
 	for _, addr := range brokers {
 		cmd, err := s.c.ask(ctx, addr, reqConfig, nil, nil)
@@ -131,6 +139,14 @@ func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
 			caps.Delay = 0
 		} else if sec, err := strconv.Atoi(set["timerMaxDelaySec"]); err == nil {
 			caps.Delay = min(caps.Delay, time.Duration(sec)*time.Second)
+		}
+		precision := timerPrecision
+		if ms, err := strconv.Atoi(set["timerPrecisionMs"]); err == nil {
+			precision = time.Duration(ms) * time.Millisecond
+		}
+		caps.DelayPrecision = max(caps.DelayPrecision, precision)
+		if most, err := strconv.Atoi(set["maxMessageSize"]); err == nil && most > 0 {
+			caps.MaxEventBytes = min(caps.MaxEventBytes, max(most-surround, 0))
 		}
 		run, err := s.runtime(ctx, addr)
 		if err != nil {
@@ -199,27 +215,15 @@ func properties(b []byte) map[string]string {
 
 // Close refuses new calls and ends what the store runs.
 func (s *Store) Close(ctx context.Context) error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
-	}
-	s.closed = true
-	s.mu.Unlock()
-	done := make(chan struct{})
-	go func() { s.work.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
+	if s.out.Close(ctx, s.end) {
 		s.end()
-		<-done
+		s.c.close()
 	}
-	s.end()
-	s.c.close()
 	return nil
 }
 
-// EnsureTopic creates the topic or grows its queues.
+// EnsureTopic creates the topic or grows its queues. What may be done with one that is
+// there stays as it is.
 func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
 	const op = "rocketmq.ensure-topic"
 	if t.MaxAge != 0 || t.MaxBytes != 0 {
@@ -229,9 +233,9 @@ func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
 	if n == 0 {
 		n = 8
 	}
-	have := map[string]int{}
+	var have, perms map[string]int
 	if r, err := s.c.route(ctx, t.Name, true); err == nil {
-		if have = perBroker(r); enough(have, n) {
+		if have, perms = r.queues, r.perms; enough(have, n) {
 			return nil
 		}
 	} else if fault.ClassOf(err) != fault.NotFound {
@@ -245,14 +249,18 @@ func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
 		if have[name] >= n {
 			continue // fewer queues would hide what is in the last ones
 		}
-		if _, err := s.c.ask(ctx, addr, reqCreateTopic, map[string]string{"topic": t.Name, "defaultTopic": "TBW102", "readQueueNums": strconv.Itoa(n), "writeQueueNums": strconv.Itoa(n),
-			"perm": "6", "topicFilterType": "SINGLE_TAG", "topicSysFlag": "0", "order": "false"}, nil); err != nil {
+		perm, there := perms[name]
+		if !there {
+			perm = permRead | permWrite
+		}
+		made := topicConfig{ReadQueueNums: n, WriteQueueNums: n, Perm: perm, TopicFilterType: "SINGLE_TAG"}
+		if _, err := s.c.ask(ctx, addr, reqCreateTopic, made.fields(t.Name), nil); err != nil {
 			return err
 		}
 	}
 	// Brokers tell the name servers; read back what they know.
 	for {
-		if r, err := s.c.route(ctx, t.Name, true); err == nil && enough(perBroker(r), n) {
+		if r, err := s.c.route(ctx, t.Name, true); err == nil && enough(r.queues, n) {
 			return nil
 		}
 		timer := time.NewTimer(50 * time.Millisecond)
@@ -263,15 +271,6 @@ func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
 			return fault.Wrap(fault.Unavailable, op, "not-seen", fmt.Errorf("the topic was created, but the name servers do not know it: %w", ctx.Err()))
 		}
 	}
-}
-
-// perBroker is how many queues each broker of the route has.
-func perBroker(r *route) map[string]int {
-	count := map[string]int{}
-	for _, q := range r.write {
-		count[q.broker]++
-	}
-	return count
 }
 
 // enough reports whether the topic is somewhere, and each broker that has it has
@@ -331,17 +330,24 @@ func (s *Store) EnsureGroup(ctx context.Context, topic, group string, from store
 			return err
 		}
 	}
+	starts := map[queue]int64{}
 	for _, q := range r.read {
-		addr := r.brokers[q.broker]
-		if _, ok, err := s.c.committed(ctx, addr, topic, group, q); err != nil {
+		if _, ok, err := s.c.committed(ctx, r.brokers[q.broker], topic, group, q); err != nil {
 			return err
 		} else if ok {
 			continue
 		}
-		at, err := s.start(ctx, addr, topic, q, from)
-		if err != nil {
+		if starts[q], err = s.groupStart(ctx, r.brokers[q.broker], topic, q, from); err != nil {
 			return err
 		}
+	}
+	for _, p := range from.After {
+		if len(starts) > 0 && !slices.ContainsFunc(r.read, func(q queue) bool { return q.name() == p.Partition }) {
+			return store.Refused(topic, p)
+		}
+	}
+	for q, at := range starts {
+		addr := r.brokers[q.broker]
 		if err := s.c.commit(ctx, addr, topic, group, q, at); err != nil {
 			return err
 		}
@@ -350,6 +356,34 @@ func (s *Store) EnsureGroup(ctx context.Context, topic, group string, from store
 		}
 	}
 	return nil
+}
+
+// groupStart is start, within what the queue has: what a broker answers to a time may
+// be before it, or -1, and a position may be of what the broker has lost.
+func (s *Store) groupStart(ctx context.Context, addr, topic string, q queue, from store.Start) (int64, error) {
+	i := slices.IndexFunc(from.After, func(p store.Position) bool { return p.Partition == q.name() })
+	if i < 0 && (from.End || from.At.IsZero()) {
+		return s.start(ctx, addr, topic, q, from)
+	}
+	begin, err := s.c.offset(ctx, addr, reqMinOffset, topic, q, nil)
+	if err != nil {
+		return 0, err
+	}
+	end, err := s.c.offset(ctx, addr, reqMaxOffset, topic, q, nil)
+	if err != nil {
+		return 0, err
+	}
+	if i >= 0 && from.After[i].Offset >= uint64(end) { //nolint:gosec // offsets are not negative
+		return 0, store.Refused(topic, from.After[i])
+	}
+	at, err := s.start(ctx, addr, topic, q, from)
+	if err != nil {
+		return 0, err
+	}
+	if at < 0 {
+		at = end // so the RocksDB store says that all is older
+	}
+	return min(max(at, begin), end), nil
 }
 
 // start is the offset in a queue where from begins.
@@ -386,9 +420,30 @@ func (s *Store) DeleteGroup(ctx context.Context, topic, group string) error {
 	return nil
 }
 
+// Extents tells where each queue of a topic begins and ends; see store.Measurer.
+func (s *Store) Extents(ctx context.Context, topic string) ([]store.Extent, error) {
+	r, err := s.c.whole(ctx, topic, removedAfter)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]store.Extent, len(r.read))
+	for i, q := range r.read {
+		begin, err := s.c.offset(ctx, r.brokers[q.broker], reqMinOffset, topic, q, nil)
+		if err != nil {
+			return nil, err
+		}
+		end, err := s.c.offset(ctx, r.brokers[q.broker], reqMaxOffset, topic, q, nil)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = store.Extent{Partition: q.name(), Begin: uint64(begin), End: uint64(end)} //nolint:gosec // offsets are not negative
+	}
+	return out, nil
+}
+
 // Lag tells how far a group is behind.
 func (s *Store) Lag(ctx context.Context, topic, group string) ([]store.PartitionLag, error) {
-	r, err := s.c.route(ctx, topic, false)
+	r, err := s.c.whole(ctx, topic, removedAfter)
 	if err != nil {
 		return nil, err
 	}
@@ -396,19 +451,9 @@ func (s *Store) Lag(ctx context.Context, topic, group string) ([]store.Partition
 	known := false
 	for _, q := range r.read {
 		addr := r.brokers[q.broker]
-		end, err := s.c.offset(ctx, addr, reqMaxOffset, topic, q, nil)
+		at, end, ok, err := s.c.place(ctx, addr, topic, group, q)
 		if err != nil {
 			return nil, err
-		}
-		at, ok, err := s.c.committed(ctx, addr, topic, group, q)
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			// A queue that came after the group: it begins at the beginning.
-			if at, err = s.c.offset(ctx, addr, reqMinOffset, topic, q, nil); err != nil {
-				return nil, err
-			}
 		}
 		known = known || ok
 		out = append(out, store.PartitionLag{Partition: q.name(), Committed: uint64(at), End: uint64(end), Behind: max(end-at, 0)}) //nolint:gosec // offsets are not negative

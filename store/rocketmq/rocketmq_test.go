@@ -3,6 +3,7 @@ package rocketmq
 import (
 	"os"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -29,6 +30,6 @@ func TestConformance(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
 		Open:   func(t *testing.T, window int) store.Store { return open(t, nameServer, window) },
 		Topic:  func(_ *testing.T, name string) string { return names.Physical(ns, name+uuid.NewString()[:4]) },
-		Expect: store.Capabilities{Durability: store.DurabilityDisk, Delay: maxDelay, Replay: true},
+		Expect: store.Capabilities{Durability: store.DurabilityDisk, Delay: maxDelay, DelayPrecision: time.Second, Order: true, Tail: true, Replay: true},
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -18,10 +19,26 @@ const tailGroup = "weft-tail"
 type tail struct {
 	s      *Store
 	topic  string
-	events chan store.Message
+	events chan tailed
 	life   context.Context
 	end    context.CancelFunc
 	work   sync.WaitGroup
+
+	mu     sync.Mutex
+	queues map[queue]*tailQueue
+}
+
+// tailed is a message of a queue.
+type tailed struct {
+	store.Message
+	q *tailQueue
+}
+
+// tailQueue is where a tail is in a queue.
+type tailQueue struct {
+	given  int64        // all before it was given by Next, which alone knows it
+	read   atomic.Int64 // all before it is in the channel, or was taken from it
+	behind atomic.Bool  // the broker has said that there is more
 }
 
 // Tail reads a topic without a group. Where it begins in each queue is fixed when
@@ -41,9 +58,8 @@ func (s *Store) Tail(ctx context.Context, r store.TailRequest) (store.Tail, erro
 			return nil, err
 		}
 	}
-	t := &tail{s: s, topic: r.Topic, events: make(chan store.Message, prefetch)}
+	t := &tail{s: s, topic: r.Topic, events: make(chan tailed, prefetch), queues: map[queue]*tailQueue{}}
 	t.life, t.end = context.WithCancel(s.life)
-	seen := map[queue]bool{}
 	for _, q := range rt.read {
 		at, err := s.start(ctx, rt.brokers[q.broker], r.Topic, q, r.From)
 		if err != nil {
@@ -51,15 +67,14 @@ func (s *Store) Tail(ctx context.Context, r store.TailRequest) (store.Tail, erro
 			t.work.Wait()
 			return nil, err
 		}
-		seen[q] = true
 		t.read(q, rt.brokers[q.broker], at)
 	}
-	t.work.Go(func() { t.follow(seen) })
+	t.work.Go(t.follow)
 	return t, nil
 }
 
 // follow looks for queues that come later; they are read from their beginning.
-func (t *tail) follow(seen map[queue]bool) {
+func (t *tail) follow() {
 	tick := time.NewTicker(routeAge)
 	defer tick.Stop()
 	for {
@@ -73,8 +88,7 @@ func (t *tail) follow(seen map[queue]bool) {
 			continue
 		}
 		for _, q := range rt.read {
-			if !seen[q] {
-				seen[q] = true
+			if t.queue(q) == nil {
 				t.read(q, rt.brokers[q.broker], 0)
 			}
 		}
@@ -83,11 +97,24 @@ func (t *tail) follow(seen map[queue]bool) {
 
 // read reads one queue until the tail ends. Its broker may move.
 func (t *tail) read(q queue, addr string, at int64) {
+	tq := &tailQueue{given: at}
+	tq.read.Store(at)
+	t.mu.Lock()
+	t.queues[q] = tq
+	t.mu.Unlock()
 	t.work.Go(func() {
 		p := puller{c: t.s.c, addr: addr, topic: t.topic, group: tailGroup, q: q, next: at}
 		retry := minRetry
 		for t.life.Err() == nil {
+			asked := p.next
 			msgs, err := p.pull(t.life)
+			if err == nil && p.next < asked {
+				// The log has gone back: from its beginning, as members do.
+				p.next, err = t.s.c.offset(t.life, p.addr, reqMinOffset, t.topic, q, nil)
+				if err != nil {
+					p.next = asked
+				}
+			}
 			if err != nil {
 				pause(t.life, &retry)
 				if rt, err := t.s.c.route(t.life, t.topic, false); err == nil && rt.brokers[q.broker] != "" {
@@ -96,22 +123,27 @@ func (t *tail) read(q queue, addr string, at int64) {
 				continue
 			}
 			retry = minRetry
+			tq.behind.Store(p.next < p.end)
 			for _, m := range msgs {
 				select {
-				case t.events <- m:
+				case t.events <- tailed{m, tq}:
 				case <-t.life.Done():
 					return
 				}
 			}
+			tq.read.Store(p.next)
 		}
 	})
 }
 
 // Next waits for messages.
 func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
+	take := func(at int, m tailed) {
+		dst[at], m.q.given = m.Message, int64(m.Pos.Offset)+1 //nolint:gosec // offsets are below 2^63
+	}
 	select {
 	case m := <-t.events:
-		dst[0] = m
+		take(0, m)
 	case <-t.life.Done():
 		return 0, fault.New(fault.Unavailable, "rocketmq.tail", "store-closed", "the tail or its store is closed")
 	case <-ctx.Done():
@@ -121,7 +153,7 @@ func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 	for n < len(dst) {
 		select {
 		case m := <-t.events:
-			dst[n] = m
+			take(n, m)
 			n++
 			continue
 		default:
@@ -129,6 +161,53 @@ func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 		break
 	}
 	return n, nil
+}
+
+// AtEnd reports whether nothing is here that Next has not given, and no broker has said
+// that there is more.
+func (t *tail) AtEnd() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, q := range t.queues {
+		if q.behind.Load() {
+			return false
+		}
+	}
+	return len(t.events) == 0
+}
+
+// Mark asks the brokers where the queues end now.
+func (t *tail) Mark(ctx context.Context) (passed func() bool, err error) {
+	rt, err := t.s.c.route(ctx, t.topic, true)
+	if err != nil {
+		return nil, err
+	}
+	ends := map[queue]int64{}
+	for _, q := range rt.read {
+		if ends[q], err = t.s.c.offset(ctx, rt.brokers[q.broker], reqMaxOffset, t.topic, q, nil); err != nil {
+			return nil, err
+		}
+	}
+	return func() bool {
+		for q, end := range ends {
+			tq := t.queue(q)
+			switch {
+			case tq == nil && end == 0: // it comes later, and has nothing yet
+			case tq == nil:
+				return false
+			case tq.given < end && (tq.read.Load() < end || len(t.events) > 0):
+				return false
+			}
+		}
+		return true
+	}, nil
+}
+
+// queue is where the tail is in a queue; nil where it does not read it.
+func (t *tail) queue(q queue) *tailQueue {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.queues[q]
 }
 
 // Close ends the tail.

@@ -4,10 +4,12 @@ package proxycmd
 
 import (
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +28,8 @@ func Command() *cobra.Command {
 		trace TraceFlag
 		push  []string
 		plain bool
+		mode  SocketModeFlag
+		found NacosFlags
 	)
 	cmd := &cobra.Command{Use: "proxy --control-plane HOST:PORT --data FOLDER", Short: "Run a proxy", Args: cobra.NoArgs,
 		Long: `Carries events between applications and stores, by the configuration that a control
@@ -43,6 +47,9 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 				return err
 			}
 			cfg.AllowPlaintext = plain
+			if cfg.SocketMode, err = mode.Mode(); err != nil {
+				return err
+			}
 			defer Ballast()()
 			cfg.Drivers, cfg.Options = binding.Drivers(), binding.Options
 			stop, err := trace.Set(cmd.Context(), &cfg)
@@ -50,6 +57,11 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 				return err
 			}
 			defer stop()
+			leave, err := found.FindServices(&cfg)
+			if err != nil {
+				return err
+			}
+			defer leave()
 			p, err := proxy.New(cfg)
 			if err != nil {
 				return err
@@ -80,8 +92,11 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 	f.IntVar(&cfg.OnDemandMax, "on-demand-max", 1000, "on demand: most topics and subscriptions in use")
 	f.DurationVar(&cfg.StaleAfter, "stale-after", time.Hour, "age from which on a configuration that no control plane confirms is stale")
 	f.StringSliceVar(&cfg.OnStale, "on-stale", List(Env("WEFT_ON_STALE", "")), "what a stale configuration may do: serve, the default, or deny; for one namespace NAMESPACE=deny (WEFT_ON_STALE)")
-	f.StringVar(&cfg.HTTPAddr, "http", Env("WEFT_HTTP", "127.0.0.1:7410"), "address for clients over HTTP (WEFT_HTTP)")
-	f.StringVar(&cfg.GRPCAddr, "grpc", Env("WEFT_GRPC", "127.0.0.1:7411"), "address for clients over gRPC (WEFT_GRPC)")
+	f.BoolVar(&cfg.LeaveOnStop, "leave-on-stop", false, "leave the mesh's roster when it stops gracefully, so that no move of a topic waits for it; it then starts again only with a control plane. For proxies whose data folder goes with them")
+	f.StringVar(&cfg.HTTPAddr, "http", Env("WEFT_HTTP", "127.0.0.1:7410"), "address for clients over HTTP, or unix:/path for a Unix socket (WEFT_HTTP)")
+	f.StringVar(&cfg.GRPCAddr, "grpc", Env("WEFT_GRPC", "127.0.0.1:7411"), "address for clients over gRPC, or unix:/path for a Unix socket (WEFT_GRPC)")
+	mode.Add(f)
+	f.BoolVar(&cfg.TrustLoopback, "trust-loopback", false, "make whoever comes over loopback or a Unix socket without credentials the principal local")
 	f.StringVar(&cfg.HealthAddr, "health", Env("WEFT_HEALTH", "127.0.0.1:7418"), "address of /readyz alone, for registries and orchestrators (WEFT_HEALTH)")
 	f.StringVar(&cfg.OpsAddr, "ops", Env("WEFT_OPS", "127.0.0.1:7419"), "loopback address of metrics and debugging (WEFT_OPS)")
 	f.StringVar(&cfg.TLS.Cert, "cert", Env("WEFT_CERT", ""), "file with the certificate of the clients' listeners (WEFT_CERT)")
@@ -90,10 +105,14 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 	f.StringVar(&cfg.AdvertiseHost, "advertise", Env("WEFT_ADVERTISE", ""), "host under which clients and registries reach this proxy; it is registered only with one (WEFT_ADVERTISE)")
 	f.StringVar(&cfg.Zone, "zone", Env("WEFT_ZONE", ""), "availability zone (WEFT_ZONE)")
 	f.Uint32Var(&cfg.Weight, "weight", 100, "share of load relative to other proxies, 1 to 10000")
+	f.StringSliceVar(&cfg.CORSOrigins, "cors-origin", List(Env("WEFT_CORS_ORIGIN", "")), "web origins whose pages may ask over HTTP, such as https://shop.example (WEFT_CORS_ORIGIN)")
 	f.StringSliceVar(&push, "push-allow", List(Env("WEFT_PUSH_ALLOW", "")), "networks that push, and fetches of keys that an Identity names, may call beside public addresses, such as 10.0.0.0/8 (WEFT_PUSH_ALLOW)")
+	f.StringVar(&cfg.PushSecrets, "push-secrets", Env("WEFT_PUSH_SECRETS", ""), "folder with a folder for each namespace, with the secrets that its Subscriptions may sign and authorise pushes with (WEFT_PUSH_SECRETS)")
+	found.Add(f, "services that are pushed to are found")
 	f.IntVar(&cfg.Window, "window", 0, "events of a partition between delivered and durably settled, which a crash may repeat; the store's default when 0")
 	f.DurationVar(&cfg.DrainGrace, "drain-grace", 0, "how long to go on taking connections after readiness has failed")
 	f.DurationVar(&cfg.DrainTime, "drain-time", 25*time.Second, "bound on stopping as a whole")
+	Seldom(f, &cfg.ClientStall, "client-stall", 20*time.Second, "how long a client that takes nothing is waited for")
 	log.Add(cmd, "info")
 	trace.Add(cmd)
 	return cmd
@@ -149,6 +168,23 @@ func Env(name, otherwise string) string {
 		return v
 	}
 	return otherwise
+}
+
+// SocketModeFlag is the mode of Unix sockets.
+type SocketModeFlag struct{ mode string }
+
+// Add adds the flag.
+func (m *SocketModeFlag) Add(f *pflag.FlagSet) {
+	f.StringVar(&m.mode, "socket-mode", Env("WEFT_SOCKET_MODE", "0660"), "mode of Unix sockets for clients, in octal: who may write to one may connect (WEFT_SOCKET_MODE)")
+}
+
+// Mode reads it.
+func (m *SocketModeFlag) Mode() (fs.FileMode, error) {
+	n, err := strconv.ParseUint(m.mode, 8, 32)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("--socket-mode: %q is not a mode in octal such as 0660", m.mode)
+	}
+	return fs.FileMode(n), nil
 }
 
 // LogFlag makes a logger to the command's error output.

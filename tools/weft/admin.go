@@ -14,12 +14,10 @@ import (
 
 // adminCommand has what is done to the control plane itself.
 func adminCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "admin", Short: "Look after the control plane and its proxies", Args: cobra.NoArgs,
+	return group(&cobra.Command{Use: "admin", Short: "Look after the control plane and its proxies",
 		Long:    "Has what is done to the control plane itself, and commands for proxies.",
-		Example: "  weft admin drain gateway-1\n  weft admin restore --reason \"disk of all members lost\"",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(adminRestoreCommand(), joinTokenCommand(), adminResyncCommand(), adminDrainCommand())
-	return cmd
+		Example: "  weft admin drain gateway-1\n  weft admin restore --reason \"disk of all members lost\""},
+		adminRestoreCommand(), joinTokenCommand(), adminResyncCommand(), adminDrainCommand())
 }
 
 func adminResyncCommand() *cobra.Command {

@@ -36,7 +36,7 @@ func (f *applyFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.namespace, "namespace", "n", "", "namespace of resources that name none; with --prune the one that is pruned")
 	cmd.Flags().BoolVar(&f.prune, "prune", false, "also delete what is in the namespace of -n, with the labels of -l, of the kinds of --kind, and not in the files")
 	cmd.Flags().StringToStringVarP(&f.selector, "selector", "l", nil, "labels that what is pruned has: key=value,…")
-	cmd.Flags().StringSliceVar(&f.kinds, "kind", nil, "kinds that are pruned; all when empty")
+	cmd.Flags().StringSliceVar(&f.kinds, "kind", nil, "kinds that are pruned; all but migrations when empty")
 	completeKindFlag(cmd, "kind")
 	cmd.Flags().BoolVar(&f.mass, "allow-mass-removal", false, "the change may remove more than the control plane lets go unasked")
 }
@@ -66,6 +66,10 @@ func (f *applyFlags) check() error {
 func (f *applyFlags) prunes(r *configv1.Resource) bool {
 	kind := resource.KindOf(r)
 	if info, ok := resource.Lookup(string(kind)); !ok || info.System {
+		return false
+	}
+	// A Migration says what is to happen once: that files do not have it means nothing.
+	if kind == resource.Migration && !slices.Contains(f.kinds, string(kind)) {
 		return false
 	}
 	if f.namespace != "" && r.Metadata.Namespace != f.namespace || len(f.kinds) > 0 && !slices.Contains(f.kinds, string(kind)) {
@@ -331,12 +335,14 @@ Where one fails, it says which are in force; the same command goes on from there
 				return err
 			}
 			stages := p.stages()
+			told := false // what the needs of the first stage cost
 			// On a terminal it asks; not where standard input has the files.
 			ask := !yes && !dryRun && output == "text" && isTerminal(cmd.OutOrStdout()) && isTerminal(cmd.InOrStdin()) && !slices.Contains(what.files, "-")
 			if ask || showDiff {
+				var first *adminv1.ApplyResponse
 				if len(stages) > 0 && !dryRun {
 					// What would be refused is said before anybody is asked.
-					if _, err := applyStage(cmd.Context(), c, requestOf(stages, true, what.mass)); err != nil {
+					if first, err = applyStage(cmd.Context(), c, requestOf(stages, true, what.mass)); err != nil {
 						return err
 					}
 				}
@@ -348,13 +354,15 @@ Where one fails, it says which are in force; the same command goes on from there
 				if err != nil {
 					return err
 				}
+				printNeeds(to, first)
+				told = true
 				if ask && n > 0 {
 					if err := confirm(cmd, change(n)+". Apply?"); err != nil {
 						return err
 					}
 				}
 			}
-			resp, err := applyStages(cmd, c, stages, dryRun, what.mass, output == "text")
+			resp, err := applyStages(cmd, c, stages, applyOptions{dryRun: dryRun, mass: what.mass, text: output == "text", told: told})
 			if err != nil {
 				return err
 			}
@@ -370,13 +378,18 @@ Where one fails, it says which are in force; the same command goes on from there
 			if wait == 0 || dryRun || resp.Revision == 0 {
 				return nil
 			}
-			return waiting{revision: resp.Revision}.run(cmd.Context(), c, wait, report, progressOf(cmd.ErrOrStderr()))
+			progress, began := progressOf(cmd.ErrOrStderr()), time.Now()
+			revision, err := awaitTopics(cmd.Context(), c, resp, wait, progress)
+			if err != nil {
+				return err
+			}
+			return waiting{revision: revision}.run(cmd.Context(), c, max(wait-time.Since(began), time.Millisecond), report, progress)
 		}}
 	admin.add(cmd)
 	what.add(cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and show what would happen, change nothing")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until every proxy has it, as weft wait does, at most so long")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until its topics are made and every proxy has it, as weft wait does, at most so long")
 	cmd.Flags().BoolVar(&showDiff, "diff", false, "show what changes, also where it does not ask")
 	completeNamespace(cmd, &admin)
 	outputFlag(cmd, &output)
@@ -414,38 +427,85 @@ func applyStage(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.
 	return c.Apply(ctx, req)
 }
 
-// applyStages applies one stage after the other and says so.
-func applyStages(cmd *cobra.Command, c adminv1.AdminServiceClient, stages [][]item, dryRun, mass, text bool) (*adminv1.ApplyResponse, error) {
+// applyOptions say how stages are applied.
+type applyOptions struct {
+	dryRun, mass bool
+	text         bool // on standard output; else there is what a program reads
+	told         bool // what the needs of the first stage cost was said
+}
+
+// applyStages applies one stage after the other and says so; and before each, what the
+// mesh does in the place of stores for it.
+func applyStages(cmd *cobra.Command, c adminv1.AdminServiceClient, stages [][]item, o applyOptions) (*adminv1.ApplyResponse, error) {
 	all := &adminv1.ApplyResponse{}
-	if len(stages) > 1 && dryRun {
+	if len(stages) > 1 && o.dryRun {
 		// A later stage stands on the earlier ones, which are not made.
 		fmt.Fprintf(cmd.ErrOrStderr(), "%d stages: only the first is checked by the control plane, the others stand on it\n", len(stages))
-		return applyStage(cmd.Context(), c, requestOf(stages, true, mass))
+		resp, err := applyStage(cmd.Context(), c, requestOf(stages, true, o.mass))
+		printNeeds(cmd.ErrOrStderr(), resp)
+		return resp, err
 	}
 	to := cmd.OutOrStdout()
-	if !text {
+	if !o.text {
 		to = cmd.ErrOrStderr()
 	}
 	for n, stage := range stages {
-		if len(stages) > 1 {
-			fmt.Fprintf(to, "stage %d of %d: %s … ", n+1, len(stages), counted(len(stage), "resource", "resources"))
-		}
-		began := time.Now()
-		resp, err := applyStage(cmd.Context(), c, requestOf(stages[n:], dryRun, mass))
-		if err != nil {
+		say := func(format string, args ...any) {
 			if len(stages) > 1 {
-				fmt.Fprintln(to, "failed")
-				return nil, stageFailed(n, len(stages), err)
+				fmt.Fprintf(to, format, args...)
 			}
-			return nil, err
 		}
-		if len(stages) > 1 {
-			fmt.Fprintf(to, "done (%s)\n", time.Since(began).Round(time.Millisecond))
+		failed := func(err error) error {
+			if say("failed\n"); len(stages) > 1 {
+				return stageFailed(n, len(stages), err)
+			}
+			return err
+		}
+		head := fmt.Sprintf("stage %d of %d: %s … ", n+1, len(stages), counted(len(stage), "resource", "resources"))
+		if told := o.dryRun || o.told && n == 0; !told && slices.ContainsFunc(stage, item.changesNeeds) {
+			// Where it would be refused, applying it says why, and is in the audit records.
+			if would, err := applyStage(cmd.Context(), c, requestOf(stages[n:], true, o.mass)); err == nil {
+				printNeeds(to, would)
+			}
+		}
+		say("%s", head)
+		began := time.Now()
+		resp, err := applyStage(cmd.Context(), c, requestOf(stages[n:], o.dryRun, o.mass))
+		if err != nil {
+			return nil, failed(err)
+		}
+		say("done (%s)\n", time.Since(began).Round(time.Millisecond))
+		if o.dryRun {
+			printNeeds(to, resp)
 		}
 		all.Revision = resp.Revision
 		all.Results = append(all.Results, resp.Results...)
 	}
 	return all, nil
+}
+
+// changesNeeds tells whether i makes a Topic or changes one.
+func (i item) changesNeeds() bool { return i.after.GetTopic() != nil && i.changed() }
+
+// printNeeds says of each Topic that a change makes or changes what its store does not
+// do itself: what the mesh does at which price, and what nobody does, or knows.
+func printNeeds(w io.Writer, resp *adminv1.ApplyResponse) {
+	for _, r := range resp.GetResults() {
+		if r.Outcome != adminv1.ApplyResult_OUTCOME_CREATED && r.Outcome != adminv1.ApplyResult_OUTCOME_UPDATED {
+			continue
+		}
+		for _, n := range r.Needs {
+			switch n.Means {
+			case adminv1.NeedAnswer_MEANS_NATIVE:
+			case adminv1.NeedAnswer_MEANS_EMULATED:
+				fmt.Fprintf(w, "%s needs %s: emulated, %s\n", r.Name, n.Need, n.Detail)
+			case adminv1.NeedAnswer_MEANS_REFUSED:
+				fmt.Fprintf(w, "%s needs %s: refused, %s; the topic is not ready as long\n", r.Name, n.Need, n.Detail)
+			default:
+				fmt.Fprintf(w, "%s needs %s: %s; the topic is not ready as long\n", r.Name, n.Need, n.Detail)
+			}
+		}
+	}
 }
 
 // stageFailed says what is in force after stage n (from 0) of all has failed.

@@ -137,6 +137,28 @@ func TestAdministration(t *testing.T) {
 	m.want(0, []string{"rollback", number, "topic", "t2", "-n", "shop"}, "nothing differs")
 	m.want(0, []string{"history", "-n", "shop"}, "REVISION", "Rollback", "topic/shop/t2 created", "Apply", "topic/shop/t2 deleted")
 
+	// What the mesh does in a store's place is said before anything changes, and what
+	// nobody does; of what does not change, and of what the store does, nothing.
+	needs := file(t, "needs.yaml", strings.Replace(topics("shop", 0, 1, "git"), "store: main", "store: main, needs: {delay: 1h, request_reply: true, order: true}", 1))
+	costs := []string{"topic/shop/t0 needs order by key: emulated, the store gives a partition to one reader", "topic/shop/t0 needs request/reply: emulated, no write"}
+	m.want(0, []string{"apply", "-f", needs, "--dry-run"}, append(costs, "topic/shop/t0 would be updated")...)
+	m.want(1, []string{"diff", "-f", needs}, costs...)
+	said := m.want(0, []string{"apply", "-f", needs}, append(costs, "topic/shop/t0 updated")...)
+	if strings.Count(said, "emulated") != 2 || strings.Contains(said, "delay") {
+		t.Errorf("of what the store does itself, or twice: %s", said)
+	}
+	if said := m.want(0, []string{"apply", "-f", needs}, "topic/shop/t0 unchanged"); strings.Contains(said, "needs") {
+		t.Errorf("of what does not change: %s", said)
+	}
+	m.want(0, []string{"apply", "-f", needs, "-o", "json"}, `"needs"`, "order by key", "MEANS_EMULATED", "delay 1h0m0s", "MEANS_NATIVE", "precision 10 ms")
+	m.want(0, []string{"status", "topic/shop/t0"}, "NeedsMet: Emulated: order by key: emulated, the store", "delay 1h0m0s: native, precision 10 ms", "request/reply: emulated, no write")
+	m.want(0, []string{"apply", "-f", file(t, "later.yaml", strings.Replace(topics("shop", 9, 10, "git"), "main", "later, needs: {replay: true}", 1)+
+		"---\napiVersion: weft/v1alpha1\nkind: EventStore\nmetadata: {namespace: shop, name: later}\nspec: {rocketmq: {name_servers: ['127.0.0.1:1']}}\n"), "--diff"},
+		"+++ b/topic/shop/t9", "topic/shop/t9 needs replay: EventStore later was not observed yet; the topic is not ready as long", "topic/shop/t9 created")
+	m.want(0, []string{"delete", "topic", "t9", "-n", "shop"})
+	m.want(0, []string{"delete", "eventstore", "later", "-n", "shop"})
+	m.want(0, []string{"apply", "-f", few}, "topic/shop/t0 updated")
+
 	// Stages.
 	many := file(t, "many.yaml", storeYAML("bulk", "git")+topics("bulk", 0, 150, "git"))
 	m.want(0, []string{"apply", "-f", many, "--dry-run"}, "would be: 151 created", "3 stages: only the first is checked")
@@ -220,4 +242,36 @@ func TestToken(t *testing.T) {
 	if out, errOut, code := run(ctx, "get", "topics", "--server", addr); code != 0 {
 		t.Errorf("WEFT_TOKEN: %s%s", out, errOut)
 	}
+}
+
+// TestApplyWaits: with --wait a topic can be used once it has returned; one that cannot be
+// made is named, with the reason.
+func TestApplyWaits(t *testing.T) {
+	m := start(t, filepath.Join(t.TempDir(), "data"))
+	for i := range 5 {
+		topic := fmt.Sprintf("fresh-%d", i)
+		m.must("apply", "--wait", "1m", "-f", file(t, topic, fmt.Sprintf(`
+apiVersion: weft/v1alpha1
+kind: Topic
+metadata: {namespace: demo, name: %s}
+spec: {store: main}
+---
+apiVersion: weft/v1alpha1
+kind: AccessPolicy
+metadata: {namespace: demo, name: %[1]s}
+spec: {rules: [{name: all, effect: allow, principals: [local], actions: [publish], topics: [%[1]s]}]}
+`, topic)))
+		m.must("publish", topic, "--data", "{}")
+	}
+	m.want(1, []string{"apply", "--wait", "1s", "-f", file(t, "away.yaml", `
+apiVersion: weft/v1alpha1
+kind: EventStore
+metadata: {namespace: demo, name: away}
+spec: {kafka: {brokers: ["127.0.0.1:1"]}}
+---
+apiVersion: weft/v1alpha1
+kind: Topic
+metadata: {namespace: demo, name: lost}
+spec: {store: away}
+`)}, "1 topic is not made in the store after 1s:\n  topic/demo/lost: ")
 }

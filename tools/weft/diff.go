@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
@@ -52,7 +50,7 @@ func writeDiff(w io.Writer, items []item) (int, error) {
 	}
 	paint := func(code, text string) string { return text }
 	if isTerminal(w) {
-		paint = func(code, text string) string { return "\x1b[" + code + "m" + text + "\x1b[0m" }
+		w, paint = own(w), func(code, text string) string { return "\x1b[" + code + "m" + text + "\x1b[0m" }
 	}
 	n := 0
 	for _, i := range items {
@@ -79,6 +77,7 @@ func writeDiff(w io.Writer, items []item) (int, error) {
 		fmt.Fprintln(&b, paint("1", "--- "+from))
 		fmt.Fprintln(&b, paint("1", "+++ "+to))
 		for _, line := range unified(before, after) {
+			line = escaped(line)
 			switch line[0] {
 			case '+':
 				line = paint("32", line)
@@ -94,12 +93,6 @@ func writeDiff(w io.Writer, items []item) (int, error) {
 		}
 	}
 	return n, nil
-}
-
-// isTerminal reports whether w, or a reader, is one.
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // diffContext is how many lines stand around a change.
@@ -220,11 +213,25 @@ func (e exitStatus) Error() string {
 
 func (e exitStatus) Unwrap() error { return e.error }
 
-// Exit statuses of weft diff, as diff(1) has them.
+// Exit statuses of weft diff and weft schema check, as diff(1) has them.
 const (
 	differs = 1
 	trouble = 2
 )
+
+// badUse lets errors of a command's arguments and flags end with trouble too.
+func badUse(cmd *cobra.Command) {
+	args := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, in []string) error {
+		if err := args(cmd, in); err != nil {
+			return exitStatus{trouble, fmt.Errorf("%w\nusage: %s", err, cmd.UseLine())}
+		}
+		return nil
+	}
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return exitStatus{trouble, cmd.Root().FlagErrorFunc()(cmd, err)}
+	})
+}
 
 func diffCommand() *cobra.Command {
 	var (
@@ -265,6 +272,7 @@ does, 2 after an error.`,
 		return completeCanonical(cmd, &admin, typed)
 	})
 	completeNamespace(cmd, &admin)
+	badUse(cmd)
 	return cmd
 }
 
@@ -309,7 +317,7 @@ func diff(cmd *cobra.Command, args []string, admin *adminFlags, what *applyFlags
 		if err != nil {
 			return 0, err
 		}
-		if _, err := applyStages(cmd, c, p.stages(), true, what.mass, false); err != nil {
+		if _, err := applyStages(cmd, c, p.stages(), applyOptions{dryRun: true, mass: what.mass}); err != nil {
 			return 0, err
 		}
 		items = p.items

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"os"
 	"strings"
 	"sync"
@@ -24,11 +25,9 @@ import (
 
 func publishCommand() *cobra.Command {
 	var (
-		proxy           proxyFlags
-		namespace, data string
-		e               event.Event
-		attrs           []string
-		output          string
+		proxy             proxyFlags
+		namespace, output string
+		flags             eventFlags
 	)
 	cmd := &cobra.Command{Use: "publish TOPIC", Short: "Publish an event", Args: cobra.ExactArgs(1), ValidArgsFunction: completeNames(resource.Topic, &namespace),
 		Example: "  weft publish orders --type order.created --data '{\"order\": 7}'\n  weft publish orders --data @order.json --key customer-3",
@@ -36,20 +35,12 @@ func publishCommand() *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			body, err := readData(cmd, data)
+			e, err := flags.event(cmd)
+			if err == nil {
+				err = checkJSON(&e)
+			}
 			if err != nil {
 				return err
-			}
-			e.Data = body
-			if e.ID == "" {
-				e.ID = uuid.NewString()
-			}
-			for _, a := range attrs {
-				k, v, ok := strings.Cut(a, "=")
-				if !ok {
-					return fmt.Errorf("--attr: %q is not name=value", a)
-				}
-				e.Ext = event.With(e.Ext, k, v)
 			}
 			c, err := proxy.dial()
 			if err != nil {
@@ -74,19 +65,70 @@ func publishCommand() *cobra.Command {
 		}}
 	proxy.add(cmd)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
-	cmd.Flags().StringVarP(&data, "data", "d", "", "the data: text, @FILE, or - for standard input")
-	cmd.Flags().StringVar(&e.ID, "id", "", "the event's id; drawn when empty")
-	cmd.Flags().StringVar(&e.Source, "source", "/weft/cli", "the event's source")
-	cmd.Flags().StringVar(&e.Type, "type", "weft.cli", "the event's type")
-	cmd.Flags().StringVar(&e.Subject, "subject", "", "the event's subject")
-	cmd.Flags().StringVar(&e.DataContentType, "content-type", "application/json", "the data's media type")
-	cmd.Flags().StringSliceVar(&attrs, "attr", nil, "an extension attribute, name=value; may be repeated")
-	cmd.Flags().Func("key", "the ordering key (partitionkey)", func(s string) error {
-		e.Ext = event.With(e.Ext, event.AttrPartitionKey, s)
-		return nil
-	})
+	flags.add(cmd)
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// eventFlags are the parts of an event.
+type eventFlags struct {
+	e     event.Event
+	data  string
+	attrs []string
+}
+
+// eventFlagNames are their names.
+var eventFlagNames = []string{"data", "id", "source", "type", "subject", "content-type", "attr", "key"}
+
+func (f *eventFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&f.data, "data", "d", "", "the data: text, @FILE, or - for standard input")
+	cmd.Flags().StringVar(&f.e.ID, "id", "", "the event's id; drawn when empty")
+	cmd.Flags().StringVar(&f.e.Source, "source", "/weft/cli", "the event's source")
+	cmd.Flags().StringVar(&f.e.Type, "type", "weft.cli", "the event's type")
+	cmd.Flags().StringVar(&f.e.Subject, "subject", "", "the event's subject")
+	cmd.Flags().StringVar(&f.e.DataContentType, "content-type", "application/json", "the data's media type")
+	cmd.Flags().StringArrayVar(&f.attrs, "attr", nil, "an extension attribute, name=value; may be repeated")
+	cmd.Flags().Func("key", "the ordering key (partitionkey)", func(s string) error {
+		f.e.Ext = event.With(f.e.Ext, event.AttrPartitionKey, s)
+		return nil
+	})
+}
+
+// event is the event that the flags make; its id is drawn where none is given.
+func (f *eventFlags) event(cmd *cobra.Command) (e event.Event, err error) {
+	e = f.e
+	if e.Data, err = readData(cmd, f.data); err != nil {
+		return e, err
+	}
+	if e.ID == "" {
+		e.ID = uuid.NewString()
+	}
+	return e, setAttrs(&e, f.attrs)
+}
+
+// setAttrs gives e what --attr says.
+func setAttrs(e *event.Event, attrs []string) error {
+	for _, a := range attrs {
+		k, v, ok := strings.Cut(a, "=")
+		if !ok {
+			return fmt.Errorf("--attr: %q is not name=value", a)
+		}
+		e.Ext = event.With(e.Ext, k, v)
+	}
+	return nil
+}
+
+// checkJSON refuses data that are said to be JSON and are not.
+func checkJSON(e *event.Event) error {
+	media, _, err := mime.ParseMediaType(e.DataContentType)
+	if err != nil || media != "application/json" && !strings.HasSuffix(media, "+json") || len(e.Data) == 0 {
+		return nil
+	}
+	var v json.RawMessage
+	if err := json.Unmarshal(e.Data, &v); err != nil {
+		return fmt.Errorf("--data: it is not JSON, as --content-type %s says: %w; for text, --content-type text/plain", e.DataContentType, err)
+	}
+	return nil
 }
 
 // maxData bounds what publish reads.
@@ -107,11 +149,30 @@ func readData(cmd *cobra.Command, data string) ([]byte, error) {
 	default:
 		return []byte(data), nil
 	}
-	return io.ReadAll(io.LimitReader(r, maxData))
+	b, err := io.ReadAll(io.LimitReader(r, maxData+1))
+	if err != nil {
+		return nil, fmt.Errorf("--data: %w", err)
+	}
+	if len(b) > maxData {
+		return nil, fmt.Errorf("--data: it is larger than %d MiB, and no topic takes that", maxData>>20)
+	}
+	return b, nil
 }
 
 // patience is how long nothing is said of proxies that do not answer.
 const patience = 3 * time.Second
+
+// patiently tells people how a command that goes on without end gets on: after a while
+// that no proxy answers, and once it is connected.
+func (p *proxyFlags) patiently(cmd *cobra.Command) (connected func(), stop func() bool) {
+	unanswered := time.AfterFunc(patience, func() {
+		fmt.Fprintf(cmd.ErrOrStderr(), "no proxy answers at %s so far; it is tried on. Proxies are named with --proxy (WEFT_PROXY); Ctrl-C ends\n", strings.Join(p.proxies, ", "))
+	})
+	return func() {
+		unanswered.Stop()
+		fmt.Fprintln(cmd.ErrOrStderr(), "connected; Ctrl-C ends")
+	}, unanswered.Stop
+}
 
 func subscribeCommand() *cobra.Command {
 	var (
@@ -130,6 +191,9 @@ until Ctrl-C.`,
 		Args:    cobra.MaximumNArgs(1), ValidArgsFunction: completeNames(resource.Subscription, &namespace),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(output); err != nil {
+				return err
+			}
+			if err := checkMax(most); err != nil {
 				return err
 			}
 			if (len(args) == 1) == (len(tails) > 0) {
@@ -151,21 +215,15 @@ until Ctrl-C.`,
 				mu.Lock()
 				defer mu.Unlock()
 				if most > 0 && seen == most {
-					return &client.Retry{Reason: "not wanted"}
+					return client.ErrUnsettled // what comes beyond --max goes to others
 				}
 				if seen++; seen == most {
 					defer cancel()
 				}
 				return printDelivery(cmd.OutOrStdout(), d, output)
 			}
-			unanswered := time.AfterFunc(patience, func() {
-				fmt.Fprintf(cmd.ErrOrStderr(), "no proxy answers at %s so far; it is tried on. Proxies are named with --proxy (WEFT_PROXY); Ctrl-C ends\n", strings.Join(proxy.proxies, ", "))
-			})
-			defer unanswered.Stop()
-			connected := func() {
-				unanswered.Stop()
-				fmt.Fprintln(cmd.ErrOrStderr(), "connected; Ctrl-C ends")
-			}
+			connected, stop := proxy.patiently(cmd)
+			defer stop()
 			if len(args) == 1 {
 				err = c.Subscribe(ctx, namespace, args[0], func(_ context.Context, d client.Delivery) error { return show(d) },
 					client.SubscribeOptions{Credit: 16, Connected: connected})
@@ -176,8 +234,8 @@ until Ctrl-C.`,
 				case "beginning":
 					o.Beginning = true
 				default:
-					if o.Since, err = time.Parse(time.RFC3339, from); err != nil {
-						return errors.New("--from is beginning, end, or a time such as 2026-01-31T12:00:00Z")
+					if o.Since, err = parseWhen(from, time.Now()); err != nil {
+						return fmt.Errorf("--from is beginning, end, a time or how long ago: %w", err)
 					}
 				}
 				err = c.Tail(ctx, namespace, tails, o, show)
@@ -185,17 +243,27 @@ until Ctrl-C.`,
 			mu.Lock()
 			defer mu.Unlock()
 			if errors.Is(err, context.Canceled) || most > 0 && seen == most {
-				return nil // what came beyond --max was given back
+				return nil
 			}
 			return err
 		}}
 	proxy.add(cmd)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
 	cmd.Flags().StringSliceVar(&tails, "tail", nil, "tail these topics or patterns")
-	cmd.Flags().StringVar(&from, "from", "end", "with --tail: beginning, end, or a time")
+	cmd.Flags().StringVar(&from, "from", "end", "with --tail: beginning, end, a time such as 2026-01-31T12:00:00Z, or how long ago (24h)")
+	_ = cmd.RegisterFlagCompletionFunc("tail", completeNames(resource.Topic, &namespace))
+	_ = cmd.RegisterFlagCompletionFunc("from", cobra.FixedCompletions([]string{"beginning", "end"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().IntVar(&most, "max", 0, "end after so many events; 0 is without end")
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// checkMax refuses a --max that bounds nothing and is not 0.
+func checkMax(most int) error {
+	if most < 0 {
+		return fmt.Errorf("--max: %d is less than 0, which is without end", most)
+	}
+	return nil
 }
 
 func printDelivery(w io.Writer, d client.Delivery, output string) error {

@@ -169,7 +169,8 @@ func rollbackCommand() *cobra.Command {
 at a revision, in one transaction: a new revision with the old content, judged like
 any change. What was deleted since comes back as a new resource (a Topic with
 another uid, so positions in the old one do not lead into it); what was created
-since is deleted. It shows the changes and, on a terminal, asks.
+since is deleted. Migrations stay as they are: weft migrate begins and ends moves. It
+shows the changes and, on a terminal, asks.
 
 What is more than one transaction takes (100 resources) is refused, and rolled back
 with --stages: as weft apply does it, each of them all or nothing, what others refer
@@ -268,7 +269,7 @@ func rollbackStages(cmd *cobra.Command, c adminv1.AdminServiceClient, req *admin
 			}
 		}
 	}
-	resp, err := applyStages(cmd, c, stages, req.DryRun, req.AllowMassRemoval, text)
+	resp, err := applyStages(cmd, c, stages, applyOptions{dryRun: req.DryRun, mass: req.AllowMassRemoval, text: text})
 	if err != nil {
 		return err
 	}
@@ -292,9 +293,12 @@ func backTo(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.Roll
 	now := map[string]*configv1.Resource{}
 	listed := map[string]bool{}
 	for _, d := range resp.Changes {
-		_, ns, _, err := resource.Split(d.Name)
+		kind, ns, _, err := resource.Split(d.Name)
 		if err != nil {
 			return nil, err
+		}
+		if !resource.RolledBack(kind) {
+			continue
 		}
 		if !listed[ns] {
 			listed[ns] = true

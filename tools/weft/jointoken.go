@@ -18,10 +18,7 @@ import (
 
 // joinTokenCommand has what is done with join tokens.
 func joinTokenCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "join-token", Short: "Tokens with which proxies join", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(joinTokenCreate(), joinTokenList(), joinTokenRevoke())
-	return cmd
+	return group(&cobra.Command{Use: "join-token", Short: "Tokens with which proxies join"}, joinTokenCreate(), joinTokenList(), joinTokenRevoke())
 }
 
 func joinTokenCreate() *cobra.Command {

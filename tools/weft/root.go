@@ -32,8 +32,9 @@ import (
 )
 
 // Main runs the command line and returns the exit status: 0, or 1 after an
-// error, which it has printed; weft diff has its own.
+// error, which it has printed; weft diff and weft schema check have their own.
 func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	out, errOut = forPeople(out), forPeople(errOut)
 	root := Command()
 	root.SetArgs(args)
 	root.SetIn(in)
@@ -63,17 +64,24 @@ to and from the middleware that stores them.
   weft apply -f FILE      change the configuration
   weft status             who has it, who has not, and what is not ready and why
   weft publish, subscribe send and see events
+  weft request, reply     ask, and answer
+  weft eval               where an event would go, from files
+  weft schema check       whether schemas, changes of them and data are right, from files
+  weft trace, why         what happened to an event, and why it did not arrive
+  weft dlq                what could not be delivered, and to deliver it again
+  weft migrate            move a topic to another store while it is used
 
 Every command has examples: weft COMMAND --help. The exit status is 0, or 1 after
-an error (weft diff: 1 where something differs, 2 after an error); Ctrl-C stops what
-runs gracefully. "source <(weft completion bash)" makes a shell complete commands,
-kinds and names.`,
+an error (weft diff: 1 where something differs, weft schema check: 1 where something is
+wrong, both 2 after an error); Ctrl-C stops what runs gracefully. On a terminal control
+characters of events are shown escaped, through a pipe they are as they are. "source <(weft
+completion bash)" makes a shell complete commands, kinds and names.`,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String()}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
 	})
-	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), snapshotCommand(), adminCommand(),
-		publishCommand(), subscribeCommand(), apiKeyCommand(), benchCommand(), versionCommand())
+	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), snapshotCommand(), proxiesCommand(), adminCommand(),
+		publishCommand(), requestCommand(), replyCommand(), subscribeCommand(), pullCommand(), settleCommand(), dlqCommand(), migrateCommand(), traceCommand(), whyCommand(), evalCommand(), schemaCommand(), apiKeyCommand(), benchCommand(), versionCommand())
 	sayUsage(root)
 	return root
 }
@@ -81,7 +89,7 @@ kinds and names.`,
 // sayUsage lets errors about arguments end with how each command is used.
 func sayUsage(parent *cobra.Command) {
 	for _, c := range parent.Commands() {
-		if args := c.Args; args != nil {
+		if args := c.Args; args != nil && !c.HasSubCommands() {
 			c.Args = func(cmd *cobra.Command, in []string) error {
 				if err := args(cmd, in); err != nil {
 					return fmt.Errorf("%w\nusage: %s", err, cmd.UseLine())
@@ -91,6 +99,28 @@ func sayUsage(parent *cobra.Command) {
 		}
 		sayUsage(c)
 	}
+}
+
+// group gives cmd its commands; by itself it is its help, and says so where a command is
+// spelled wrong.
+func group(cmd *cobra.Command, of ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(of...)
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		meant := ""
+		for _, s := range cmd.SuggestionsFor(args[0]) {
+			meant += "\n\t" + s
+		}
+		if meant != "" {
+			meant = "\n\nDid you mean this?" + meant + "\n"
+		}
+		return fmt.Errorf("unknown command %q for %q%s\n%s --help lists what there is", args[0], cmd.CommandPath(), meant, cmd.CommandPath())
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	return cmd
 }
 
 func versionCommand() *cobra.Command {
@@ -104,7 +134,10 @@ func versionCommand() *cobra.Command {
 func explain(err error) string {
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		if e.Reason == "" && (e.Code == codes.Unavailable || e.Code == codes.DeadlineExceeded) {
-			return e.Message + "\nis a proxy there? it is named with --proxy (WEFT_PROXY)"
+			return strings.TrimPrefix(e.Message, "latest balancer error: ") + "\nis a proxy there, and is that its port for gRPC (7411 if nothing else was said)? it is named with --proxy (WEFT_PROXY)"
+		}
+		if e.Reason == "access-denied" && strings.HasPrefix(e.Message, "no AccessPolicy ") {
+			return e.Message + "\nis the name right? weft get says what there is; an AccessPolicy lets others in"
 		}
 		return e.Message
 	}
@@ -237,7 +270,7 @@ type proxyFlags struct {
 }
 
 func (f *proxyFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringSliceVar(&f.proxies, "proxy", strings.Split(proxycmd.Env("WEFT_PROXY", "127.0.0.1:7411"), ","), "gRPC addresses of proxies (WEFT_PROXY)")
+	cmd.Flags().StringSliceVar(&f.proxies, "proxy", strings.Split(proxycmd.Env("WEFT_PROXY", "127.0.0.1:7411"), ","), "gRPC addresses of proxies, HOST:PORT or unix:/path (WEFT_PROXY)")
 	cmd.Flags().StringVar(&f.tls.CA, "proxy-ca", proxycmd.Env("WEFT_PROXY_CA", ""), "file with the authority of the proxies' certificates; without it the connection is plaintext (WEFT_PROXY_CA)")
 	cmd.Flags().StringVar(&f.tls.Cert, "proxy-cert", proxycmd.Env("WEFT_PROXY_CERT", ""), "file with the own certificate (WEFT_PROXY_CERT)")
 	cmd.Flags().StringVar(&f.tls.Key, "proxy-key", proxycmd.Env("WEFT_PROXY_KEY", ""), "file with its key (WEFT_PROXY_KEY)")

@@ -13,6 +13,7 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/duration"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -98,7 +99,7 @@ exit status is 1. weft wait waits for one revision.`,
 				return err
 			}
 			if wait > 0 && !complete {
-				return fmt.Errorf("not everything was ready within %s", wait)
+				return fmt.Errorf("not everything was ready within %s", duration.Text(wait))
 			}
 			return nil
 		}}

@@ -108,7 +108,9 @@ func TestStatusScreen(t *testing.T) {
 				Digests: []*configv1.KindDigest{{Kind: "eventstore", Count: 1}, {Kind: "topic", Count: 1200}}, Withheld: []string{"topic/shop/orders"}},
 			Load:    &discoveryv1.Load{Connections: 1200, Streams: 30, InFlight: 4, Published: 123456, Delivered: 654321, CpuMicros: 90e6, MemoryBytes: 64 << 20},
 			Stores:  []*discoveryv1.StoreState{{Name: "eventstore/shop/main", Reason: "NotOpen", Message: "connection refused"}},
-			Targets: []*discoveryv1.TargetState{{Name: "subscription/shop/invoices", Reason: "Refused", Message: "http 500"}}}
+			Targets: []*discoveryv1.TargetState{{Name: "subscription/shop/invoices", Reason: "Refused", Message: "http 500"}},
+			Denied:  []*discoveryv1.DeniedState{{Name: "topic/shop/payments", Reason: "AccessDenied", Message: "publish: refused"}},
+			Blocked: []*discoveryv1.BlockedState{{Name: "subscription/shop/shipping", Keys: 2, Topic: "orders", Position: "1.abc.1.p0.7"}}}
 		return printProxy(w, st, p, now)
 	})
 }

@@ -145,6 +145,12 @@ func inShort(p *adminv1.ProxyStatus, st *adminv1.GetStatusResponse, now time.Tim
 	if n := len(p.GetReport().GetTargets()); n > 0 {
 		what = append(what, "pushes to "+counted(n, "target", "targets")+" in vain")
 	}
+	if n := len(p.GetReport().GetDenied()); n > 0 {
+		what = append(what, "is denied "+counted(n, "topic", "topics"))
+	}
+	if n := len(p.GetReport().GetBlocked()); n > 0 {
+		what = append(what, "holds blocked keys of "+counted(n, "Subscription", "Subscriptions"))
+	}
 	return strings.Join(what, ", ")
 }
 
@@ -197,6 +203,12 @@ func reasons(w io.Writer, st *adminv1.GetStatusResponse, everything bool) {
 		for _, t := range p.GetReport().GetTargets() {
 			add("pushes in vain for %s: %s: %s", t.Name, t.Reason, t.Message)
 		}
+		for _, d := range p.GetReport().GetDenied() {
+			add("its store denies it %s: %s: %s", d.Name, d.Reason, d.Message)
+		}
+		for _, b := range p.GetReport().GetBlocked() {
+			add("%s", blocked(b))
+		}
 	}
 	whys := slices.SortedFunc(maps.Keys(who), func(a, b string) int {
 		return cmp.Or(cmp.Compare(len(who[b]), len(who[a])), cmp.Compare(a, b))
@@ -219,6 +231,10 @@ func refusal(r *discoveryv1.Rejection) string {
 		where = r.Field + ": "
 	}
 	return fmt.Sprintf("%s (version %s): %s%s", r.Name, r.Version, where, r.Reason)
+}
+
+func blocked(b *discoveryv1.BlockedState) string {
+	return fmt.Sprintf("holds %s of %s blocked, first by the event of %s at %s", counted(int(b.Keys), "key", "keys"), b.Name, b.Topic, b.Position)
 }
 
 // several names some proxies.
@@ -297,6 +313,12 @@ func printProxy(w io.Writer, st *adminv1.GetStatusResponse, p *adminv1.ProxyStat
 	}
 	for _, s := range p.GetReport().GetTargets() {
 		fmt.Fprintf(w, "pushes in vain for %s: %s: %s\n", s.Name, s.Reason, s.Message)
+	}
+	for _, d := range p.GetReport().GetDenied() {
+		fmt.Fprintf(w, "its store denies it %s: %s: %s\n", d.Name, d.Reason, d.Message)
+	}
+	for _, b := range p.GetReport().GetBlocked() {
+		fmt.Fprintln(w, blocked(b))
 	}
 	return nil
 }

@@ -3,11 +3,14 @@ package weft
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -59,6 +62,53 @@ func attributeOf(sp *tracepb.Span, name string) string {
 	return ""
 }
 
+// archive is a file with a Subscription that is pulled, of what the warehouse gets.
+func archive(t *testing.T) string {
+	file := filepath.Join(t.TempDir(), "archive.yaml")
+	if err := os.WriteFile(file, []byte(`apiVersion: weft/v1alpha1
+kind: Subscription
+metadata: {namespace: demo, name: archive}
+spec:
+  topics: [orders]
+  start: beginning
+  filter: {prefix: {type: order.}}
+---
+apiVersion: weft/v1alpha1
+kind: AccessPolicy
+metadata: {namespace: demo, name: archive}
+spec:
+  rules: [{name: archive, effect: allow, principals: [local], actions: [consume], subscriptions: [archive]}]
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// pullArchive pulls one event of the archive and settles it.
+func (m *mesh) pullArchive() {
+	m.Helper()
+	ask := func(verb, body string, out any) {
+		resp, err := http.Post(m.http+"/v1/demo/subscriptions/archive:"+verb, "application/json", strings.NewReader(body))
+		if err != nil {
+			m.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if err := json.NewDecoder(resp.Body).Decode(out); err != nil || resp.StatusCode != http.StatusOK {
+			m.Fatal(resp.Status, err)
+		}
+	}
+	var pulled struct {
+		Deliveries []struct {
+			ID string `json:"delivery_id"`
+		}
+	}
+	ask("pull", `{"max_events": 1, "wait": "20s"}`, &pulled)
+	if len(pulled.Deliveries) != 1 {
+		m.Fatal("nothing was pulled")
+	}
+	ask("settle", `{"ack": ["`+pulled.Deliveries[0].ID+`"]}`, &struct{}{})
+}
+
 // TestTraces: the spans of an event's way are children of the context that its
 // publisher gave, and the event keeps that context to the end. An event without
 // one gets that of the publish.
@@ -88,6 +138,8 @@ func TestTraces(t *testing.T) {
 
 	m := start(t, filepath.Join(t.TempDir(), "data"), "--otlp-endpoint", "http://"+l.Addr().String())
 	m.must("apply", "-f", exampleFolder(t, hook.URL))
+	m.must("apply", "-f", archive(t), "--wait", "1m")
+	m.must("status", "--wait", "1m")
 	m.await("orders is ready", func() bool {
 		_, err := m.weft("publish", "orders", "--id", "untraced", "--type", "note")
 		return err == nil
@@ -122,7 +174,15 @@ func TestTraces(t *testing.T) {
 			ofUntraced = v
 		}
 	}
-	wants := map[string]string{"publish orders": span, "write orders": "", "deliver billing": span, "deliver warehouse": span, "push warehouse": span}
+	m.pullArchive()
+	// Parents: the publisher's span, or, by name, another of the mesh.
+	wants := map[string]string{"publish orders": span, "write orders": "publish orders", "push warehouse": span}
+	for _, sub := range []string{"billing", "warehouse", "archive"} { // by stream, push and pull
+		wants["deliver "+sub], wants["ack "+sub] = span, "deliver "+sub
+	}
+	kinds := map[string]tracepb.Span_SpanKind{"publish": tracepb.Span_SPAN_KIND_PRODUCER, "deliver": tracepb.Span_SPAN_KIND_CONSUMER,
+		"write": tracepb.Span_SPAN_KIND_CLIENT, "push": tracepb.Span_SPAN_KIND_CLIENT, "ack": tracepb.Span_SPAN_KIND_CLIENT}
+	types := map[string]string{"publish": "send", "write": "send", "deliver": "process", "push": "process", "ack": "settle"}
 	m.await("all spans are there", func() bool {
 		for name := range wants {
 			if got.named(name)[trace] == nil {
@@ -131,10 +191,26 @@ func TestTraces(t *testing.T) {
 		}
 		return true
 	})
+	page, err := os.ReadFile("../../docs/traces.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for operation, kind := range kinds {
+		if row := regexp.MustCompile("\n\\| `" + operation + " [A-Z]+` \\| " + strings.ToLower(strings.TrimPrefix(kind.String(), "SPAN_KIND_")) + " \\| " + types[operation] + " \\| "); !row.Match(page) {
+			t.Errorf("docs/traces.md has no row %s", row)
+		}
+	}
 	for name, want := range wants {
 		sp := got.named(name)[trace]
-		if want == "" {
-			want = hex.EncodeToString(got.named("publish orders")[trace].SpanId)
+		if parent := got.named(want)[trace]; parent != nil {
+			want = hex.EncodeToString(parent.SpanId)
+		}
+		operation, _, _ := strings.Cut(name, " ")
+		if sp.Kind != kinds[operation] || attributeOf(sp, "messaging.operation.name") != operation || attributeOf(sp, "messaging.operation.type") != types[operation] {
+			t.Errorf("%s is a %s with %v", name, sp.Kind, sp.Attributes)
+		}
+		if linked := len(sp.Links) == 1 && hex.EncodeToString(sp.Links[0].TraceId) == trace && hex.EncodeToString(sp.Links[0].SpanId) == span; linked != (operation == "ack") {
+			t.Errorf("%s has the links %v", name, sp.Links)
 		}
 		if hex.EncodeToString(sp.ParentSpanId) != want {
 			t.Errorf("%s is a child of %x, want %s", name, sp.ParentSpanId, want)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +28,9 @@ import (
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/dataplane/proxy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/manifest"
+	"github.com/weft-mesh/weft/pkg/unixaddr"
 	"github.com/weft-mesh/weft/registry/memory"
 	"github.com/weft-mesh/weft/store/binding"
 
@@ -66,12 +69,14 @@ func upCommand() *cobra.Command {
 		s          server.Config
 		p          proxy.Config
 		pushAllows []string
+		found      proxycmd.NacosFlags
+		mode       proxycmd.SocketModeFlag
 	)
 	cmd := &cobra.Command{Use: "up", Short: "Run the whole mesh in one process", Args: cobra.NoArgs,
 		Long: `Runs etcd, the control plane, one proxy and the embedded store in one process,
 durable under the data folder. The planes talk over a real discovery stream on
-loopback, as separate processes do. Whoever comes over loopback without
-credentials is the principal "local".`,
+loopback, as separate processes do. Whoever comes over loopback or a Unix socket
+without credentials is the principal "local".`,
 		Example: "  weft up\n  weft up --data ./data --http 127.0.0.1:8080",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			logger, err := log.Logger(cmd)
@@ -81,12 +86,20 @@ credentials is the principal "local".`,
 			if p.PushAllow, err = proxycmd.Prefixes(pushAllows); err != nil {
 				return err
 			}
+			if p.SocketMode, err = mode.Mode(); err != nil {
+				return err
+			}
 			s.Log, p.Log = logger, logger
 			stop, err := trace.Set(cmd.Context(), &p)
 			if err != nil {
 				return err
 			}
 			defer stop()
+			leave, err := found.FindServices(&p)
+			if err != nil {
+				return err
+			}
+			defer leave()
 			return up(cmd, data, s, p)
 		}}
 	f := cmd.Flags()
@@ -94,11 +107,14 @@ credentials is the principal "local".`,
 	f.StringVar(&s.AdminAddr, "admin", proxycmd.Env("WEFT_ADMIN", "127.0.0.1:7420"), "address of the admin API (WEFT_ADMIN)")
 	f.StringVar(&s.DiscoveryAddr, "discovery", proxycmd.Env("WEFT_DISCOVERY", "127.0.0.1:7421"), "address of discovery (WEFT_DISCOVERY)")
 	f.StringVar(&s.OpsAddr, "control-plane-ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "address of the control plane's operations (WEFT_CONTROL_PLANE_OPS)")
-	f.StringVar(&p.HTTPAddr, "http", proxycmd.Env("WEFT_HTTP", "127.0.0.1:7410"), "address for clients over HTTP (WEFT_HTTP)")
-	f.StringVar(&p.GRPCAddr, "grpc", proxycmd.Env("WEFT_GRPC", "127.0.0.1:7411"), "address for clients over gRPC (WEFT_GRPC)")
+	f.StringVar(&p.HTTPAddr, "http", proxycmd.Env("WEFT_HTTP", "127.0.0.1:7410"), "address for clients over HTTP, or unix:/path for a Unix socket (WEFT_HTTP)")
+	f.StringVar(&p.GRPCAddr, "grpc", proxycmd.Env("WEFT_GRPC", "127.0.0.1:7411"), "address for clients over gRPC, or unix:/path for a Unix socket (WEFT_GRPC)")
+	mode.Add(f)
 	f.StringVar(&p.HealthAddr, "health", proxycmd.Env("WEFT_HEALTH", "127.0.0.1:7418"), "address of the proxy's /readyz (WEFT_HEALTH)")
 	f.StringVar(&p.OpsAddr, "ops", proxycmd.Env("WEFT_OPS", "127.0.0.1:7419"), "address of the proxy's operations (WEFT_OPS)")
 	f.StringSliceVar(&pushAllows, "push-allow", []string{"127.0.0.0/8"}, "networks that push may call beside public addresses")
+	f.StringVar(&p.PushSecrets, "push-secrets", proxycmd.Env("WEFT_PUSH_SECRETS", ""), "folder with a folder for each namespace, with the secrets that its Subscriptions may sign and authorise pushes with; secrets in the data folder when empty (WEFT_PUSH_SECRETS)")
+	found.Add(f, "services that are pushed to are found")
 	log.Add(cmd, "warn")
 	trace.Add(cmd)
 	return cmd
@@ -135,6 +151,12 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 	// The proxy comes first: it takes the folder, so that a second process
 	// hears so at once.
 	p.DataDir, p.TrustLoopback = filepath.Join(data, "proxy"), true
+	if p.PushSecrets == "" {
+		p.PushSecrets = filepath.Join(data, "secrets")
+		if err := os.MkdirAll(p.PushSecrets, 0o700); err != nil {
+			return fmt.Errorf("--data: %w", err)
+		}
+	}
 	p.Drivers, p.Options = binding.Drivers(), binding.Options
 	s.Drivers, s.Options = binding.Drivers(), binding.AdminOptions
 	p.ControlPlane = []string{s.DiscoveryAddr}
@@ -160,7 +182,15 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 		defer cancel()
 		_ = found.Close(ctx)
 	}()
-	s.Registry, p.AdvertiseHost = found, "127.0.0.1"
+	// Clients of the proxy are many, of the control plane few.
+	files, err := listener.FileLimit()
+	if err != nil {
+		return err
+	}
+	s.Descriptors, p.Descriptors = files/4, files-files/4
+	if s.Registry = found; !unixaddr.Is(p.GRPCAddr) {
+		p.AdvertiseHost = "127.0.0.1"
+	}
 	cp, err := server.New(s)
 	if err != nil {
 		return portHint(err)
@@ -273,24 +303,29 @@ func program() string {
 
 func greet(cmd *cobra.Command, cp server.Addrs, px proxy.Addrs, data string, isNew bool) {
 	w := cmd.OutOrStdout()
+	shown := "http://" + px.HTTP
+	asked := shown // by curl
+	if path, err := unixaddr.Path(px.HTTP); err == nil {
+		shown, asked = px.HTTP, "--unix-socket '"+path+"' http://localhost"
+	}
 	fmt.Fprintf(w, `The mesh is up. Data: %s
 
-  clients over HTTP    http://%s
+  clients over HTTP    %s
   clients over gRPC    %s
   admin API            %s
   metrics              http://%s/metrics (proxy), http://%s/metrics (control plane)
 
 Try, in another terminal:
 
-  curl -N http://%s/v1/demo/topics/hello/events
+  curl -N %s/v1/demo/topics/hello/events
 
-  curl http://%s/v1/demo/topics/hello -H 'ce-specversion: 1.0' -H 'ce-id: 1' \
+  curl %s/v1/demo/topics/hello -H 'ce-specversion: 1.0' -H 'ce-id: 1' \
        -H 'ce-source: /me' -H 'ce-type: greeting' -H 'content-type: application/json' -d '{"hello": "world"}'
 
   %s status
 
 Ctrl-C stops it.
-`, data, px.HTTP, px.GRPC, cp.Admin, px.Ops, cp.Ops, px.HTTP, px.HTTP, program())
+`, data, shown, px.GRPC, cp.Admin, px.Ops, cp.Ops, asked, asked, program())
 	if isNew {
 		fmt.Fprintln(w, "The folder was new: it has a demo topic, demo/hello, that \"local\" may use.")
 	}
@@ -378,6 +413,11 @@ number of replicas may run on one etcd. Events never pass through it.`,
 }
 
 func dialEtcd(endpoints []string, user, passwordFile string, log *slog.Logger) (*clientv3.Client, error) {
+	for _, e := range endpoints {
+		if strings.Contains(e, "@") { // it would be shown
+			return nil, errors.New("--etcd: an endpoint has no user and no password: they are named with --etcd-user and --etcd-password-file")
+		}
+	}
 	// What the client would log comes back as errors too.
 	cfg := clientv3.Config{Logger: zap.NewNop(), Endpoints: endpoints, DialTimeout: 5 * time.Second, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second, Username: user}
 	if passwordFile != "" {
@@ -385,7 +425,7 @@ func dialEtcd(endpoints []string, user, passwordFile string, log *slog.Logger) (
 		if err != nil {
 			return nil, fmt.Errorf("--etcd-password-file: %w", err)
 		}
-		cfg.Password = string(b)
+		cfg.Password = strings.TrimSpace(string(b))
 	}
 	c, err := clientv3.New(cfg)
 	if err != nil {

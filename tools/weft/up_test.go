@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -45,6 +46,7 @@ type mesh struct {
 	*testing.T
 	ctx               context.Context
 	http, grpc, admin string
+	printed           func() string // by weft up
 	stop              func()
 }
 
@@ -54,7 +56,7 @@ func start(t *testing.T, data string, flags ...string) *mesh {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	uctx, ucancel := context.WithCancel(ctx)
-	args := append([]string{"up", "--data", data}, flags...)
+	args := []string{"up", "--data", data}
 	// The ports stay over restarts; port 0 would draw others.
 	for _, name := range []string{"admin", "discovery", "control-plane-ops", "http", "grpc", "health", "ops"} {
 		port, err := servers.FreePort()
@@ -63,10 +65,11 @@ func start(t *testing.T, data string, flags ...string) *mesh {
 		}
 		args = append(args, fmt.Sprintf("--%s=127.0.0.1:%d", name, port))
 	}
+	args = append(args, flags...)
 	var out, errOut buffer
 	ended := make(chan int, 1)
 	go func() { ended <- Main(uctx, args, strings.NewReader(""), &out, &errOut) }()
-	m := &mesh{T: t, ctx: ctx, stop: sync.OnceFunc(func() {
+	m := &mesh{T: t, ctx: ctx, printed: out.String, stop: sync.OnceFunc(func() {
 		ucancel()
 		if code := <-ended; code != 0 {
 			t.Errorf("weft up ended with %d: %s", code, errOut.String())
@@ -90,7 +93,7 @@ func start(t *testing.T, data string, flags ...string) *mesh {
 		}
 		return match[1]
 	}
-	m.http, m.grpc, m.admin = find(`HTTP +(http://\S+)`), find(`gRPC +(\S+)`), find(`admin API +(\S+)`)
+	m.http, m.grpc, m.admin = find(`HTTP +(\S+)`), find(`gRPC +(\S+)`), find(`admin API +(\S+)`)
 	return m
 }
 
@@ -100,11 +103,14 @@ func (m *mesh) weft(args ...string) (out string, err error) {
 	cmd := Command()
 	for _, c := range cmd.Commands() {
 		if c.Name() == args[0] {
+			if nested, _, err := c.Find(args[1:]); err == nil {
+				c = nested
+			}
 			if c.Flags().Lookup("server") != nil {
-				args = append(args, "--server", m.admin)
+				args = flagged(args, "--server", m.admin)
 			}
 			if c.Flags().Lookup("proxy") != nil {
-				args = append(args, "--proxy", m.grpc)
+				args = flagged(args, "--proxy", m.grpc)
 			}
 		}
 	}
@@ -112,6 +118,15 @@ func (m *mesh) weft(args ...string) (out string, err error) {
 		return o.String(), fmt.Errorf("%s", e.String())
 	}
 	return o.String(), nil
+}
+
+// flagged is args with a flag, before what is behind "--".
+func flagged(args []string, flag ...string) []string {
+	at := slices.Index(args, "--")
+	if at < 0 {
+		at = len(args)
+	}
+	return slices.Insert(slices.Clone(args), at, flag...)
 }
 
 func (m *mesh) must(args ...string) string {
@@ -483,6 +498,8 @@ func TestCompletion(t *testing.T) {
 		{[]string{"diff", "7", ""}, "Apply by local: ", "orders.eu"},
 		{[]string{"diff", "--only", "topic/"}, "topic/demo/orders.eu", "billing"},
 		{[]string{"diff", "--only-kind", ""}, "topic", "orders.eu"},
+		{[]string{"schema", "check", "a.json", "--compatibility", ""}, "forward", "orders"},
+		{[]string{"schema", "check", "a.json", "-n", ""}, "demo", "orders"},
 		{[]string{"wait", "--revision", ""}, "Apply by local: ", "orders.eu"},
 		{[]string{"apply", "--kind", ""}, "topic", "orders.eu"},
 		{[]string{"apply", "-n", ""}, "demo", "orders"},
@@ -491,6 +508,13 @@ func TestCompletion(t *testing.T) {
 		{[]string{"status", "none/"}, ":4", "orders.eu"},
 		{[]string{"publish", ""}, "hello", "billing"},
 		{[]string{"subscribe", ""}, "billing", "hello"},
+		{[]string{"subscribe", "--tail", ""}, "orders.eu", "billing"},
+		{[]string{"subscribe", "--from", ""}, "beginning", "billing"},
+		{[]string{"settle", ""}, "billing", "hello"},
+		{[]string{"migrate", ""}, "orders.eu", "billing"},
+		{[]string{"migrate", ""}, "rollback", "billing"},
+		{[]string{"migrate", "orders", "--to", ""}, "main", "billing"},
+		{[]string{"migrate", "status", ""}, ":4", "orders"},
 	} {
 		var out, errOut bytes.Buffer
 		if code := Main(m.ctx, append([]string{"__complete"}, tc.args...), strings.NewReader(""), &out, &errOut); code != 0 {
@@ -516,5 +540,27 @@ func TestHelp(t *testing.T) {
 				t.Errorf("the example of weft %s has %q", c.Name(), line)
 			}
 		}
+	}
+}
+
+// TestUpOnSockets: what is printed to try is right over Unix sockets too.
+func TestUpOnSockets(t *testing.T) {
+	dir, err := os.MkdirTemp("", "weft") // paths are to be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	m := start(t, filepath.Join(t.TempDir(), "data"), "--http=unix:"+filepath.Join(dir, "http"), "--grpc=unix:"+filepath.Join(dir, "grpc"))
+	if m.http != "unix:"+filepath.Join(dir, "http") || m.grpc != "unix:"+filepath.Join(dir, "grpc") {
+		t.Errorf("it prints %s and %s", m.http, m.grpc)
+	}
+	if want := "curl --unix-socket '" + filepath.Join(dir, "http") + "' http://localhost/v1/demo/topics/hello -H"; !strings.Contains(m.printed(), want) {
+		t.Errorf("it does not print %s:\n%s", want, m.printed())
+	}
+	if out := m.must("publish", "hello", "--id", "over-a-socket"); !strings.Contains(out, "over-a-socket is kept at ") {
+		t.Error(out)
+	}
+	if out := m.must("trace", "/weft/cli", "over-a-socket"); !strings.Contains(out, "hello") {
+		t.Error(out)
 	}
 }

@@ -1,19 +1,24 @@
 package weft
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/census"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 func waitCommand() *cobra.Command {
@@ -29,7 +34,8 @@ proxy lives while it is connected to any replica of the control plane, and for 1
 minutes after; --connected-only leaves out those that are not connected now.
 
 Where that does not come in time, the exit status is 1, and those that have not
-all of it are named, with the reason. weft apply --wait waits for what it applied.`,
+all of it are named, with the reason. weft apply --wait waits for what it applied, and
+first until its topics are made in their stores.`,
 		Example: `  weft wait
   weft wait --revision 4711 --timeout 30s`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -125,6 +131,75 @@ func (w waiting) late(st *adminv1.GetStatusResponse, revision int64, timeout tim
 	return errors.New(b.String())
 }
 
+// awaitTopics waits until the Topics that were applied are made in their stores, with the
+// groups of their Subscriptions. revision is what proxies must have to use them.
+func awaitTopics(ctx context.Context, c adminv1.AdminServiceClient, applied *adminv1.ApplyResponse, timeout time.Duration, progress *progress) (revision int64, err error) {
+	defer progress.end()
+	revision = applied.Revision
+	missing, spaces := map[string]string{}, map[string]bool{} // why Topics are not made, and their namespaces
+	for _, r := range applied.Results {
+		if kind, ns, _, err := resource.Split(r.Name); err == nil && kind == resource.Topic {
+			missing[r.Name], spaces[ns] = "not yet", true
+		}
+	}
+	all := len(missing)
+	over := time.NewTimer(timeout)
+	defer over.Stop()
+	for len(missing) > 0 {
+		uids := map[string]string{}
+		for ns := range spaces {
+			if err := eachResource(ctx, c, &adminv1.ListRequest{Kind: string(resource.Topic), Namespace: ns}, func(r *configv1.Resource) { uids[resource.NameOf(r)] = r.Metadata.Uid }); err != nil {
+				return 0, err
+			}
+			err := eachResource(ctx, c, &adminv1.ListRequest{Kind: string(resource.TopicAdmission), Namespace: ns}, func(r *configv1.Resource) {
+				name, adm := resource.Name(resource.Topic, ns, r.Metadata.Name), r.GetTopicAdmission()
+				if missing[name] == "" || adm.TopicUid != uids[name] {
+					return
+				}
+				if !adm.Admitted {
+					missing[name] = cmp.Or(strings.Join(adm.Reasons, ", "), "not yet")
+					return
+				}
+				delete(missing, name)
+				if at, err := strconv.ParseInt(r.Metadata.Version, 10, 64); err == nil {
+					revision = max(revision, at)
+				}
+			})
+			if err != nil {
+				return 0, err
+			}
+		}
+		maps.DeleteFunc(missing, func(name, _ string) bool { return uids[name] == "" }) // it was deleted since
+		if len(missing) == 0 {
+			break
+		}
+		progress.show("%d of %s made", all-len(missing), counted(all, "topic is", "topics are"))
+		again := time.NewTimer(cmp.Or(map[bool]time.Duration{true: statusSeldom}[all > manyProxies], statusEvery))
+		select {
+		case <-again.C:
+		case <-over.C:
+			return 0, notMade(missing, timeout)
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	return revision, nil
+}
+
+// notMade is the error that names the Topics that are not made, and why.
+func notMade(missing map[string]string, timeout time.Duration) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s not made in the store after %s:", counted(len(missing), "topic is", "topics are"), timeout)
+	for i, name := range slices.Sorted(maps.Keys(missing)) {
+		if i == named {
+			fmt.Fprintf(&b, "\n  and %s more: weft status says why", number(len(missing)-named))
+			break
+		}
+		fmt.Fprintf(&b, "\n  %s: %s", name, missing[name])
+	}
+	return errors.New(b.String())
+}
+
 // whyLacking says what keeps a proxy from having all.
 func whyLacking(p *adminv1.ProxyStatus, lack census.Lack, st *adminv1.GetStatusResponse, now time.Time) []string {
 	if lack.Disconnected {
@@ -157,16 +232,14 @@ type progress struct {
 
 // progressOf shows progress on w where that is a terminal.
 func progressOf(w io.Writer) *progress {
-	if f, ok := w.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-			return &progress{w: w}
-		}
+	if isTerminal(w) {
+		return &progress{w: own(w)}
 	}
 	return &progress{}
 }
 
 func (p *progress) show(format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
+	line := escaped(fmt.Sprintf(format, args...))
 	if p.w == nil || line == p.last {
 		return
 	}

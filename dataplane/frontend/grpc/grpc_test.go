@@ -1,7 +1,6 @@
 package grpc
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,9 +16,9 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/goleak"
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -27,7 +26,6 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
@@ -40,9 +38,9 @@ import (
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
-	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/fuzztest"
 	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/embedded"
 	"github.com/weft-mesh/weft/store/position"
@@ -65,6 +63,8 @@ func (m mesh) Current(who *policy.Principal) (*policy.Principal, <-chan struct{}
 	_, changed := m.snaps.Load()
 	return who, changed, nil
 }
+
+func (m mesh) Hold(*policy.Principal, string, string) (func(), error) { return func() {}, nil }
 
 func (m mesh) Ready() error { return nil }
 
@@ -93,7 +93,7 @@ func serve(t *testing.T, wrap ...func(frontend.Mesh) frontend.Mesh) (eventsv1.Ev
 	open := func(string) (store.Store, error) { return st, nil }
 	m.Pipeline = pipeline.New(pipeline.Config{Snapshots: m.snaps, Store: open})
 	m.Manager = delivery.New(delivery.Config{Snapshots: m.snaps, Store: open, Write: m.Write, Log: slog.New(slog.DiscardHandler)})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listener.Listen("127.0.0.1:0", 10_000)
 	must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 2)
@@ -103,9 +103,10 @@ func serve(t *testing.T, wrap ...func(frontend.Mesh) frontend.Mesh) (eventsv1.Ev
 	for _, w := range wrap {
 		served = w(served)
 	}
-	go func() {
-		ended <- New(Config{Mesh: served, NodeID: "node", DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
-	}()
+	requests, _ := served.(frontend.Requests)
+	srv := New(Config{Mesh: served, Requests: requests, NodeID: "node", DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)})
+	srv.pool = poison{srv.pool}
+	go func() { ended <- srv.Serve(sctx, l) }()
 	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(err)
 	t.Cleanup(func() {
@@ -138,32 +139,6 @@ func reason(err error) string {
 		}
 	}
 	return ""
-}
-
-// TestClasses: every class has its code, and what may be tried again says when.
-func TestClasses(t *testing.T) {
-	seen := map[codes.Code]bool{}
-	for _, c := range fault.Classes() {
-		err := toStatus(&fault.Error{Class: c, Op: "secret step", Reason: "why", RetryAfter: time.Second, Err: errors.New("secret cause")})
-		got := status.Code(err)
-		if got == codes.OK || got == codes.Unknown || (got == codes.Internal) != (c == fault.Internal) {
-			t.Errorf("%s is %s", c, got)
-		}
-		if seen[got] && c != fault.TooLarge {
-			t.Errorf("%s shares %s", c, got)
-		}
-		seen[got] = true
-		if reason(err) != "why" || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%s: %v", c, err)
-		}
-		e := toError(&fault.Error{Class: c, Reason: "why", RetryAfter: time.Second})
-		if codes.Code(e.Code) != got || e.Reason != "why" || e.RetryAfter.AsDuration() != time.Second || e.Message == "" { //nolint:gosec // a code
-			t.Errorf("%s of an event: %v", c, e)
-		}
-	}
-	if toStatus(nil) != nil {
-		t.Error("no error is one")
-	}
 }
 
 // TestBadCalls: each refusal has its code and reason.
@@ -422,19 +397,24 @@ func TestPublishStreamTogether(t *testing.T) {
 	}
 }
 
-// TestPublishStreamAhead: a stream is read ahead of a slow store up to a bound.
+// TestPublishStreamAhead: a stream is read ahead of a slow store up to a bound, and how
+// long it is held there is counted.
 func TestPublishStreamAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
-		go func() { in.read(ctx, &endless{ctx: ctx}); close(done) }()
-		st := &publishStream{server: New(Config{})}
+		srv := New(Config{})
+		go func() { in.read(ctx, &endless{ctx: ctx}, srv.held); close(done) }()
+		st := &publishStream{server: srv}
+		const slow = 3 * time.Second
+		calls := 0
 		for taken := 0; taken < 5*maxAhead; {
 			synctest.Wait() // the reader has read as far as it goes
 			if in.bytes <= maxAhead || in.bytes > maxAhead+endlessSize {
 				t.Fatalf("%d bytes wait", in.bytes)
 			}
+			<-time.After(slow) // of the bubble's clock
 			group, err := in.take(ctx, st)
 			if err != nil {
 				t.Fatal(err)
@@ -442,6 +422,12 @@ func TestPublishStreamAhead(t *testing.T) {
 			for _, r := range group {
 				taken += r.size
 			}
+			calls++
+		}
+		synctest.Wait()
+		var m dto.Metric
+		if err := srv.held.(prometheus.Histogram).Write(&m); err != nil || m.Histogram.GetSampleSum() != float64(calls)*slow.Seconds() {
+			t.Errorf("held for %v s, %v, where the store took %s %d times", m.Histogram.GetSampleSum(), err, slow, calls)
 		}
 		cancel()
 		<-done
@@ -481,188 +467,6 @@ func TestPublishStreamDrains(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
-	}
-}
-
-// endless is a stream that has always one message more.
-type endless struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-const endlessSize = 100_000
-
-func (e *endless) RecvMsg(m any) error {
-	if e.ctx.Err() != nil {
-		return e.ctx.Err()
-	}
-	m.(*publishRequest).size = endlessSize
-	return nil
-}
-
-// TestPublishStreamTooMany: a message with more events than one may have ends
-// the stream. An answer that counts fewer events than were sent would let a
-// client take later results for other events.
-func TestPublishStreamTooMany(t *testing.T) {
-	api, _ := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	st, err := api.PublishStream(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range []int{pipeline.MaxBatch + 1, 1} {
-		if err := st.Send(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(n)}); err != nil {
-			break // it has ended
-		}
-	}
-	if resp, err := st.Recv(); status.Code(err) != codes.InvalidArgument || reason(err) != "bad-batch" {
-		t.Errorf("first %d, count %d, %d failed, %v", resp.GetFirstSequence(), resp.GetCount(), len(resp.GetFailed()), err)
-	}
-}
-
-// raw sends bytes as they are.
-type raw struct{}
-
-func (raw) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
-func (raw) Unmarshal([]byte, any) error   { return nil }
-func (raw) Name() string                  { return "proto" }
-
-// TestTruncated: messages cut anywhere fail alone; the connection and the server
-// go on.
-func TestTruncated(t *testing.T) {
-	api, conn := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	whole, err := proto.Marshal(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 1; i < len(whole); i += 7 {
-		err := conn.Invoke(ctx, eventsv1.EventService_Publish_FullMethodName, whole[:i], new([]byte), grpc.ForceCodec(raw{}))
-		if c := status.Code(err); c != codes.Internal && c != codes.InvalidArgument && c != codes.PermissionDenied {
-			t.Errorf("cut at %d: %v", i, err)
-		}
-		st, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, eventsv1.EventService_PublishStream_FullMethodName, grpc.ForceCodec(raw{}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := st.SendMsg(whole[:i]); err != nil {
-			t.Fatal(err)
-		}
-		if err := st.CloseSend(); err != nil {
-			t.Fatal(err)
-		}
-		for err = nil; err == nil; {
-			err = st.RecvMsg(new([]byte))
-		}
-	}
-	if _, err := api.Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")}); err != nil {
-		t.Errorf("afterwards: %v", err)
-	}
-}
-
-// TestBadFrames: gRPC's own frames, cut or lying about their length, end their
-// call and nothing else; bytes that are not UTF-8 end no stream.
-func TestBadFrames(t *testing.T) {
-	api, conn := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	for name, tc := range map[string]struct {
-		data []byte
-		want []string // of grpc-status
-	}{
-		"cut":             {[]byte{0, 0, 0, 0, 100, 1, 2, 3}, []string{"13"}},
-		"half a prefix":   {[]byte{0, 0, 0}, []string{"13"}},
-		"too long":        {[]byte{0, 0x7f, 0xff, 0xff, 0xff}, []string{"8"}},
-		"longest":         {[]byte{0, 0xff, 0xff, 0xff, 0xff}, []string{"8"}},
-		"compressed":      {[]byte{1, 0, 0, 0, 1, 0}, []string{"12", "13"}},
-		"another flag":    {[]byte{7, 0, 0, 0, 1, 0}, []string{"13"}},
-		"not an event":    {[]byte{0, 0, 0, 0, 2, 0xff, 0xff}, []string{"13"}},
-		"nothing follows": {nil, []string{"0", "3", "13"}},
-	} {
-		for _, method := range []string{eventsv1.EventService_PublishStream_FullMethodName, eventsv1.EventService_Publish_FullMethodName, eventsv1.EventService_Subscribe_FullMethodName} {
-			if got := call(t, conn.Target(), method, tc.data); !slices.Contains(tc.want, got) {
-				t.Errorf("%s to %s: grpc-status %q, want %v", name, method, got, tc.want)
-			}
-		}
-	}
-	st, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, eventsv1.EventService_PublishStream_FullMethodName, grpc.ForceCodec(raw{}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	whole, err := proto.Marshal(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, part := range []string{"/test", "orders"} { // of an event, of the request
-		if err := st.SendMsg([]byte(strings.Replace(string(whole), part, strings.Repeat("\xff", len(part)), 1))); err != nil {
-			t.Fatal(err)
-		}
-		if err := st.RecvMsg(new([]byte)); err != nil {
-			t.Errorf("bad UTF-8 in %s ends the stream: %v", part, err)
-		}
-	}
-	_ = st.CloseSend()
-	first, err := api.Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if tok, err := position.Parse(first.Position); err != nil || tok.Pos.Offset > 1 {
-		t.Errorf("%+v, %v: something was kept", tok, err)
-	}
-}
-
-// TestStrangers: whoever may not call hears so at once, and does not occupy a
-// call by sending no message.
-func TestStrangers(t *testing.T) {
-	_, conn := serve(t)
-	for _, method := range []string{eventsv1.EventService_Publish_FullMethodName, eventsv1.EventService_PublishBatch_FullMethodName, eventsv1.EventService_PublishStream_FullMethodName, eventsv1.EventService_Subscribe_FullMethodName} {
-		if got := call(t, conn.Target(), method, nil, [2]string{"authorization", "Bearer nobody"}); got != "16" {
-			t.Errorf("%s: grpc-status %q", method, got)
-		}
-	}
-}
-
-// call makes a call with data as they are, on a connection of its own, and gives
-// its grpc-status. With headers of its own the call does not end.
-func call(t *testing.T, addr, method string, data []byte, header ...[2]string) string {
-	t.Helper()
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Write([]byte(http2.ClientPreface)); err != nil {
-		t.Fatal(err)
-	}
-	f := http2.NewFramer(c, c)
-	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	var head bytes.Buffer
-	enc := hpack.NewEncoder(&head)
-	for _, h := range append([][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", method}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}}, header...) {
-		_ = enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
-	}
-	_ = f.WriteSettings()
-	_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true})
-	if header == nil {
-		_ = f.WriteData(1, true, data)
-	}
-	for {
-		frame, err := f.ReadFrame()
-		if err != nil {
-			return err.Error()
-		}
-		if m, ok := frame.(*http2.MetaHeadersFrame); ok {
-			for _, h := range m.RegularFields() {
-				if h.Name == "grpc-status" {
-					return h.Value
-				}
-			}
-		}
 	}
 }
 
@@ -762,41 +566,6 @@ func TestBadSubscribe(t *testing.T) {
 	}
 }
 
-// FuzzPublishRequest: the hand-written decoder takes what generated code takes
-// and reads the same; events are bounded.
-func FuzzPublishRequest(f *testing.F) {
-	b, err := proto.Marshal(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(2), OmitPositions: true})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	fuzztest.Seeds(f, "publish*")
-	f.Add(protowire.AppendVarint(protowire.AppendTag(nil, 3, protowire.BytesType), 1<<31))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		var mine publishRequest
-		var err error
-		if n := fuzztest.Allocated(func() { err = mine.unmarshal(b) }); n > 512*uint64(len(b))+256<<10 {
-			t.Errorf("%d bytes for %d", n, len(b))
-		}
-		if mine.wrong != nil && (len(mine.wrong) > len(mine.events) || mine.wrong[len(mine.wrong)-1] == nil) {
-			t.Errorf("%d events, errors %v", len(mine.events), mine.wrong)
-		}
-		var gen eventsv1.PublishStreamRequest
-		if proto.Unmarshal(b, &gen) != nil {
-			return // also bytes that are not UTF-8, which validation refuses here
-		}
-		if err != nil {
-			t.Fatalf("%v, the generated code reads %v", err, &gen)
-		}
-		if mine.namespace != gen.Namespace || mine.topic != gen.Topic || mine.omitPositions != gen.OmitPositions {
-			t.Errorf("%+v\n%v", mine, &gen)
-		}
-		if want := min(len(gen.Events), pipeline.MaxBatch); len(mine.events) != want || mine.tooMany != (len(gen.Events) > want) {
-			t.Errorf("%d events, the generated code reads %d", len(mine.events), len(gen.Events))
-		}
-	})
-}
-
 // FuzzSubscribeRequest: what a receiver says is refused, or is within the bounds
 // of what may be asked for.
 func FuzzSubscribeRequest(f *testing.F) {
@@ -804,7 +573,7 @@ func FuzzSubscribeRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		req := &eventsv1.SubscribeRequest{}
 		var err error
-		n := fuzztest.Allocated(func() { err = codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, req) })
+		n := fuzztest.Allocated(func() { err = codec{mem.DefaultBufferPool()}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, req) })
 		if n > 256*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
@@ -826,28 +595,4 @@ func FuzzSubscribeRequest(f *testing.F) {
 			}
 		}
 	})
-}
-
-// TestDeliveries: generated code reads what the hand-written encoder wrote.
-func TestDeliveries(t *testing.T) {
-	var list []delivery.Delivery
-	for i := range 3 {
-		e := &event.Event{ID: fmt.Sprint(i), Source: "/s", Type: "t", Time: "2026-01-02T03:04:05Z", Ext: []event.Attr{{Name: "partitionkey", Value: "k"}}, Data: []byte("data")}
-		list = append(list, delivery.Delivery{ID: uint64(i), Topic: "orders", Attempt: i + 1, Event: e, //nolint:gosec // small
-			Position: position.Token{TopicUID: "11111111-1111-4111-8111-111111111111", Epoch: 1, Pos: store.Position{Offset: uint64(i)}}}) //nolint:gosec // small
-	}
-	var got eventsv1.SubscribeResponse
-	if err := proto.Unmarshal((&deliveries{list}).marshal(), &got); err != nil {
-		t.Fatal(err)
-	}
-	out := got.GetDeliveries().GetDeliveries()
-	if len(out) != len(list) {
-		t.Fatalf("%d deliveries", len(out))
-	}
-	for i, d := range out {
-		if d.Id != list[i].ID || int(d.Attempt) != list[i].Attempt || d.Position != list[i].Position.String() || d.Event.Id != list[i].Event.ID ||
-			d.Event.Attributes["partitionkey"].GetCeString() != "k" || d.Event.SpecVersion != "1.0" {
-			t.Errorf("%v", d)
-		}
-	}
 }

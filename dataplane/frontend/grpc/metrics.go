@@ -17,6 +17,16 @@ func newCalls(reg prometheus.Registerer) *prometheus.CounterVec {
 	return c
 }
 
+// newHeld is of how long publishers were held back by a store.
+func newHeld(reg prometheus.Registerer) prometheus.Histogram {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_proxy_publish_stream_held_seconds", Help: "Times for which a publish stream was not read on, since what it had sent waited for its store.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10)})
+	if reg != nil {
+		reg.MustRegister(h)
+	}
+	return h
+}
+
 // counting counts calls of the API's own methods as they end.
 func (s *Server) counting() []grpc.ServerOption {
 	count := func(method string, err error) {

@@ -2,63 +2,91 @@ package grpc
 
 import (
 	"context"
+	"slices"
+
+	"google.golang.org/grpc"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/pipeline"
-	"github.com/weft-mesh/weft/pkg/cloudevents"
-	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
-
-	"google.golang.org/protobuf/proto"
 )
 
 func badEvent(err error) error {
 	return &fault.Error{Class: fault.Invalid, Op: "grpc", Reason: "bad-event", Msg: err.Error()}
 }
 
-// decodeEvents decodes events of a unary call; what cannot be decoded has its
-// error in res. Streams, where speed counts, do it in the codec.
-func decodeEvents[E proto.Message](in []E) (events []event.Event, res []frontend.Result) {
-	events, res = make([]event.Event, len(in)), make([]frontend.Result, len(in))
-	for i := range in {
-		b, err := proto.Marshal(in[i])
-		if err == nil {
-			events[i], err = cloudevents.DecodeProto(b)
-		}
-		if err != nil {
-			res[i].Err = badEvent(err)
+// service is the API as generated code has it, but that what is published, asked and
+// replied call by call is decoded straight to events.
+func service() *grpc.ServiceDesc {
+	d := eventsv1.EventService_ServiceDesc
+	d.Methods = slices.Clone(d.Methods)
+	for i := range d.Methods {
+		switch m := &d.Methods[i]; m.MethodName {
+		case "Publish":
+			m.Handler = publishing(eventsv1.EventService_Publish_FullMethodName, true, (*Server).publish)
+		case "PublishBatch":
+			m.Handler = publishing(eventsv1.EventService_PublishBatch_FullMethodName, false, (*Server).publishBatch)
+		case "Request":
+			m.Handler = publishing(eventsv1.EventService_Request_FullMethodName, true, (*Server).request)
+		case "Reply":
+			m.Handler = publishing(eventsv1.EventService_Reply_FullMethodName, true, (*Server).reply)
 		}
 	}
-	return events, res
+	return &d
 }
 
-// Publish publishes one event.
-func (s *Server) Publish(ctx context.Context, req *eventsv1.PublishRequest) (*eventsv1.PublishResponse, error) {
+// publishing handles a method whose request is a publishRequest. do fills in the
+// results and answers.
+func publishing(method string, single bool, do func(s *Server, ctx context.Context, r *publishRequest, res []frontend.Result) (any, error)) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+		s := srv.(*Server) //nolint:forcetypeassert // it is registered with one
+		r := newRequest()
+		r.single = single
+		if err := decode(r); err != nil {
+			r.release()
+			return nil, err
+		}
+		res := make([]frontend.Result, len(r.events))
+		for i, err := range r.wrong {
+			if err != nil {
+				res[i].Err = badEvent(err)
+			}
+		}
+		resp, err := intercept(ctx, r, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+			return do(s, ctx, r, res)
+		})
+		if err == nil && !slices.ContainsFunc(res, func(r frontend.Result) bool { return r.Err != nil }) {
+			r.release()
+		}
+		return resp, err
+	}
+}
+
+// publish publishes one event.
+func (s *Server) publish(ctx context.Context, r *publishRequest, res []frontend.Result) (any, error) {
 	who, err := s.authenticate(ctx)
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	events, res := decodeEvents([]proto.Message{req.Event})
-	if err := s.cfg.Mesh.Publish(ctx, who, req.Namespace, req.Topic, events, res); err != nil {
+	if err := s.cfg.Mesh.Publish(ctx, who, r.namespace, r.topic, r.events, res); err != nil {
 		return nil, toStatus(err)
 	}
 	return &eventsv1.PublishResponse{Position: res[0].Position.String()}, nil
 }
 
-// PublishBatch publishes several events; each has its own outcome.
-func (s *Server) PublishBatch(ctx context.Context, req *eventsv1.PublishBatchRequest) (*eventsv1.PublishBatchResponse, error) {
+// publishBatch publishes several events; each has its own outcome.
+func (s *Server) publishBatch(ctx context.Context, r *publishRequest, res []frontend.Result) (any, error) {
 	who, err := s.authenticate(ctx)
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	if n := len(req.Events); n == 0 || n > pipeline.MaxBatch {
-		return nil, toStatus(fault.New(fault.Invalid, "grpc", "bad-batch", "a batch has 1 to %d events, this one has %d", pipeline.MaxBatch, n))
+	if n := len(r.events); n == 0 || r.tooMany {
+		return nil, toStatus(fault.New(fault.Invalid, "grpc", "bad-batch", "a batch has 1 to %d events", pipeline.MaxBatch))
 	}
-	events, res := decodeEvents(req.Events)
 	// The error is the first of the results'.
-	_ = s.cfg.Mesh.Publish(ctx, who, req.Namespace, req.Topic, events, res)
+	_ = s.cfg.Mesh.Publish(ctx, who, r.namespace, r.topic, r.events, res)
 	out := &eventsv1.PublishBatchResponse{Results: make([]*eventsv1.PublishResult, len(res))}
 	for i := range res {
 		out.Results[i] = &eventsv1.PublishResult{}

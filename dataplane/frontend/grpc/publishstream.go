@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
@@ -15,6 +16,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/pipeline"
 	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/quota"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 )
@@ -42,8 +44,9 @@ func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStre
 		return toStatus(err)
 	}
 	in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
-	go in.read(ctx, rpc)
+	go in.read(ctx, rpc, s.held)
 	st := publishStream{server: s, who: who, next: 1}
+	defer st.letGo()
 	for {
 		group, err := in.take(ctx, &st)
 		if err != nil {
@@ -82,14 +85,16 @@ func poke(c chan struct{}) {
 	}
 }
 
-// read fills the inbox until the stream ends.
-func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream) {
+// read fills the inbox until the stream ends. held observes for how long it waited for
+// room.
+func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream, held prometheus.Observer) {
 	for {
-		r := &publishRequest{}
+		r := newRequest()
 		err := rpc.RecvMsg(r)
 		in.mu.Lock()
 		if err != nil {
 			in.err = err
+			r.release()
 		} else {
 			in.list = append(in.list, r)
 			in.bytes += r.size
@@ -100,6 +105,10 @@ func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream) {
 		if err != nil {
 			return
 		}
+		if !full {
+			continue
+		}
+		began := time.Now()
 		for full {
 			select {
 			case <-in.room:
@@ -110,6 +119,7 @@ func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream) {
 			full = in.bytes > maxAhead
 			in.mu.Unlock()
 		}
+		held.Observe(time.Since(began).Seconds())
 	}
 }
 
@@ -162,6 +172,8 @@ type publishStream struct {
 	namespace, topic string
 	next             uint64
 	omit             bool
+	held             string // the namespace in which it counts as a connection
+	release          func() // ends that
 }
 
 // together is how many of the first messages may be published in one call: those
@@ -189,6 +201,9 @@ func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (
 	if first.topic != "" {
 		st.topic = first.topic
 	}
+	if err := st.hold(); err != nil {
+		return nil, err
+	}
 	st.omit = st.omit || first.omitPositions
 	if first.tooMany {
 		// Its events have no sequences: an answer would acknowledge others.
@@ -211,8 +226,10 @@ func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (
 		}
 	}
 	st.write(ctx, group, events, res)
+	kept := true
 	for i := range res {
 		if err := res[i].Err; err != nil {
+			kept = false
 			if c := fault.ClassOf(err); c == fault.Unauthenticated {
 				return nil, err // the credentials are not valid any more
 			}
@@ -226,19 +243,45 @@ func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (
 			resp.Positions = append(resp.Positions, text)
 		}
 	}
+	if kept {
+		for _, r := range group {
+			r.release()
+		}
+	}
 	return resp, nil
 }
 
-// write gives events to the mesh. Where one is wrong nothing is published, and
-// each message has its own outcome: then they go one by one.
+// hold counts the stream as a connection, to the first topic of a namespace.
+func (st *publishStream) hold() error {
+	if st.held == st.namespace {
+		return nil
+	}
+	st.letGo()
+	release, err := st.server.cfg.Mesh.Hold(st.who, st.namespace, st.topic)
+	if err == nil {
+		st.held, st.release = st.namespace, release
+	}
+	return err
+}
+
+func (st *publishStream) letGo() {
+	if st.release != nil {
+		st.release()
+	}
+	st.held, st.release = "", nil
+}
+
+// write gives events to the mesh. Where one is wrong, or a quota has no room for
+// all, nothing is published, and each message has its own outcome: then they go
+// one by one, up to the first for which there is no room.
 func (st *publishStream) write(ctx context.Context, group []*publishRequest, events []event.Event, res []frontend.Result) {
 	// The error is the first of the results'.
 	err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events, res)
 	if err == nil || len(group) == 1 {
 		return
 	}
-	switch fault.ClassOf(err) {
-	case fault.Invalid, fault.TooLarge:
+	switch f := fault.From(err); {
+	case f.Class == fault.Invalid, f.Class == fault.TooLarge, f.Reason == quota.Exceeded:
 	default:
 		return
 	}
@@ -250,7 +293,13 @@ func (st *publishStream) write(ctx context.Context, group []*publishRequest, eve
 	clear(res)
 	for _, r := range group {
 		n := len(r.events)
-		_ = st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events[:n], res[:n])
+		err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events[:n], res[:n])
 		events, res = events[n:], res[n:]
+		if err != nil && fault.ClassOf(err) == fault.Throttled {
+			for i := range res {
+				res[i].Err = err // the order is kept
+			}
+			return
+		}
 	}
 }

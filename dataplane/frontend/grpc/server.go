@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/experimental"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
@@ -29,6 +31,12 @@ import (
 // Config of a Server. The zero value of a limit is its default.
 type Config struct {
 	Mesh frontend.Mesh
+	// Requests are publishes that wait for a reply.
+	Requests frontend.Requests
+	// DeadLetters serves DeadLetterService.
+	DeadLetters frontend.DeadLetters
+	// Inspector serves InspectService.
+	Inspector frontend.Inspector
 	// NodeID is told to receivers.
 	NodeID string
 	// TLS of the listener; nil is plaintext.
@@ -37,8 +45,11 @@ type Config struct {
 	MaxMessage int
 	// DrainTime bounds the graceful stop; 10 s.
 	DrainTime time.Duration
-	Metrics   prometheus.Registerer
-	Log       *slog.Logger
+	// Stall is how long a stream waits for a client that takes nothing, before its
+	// connection is closed; 20 s.
+	Stall   time.Duration
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Server serves the API.
@@ -46,7 +57,9 @@ type Server struct {
 	eventsv1.UnimplementedEventServiceServer
 	cfg      Config
 	calls    *prometheus.CounterVec
-	draining chan struct{} // closed when streams that could go on for ever end
+	held     prometheus.Observer
+	pool     mem.BufferPool // of messages
+	draining chan struct{}  // closed when streams that could go on for ever end
 }
 
 // New makes a Server.
@@ -57,19 +70,22 @@ func New(cfg Config) *Server {
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 10 * time.Second
 	}
-	return &Server{cfg: cfg, calls: newCalls(cfg.Metrics), draining: make(chan struct{})}
+	return &Server{cfg: cfg, calls: newCalls(cfg.Metrics), held: newHeld(cfg.Metrics), pool: newPool(), draining: make(chan struct{})}
 }
 
 // Serve serves on l, which it takes, until ctx ends; then it tells clients to go
 // elsewhere, lets calls finish, and ends what does not. It is called once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	opts := []grpc.ServerOption{grpc.ForceServerCodecV2(codec{}), grpc.InTapHandle(s.enter), grpc.ReadBufferSize(64 << 10), grpc.WriteBufferSize(64 << 10)}
+	opts := []grpc.ServerOption{grpc.ForceServerCodecV2(codec{s.pool}), experimental.BufferPool(s.pool), grpc.InTapHandle(s.enter), grpc.ReadBufferSize(64 << 10), grpc.WriteBufferSize(64 << 10)}
 	opts = append(opts, s.counting()...)
 	if s.cfg.TLS != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(s.cfg.TLS)))
+		opts = append(opts, grpc.Creds(listener.Credentials(s.cfg.TLS)))
 	}
-	srv := listener.GRPC(listener.GRPCLimits{Message: s.cfg.MaxMessage, Streams: 1000, Idle: 30 * time.Minute}, opts...)
-	eventsv1.RegisterEventServiceServer(srv, s)
+	opts = append(opts, grpc.RPCDecompressor(uncompressed{})) //nolint:staticcheck // it comes before what is registered for the process
+	srv := listener.GRPC(listener.GRPCLimits{Message: s.cfg.MaxMessage, Streams: 1000, Idle: 30 * time.Minute, Stall: s.cfg.Stall}, opts...)
+	srv.RegisterService(service(), s)
+	eventsv1.RegisterDeadLetterServiceServer(srv, &deadLetters{s: s})
+	eventsv1.RegisterInspectServiceServer(srv, &inspector{s: s})
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 	select {
@@ -90,8 +106,14 @@ type principalKey struct{}
 
 // enter asks who calls before there is anything of the call: whoever may not
 // opens nothing that waits for a message which never comes.
-func (s *Server) enter(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	who, err := s.identify(ctx)
+func (s *Server) enter(ctx context.Context, call *tap.Info) (_ context.Context, err error) {
+	var who *policy.Principal
+	if call.FullMethodName == eventsv1.EventService_Subscribe_FullMethodName {
+		// It is the goroutine that reads the connection which comes here.
+		aside(func() { who, err = s.identify(ctx) })
+	} else {
+		who, err = s.identify(ctx)
+	}
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -109,7 +131,9 @@ func (s *Server) authenticate(ctx context.Context) (*policy.Principal, error) {
 func (s *Server) identify(ctx context.Context) (*policy.Principal, error) {
 	var c policy.Credentials
 	if p, ok := peer.FromContext(ctx); ok {
-		c.Peer, _ = netip.ParseAddrPort(p.Addr.String())
+		if c.Unix = p.Addr.Network() == "unix"; !c.Unix {
+			c.Peer, _ = netip.ParseAddrPort(p.Addr.String())
+		}
 		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
 			c.Certificates = info.State.PeerCertificates
 		}

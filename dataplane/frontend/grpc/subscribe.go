@@ -5,14 +5,18 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/pkg/duration"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
@@ -27,104 +31,175 @@ const (
 
 // Subscribe receives: as a member of a Subscription, or as a tail.
 func (s *Server) Subscribe(rpc grpc.BidiStreamingServer[eventsv1.SubscribeRequest, eventsv1.SubscribeResponse]) error {
-	ctx, cancel := context.WithCancel(rpc.Context())
-	defer cancel()
+	var (
+		source receiver
+		leave  func()
+		err    error
+	)
+	aside(func() { source, leave, err = s.open(rpc.Context(), rpc) })
+	if err != nil {
+		return err
+	}
+	// This goroutine reads what the client says. There is one that writes only while
+	// there is something to write.
+	out := &outflow{rpc: rpc, source: source, dst: frontend.Room(nil, 0, maxDeliveries)}
+	out.going.Add(1)
+	out.run = out.flow
+	out.wake = func() { go out.run() }
+	out.wake()
+	err = listen(rpc, source)
+	if out.over.CompareAndSwap(false, true) {
+		switch _, ours := errors.AsType[*fault.Error](err); {
+		case ours:
+			err = toStatus(err)
+		case errors.Is(err, io.EOF):
+			err = nil
+		default:
+			source.Lost()
+		}
+		leave()
+		out.going.Wait()
+		return err
+	}
+	out.going.Wait() // it has ended the listening
+	if out.lost {
+		source.Lost()
+	}
+	leave()
+	return out.err
+}
+
+// open joins or begins the tail that the first message asks for, and says so. leave
+// must be called where there is no error.
+func (s *Server) open(ctx context.Context, rpc grpc.BidiStreamingServer[eventsv1.SubscribeRequest, eventsv1.SubscribeResponse]) (source receiver, leave func(), err error) {
 	who, err := s.authenticate(ctx)
 	if err != nil {
-		return toStatus(err)
+		return nil, nil, toStatus(err)
 	}
 	first, err := rpc.Recv()
 	if err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return nil, nil, err
 	}
 	open := first.GetOpen()
 	if open == nil {
-		return toStatus(fault.New(fault.Invalid, "grpc", "no-open", "the first message of the stream is open"))
+		return nil, nil, toStatus(fault.New(fault.Invalid, "grpc", "no-open", "the first message of the stream is open"))
 	}
 	credit, err := checkCredit(open.Credit)
 	if err != nil {
-		return toStatus(err)
+		return nil, nil, toStatus(err)
 	}
 	opened := &eventsv1.SubscribeOpened{NodeId: s.cfg.NodeID}
-	var source receiver
 	switch src := open.Source.(type) {
 	case *eventsv1.SubscribeOpen_Subscription:
 		m, err := s.cfg.Mesh.Join(ctx, who, open.Namespace, src.Subscription)
 		if err != nil {
-			return toStatus(err)
+			return nil, nil, toStatus(err)
 		}
-		defer m.Close()
+		leave = m.Close
 		m.Credit(credit)
 		opened.AckTimeout = durationpb.New(m.AckTimeout())
 		source = memberReceiver{m}
 	case *eventsv1.SubscribeOpen_Tail:
 		req, err := tailRequest(open.Namespace, src.Tail)
 		if err != nil {
-			return toStatus(err)
+			return nil, nil, toStatus(err)
 		}
 		t, err := s.cfg.Mesh.Tail(ctx, who, req)
 		if err != nil {
-			return toStatus(err)
+			return nil, nil, toStatus(err)
 		}
-		defer t.Close()
-		r := &tailReceiver{t: t, granted: make(chan struct{}, 1)}
-		r.Credit(credit)
-		source = r
+		leave = t.Close
+		t.Credit(credit)
+		source = tailReceiver{t}
 	default:
-		return toStatus(fault.New(fault.Invalid, "grpc", "no-source", "open names a subscription or a tail"))
+		return nil, nil, toStatus(fault.New(fault.Invalid, "grpc", "no-source", "open names a subscription or a tail"))
 	}
 	if err := rpc.Send(&eventsv1.SubscribeResponse{Message: &eventsv1.SubscribeResponse_Opened{Opened: opened}}); err != nil {
-		return err
+		leave()
+		return nil, nil, err
 	}
-	// One goroutine reads what the client says, this one writes.
-	said := make(chan error, 1)
+	return source, leave, nil
+}
+
+// aside runs f on a stack of its own and waits for it. What goes deep once would leave
+// the stack of a goroutine that then waits for long at twice the size, for each stream.
+func aside(f func()) {
+	done := make(chan struct{})
 	go func() {
-		said <- listen(rpc, source)
-		cancel()
+		defer close(done)
+		f()
 	}()
-	err = write(ctx, rpc, source)
-	select {
-	case serr := <-said:
-		if serr == nil || errors.Is(serr, io.EOF) {
-			return nil
-		}
-		if _, ours := errors.AsType[*fault.Error](serr); ours {
-			return toStatus(serr)
-		}
-		return serr
-	default:
-		return err
-	}
+	<-done
 }
 
 // receiver is a member or a tail.
 type receiver interface {
-	Next(ctx context.Context, dst []delivery.Delivery) (int, error)
+	Take(dst []delivery.Delivery, wake func()) (int, error)
 	Credit(n int)
+	// Lost says that the client went without having ended the stream.
+	Lost()
 	settle(req *eventsv1.SubscribeRequest) error
 }
 
-// write sends deliveries until the stream ends.
-func write(ctx context.Context, rpc grpc.ServerStream, source receiver) error {
-	dst := make([]delivery.Delivery, maxDeliveries)
+// outflow sends deliveries until the source or the stream has ended. While there is
+// nothing to send it has no goroutine.
+type outflow struct {
+	rpc    grpc.ServerStream
+	source receiver
+	run    func() // flow
+	wake   func() // begins it
+	dst    []delivery.Delivery
+	over   atomic.Bool    // taken by who says why the stream ends: the handler or flow
+	going  sync.WaitGroup // until it has ended, for the reason below
+	err    error
+	lost   bool // the client was gone
+}
+
+// flow sends what there is. Once Take had nothing, another one may have begun.
+func (o *outflow) flow() {
 	for {
-		n, err := source.Next(ctx, dst)
+		n, err := o.source.Take(o.dst, o.wake)
+		switch {
+		case err != nil:
+			err = toStatus(err)
+		case n == 0:
+			return
+		default:
+			err = send(o.rpc, o.dst[:n])
+		}
 		if err != nil {
-			return toStatus(err)
-		}
-		for from := 0; from < n; {
-			to, size := from, 0
-			for to < n && (to == from || size+dst[to].Event.Size() <= maxDeliveryBytes) {
-				size += dst[to].Event.Size()
-				to++
+			o.err, o.lost = err, o.rpc.Context().Err() != nil
+			if o.over.CompareAndSwap(false, true) {
+				finish(o.rpc.Context(), err)
 			}
-			if err := rpc.SendMsg(&deliveries{dst[from:to]}); err != nil {
-				return err
-			}
-			from = to
+			o.going.Done()
+			return
 		}
-		clear(dst[:n])
+		o.dst = frontend.Room(o.dst, n, maxDeliveries)
 	}
+}
+
+// finish ends a stream whose handler waits for the client to say something: then it
+// receives nothing more, and what it returns is not sent any more.
+func finish(ctx context.Context, err error) {
+	stream := grpc.ServerTransportStreamFromContext(ctx)
+	_ = stream.(interface{ WriteStatus(s *status.Status) error }).WriteStatus(status.Convert(err)) //nolint:forcetypeassert // the transport's is one
+}
+
+// send sends deliveries in messages that are not too large.
+func send(rpc grpc.ServerStream, list []delivery.Delivery) error {
+	for len(list) > 0 {
+		n, size := 0, 0
+		for n < len(list) && (n == 0 || size+list[n].Event.Size() <= maxDeliveryBytes) {
+			size += list[n].Event.Size()
+			n++
+		}
+		if err := rpc.SendMsg(&deliveries{list[:n]}); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
 }
 
 // listen takes what the client says until it has ended.
@@ -162,11 +237,9 @@ func (m memberReceiver) settle(req *eventsv1.SubscribeRequest) error {
 	case *eventsv1.SubscribeRequest_Ack:
 		m.Ack(x.Ack.Ids...)
 	case *eventsv1.SubscribeRequest_Nack:
-		delay := x.Nack.GetDelay().AsDuration()
-		if x.Nack.Delay == nil {
-			delay = -1
-		} else if delay < 0 || delay > maxNackDelay {
-			return fault.New(fault.Invalid, "grpc", "bad-delay", "a delay is 0 to %s", maxNackDelay)
+		delay, err := nackDelay(x.Nack.Delay)
+		if err != nil {
+			return err
 		}
 		m.Nack(x.Nack.Reason, delay, x.Nack.Ids...)
 	case *eventsv1.SubscribeRequest_Extend:
@@ -177,59 +250,29 @@ func (m memberReceiver) settle(req *eventsv1.SubscribeRequest) error {
 	return nil
 }
 
-// maxNackDelay bounds the delay that a client may ask for.
-const maxNackDelay = 24 * time.Hour
-
-// tailReceiver counts the credit of a tail, where nothing is settled.
-type tailReceiver struct {
-	t       delivery.Tail
-	granted chan struct{} // capacity 1
-
-	mu     sync.Mutex
-	credit int
-}
-
-func (r *tailReceiver) Credit(n int) {
-	r.mu.Lock()
-	r.credit = min(r.credit+n, maxCredit)
-	r.mu.Unlock()
-	select {
-	case r.granted <- struct{}{}:
-	default:
+// nackDelay is when to deliver again; negative for the schedule's.
+func nackDelay(d *durationpb.Duration) (time.Duration, error) {
+	delay := d.AsDuration()
+	switch {
+	case d == nil:
+		return -1, nil
+	case d.CheckValid() != nil || delay < 0 || delay > delivery.MaxNackDelay:
+		return 0, fault.New(fault.Invalid, "grpc", "bad-delay", "a delay is 0s to %s", duration.Text(delivery.MaxNackDelay))
 	}
+	return delay, nil
 }
 
-func (r *tailReceiver) Next(ctx context.Context, dst []delivery.Delivery) (int, error) {
-	for {
-		r.mu.Lock()
-		room := min(r.credit, len(dst))
-		r.mu.Unlock()
-		if room > 0 {
-			n, err := r.t.Next(ctx, dst[:room])
-			r.mu.Lock()
-			r.credit -= n
-			r.mu.Unlock()
-			return n, err
-		}
-		// Without credit the tail may still end.
-		select {
-		case <-r.granted:
-		case <-r.t.Ended():
-			_, err := r.t.Next(ctx, dst)
-			return 0, err
-		case <-ctx.Done():
-			return 0, fault.From(ctx.Err())
-		}
-	}
-}
+type tailReceiver struct{ delivery.Tail }
 
-func (r *tailReceiver) settle(*eventsv1.SubscribeRequest) error {
+func (tailReceiver) Lost() {} // it settles nothing
+
+func (tailReceiver) settle(*eventsv1.SubscribeRequest) error {
 	return fault.New(fault.Invalid, "grpc", "bad-message", "on a tail a client sends only credit after open")
 }
 
 // tailRequest reads what to tail.
 func tailRequest(namespace string, t *eventsv1.Tail) (delivery.TailRequest, error) {
-	req := delivery.TailRequest{Namespace: namespace, Topics: t.Topics, From: store.Start{End: true}}
+	req := delivery.TailRequest{Namespace: namespace, Topics: t.Topics, From: store.Start{End: true}, Credit: true}
 	switch from := t.From.(type) {
 	case *eventsv1.Tail_Beginning:
 		if from.Beginning {

@@ -10,33 +10,6 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 )
 
-// status maps an error class to HTTP; the one table.
-func status(c fault.Class) int {
-	switch c {
-	case fault.Invalid:
-		return http.StatusBadRequest
-	case fault.TooLarge:
-		return http.StatusRequestEntityTooLarge
-	case fault.Unauthenticated:
-		return http.StatusUnauthorized
-	case fault.Denied:
-		return http.StatusForbidden
-	case fault.NotFound:
-		return http.StatusNotFound
-	case fault.Conflict:
-		return http.StatusConflict
-	case fault.Precondition:
-		return http.StatusPreconditionFailed
-	case fault.Throttled:
-		return http.StatusTooManyRequests
-	case fault.Unavailable:
-		return http.StatusServiceUnavailable
-	case fault.Ambiguous, fault.Canceled:
-		return http.StatusGatewayTimeout
-	}
-	return http.StatusInternalServerError
-}
-
 // details is an error as problem details (RFC 9457), with the stable reason.
 type details struct {
 	Type   string `json:"type"`
@@ -44,39 +17,54 @@ type details struct {
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
 	Reason string `json:"reason"`
+	// RetryAfter is in seconds, as the header has it.
+	RetryAfter int `json:"retry_after,omitempty"`
 }
 
-// message is what of an error is for clients.
-func message(f *fault.Error) string {
-	if f.Msg != "" {
-		return f.Msg
+func status(c fault.Class) int { return c.Answer().HTTP }
+
+// describe is an error as problem details; what is for logs stays out.
+func describe(f *fault.Error) details {
+	code := status(f.Class)
+	return details{f.Type(), http.StatusText(code), code, f.Message(), f.Reason, seconds(f.Retry())}
+}
+
+// as is the same with a status that HTTP alone has.
+func (d details) as(code int) details {
+	d.Title, d.Status = http.StatusText(code), code
+	return d
+}
+
+// seconds are whole ones, rounded up.
+func seconds(d time.Duration) int { return int(math.Ceil(d.Seconds())) }
+
+// mayRetry says when to try again, where that helps.
+func mayRetry(h http.Header, f *fault.Error) {
+	if d := f.Retry(); d > 0 {
+		h.Set("Retry-After", strconv.Itoa(seconds(d)))
 	}
-	return f.Class.String()
 }
 
 func problem(w http.ResponseWriter, err error) {
 	f := fault.From(err)
-	writeProblem(w, status(f.Class), f.Reason, message(f), f.RetryAfter)
+	mayRetry(w.Header(), f)
+	writeProblem(w, describe(f))
 }
 
-func writeProblem(w http.ResponseWriter, code int, reason, detail string, retry time.Duration) {
+func writeProblem(w http.ResponseWriter, d details) {
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("X-Content-Type-Options", "nosniff")
-	switch code {
-	case http.StatusUnauthorized:
+	if d.Status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", "Bearer")
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		h.Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(retry.Seconds())))))
 	}
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(details{"about:blank", http.StatusText(code), code, detail, reason})
+	w.WriteHeader(d.Status)
+	_ = json.NewEncoder(w).Encode(d)
 }
 
 // errorJSON is an error as one line of JSON.
 func errorJSON(f *fault.Error) []byte {
-	code := status(f.Class)
-	b, err := json.Marshal(details{"about:blank", http.StatusText(code), code, message(f), f.Reason})
+	b, err := json.Marshal(describe(f))
 	if err != nil {
 		return []byte("{}") // strings and numbers always marshal
 	}

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,14 +27,17 @@ import (
 	"github.com/weft-mesh/weft/dataplane/pipeline"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
-	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/embedded"
 	"github.com/weft-mesh/weft/store/position"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	spoil = poison
+	goleak.VerifyTestMain(m)
+}
 
 // mesh is made of the real parts: identities, pipeline, delivery, embedded store.
 type mesh struct {
@@ -51,25 +55,28 @@ func (m mesh) Current(who *policy.Principal) (*policy.Principal, <-chan struct{}
 	return who, changed, nil
 }
 
+func (m mesh) Hold(*policy.Principal, string, string) (func(), error) { return func() {}, nil }
+
 func (m mesh) Ready() error { return nil }
 
 var _ frontend.Mesh = mesh{}
 
-// world is a server with the topics demo/orders and demo/orders.eu.
+// world is a server with the topics demo/orders and demo/orders.eu, and the
+// Subscription demo/billing of the first.
 type world struct {
 	*testing.T
 	base   string
 	client *http.Client
 }
 
-func serve(t *testing.T) *world {
+func serve(t *testing.T, withheld ...string) *world {
 	t.Helper()
 	w := &world{T: t, client: &http.Client{Transport: &http.Transport{}, Timeout: time.Minute}}
 	st, err := embedded.Driver{}.Open(context.Background(), store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem()}})
 	w.must(err)
 	t.Cleanup(func() { w.must(st.Close(context.Background())) })
-	rules := &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Topics: []string{"orders", "orders.>"},
-		Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_SUBSCRIBE}}}}
+	rules := &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Topics: []string{"orders", "orders.>"}, Subscriptions: []string{"billing"},
+		Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_SUBSCRIBE, configv1.Action_ACTION_CONSUME}}}}
 	snap := &snapshot.Snapshot{Lineage: "x", Identities: policy.CompileIdentities(nil, nil, true), Topics: map[snapshot.Key]*snapshot.Topic{},
 		Rules: policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: rules}}, nil)}
 	for i, name := range []string{"orders", "orders.eu"} {
@@ -78,6 +85,8 @@ func serve(t *testing.T) *world {
 		snap.Topics[k] = &snapshot.Topic{Key: k, UID: fmt.Sprintf("11111111-1111-4111-8111-11111111111%d", i), MaxEventBytes: 1 << 10,
 			Epochs: []snapshot.Epoch{{Number: 1, StoreUID: "s", Physical: name}}}
 	}
+	subscribe(w, snap, st)
+	snap.Calls = shopCalls(withheld)
 	m := mesh{snaps: latest.New(snap)}
 	open := func(string) (store.Store, error) { return st, nil }
 	m.Pipeline = pipeline.New(pipeline.Config{Snapshots: m.snaps, Store: open})
@@ -89,7 +98,7 @@ func serve(t *testing.T) *world {
 	go func() { ended <- m.Run(ctx) }()
 	sctx, stop := context.WithCancel(context.Background())
 	go func() {
-		ended <- New(Config{Mesh: m, MaxBody: 4 << 10, MaxBodies: 5 << 10, DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
+		ended <- New(Config{Mesh: m, Requests: answering{}, MaxBody: 4 << 10, MaxBodies: 5 << 10, DrainTime: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}).Serve(sctx, l)
 	}()
 	w.base = "http://" + l.Addr().String()
 	t.Cleanup(func() {
@@ -141,31 +150,6 @@ func one(id string) string {
 }
 
 var inBinary = []string{"ce-specversion: 1.0", "ce-id: 1", "ce-source: /curl", "ce-type: t", "Content-Type: application/json"}
-
-// TestClasses: every class has its status, and what may be tried again says when.
-func TestClasses(t *testing.T) {
-	for _, c := range fault.Classes() {
-		rec := httptest.NewRecorder()
-		problem(rec, &fault.Error{Class: c, Op: "secret step", Reason: "why", RetryAfter: 1500 * time.Millisecond, Err: errors.New("secret cause")})
-		var d details
-		if err := json.Unmarshal(rec.Body.Bytes(), &d); err != nil {
-			t.Fatal(err)
-		}
-		if rec.Code < 400 || d.Status != rec.Code || d.Reason != "why" || d.Title == "" || strings.Contains(rec.Body.String(), "secret") || rec.Header().Get("Content-Type") != "application/problem+json" {
-			t.Errorf("%s: %d %s", c, rec.Code, rec.Body)
-		}
-		if (rec.Code == http.StatusInternalServerError) != (c == fault.Internal) {
-			t.Errorf("%s is %d", c, rec.Code)
-		}
-		later := c == fault.Throttled || c == fault.Unavailable
-		if got := rec.Header().Get("Retry-After"); later && got != "2" || !later && got != "" {
-			t.Errorf("%s: Retry-After %q", c, got)
-		}
-		if got := rec.Header().Get("WWW-Authenticate"); (got != "") != (c == fault.Unauthenticated) {
-			t.Errorf("%s: WWW-Authenticate %q", c, got)
-		}
-	}
-}
 
 // TestPublish: the three modes are kept, each with its position.
 func TestPublish(t *testing.T) {
@@ -221,6 +205,10 @@ func TestRefusals(t *testing.T) {
 		"batch, behind it":       {"POST", orders, "[" + one("1") + "]x", []string{batch}, 400, "bad-event"},
 		"batch, bad UTF-8":       {"POST", orders, "[" + one("1") + ",{\"id\":\"\xff\"}]", []string{batch}, 400, "bad-event"},
 		"another format":         {"POST", orders, "<x/>", []string{"Content-Type: application/cloudevents+xml"}, 415, "unknown-format"},
+		"compressed":             {"POST", orders, "x", append([]string{"Content-Encoding: gzip"}, inBinary...), 415, "unknown-encoding"},
+		"compressed twice":       {"POST", orders, "x", append([]string{"Content-Encoding: identity, br"}, inBinary...), 415, "unknown-encoding"},
+		"compressed, two lines":  {"POST", orders, one("1"), []string{structured, "Content-Encoding: identity", "Content-Encoding: X-Gzip"}, 415, "unknown-encoding"},
+		"compressed batch":       {"POST", orders, "[" + one("1") + "]", []string{batch, "Content-Encoding: deflate"}, 415, "unknown-encoding"},
 		"bad content type":       {"POST", orders, "x", []string{"Content-Type: application/cloudevents+json; ;;"}, 400, "bad-content-type"},
 		"large body":             {"POST", orders, strings.Repeat("x", 5<<10), inBinary, 413, "body-too-large"},
 		"large event":            {"POST", orders, strings.Repeat("x", 2<<10), inBinary, 413, "event-too-large"},
@@ -257,6 +245,15 @@ func TestRefusals(t *testing.T) {
 		"rebinding":              {"POST", orders, "x", append([]string{"Host: evil.example"}, inBinary...), 401, "cross-site"},
 		"a page":                 {"POST", orders, "x", append([]string{"Origin: https://evil.example"}, inBinary...), 401, "cross-site"},
 		"a page, fetched":        {"POST", orders, "x", append([]string{"Sec-Fetch-Site: cross-site"}, inBinary...), 401, "cross-site"},
+		"misspelled":             {"GET", orders + "/events?start=beginning", "", nil, 400, "bad-parameter"},
+		"a parameter twice":      {"GET", orders + "/events?from=end&from=beginning", "", nil, 400, "bad-parameter"},
+		"a bad escape":           {"GET", orders + "/events?from=%zz", "", nil, 400, "bad-parameter"},
+		"a parameter of others":  {"POST", orders + "?from=end", "x", inBinary, 400, "bad-parameter"},
+		"another's, of pulls":    {"POST", "/v1/demo/subscriptions/billing:pull?max=1", "", nil, 400, "bad-parameter"},
+		"another's, of settling": {"POST", "/v1/demo/subscriptions/billing:settle?x", "", nil, 400, "bad-parameter"},
+		"another's, of requests": {"POST", orders + ":request?wait=1s", "x", inBinary, 400, "bad-parameter"},
+		"another's, of replies":  {"POST", "/v1/demo/replies?timeout=1s", "x", inBinary, 400, "bad-parameter"},
+		"another verb":           {"POST", orders + ":ask", "x", inBinary, 404, "unknown-path"},
 		"bad from":               {"GET", orders + "/events?from=yesterday", "", nil, 400, "bad-from"},
 		"bad last event":         {"GET", orders + "/events", "", []string{"Last-Event-ID: x"}, 400, "bad-last-event-id"},
 		"denied tail":            {"GET", "/v1/demo/topics/secret/events", "", nil, 403, "access-denied"},
@@ -271,7 +268,7 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: %d %s", name, resp.StatusCode, body)
 		}
 	}
-	w.ask("POST", orders, one("first"), structured)
+	w.ask("POST", orders, one("first"), structured, "Content-Encoding: Identity")
 	if e := w.tail(orders+"/events?from=beginning", "").next(); e.ID != "first" {
 		t.Errorf("%+v was kept", e)
 	}
@@ -489,6 +486,40 @@ func TestSlowHeaders(t *testing.T) {
 	}
 }
 
+// endless is a tail that always has events.
+type endless struct{ delivery.Tail }
+
+func (endless) Next(_ context.Context, dst []delivery.Delivery) (int, error) {
+	for i := range dst {
+		dst[i] = delivery.Delivery{Topic: "orders", Event: &event.Event{ID: "1", Source: "/s", Type: "t", Data: make([]byte, 10<<10)}}
+	}
+	return len(dst), nil
+}
+
+// TestStalledTail: a client that reads nothing of a stream is cut off.
+func TestStalledTail(t *testing.T) {
+	s := New(Config{Stall: 50 * time.Millisecond})
+	ended := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer close(ended)
+		s.pump(r.Context(), endless{}, &stream{rc: http.NewResponseController(w), w: w, stall: s.cfg.Stall}, &places{})
+	}))
+	defer srv.Close()
+	c, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err == nil {
+		_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Error("whoever does not read is waited for")
+	}
+}
+
 // FuzzPlaces: what is taken as a place comes back the same, and is bounded.
 func FuzzPlaces(f *testing.F) {
 	p := &places{since: 1}
@@ -507,6 +538,28 @@ func FuzzPlaces(f *testing.F) {
 			t.Errorf("%+v, %+v, %v", p, again, err)
 		}
 	})
+}
+
+// TestPlacesOverEpochs: the id of a stream has where it is in the newest epoch, and that it
+// was in one before, however many partitions both have.
+func TestPlacesOverEpochs(t *testing.T) {
+	p := &places{}
+	const other = "22222222-2222-4222-8222-222222222222"
+	for epoch := range uint32(3) {
+		for part := range maxPlaces / 2 {
+			p.see(position.Token{TopicUID: "11111111-1111-4111-8111-111111111111", Epoch: epoch + 1, Pos: store.Position{Partition: strconv.Itoa(part)}})
+			p.see(position.Token{TopicUID: other, Epoch: 1, Pos: store.Position{Offset: uint64(part)}})
+		}
+	}
+	got := map[uint32]int{}
+	for _, tok := range p.tokens {
+		if tok.TopicUID != other {
+			got[tok.Epoch]++
+		}
+	}
+	if got[3] != maxPlaces/2 || got[1]+got[2] != 1 || len(p.tokens) != maxPlaces/2+2 {
+		t.Errorf("got %v of %d", got, len(p.tokens))
+	}
 }
 
 // TestBodiesAreBounded: requests whose bodies do not end hold a bounded number of

@@ -10,7 +10,12 @@ import (
 // operations of requests, as the metric has them.
 const (
 	opPublish = "publish"
+	opRequest = "request"
+	opReply   = "reply"
 	opTail    = "tail"
+	opPull    = "pull"
+	opSettle  = "settle"
+	opRest    = "rest"
 	opOther   = "other" // no path of this API
 )
 

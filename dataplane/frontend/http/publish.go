@@ -1,15 +1,11 @@
 package http
 
 import (
-	"encoding/json"
 	"errors"
-	"io"
 	"mime"
 	"net/http"
 	"strings"
-	"time"
 
-	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -18,66 +14,74 @@ import (
 // publish takes POST /v1/{namespace}/topics/{topic}: one event in binary or
 // structured mode, or a batch.
 func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topic string) {
-	who, err := s.authenticate(r)
+	who, err := s.enter(r)
 	if err != nil {
 		problem(w, err)
 		return
 	}
-	in := &body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}
+	in := body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}
 	defer in.release()
-	body, err := io.ReadAll(in)
-	if err != nil {
-		problem(w, unread(err))
-		return
-	}
-	events, wrong, batch, err := decode(r.Header, body)
-	if err != nil {
-		if f := fault.From(err); f.Reason == unknownFormat {
-			writeProblem(w, http.StatusUnsupportedMediaType, f.Reason, f.Msg, 0)
-			return
-		}
-		problem(w, err)
+	buf := newBuffer()
+	events, wrong, batch, ok := readEvents(w, r, &in, buf)
+	if !ok {
 		return
 	}
 	trace(r.Header, events)
-	res := make([]frontend.Result, len(events))
+	res := buf.results(len(events))
 	for i, err := range wrong {
 		if err != nil {
 			res[i].Err = badEvent(err)
 		}
 	}
 	err = s.cfg.Mesh.Publish(r.Context(), who, namespace, topic, events, res)
-	if batch {
+	switch {
+	case err == nil:
+		// The store has the events; where it may not, it may still read them.
+		buf.b = appendPositions(buf.b[:0], batch, res)
+		writeKept(w, buf.b)
+		buf.release()
+	case batch:
 		writeBatch(w, err, res)
-		return
-	}
-	if err != nil {
+	default:
 		problem(w, err)
-		return
 	}
-	writeJSON(w, http.StatusOK, result{Position: res[0].Position.String()})
 }
 
-// body reads a request's body while those of all requests together are within
-// what the server may hold.
-type body struct {
-	s    *Server
-	r    io.Reader
-	read int64
-}
-
-var errFull = &fault.Error{Class: fault.Throttled, Op: "http", Reason: "proxy-full", RetryAfter: time.Second, Msg: "the proxy reads as many requests as it may hold; nothing was published"}
-
-func (b *body) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	b.read += int64(n)
-	if all := b.s.bodies.Add(int64(n)); all > b.s.cfg.MaxBodies && all != b.read {
-		return n, errFull
+// readEvents reads the events of a request into buf. It answers where it cannot.
+func readEvents(w http.ResponseWriter, r *http.Request, in *body, buf *buffer) (events []event.Event, wrong []error, batch, ok bool) {
+	if err := plain(r.Header); err != nil {
+		w.Header().Set("Accept-Encoding", "identity")
+		writeProblem(w, describe(err).as(http.StatusUnsupportedMediaType))
+		return nil, nil, false, false
 	}
-	return n, err
+	if err := buf.read(in, r.ContentLength); err != nil {
+		problem(w, unread(err))
+		return nil, nil, false, false
+	}
+	events, wrong, batch, err := decode(r.Header, buf)
+	if err != nil {
+		if f := fault.From(err); f.Reason == unknownFormat {
+			writeProblem(w, describe(f).as(http.StatusUnsupportedMediaType))
+			return nil, nil, false, false
+		}
+		problem(w, err)
+		return nil, nil, false, false
+	}
+	return events, wrong, batch, true
 }
 
-func (b *body) release() { b.s.bodies.Add(-b.read) }
+// plain refuses a body that is compressed or otherwise encoded: the bytes would be kept
+// as they came, and members would not know.
+func plain(h http.Header) *fault.Error {
+	for _, line := range h.Values("Content-Encoding") {
+		for coding := range strings.SplitSeq(line, ",") {
+			if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+				return fault.New(fault.Invalid, "http", "unknown-encoding", "the Content-Encoding %.32q is not understood: send the body as it is; what is compressed for its receivers says so in its content type or an attribute", coding)
+			}
+		}
+	}
+	return nil
+}
 
 // unread is why a body was not read.
 func unread(err error) error {
@@ -96,9 +100,12 @@ const unknownFormat = "unknown-format"
 
 // decode makes events of a request in any of the three modes. In a batch, wrong
 // has the errors of events that could not be read, by their place.
-func decode(h http.Header, body []byte) (events []event.Event, wrong []error, batch bool, err error) {
+func decode(h http.Header, body *buffer) (events []event.Event, wrong []error, batch bool, err error) {
 	media := ""
-	if ct := h.Get("Content-Type"); ct != "" {
+	switch ct := h.Get("Content-Type"); {
+	case ct == cloudevents.TypeBatch || ct == cloudevents.TypeJSON:
+		media = ct
+	case strings.Contains(strings.ToLower(ct), "cloudevents"): // or it says nothing of events
 		var perr error
 		if media, _, perr = mime.ParseMediaType(ct); perr != nil && strings.HasPrefix(ct, "application/cloudevents") {
 			return nil, nil, false, fault.New(fault.Invalid, "http", "bad-content-type", "the Content-Type cannot be read")
@@ -106,18 +113,16 @@ func decode(h http.Header, body []byte) (events []event.Event, wrong []error, ba
 	}
 	switch {
 	case media == cloudevents.TypeBatch:
-		events, wrong, err = cloudevents.DecodeJSONBatch(body)
+		events, wrong, err = cloudevents.DecodeJSONBatch(body.b)
 		batch = true
 	case media == cloudevents.TypeJSON:
-		var e event.Event
-		e, err = cloudevents.DecodeJSON(body)
-		events = []event.Event{e}
+		events = body.event[:]
+		events[0], err = cloudevents.DecodeJSON(body.b)
 	case strings.HasPrefix(media, "application/cloudevents"):
 		return nil, nil, false, &fault.Error{Class: fault.Invalid, Op: "http", Reason: unknownFormat, Msg: "the event format " + media + " is not understood; use " + cloudevents.TypeJSON + ", " + cloudevents.TypeBatch + ", or binary mode"}
 	default:
-		var e event.Event
-		e, err = cloudevents.DecodeBinary(h, body)
-		events = []event.Event{e}
+		events = body.event[:]
+		events[0], err = cloudevents.DecodeBinary(h, body.b)
 	}
 	if err != nil {
 		return nil, nil, batch, badEvent(err)
@@ -154,48 +159,4 @@ func printable(s string, most int) bool {
 		}
 	}
 	return s != "" && len(s) <= most
-}
-
-// result is the outcome of one event.
-type result struct {
-	Position string   `json:"position,omitempty"`
-	Error    *details `json:"error,omitempty"`
-}
-
-// writeBatch answers a batch: one result for each event, in order; 207 when
-// some failed and some did not.
-func writeBatch(w http.ResponseWriter, err error, res []frontend.Result) {
-	out := struct {
-		Results []result `json:"results"`
-	}{make([]result, len(res))}
-	kept := 0
-	for i := range res {
-		if res[i].Err == nil {
-			kept++
-			out.Results[i].Position = res[i].Position.String()
-			continue
-		}
-		f := fault.From(res[i].Err)
-		code := status(f.Class)
-		out.Results[i].Error = &details{"about:blank", http.StatusText(code), code, message(f), f.Reason}
-	}
-	switch {
-	case err == nil:
-		writeJSON(w, http.StatusOK, out)
-	case kept > 0:
-		writeJSON(w, http.StatusMultiStatus, out)
-	default:
-		f := fault.From(err)
-		if f.Class == fault.Throttled || f.Class == fault.Unavailable {
-			w.Header().Set("Retry-After", "1")
-		}
-		writeJSON(w, status(f.Class), out)
-	}
-}
-
-func writeJSON(w http.ResponseWriter, code int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(v)
 }

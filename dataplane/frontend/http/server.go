@@ -1,14 +1,18 @@
 // Package http speaks HTTP with applications: publishing in the three modes of
-// CloudEvents, and tails as server-sent events.
+// CloudEvents and by calls of REST APIs, tails as server-sent events, and pulling.
 package http
 
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -25,8 +29,13 @@ import (
 // Config of a Server. The zero value of a limit is its default.
 type Config struct {
 	Mesh frontend.Mesh
+	// Requests are publishes that wait for a reply.
+	Requests frontend.Requests
 	// TLS of the listener; nil is plaintext.
 	TLS *tls.Config
+	// Origins are the web origins whose pages may ask, exactly as browsers send
+	// them ("https://shop.example"); none when empty.
+	Origins []string
 	// MaxBody bounds a request's body, in bytes; 8 MiB.
 	MaxBody int64
 	// MaxBodies bounds the bodies of all requests in progress together, as far
@@ -34,6 +43,9 @@ type Config struct {
 	MaxBodies int64
 	// DrainTime bounds the graceful stop; 10 s.
 	DrainTime time.Duration
+	// Stall bounds one write of a tail or a pull: a client that takes nothing for
+	// so long is cut off; 20 s.
+	Stall time.Duration
 	// Clock tells where a tail that begins now begins.
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
@@ -59,6 +71,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 10 * time.Second
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = 20 * time.Second
 	}
 	s := &Server{cfg: cfg, requests: newRequests(cfg.Metrics)}
 	s.base, s.stop = context.WithCancel(context.Background())
@@ -96,16 +111,34 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // ServeHTTP routes a request. What of a path may stand as it is has to: a name
 // with an escaped letter or slash is no name, so that what is authorised is what
-// is served. Only the > and * of patterns are taken both ways.
+// is served. Only the > and * of patterns are taken both ways. Calls of REST APIs are
+// read in one way of their own.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w, operation := &answered{ResponseWriter: rw}, opOther
 	defer func() { s.count(w, operation) }()
+	if s.cors(w, r) {
+		return
+	}
 	path := r.URL.Path
 	if raw := r.URL.RawPath; raw != "" { // it has escapes of what may stand as it is
 		path = strings.NewReplacer("%3E", ">", "%3e", ">", "%2A", "*", "%2a", "*").Replace(raw)
 	}
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	switch {
+	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "topics" && strings.HasSuffix(parts[3], verbRequest):
+		operation = opRequest
+		if !method(w, r, http.MethodPost) {
+			return
+		}
+		s.request(w, r, parts[1], strings.TrimSuffix(parts[3], verbRequest))
+	case len(parts) == 3 && parts[0] == "v1" && parts[2] == "replies":
+		operation = opReply
+		if !method(w, r, http.MethodPost) {
+			return
+		}
+		s.reply(w, r, parts[1])
+	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "topics" && strings.Contains(parts[3], ":"):
+		problem(w, unknownVerb(parts[3], "topic", "POST publishes, and waits for the reply with "+verbRequest))
 	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "topics":
 		operation = opPublish
 		if !method(w, r, http.MethodPost) {
@@ -118,9 +151,40 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.tail(w, r, parts[1], parts[3])
+	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "subscriptions" && strings.HasSuffix(parts[3], verbPull):
+		operation = opPull
+		if !method(w, r, http.MethodPost) {
+			return
+		}
+		s.pull(w, r, parts[1], strings.TrimSuffix(parts[3], verbPull))
+	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "subscriptions" && strings.HasSuffix(parts[3], verbSettle):
+		operation = opSettle
+		if !method(w, r, http.MethodPost) {
+			return
+		}
+		s.settle(w, r, parts[1], strings.TrimSuffix(parts[3], verbSettle))
+	case parts[0] == "rest" && len(parts) > 2:
+		operation = opRest
+		s.rest(w, r, true)
+	case s.cfg.Mesh.Binds(hostOf(r)):
+		operation = opRest
+		s.rest(w, r, false)
+	case len(parts) == 4 && parts[0] == "v1" && parts[2] == "subscriptions":
+		problem(w, unknownVerb(parts[3], "subscription", "there are "+verbPull+" and "+verbSettle))
 	default:
-		problem(w, fault.New(fault.NotFound, "http", "unknown-path", "there is nothing at this path; events are published with POST /v1/{namespace}/topics/{topic} and tailed with GET /v1/{namespace}/topics/{topic}/events"))
+		problem(w, fault.New(fault.NotFound, "http", "unknown-path", "there is nothing at this path; events are published with POST /v1/{namespace}/topics/{topic}, or with POST /v1/{namespace}/topics/{topic}:request to wait for a reply, replied to with POST /v1/{namespace}/replies, tailed with GET /v1/{namespace}/topics/{topic}/events, pulled with POST /v1/{namespace}/subscriptions/{subscription}:pull and settled with POST /v1/{namespace}/subscriptions/{subscription}:settle; what HttpBindings take is below /rest/{namespace}/"))
 	}
+}
+
+// unknownVerb is the error of a path whose last part, a name and a verb behind it, has a
+// verb that there is not, or none where one is needed.
+func unknownVerb(part, of, known string) *fault.Error {
+	_, verb, ok := strings.Cut(part, ":")
+	what := fmt.Sprintf("the verb %.64q is not known", ":"+verb)
+	if !ok {
+		what = "a verb is missing"
+	}
+	return fault.New(fault.NotFound, "http", "unknown-path", "%s behind the %s's name: %s", what, of, known)
 }
 
 func method(w http.ResponseWriter, r *http.Request, want string) bool {
@@ -128,14 +192,16 @@ func method(w http.ResponseWriter, r *http.Request, want string) bool {
 		return true
 	}
 	w.Header().Set("Allow", want)
-	writeProblem(w, http.StatusMethodNotAllowed, "method-not-allowed", "this path takes "+want, 0)
+	writeProblem(w, describe(fault.New(fault.Invalid, "http", "method-not-allowed", "this path takes %s", want)).as(http.StatusMethodNotAllowed))
 	return false
 }
 
 // authenticate tells who asks.
 func (s *Server) authenticate(r *http.Request) (*policy.Principal, error) {
 	var c policy.Credentials
-	c.Peer, _ = netip.ParseAddrPort(r.RemoteAddr)
+	if c.Unix = overUnix(r); !c.Unix {
+		c.Peer, _ = netip.ParseAddrPort(r.RemoteAddr)
+	}
 	if values := r.Header.Values("Authorization"); len(values) > 0 {
 		scheme, token, ok := strings.Cut(values[0], " ")
 		token = strings.TrimSpace(token)
@@ -157,16 +223,49 @@ func (s *Server) authenticate(r *http.Request) (*policy.Principal, error) {
 	return p, nil
 }
 
+// enter tells who asks. The query of a request has only the parameters that the call
+// knows, each once: what is misspelled would be left out of account.
+func (s *Server) enter(r *http.Request, known ...string) (*policy.Principal, error) {
+	who, err := s.authenticate(r)
+	if err != nil || r.URL.RawQuery == "" {
+		return who, err
+	}
+	there := "there are none here"
+	if len(known) > 0 {
+		there = "there is " + strings.Join(known, ", ")
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "http", "bad-parameter", "the query cannot be read: %s", there)
+	}
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		if !slices.Contains(known, name) {
+			return nil, fault.New(fault.Invalid, "http", "bad-parameter", "the query has %.64q, which is not a parameter of this call: %s", name, there)
+		}
+		if len(query[name]) > 1 {
+			return nil, fault.New(fault.Invalid, "http", "bad-parameter", "the query has %s more than once", name)
+		}
+	}
+	return who, nil
+}
+
+// overUnix reports whether a request came over a Unix socket.
+func overUnix(r *http.Request) bool {
+	_, ok := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr)
+	return ok
+}
+
 // fromThisMachine reports whether a request of the local principal was meant for
 // this machine by something on it, and not sent by a web page that a browser
-// here has open (DNS rebinding, cross-site requests).
+// here has open (DNS rebinding, cross-site requests). No name leads a browser to a
+// Unix socket, so any Host may stand there.
 func fromThisMachine(r *http.Request) bool {
 	host, _, err := net.SplitHostPort(r.Host)
 	if err != nil {
 		host = r.Host
 	}
 	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	if host != "localhost" && (err != nil || !ip.Unmap().IsLoopback()) {
+	if host != "localhost" && (err != nil || !ip.Unmap().IsLoopback()) && !overUnix(r) {
 		return false
 	}
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {

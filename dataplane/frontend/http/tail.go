@@ -4,10 +4,14 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"fmt"
 	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
@@ -17,8 +21,6 @@ import (
 // Times of a stream.
 const (
 	heartbeat = 15 * time.Second
-	// writeTimeout bounds one write: a client that does not read is cut off.
-	writeTimeout = 20 * time.Second
 	// maxWrite bounds what is written at once, in bytes, but for one event.
 	maxWrite = 256 << 10
 )
@@ -29,7 +31,7 @@ const (
 //
 // The query's from is beginning, end (the default), or an RFC 3339 time.
 func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern string) {
-	who, err := s.authenticate(r)
+	who, err := s.enter(r, "from")
 	if err != nil {
 		problem(w, err)
 		return
@@ -64,71 +66,128 @@ func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("X-Accel-Buffering", "no")
 	w.WriteHeader(http.StatusOK)
-	out := stream{rc: http.NewResponseController(w), w: w}
+	out := &stream{rc: http.NewResponseController(w), w: w, stall: s.cfg.Stall}
 	if out.write([]byte(": the stream is open\n\n")) != nil {
 		return
 	}
-	s.pump(ctx, t, &out, places)
+	out.beats(cancel)
+	defer out.end()
+	s.pump(ctx, t, out, places)
 }
 
 // pump writes events until the stream or the tail ends.
 func (s *Server) pump(ctx context.Context, t delivery.Tail, out *stream, places *places) {
-	dst := make([]delivery.Delivery, 64)
-	var buf []byte
+	var dst []delivery.Delivery
+	n := 0
 	for {
-		nctx, cancel := context.WithTimeout(ctx, heartbeat)
-		n, err := t.Next(nctx, dst)
-		quiet := nctx.Err() != nil && ctx.Err() == nil
-		cancel()
-		switch {
-		case err == nil:
-		case ctx.Err() != nil:
-			return
-		case quiet:
-			if out.write([]byte(": still here\n\n")) != nil {
-				return
+		dst = frontend.Room(dst, n, maxTailed)
+		var err error
+		if n, err = t.Next(ctx, dst); err != nil {
+			if ctx.Err() == nil { // the last word: why it ends
+				_ = out.write(fmt.Appendf(nil, "event: error\ndata: %s\n\n", errorJSON(fault.From(err))))
 			}
-			continue
-		default:
-			// The last word: why it ends.
-			f := fault.From(err)
-			buf = append(append(append(buf[:0], "event: error\ndata: "...), errorJSON(f)...), "\n\n"...)
-			_ = out.write(buf)
 			return
 		}
-		buf = buf[:0]
-		for i := range dst[:n] {
-			places.see(dst[i].Position)
-			buf = append(buf, "id: "...)
-			buf = places.append(buf)
-			buf = append(buf, "\ndata: "...)
-			buf = cloudevents.AppendJSON(buf, dst[i].Event)
-			buf = append(buf, "\n\n"...)
-			dst[i] = delivery.Delivery{}
-			if len(buf) > maxWrite {
-				if out.write(buf) != nil {
-					return
-				}
-				buf = buf[:0]
-			}
-		}
-		if len(buf) == 0 {
-			continue
-		}
-		if out.write(buf) != nil {
+		if out.events(dst[:n], places) != nil {
 			return
 		}
 	}
 }
 
-// stream writes with a deadline.
+// maxTailed is how many events a stream takes at once.
+const maxTailed = 64
+
+// writes are buffers, lent to streams that write: an idle one has none.
+var writes = sync.Pool{New: func() any { return new([]byte) }}
+
+// events writes events.
+func (s *stream) events(list []delivery.Delivery, places *places) error {
+	p := writes.Get().(*[]byte) //nolint:forcetypeassert // there is nothing else in it
+	defer writes.Put(p)
+	buf := (*p)[:0]
+	for i := range list {
+		d := &list[i]
+		places.see(d.Position)
+		buf = append(buf, "id: "...)
+		buf = places.append(buf)
+		if d.Shared != nil { // the same bytes for every stream
+			buf = append(buf, d.Shared.Encoded(delivery.FormJSON, func() []byte { return slices.Clip(appendData(nil, d)) })...)
+		} else {
+			buf = appendData(buf, d)
+		}
+		if len(buf) > maxWrite || i == len(list)-1 {
+			if err := s.write(buf); err != nil {
+				return err
+			}
+			buf = buf[:0]
+		}
+	}
+	if cap(buf) <= 2*maxWrite { // what a large event took is let go
+		*p = buf
+	}
+	return nil
+}
+
+func appendData(b []byte, d *delivery.Delivery) []byte {
+	b = append(b, "\ndata: "...)
+	b = cloudevents.AppendJSON(b, d.Event)
+	return append(b, "\n\n"...)
+}
+
+// stream writes with a deadline, and by itself where nothing was written for a
+// heartbeat. One timer does that, so that a stream that waits holds nothing more.
 type stream struct {
 	rc *http.ResponseController
 	w  http.ResponseWriter
+	// stall bounds one write.
+	stall time.Duration
+
+	mu    sync.Mutex // held while something is written
+	wrote time.Time  // when that last began
+	beat  *time.Timer
+	ended bool // the response may not be touched any more
+}
+
+// beats begins the heartbeats; failed is called when one cannot be written. end must
+// follow.
+func (s *stream) beats(failed func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.beat = time.AfterFunc(heartbeat, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.ended {
+			return
+		}
+		if left := heartbeat - time.Since(s.wrote); left > 0 {
+			s.beat.Reset(left)
+			return
+		}
+		if s.writeLocked([]byte(": still here\n\n")) != nil {
+			failed()
+			return
+		}
+		s.beat.Reset(heartbeat)
+	})
+}
+
+// end ends the heartbeats and waits for one that is being written.
+func (s *stream) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	s.beat.Stop()
 }
 
 func (s *stream) write(b []byte) error {
-	if err := s.rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writeLocked(b)
+}
+
+func (s *stream) writeLocked(b []byte) error {
+	s.wrote = time.Now()
+	if err := s.rc.SetWriteDeadline(s.wrote.Add(s.stall)); err != nil {
 		return err
 	}
 	// The request is over; only its connection matters now.
@@ -189,10 +248,20 @@ func (p *places) from() store.Start {
 	return store.Start{At: time.UnixMilli(p.since)}
 }
 
-// see records that everything up to tok was seen.
+// see records that everything up to tok was seen. Of an epoch before its own one token
+// of the topic is kept, which says that the stream was there.
 func (p *places) see(tok position.Token) {
+	before := false
+	for i := len(p.tokens) - 1; i >= 0; i-- {
+		if t := &p.tokens[i]; t.TopicUID == tok.TopicUID && t.Epoch < tok.Epoch {
+			if before {
+				p.tokens, p.texts = slices.Delete(p.tokens, i, i+1), slices.Delete(p.texts, i, i+1)
+			}
+			before = true
+		}
+	}
 	for i := range p.tokens {
-		if t := &p.tokens[i]; t.TopicUID == tok.TopicUID && t.Pos.Partition == tok.Pos.Partition {
+		if t := &p.tokens[i]; t.TopicUID == tok.TopicUID && t.Epoch == tok.Epoch && t.Pos.Partition == tok.Pos.Partition {
 			*t = tok
 			p.texts[i] = tok.String()
 			return

@@ -134,6 +134,8 @@ type Conn struct {
 	next    int32
 	err     error
 	done    chan struct{}
+	frames  uint64    // that the server has sent
+	silent  time.Time // since when calls time out with no frame; zero when they do not
 }
 
 // Dial connects. notice is called, by the reading goroutine, for each request of
@@ -144,9 +146,13 @@ func Dial(ctx context.Context, addr string, notice func(*Command)) (*Conn, error
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
 	}
+	return newConn(conn, notice), nil
+}
+
+func newConn(conn net.Conn, notice func(*Command)) *Conn {
 	c := &Conn{conn: conn, notice: notice, pending: map[int32]chan *Command{}, done: make(chan struct{})}
 	go c.read()
-	return c, nil
+	return c
 }
 
 // Done is closed when the connection is lost.
@@ -190,6 +196,10 @@ func (c *Conn) readAll(r io.Reader) error {
 		if err != nil {
 			return err
 		}
+		c.mu.Lock()
+		c.frames++
+		c.silent = time.Time{}
+		c.mu.Unlock()
 		if cmd.Flag&flagResponse == 0 {
 			if c.notice != nil {
 				c.notice(cmd)
@@ -240,7 +250,7 @@ func (c *Conn) Call(ctx context.Context, code int, fields map[string]string, bod
 		return nil, fmt.Errorf("%w: %d requests wait for an answer", ErrNotSent, maxPending)
 	}
 	c.next++
-	id := c.next
+	id, frames, began := c.next, c.frames, time.Now()
 	c.pending[id] = ch
 	c.mu.Unlock()
 	forget := func() {
@@ -265,7 +275,32 @@ func (c *Conn) Call(ctx context.Context, code int, fields map[string]string, bod
 		return cmd, nil
 	case <-ctx.Done():
 		forget()
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			c.unanswered(frames, began)
+		}
 		return nil, ctx.Err()
+	}
+}
+
+// maxSilence is how long calls may time out, one after the other, without any frame
+// of the server, until the connection counts as lost: the other end may be gone
+// without a word, and TCP alone would go on sending for many minutes. It is more than
+// a slow server needs for an answer to something.
+const maxSilence = 10 * time.Second
+
+// unanswered is told of a call that timed out: when it began, and how many frames had
+// come by then.
+func (c *Conn) unanswered(frames uint64, began time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.frames != frames {
+		return
+	}
+	if c.silent.IsZero() {
+		c.silent = began
+	}
+	if time.Since(c.silent) >= maxSilence {
+		_ = c.conn.Close()
 	}
 }
 

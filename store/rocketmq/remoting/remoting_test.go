@@ -2,9 +2,15 @@ package remoting
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
+	"io"
+	"net"
 	"reflect"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/weft-mesh/weft/pkg/fuzztest"
 )
@@ -30,6 +36,61 @@ func TestLooseFields(t *testing.T) {
 		if n, err := c.Int("n"); err == nil {
 			t.Errorf("%q is %d", bad, n)
 		}
+	}
+}
+
+// TestSilence: a connection whose server is silent counts as lost once calls have
+// timed out for long enough, and not while anything comes.
+func TestSilence(t *testing.T) {
+	for name, tc := range map[string]struct {
+		timeouts []time.Duration
+		pause    time.Duration // between calls
+		says     int           // the server sends something during this call; -1 never
+		lost     bool
+	}{
+		"one long call":         {[]time.Duration{10 * time.Second}, 0, -1, true},
+		"short ones":            {[]time.Duration{5 * time.Second, 5 * time.Second}, 0, -1, true},
+		"one short call":        {[]time.Duration{5 * time.Second}, time.Minute, -1, false},
+		"something came":        {[]time.Duration{5 * time.Second, 6 * time.Second, 5 * time.Second}, 0, 1, false},
+		"something came of one": {[]time.Duration{20 * time.Second}, 0, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ours, theirs := net.Pipe()
+				c := newConn(ours, nil)
+				go func() { _, _ = io.Copy(io.Discard, theirs) }()
+				for i, d := range tc.timeouts {
+					ctx, cancel := context.WithTimeout(t.Context(), d)
+					if i == tc.says {
+						go func() {
+							<-time.After(d / 2)
+							notice, err := (&Command{Code: 40}).Append(nil)
+							if err != nil {
+								t.Error(err)
+							}
+							_, _ = theirs.Write(notice)
+						}()
+					}
+					if _, err := c.Call(ctx, 10, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("call %d: %v", i, err)
+					}
+					cancel()
+					<-time.After(tc.pause)
+				}
+				synctest.Wait()
+				lost := false
+				select {
+				case <-c.Done():
+					lost = true
+				default:
+				}
+				if lost != tc.lost {
+					t.Errorf("lost: %v", lost)
+				}
+				c.Close()
+				_ = theirs.Close()
+			})
+		})
 	}
 }
 

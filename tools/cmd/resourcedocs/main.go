@@ -66,6 +66,7 @@ func run(in io.Reader, out io.Writer) error {
 	}
 	var page bytes.Buffer
 	page.WriteString(head)
+	contents(&page)
 	p := printer{&page}
 	p.section("## Metadata", res.Fields().ByName("metadata").Message())
 	for _, system := range []bool{false, true} {
@@ -80,6 +81,15 @@ func run(in io.Reader, out io.Writer) error {
 	}
 	_, err = out.Write(append(bytes.TrimRight(page.Bytes(), "\n"), '\n'))
 	return err
+}
+
+// contents writes where each kind is on the page.
+func contents(page *bytes.Buffer) {
+	links := []string{"[Metadata](#metadata)"}
+	for _, k := range resource.Kinds() {
+		links = append(links, fmt.Sprintf("[%s](#%s)", k.Title, strings.ToLower(k.Title)))
+	}
+	fmt.Fprintf(page, "On this page: %s.\n\n", strings.Join(links, " · "))
 }
 
 type printer struct{ *bytes.Buffer }

@@ -1,11 +1,11 @@
 // Command testservers starts real servers on loopback and runs a command that
 // uses them, or, without one, keeps them until it is interrupted:
 //
-//	testservers -rocketmq -etcd -nacos -- go test ./...
+//	testservers -rocketmq -kafka -etcd -nacos -- go test ./...
 //
 // The command gets the addresses in its environment (WEFT_TEST_ROCKETMQ,
-// WEFT_TEST_ETCD, WEFT_TEST_NACOS), and a file that test packages lock to take
-// turns (WEFT_TEST_TURN); its exit status is passed on. With -env they
+// WEFT_TEST_KAFKA, WEFT_TEST_ETCD, WEFT_TEST_NACOS), and a file that test packages
+// lock to take turns (WEFT_TEST_TURN); its exit status is passed on. With -env they
 // are written to a file too, for a shell to source, with etcd's process id
 // (WEFT_TEST_ETCD_PID).
 package main
@@ -29,11 +29,12 @@ import (
 
 func main() {
 	rocketmq := flag.Bool("rocketmq", false, "start RocketMQ (name server and broker, sync flush)")
+	kafka := flag.Bool("kafka", false, "start Kafka (one node)")
 	etcd := flag.Bool("etcd", false, "start etcd")
 	nacos := flag.Bool("nacos", false, "start Nacos 3 (user nacos, password weft-test-password)")
 	env := flag.String("env", "", "a file for the addresses, written once all servers run")
 	flag.Parse()
-	code, err := run(*rocketmq, *etcd, *nacos, *env, flag.Args())
+	code, err := run(*rocketmq, *kafka, *etcd, *nacos, *env, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testservers:", err)
 		code = max(code, 1)
@@ -48,7 +49,7 @@ type server struct {
 	stop      func() error
 }
 
-func run(rocketmq, etcd, nacos bool, envFile string, command []string) (code int, err error) {
+func run(rocketmq, kafka, etcd, nacos bool, envFile string, command []string) (code int, err error) {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 
@@ -85,6 +86,13 @@ func run(rocketmq, etcd, nacos bool, envFile string, command []string) (code int
 			return server{}, err
 		}
 		return server{servers.EnvRocketMQ, r.NameServer, "", r.Stop}, nil
+	})
+	start(kafka, func() (server, error) {
+		k, err := servers.StartKafka(sctx, servers.KafkaOptions{Progress: progress})
+		if err != nil {
+			return server{}, err
+		}
+		return server{servers.EnvKafka, k.Brokers[0], "", k.Stop}, nil
 	})
 	start(etcd, func() (server, error) {
 		e, err := servers.StartEtcd(sctx, servers.EtcdOptions{Progress: progress})

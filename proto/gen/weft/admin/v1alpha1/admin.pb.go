@@ -88,6 +88,67 @@ func (ApplyResult_Outcome) EnumDescriptor() ([]byte, []int) {
 	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{2, 0}
 }
 
+// By whom a need is met.
+type NeedAnswer_Means int32
+
+const (
+	// Never sent.
+	NeedAnswer_MEANS_UNSPECIFIED NeedAnswer_Means = 0
+	// By the store itself.
+	NeedAnswer_MEANS_NATIVE NeedAnswer_Means = 1
+	// By the mesh in the store's place, at a price.
+	NeedAnswer_MEANS_EMULATED NeedAnswer_Means = 2
+	// By nobody.
+	NeedAnswer_MEANS_REFUSED NeedAnswer_Means = 3
+	// The store was not observed yet: the topic is Pending until then.
+	NeedAnswer_MEANS_UNOBSERVED NeedAnswer_Means = 4
+)
+
+// Enum value maps for NeedAnswer_Means.
+var (
+	NeedAnswer_Means_name = map[int32]string{
+		0: "MEANS_UNSPECIFIED",
+		1: "MEANS_NATIVE",
+		2: "MEANS_EMULATED",
+		3: "MEANS_REFUSED",
+		4: "MEANS_UNOBSERVED",
+	}
+	NeedAnswer_Means_value = map[string]int32{
+		"MEANS_UNSPECIFIED": 0,
+		"MEANS_NATIVE":      1,
+		"MEANS_EMULATED":    2,
+		"MEANS_REFUSED":     3,
+		"MEANS_UNOBSERVED":  4,
+	}
+)
+
+func (x NeedAnswer_Means) Enum() *NeedAnswer_Means {
+	p := new(NeedAnswer_Means)
+	*p = x
+	return p
+}
+
+func (x NeedAnswer_Means) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NeedAnswer_Means) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_admin_v1alpha1_admin_proto_enumTypes[1].Descriptor()
+}
+
+func (NeedAnswer_Means) Type() protoreflect.EnumType {
+	return &file_weft_admin_v1alpha1_admin_proto_enumTypes[1]
+}
+
+func (x NeedAnswer_Means) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NeedAnswer_Means.Descriptor instead.
+func (NeedAnswer_Means) EnumDescriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{3, 0}
+}
+
 // Whether it holds.
 type Condition_State int32
 
@@ -129,11 +190,11 @@ func (x Condition_State) String() string {
 }
 
 func (Condition_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_weft_admin_v1alpha1_admin_proto_enumTypes[1].Descriptor()
+	return file_weft_admin_v1alpha1_admin_proto_enumTypes[2].Descriptor()
 }
 
 func (Condition_State) Type() protoreflect.EnumType {
-	return &file_weft_admin_v1alpha1_admin_proto_enumTypes[1]
+	return &file_weft_admin_v1alpha1_admin_proto_enumTypes[2]
 }
 
 func (x Condition_State) Number() protoreflect.EnumNumber {
@@ -142,7 +203,7 @@ func (x Condition_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Condition_State.Descriptor instead.
 func (Condition_State) EnumDescriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{20, 0}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{25, 0}
 }
 
 // What to do.
@@ -182,11 +243,11 @@ func (x CommandProxiesRequest_Command) String() string {
 }
 
 func (CommandProxiesRequest_Command) Descriptor() protoreflect.EnumDescriptor {
-	return file_weft_admin_v1alpha1_admin_proto_enumTypes[2].Descriptor()
+	return file_weft_admin_v1alpha1_admin_proto_enumTypes[3].Descriptor()
 }
 
 func (CommandProxiesRequest_Command) Type() protoreflect.EnumType {
-	return &file_weft_admin_v1alpha1_admin_proto_enumTypes[2]
+	return &file_weft_admin_v1alpha1_admin_proto_enumTypes[3]
 }
 
 func (x CommandProxiesRequest_Command) Number() protoreflect.EnumNumber {
@@ -195,7 +256,7 @@ func (x CommandProxiesRequest_Command) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CommandProxiesRequest_Command.Descriptor instead.
 func (CommandProxiesRequest_Command) EnumDescriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{34, 0}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{39, 0}
 }
 
 // ApplyRequest is one change.
@@ -353,7 +414,10 @@ type ApplyResult struct {
 	Uid string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
 	// What was there before, without a version; unset for what is new, and where
 	// all of them together would be more than 2 MiB.
-	Before        *v1alpha1.Resource `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
+	Before *v1alpha1.Resource `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
+	// How what a Topic needs is met by its store, as that was observed; of a Topic
+	// alone. What is refused does not refuse the Topic, which is not admitted as long.
+	Needs         []*NeedAnswer `protobuf:"bytes,6,rep,name=needs,proto3" json:"needs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -423,18 +487,92 @@ func (x *ApplyResult) GetBefore() *v1alpha1.Resource {
 	return nil
 }
 
+func (x *ApplyResult) GetNeeds() []*NeedAnswer {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+// NeedAnswer is how one need of a Topic is met.
+type NeedAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is needed ("delay 1h0m0s").
+	Need string `protobuf:"bytes,1,opt,name=need,proto3" json:"need,omitempty"`
+	// By whom it is met.
+	Means NeedAnswer_Means `protobuf:"varint,2,opt,name=means,proto3,enum=weft.admin.v1alpha1.NeedAnswer_Means" json:"means,omitempty"`
+	// The price and precision of what is met, the reason of what is not.
+	Detail        string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NeedAnswer) Reset() {
+	*x = NeedAnswer{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NeedAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NeedAnswer) ProtoMessage() {}
+
+func (x *NeedAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NeedAnswer.ProtoReflect.Descriptor instead.
+func (*NeedAnswer) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NeedAnswer) GetNeed() string {
+	if x != nil {
+		return x.Need
+	}
+	return ""
+}
+
+func (x *NeedAnswer) GetMeans() NeedAnswer_Means {
+	if x != nil {
+		return x.Means
+	}
+	return NeedAnswer_MEANS_UNSPECIFIED
+}
+
+func (x *NeedAnswer) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // GetRequest names a resource.
 type GetRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The canonical name.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Of a Topic: an EventStore of its namespace, to be told how that would meet what the
+	// Topic needs. Empty: nothing is told of needs.
+	Store         string `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[3]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +584,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[3]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,12 +597,19 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{3}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *GetRequest) GetStore() string {
+	if x != nil {
+		return x.Store
 	}
 	return ""
 }
@@ -477,14 +622,19 @@ type GetResponse struct {
 	// The revision at which it was read.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Its conditions.
-	Conditions    []*Condition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	Conditions []*Condition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// How the EventStore that was named meets what the Topic needs.
+	Needs []*NeedAnswer `protobuf:"bytes,4,rep,name=needs,proto3" json:"needs,omitempty"`
+	// Of a Migration whose move is under way: how far everyone is. Unset where that is not
+	// known.
+	Move          *MoveProgress `protobuf:"bytes,5,opt,name=move,proto3" json:"move,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[4]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +646,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[4]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +659,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{4}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetResponse) GetResource() *v1alpha1.Resource {
@@ -533,6 +683,368 @@ func (x *GetResponse) GetConditions() []*Condition {
 	return nil
 }
 
+func (x *GetResponse) GetNeeds() []*NeedAnswer {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *GetResponse) GetMove() *MoveProgress {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+// MoveProgress is how far readers and proxies are with the move of a topic, as the control
+// plane has seen it last.
+type MoveProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Groups that read what is before the cut, those that are furthest behind first.
+	Groups []*MoveGroup `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	// How many are left out, as there are too many.
+	GroupsLeftOut uint32 `protobuf:"varint,2,opt,name=groups_left_out,json=groupsLeftOut,proto3" json:"groups_left_out,omitempty"`
+	// Proxies of the roster, those that have not heard of the newest phase first.
+	Proxies []*MoveProxy `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	// How many are left out.
+	ProxiesLeftOut uint32 `protobuf:"varint,4,opt,name=proxies_left_out,json=proxiesLeftOut,proto3" json:"proxies_left_out,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *MoveProgress) Reset() {
+	*x = MoveProgress{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveProgress) ProtoMessage() {}
+
+func (x *MoveProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveProgress.ProtoReflect.Descriptor instead.
+func (*MoveProgress) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *MoveProgress) GetGroups() []*MoveGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *MoveProgress) GetGroupsLeftOut() uint32 {
+	if x != nil {
+		return x.GroupsLeftOut
+	}
+	return 0
+}
+
+func (x *MoveProgress) GetProxies() []*MoveProxy {
+	if x != nil {
+		return x.Proxies
+	}
+	return nil
+}
+
+func (x *MoveProgress) GetProxiesLeftOut() uint32 {
+	if x != nil {
+		return x.ProxiesLeftOut
+	}
+	return 0
+}
+
+// MoveGroup is how far a group of a Subscription has read an epoch that the topic leaves.
+type MoveGroup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Subscription's name.
+	Subscription string `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	// The epoch's number; 0 for what waits for another attempt in its store.
+	Epoch uint32 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The EventStore's name.
+	Store string `protobuf:"bytes,3,opt,name=store,proto3" json:"store,omitempty"`
+	// The group's name in the store.
+	Group string `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
+	// Whether everything was read.
+	Read bool `protobuf:"varint,5,opt,name=read,proto3" json:"read,omitempty"`
+	// Why not, where that is known.
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Partitions, those that are furthest behind first; none of an epoch that is inside a
+	// proxy.
+	Partitions []*MovePartition `protobuf:"bytes,7,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	// How many are left out.
+	PartitionsLeftOut uint32 `protobuf:"varint,8,opt,name=partitions_left_out,json=partitionsLeftOut,proto3" json:"partitions_left_out,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *MoveGroup) Reset() {
+	*x = MoveGroup{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveGroup) ProtoMessage() {}
+
+func (x *MoveGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveGroup.ProtoReflect.Descriptor instead.
+func (*MoveGroup) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *MoveGroup) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *MoveGroup) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *MoveGroup) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *MoveGroup) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *MoveGroup) GetRead() bool {
+	if x != nil {
+		return x.Read
+	}
+	return false
+}
+
+func (x *MoveGroup) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *MoveGroup) GetPartitions() []*MovePartition {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+func (x *MoveGroup) GetPartitionsLeftOut() uint32 {
+	if x != nil {
+		return x.PartitionsLeftOut
+	}
+	return 0
+}
+
+// MovePartition is how far one partition was read.
+type MovePartition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The partition, as position tokens name it.
+	Partition string `protobuf:"bytes,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Where it ends: the cut.
+	End uint64 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	// What the group has settled, at most to the end.
+	Settled       uint64 `protobuf:"varint,3,opt,name=settled,proto3" json:"settled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MovePartition) Reset() {
+	*x = MovePartition{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MovePartition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MovePartition) ProtoMessage() {}
+
+func (x *MovePartition) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MovePartition.ProtoReflect.Descriptor instead.
+func (*MovePartition) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *MovePartition) GetPartition() string {
+	if x != nil {
+		return x.Partition
+	}
+	return ""
+}
+
+func (x *MovePartition) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *MovePartition) GetSettled() uint64 {
+	if x != nil {
+		return x.Settled
+	}
+	return 0
+}
+
+// MoveProxy is what a proxy says of the move.
+type MoveProxy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node id.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// It has the newest phase in force.
+	Heard bool `protobuf:"varint,2,opt,name=heard,proto3" json:"heard,omitempty"`
+	// It has said anything since the move began.
+	Says bool `protobuf:"varint,3,opt,name=says,proto3" json:"says,omitempty"`
+	// While publishers wait: it has nothing on its way.
+	Idle bool `protobuf:"varint,4,opt,name=idle,proto3" json:"idle,omitempty"`
+	// Partitions in which it has written the marker.
+	Marked uint32 `protobuf:"varint,5,opt,name=marked,proto3" json:"marked,omitempty"`
+	// Groups that have read all of an epoch which is inside it.
+	Settled uint32 `protobuf:"varint,6,opt,name=settled,proto3" json:"settled,omitempty"`
+	// Why it could not write markers.
+	Trouble       string `protobuf:"bytes,7,opt,name=trouble,proto3" json:"trouble,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveProxy) Reset() {
+	*x = MoveProxy{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveProxy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveProxy) ProtoMessage() {}
+
+func (x *MoveProxy) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveProxy.ProtoReflect.Descriptor instead.
+func (*MoveProxy) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *MoveProxy) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *MoveProxy) GetHeard() bool {
+	if x != nil {
+		return x.Heard
+	}
+	return false
+}
+
+func (x *MoveProxy) GetSays() bool {
+	if x != nil {
+		return x.Says
+	}
+	return false
+}
+
+func (x *MoveProxy) GetIdle() bool {
+	if x != nil {
+		return x.Idle
+	}
+	return false
+}
+
+func (x *MoveProxy) GetMarked() uint32 {
+	if x != nil {
+		return x.Marked
+	}
+	return 0
+}
+
+func (x *MoveProxy) GetSettled() uint32 {
+	if x != nil {
+		return x.Settled
+	}
+	return 0
+}
+
+func (x *MoveProxy) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
 // ListRequest selects resources.
 type ListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -550,7 +1062,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[5]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +1074,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[5]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +1087,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{5}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -621,7 +1133,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[6]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -633,7 +1145,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[6]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -646,7 +1158,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{6}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListResponse) GetResources() []*v1alpha1.Resource {
@@ -685,7 +1197,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[7]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +1209,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[7]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +1222,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{7}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteRequest) GetTargets() []*DeleteTarget {
@@ -747,7 +1259,7 @@ type DeleteTarget struct {
 
 func (x *DeleteTarget) Reset() {
 	*x = DeleteTarget{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[8]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +1271,7 @@ func (x *DeleteTarget) String() string {
 func (*DeleteTarget) ProtoMessage() {}
 
 func (x *DeleteTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[8]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +1284,7 @@ func (x *DeleteTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTarget.ProtoReflect.Descriptor instead.
 func (*DeleteTarget) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{8}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteTarget) GetName() string {
@@ -800,7 +1312,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[9]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +1324,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[9]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +1337,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{9}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteResponse) GetRevision() int64 {
@@ -848,7 +1360,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[10]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +1372,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[10]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +1385,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{10}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchRequest) GetKind() string {
@@ -911,7 +1423,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[11]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1435,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[11]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1448,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{11}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchResponse) GetRevision() int64 {
@@ -1007,7 +1519,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[12]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1531,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[12]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1544,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{12}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetStatusRequest) GetNamespace() string {
@@ -1128,7 +1640,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[13]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1652,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[13]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1665,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{13}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetStatusResponse) GetLineage() string {
@@ -1251,7 +1763,7 @@ type FleetSummary struct {
 
 func (x *FleetSummary) Reset() {
 	*x = FleetSummary{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[14]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1775,7 @@ func (x *FleetSummary) String() string {
 func (*FleetSummary) ProtoMessage() {}
 
 func (x *FleetSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[14]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1788,7 @@ func (x *FleetSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetSummary.ProtoReflect.Descriptor instead.
 func (*FleetSummary) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{14}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FleetSummary) GetKnown() uint32 {
@@ -1351,7 +1863,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[15]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1875,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[15]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1888,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{15}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReplicaStatus) GetId() string {
@@ -1444,7 +1956,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[16]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1968,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[16]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1981,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{16}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Alarm) GetReason() string {
@@ -1526,7 +2038,7 @@ type ProxyStatus struct {
 
 func (x *ProxyStatus) Reset() {
 	*x = ProxyStatus{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[17]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +2050,7 @@ func (x *ProxyStatus) String() string {
 func (*ProxyStatus) ProtoMessage() {}
 
 func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[17]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +2063,7 @@ func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatus.ProtoReflect.Descriptor instead.
 func (*ProxyStatus) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{17}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ProxyStatus) GetNodeId() string {
@@ -1663,7 +2175,7 @@ type ResourceStatus struct {
 
 func (x *ResourceStatus) Reset() {
 	*x = ResourceStatus{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[18]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +2187,7 @@ func (x *ResourceStatus) String() string {
 func (*ResourceStatus) ProtoMessage() {}
 
 func (x *ResourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[18]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +2200,7 @@ func (x *ResourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceStatus.ProtoReflect.Descriptor instead.
 func (*ResourceStatus) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{18}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResourceStatus) GetName() string {
@@ -1753,7 +2265,7 @@ type ResourceLack struct {
 
 func (x *ResourceLack) Reset() {
 	*x = ResourceLack{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +2277,7 @@ func (x *ResourceLack) String() string {
 func (*ResourceLack) ProtoMessage() {}
 
 func (x *ResourceLack) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[19]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +2290,7 @@ func (x *ResourceLack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceLack.ProtoReflect.Descriptor instead.
 func (*ResourceLack) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{19}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResourceLack) GetNodeId() string {
@@ -1800,10 +2312,12 @@ type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What: "Ready" (topics, subscriptions), "Reachable" (event stores),
 	// "InForce" (routes, access policies, identities: at every connected proxy),
-	// "Provisioned" (topics whose store no longer gave, or gives again, what they
+	// "NeedsMet" (topics that state needs: by the store, by the mesh at which price, or
+	// why not), "Provisioned" (topics whose store no longer gave, or gives again, what they
 	// were admitted for), "Quarantined" (anything, of which several proxies refused
 	// the version that it has), "TargetFailing" (subscriptions whose push target does
-	// not take what proxies send; there while it is so, and only in a status).
+	// not take what proxies send; there while it is so, and only in a status),
+	// "StoreDenies" (topics that their store denies to proxies; likewise).
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// Whether.
 	State Condition_State `protobuf:"varint,2,opt,name=state,proto3,enum=weft.admin.v1alpha1.Condition_State" json:"state,omitempty"`
@@ -1819,7 +2333,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +2345,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[20]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +2358,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{20}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Condition) GetType() string {
@@ -1906,7 +2420,7 @@ type ListHistoryRequest struct {
 
 func (x *ListHistoryRequest) Reset() {
 	*x = ListHistoryRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +2432,7 @@ func (x *ListHistoryRequest) String() string {
 func (*ListHistoryRequest) ProtoMessage() {}
 
 func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[21]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2445,7 @@ func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryRequest.ProtoReflect.Descriptor instead.
 func (*ListHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListHistoryRequest) GetKind() string {
@@ -1996,7 +2510,7 @@ type ListHistoryResponse struct {
 
 func (x *ListHistoryResponse) Reset() {
 	*x = ListHistoryResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2522,7 @@ func (x *ListHistoryResponse) String() string {
 func (*ListHistoryResponse) ProtoMessage() {}
 
 func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[22]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2535,7 @@ func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryResponse.ProtoReflect.Descriptor instead.
 func (*ListHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListHistoryResponse) GetRecords() []*AuditRecord {
@@ -2069,7 +2583,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2595,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[23]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2608,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AuditRecord) GetRevision() int64 {
@@ -2180,7 +2694,7 @@ type AuditChange struct {
 
 func (x *AuditChange) Reset() {
 	*x = AuditChange{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2706,7 @@ func (x *AuditChange) String() string {
 func (*AuditChange) ProtoMessage() {}
 
 func (x *AuditChange) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[24]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2719,7 @@ func (x *AuditChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditChange.ProtoReflect.Descriptor instead.
 func (*AuditChange) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AuditChange) GetName() string {
@@ -2242,7 +2756,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +2768,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[25]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +2781,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DiffRequest) GetFromRevision() int64 {
@@ -2319,7 +2833,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2845,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[26]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2858,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DiffResponse) GetChanges() []*ResourceDiff {
@@ -2376,7 +2890,7 @@ type ResourceDiff struct {
 
 func (x *ResourceDiff) Reset() {
 	*x = ResourceDiff{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2902,7 @@ func (x *ResourceDiff) String() string {
 func (*ResourceDiff) ProtoMessage() {}
 
 func (x *ResourceDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2915,7 @@ func (x *ResourceDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceDiff.ProtoReflect.Descriptor instead.
 func (*ResourceDiff) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResourceDiff) GetName() string {
@@ -2448,7 +2962,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2974,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2987,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RollbackRequest) GetToRevision() int64 {
@@ -2531,7 +3045,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +3057,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +3070,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RollbackResponse) GetRevision() int64 {
@@ -2584,7 +3098,7 @@ type ExportSnapshotRequest struct {
 
 func (x *ExportSnapshotRequest) Reset() {
 	*x = ExportSnapshotRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2596,7 +3110,7 @@ func (x *ExportSnapshotRequest) String() string {
 func (*ExportSnapshotRequest) ProtoMessage() {}
 
 func (x *ExportSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2609,7 +3123,7 @@ func (x *ExportSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*ExportSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExportSnapshotRequest) GetNamespaces() []string {
@@ -2630,7 +3144,7 @@ type ExportSnapshotResponse struct {
 
 func (x *ExportSnapshotResponse) Reset() {
 	*x = ExportSnapshotResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +3156,7 @@ func (x *ExportSnapshotResponse) String() string {
 func (*ExportSnapshotResponse) ProtoMessage() {}
 
 func (x *ExportSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +3169,7 @@ func (x *ExportSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*ExportSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExportSnapshotResponse) GetData() []byte {
@@ -2676,7 +3190,7 @@ type DeclareRestoreRequest struct {
 
 func (x *DeclareRestoreRequest) Reset() {
 	*x = DeclareRestoreRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +3202,7 @@ func (x *DeclareRestoreRequest) String() string {
 func (*DeclareRestoreRequest) ProtoMessage() {}
 
 func (x *DeclareRestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +3215,7 @@ func (x *DeclareRestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareRestoreRequest.ProtoReflect.Descriptor instead.
 func (*DeclareRestoreRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeclareRestoreRequest) GetReason() string {
@@ -2724,7 +3238,7 @@ type DeclareRestoreResponse struct {
 
 func (x *DeclareRestoreResponse) Reset() {
 	*x = DeclareRestoreResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +3250,7 @@ func (x *DeclareRestoreResponse) String() string {
 func (*DeclareRestoreResponse) ProtoMessage() {}
 
 func (x *DeclareRestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +3263,7 @@ func (x *DeclareRestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareRestoreResponse.ProtoReflect.Descriptor instead.
 func (*DeclareRestoreResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeclareRestoreResponse) GetLineage() string {
@@ -2781,7 +3295,7 @@ type CommandProxiesRequest struct {
 
 func (x *CommandProxiesRequest) Reset() {
 	*x = CommandProxiesRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +3307,7 @@ func (x *CommandProxiesRequest) String() string {
 func (*CommandProxiesRequest) ProtoMessage() {}
 
 func (x *CommandProxiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +3320,7 @@ func (x *CommandProxiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandProxiesRequest.ProtoReflect.Descriptor instead.
 func (*CommandProxiesRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CommandProxiesRequest) GetNodeIds() []string {
@@ -2843,7 +3357,7 @@ type CommandProxiesResponse struct {
 
 func (x *CommandProxiesResponse) Reset() {
 	*x = CommandProxiesResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +3369,7 @@ func (x *CommandProxiesResponse) String() string {
 func (*CommandProxiesResponse) ProtoMessage() {}
 
 func (x *CommandProxiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2868,7 +3382,7 @@ func (x *CommandProxiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandProxiesResponse.ProtoReflect.Descriptor instead.
 func (*CommandProxiesResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CommandProxiesResponse) GetNodeIds() []string {
@@ -2876,6 +3390,411 @@ func (x *CommandProxiesResponse) GetNodeIds() []string {
 		return x.NodeIds
 	}
 	return nil
+}
+
+// ListNodesRequest selects proxies.
+type ListNodesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those after this node id; all when empty.
+	After string `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	// The most; 1,000 when 0, at most 10,000.
+	MaxNodes uint32 `protobuf:"varint,2,opt,name=max_nodes,json=maxNodes,proto3" json:"max_nodes,omitempty"`
+	// Those that may have configuration of this namespace; of any when empty.
+	Namespace     string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ListNodesRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *ListNodesRequest) GetMaxNodes() uint32 {
+	if x != nil {
+		return x.MaxNodes
+	}
+	return 0
+}
+
+func (x *ListNodesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+// ListNodesResponse has proxies.
+type ListNodesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By node id.
+	Nodes []*Node `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// There are more, after the last one.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesResponse) Reset() {
+	*x = ListNodesResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesResponse) ProtoMessage() {}
+
+func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
+func (*ListNodesResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ListNodesResponse) GetNodes() []*Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+// Node is a proxy that may have configuration: it was sent some, or will be, and it may
+// go on with that whether it is connected or not.
+type Node struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The stable node id.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Namespaces of which it may have configuration; all when empty.
+	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// When it joined first.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// Whether it has a stream at some replica that answered.
+	Connected bool `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
+	// When it was last known to be connected; unset where that was forgotten.
+	LastSeen *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	// When it was declared dead; unset while it is not.
+	DeadAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=dead_at,json=deadAt,proto3" json:"dead_at,omitempty"`
+	// By whom.
+	DeadBy string `protobuf:"bytes,7,opt,name=dead_by,json=deadBy,proto3" json:"dead_by,omitempty"`
+	// It knows moves of topics, as it said when it connected last. No topic begins to move
+	// while one does not.
+	KnowsMoves    bool `protobuf:"varint,8,opt,name=knows_moves,json=knowsMoves,proto3" json:"knows_moves,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Node) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Node) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Node) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Node) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *Node) GetLastSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeen
+	}
+	return nil
+}
+
+func (x *Node) GetDeadAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeadAt
+	}
+	return nil
+}
+
+func (x *Node) GetDeadBy() string {
+	if x != nil {
+		return x.DeadBy
+	}
+	return ""
+}
+
+func (x *Node) GetKnowsMoves() bool {
+	if x != nil {
+		return x.KnowsMoves
+	}
+	return false
+}
+
+// DeclareNodeDeadRequest names a proxy.
+type DeclareNodeDeadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node id.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Why it is known to write no more, 1 to 1,024 bytes; it is kept in the audit record.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclareNodeDeadRequest) Reset() {
+	*x = DeclareNodeDeadRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclareNodeDeadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclareNodeDeadRequest) ProtoMessage() {}
+
+func (x *DeclareNodeDeadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclareNodeDeadRequest.ProtoReflect.Descriptor instead.
+func (*DeclareNodeDeadRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DeclareNodeDeadRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *DeclareNodeDeadRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// DeclareNodeDeadResponse is empty.
+type DeclareNodeDeadResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclareNodeDeadResponse) Reset() {
+	*x = DeclareNodeDeadResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclareNodeDeadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclareNodeDeadResponse) ProtoMessage() {}
+
+func (x *DeclareNodeDeadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclareNodeDeadResponse.ProtoReflect.Descriptor instead.
+func (*DeclareNodeDeadResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
+}
+
+// ReviveNodeRequest names a proxy.
+type ReviveNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node id.
+	NodeId        string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviveNodeRequest) Reset() {
+	*x = ReviveNodeRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviveNodeRequest) ProtoMessage() {}
+
+func (x *ReviveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviveNodeRequest.ProtoReflect.Descriptor instead.
+func (*ReviveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ReviveNodeRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+// ReviveNodeResponse is empty.
+type ReviveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviveNodeResponse) Reset() {
+	*x = ReviveNodeResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviveNodeResponse) ProtoMessage() {}
+
+func (x *ReviveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviveNodeResponse.ProtoReflect.Descriptor instead.
+func (*ReviveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 // CreateJoinTokenRequest says what a token is good for.
@@ -2893,7 +3812,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3824,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3837,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CreateJoinTokenRequest) GetNodeId() string {
@@ -2955,7 +3874,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3886,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3899,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -3006,7 +3925,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3937,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3950,7 @@ func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 // ListJoinTokensResponse has them, by id.
@@ -3045,7 +3964,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3976,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3989,7 @@ func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListJoinTokensResponse) GetTokens() []*JoinToken {
@@ -3099,7 +4018,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3111,7 +4030,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3124,7 +4043,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *JoinToken) GetId() string {
@@ -3173,7 +4092,7 @@ type RevokeJoinTokensRequest struct {
 
 func (x *RevokeJoinTokensRequest) Reset() {
 	*x = RevokeJoinTokensRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3185,7 +4104,7 @@ func (x *RevokeJoinTokensRequest) String() string {
 func (*RevokeJoinTokensRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3198,7 +4117,7 @@ func (x *RevokeJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RevokeJoinTokensRequest) GetIds() []string {
@@ -3217,7 +4136,7 @@ type RevokeJoinTokensResponse struct {
 
 func (x *RevokeJoinTokensResponse) Reset() {
 	*x = RevokeJoinTokensResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +4148,7 @@ func (x *RevokeJoinTokensResponse) String() string {
 func (*RevokeJoinTokensResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +4161,7 @@ func (x *RevokeJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 var File_weft_admin_v1alpha1_admin_proto protoreflect.FileDescriptor
@@ -3261,29 +4180,72 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"g\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12:\n" +
-	"\aresults\x18\x02 \x03(\v2 .weft.admin.v1alpha1.ApplyResultR\aresults\"\xc3\x02\n" +
+	"\aresults\x18\x02 \x03(\v2 .weft.admin.v1alpha1.ApplyResultR\aresults\"\xfa\x02\n" +
 	"\vApplyResult\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2(.weft.admin.v1alpha1.ApplyResult.OutcomeR\aoutcome\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x10\n" +
 	"\x03uid\x18\x04 \x01(\tR\x03uid\x126\n" +
-	"\x06before\x18\x05 \x01(\v2\x1e.weft.config.v1alpha1.ResourceR\x06before\"x\n" +
+	"\x06before\x18\x05 \x01(\v2\x1e.weft.config.v1alpha1.ResourceR\x06before\x125\n" +
+	"\x05needs\x18\x06 \x03(\v2\x1f.weft.admin.v1alpha1.NeedAnswerR\x05needs\"x\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_CREATED\x10\x01\x12\x13\n" +
 	"\x0fOUTCOME_UPDATED\x10\x02\x12\x15\n" +
 	"\x11OUTCOME_UNCHANGED\x10\x03\x12\x13\n" +
-	"\x0fOUTCOME_DELETED\x10\x04\",\n" +
+	"\x0fOUTCOME_DELETED\x10\x04\"\xe4\x01\n" +
+	"\n" +
+	"NeedAnswer\x12\x12\n" +
+	"\x04need\x18\x01 \x01(\tR\x04need\x12;\n" +
+	"\x05means\x18\x02 \x01(\x0e2%.weft.admin.v1alpha1.NeedAnswer.MeansR\x05means\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"m\n" +
+	"\x05Means\x12\x15\n" +
+	"\x11MEANS_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fMEANS_NATIVE\x10\x01\x12\x12\n" +
+	"\x0eMEANS_EMULATED\x10\x02\x12\x11\n" +
+	"\rMEANS_REFUSED\x10\x03\x12\x14\n" +
+	"\x10MEANS_UNOBSERVED\x10\x04\"L\n" +
 	"\n" +
 	"GetRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xa0\x01R\x04name\"\xa5\x01\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xa0\x01R\x04name\x12\x1e\n" +
+	"\x05store\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05store\"\x93\x02\n" +
 	"\vGetResponse\x12:\n" +
 	"\bresource\x18\x01 \x01(\v2\x1e.weft.config.v1alpha1.ResourceR\bresource\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12>\n" +
 	"\n" +
 	"conditions\x18\x03 \x03(\v2\x1e.weft.admin.v1alpha1.ConditionR\n" +
-	"conditions\"\xa1\x01\n" +
+	"conditions\x125\n" +
+	"\x05needs\x18\x04 \x03(\v2\x1f.weft.admin.v1alpha1.NeedAnswerR\x05needs\x125\n" +
+	"\x04move\x18\x05 \x01(\v2!.weft.admin.v1alpha1.MoveProgressR\x04move\"\xd2\x01\n" +
+	"\fMoveProgress\x126\n" +
+	"\x06groups\x18\x01 \x03(\v2\x1e.weft.admin.v1alpha1.MoveGroupR\x06groups\x12&\n" +
+	"\x0fgroups_left_out\x18\x02 \x01(\rR\rgroupsLeftOut\x128\n" +
+	"\aproxies\x18\x03 \x03(\v2\x1e.weft.admin.v1alpha1.MoveProxyR\aproxies\x12(\n" +
+	"\x10proxies_left_out\x18\x04 \x01(\rR\x0eproxiesLeftOut\"\x91\x02\n" +
+	"\tMoveGroup\x12\"\n" +
+	"\fsubscription\x18\x01 \x01(\tR\fsubscription\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12\x14\n" +
+	"\x05store\x18\x03 \x01(\tR\x05store\x12\x14\n" +
+	"\x05group\x18\x04 \x01(\tR\x05group\x12\x12\n" +
+	"\x04read\x18\x05 \x01(\bR\x04read\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12B\n" +
+	"\n" +
+	"partitions\x18\a \x03(\v2\".weft.admin.v1alpha1.MovePartitionR\n" +
+	"partitions\x12.\n" +
+	"\x13partitions_left_out\x18\b \x01(\rR\x11partitionsLeftOut\"Y\n" +
+	"\rMovePartition\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\tR\tpartition\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x18\n" +
+	"\asettled\x18\x03 \x01(\x04R\asettled\"\xae\x01\n" +
+	"\tMoveProxy\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
+	"\x05heard\x18\x02 \x01(\bR\x05heard\x12\x12\n" +
+	"\x04says\x18\x03 \x01(\bR\x04says\x12\x12\n" +
+	"\x04idle\x18\x04 \x01(\bR\x04idle\x12\x16\n" +
+	"\x06marked\x18\x05 \x01(\rR\x06marked\x12\x18\n" +
+	"\asettled\x18\x06 \x01(\rR\asettled\x12\x18\n" +
+	"\atrouble\x18\a \x01(\tR\atrouble\"\xa1\x01\n" +
 	"\vListRequest\x12\x1b\n" +
 	"\x04kind\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18(R\x04kind\x12%\n" +
 	"\tnamespace\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\tnamespace\x12%\n" +
@@ -3474,7 +4436,36 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x0eCOMMAND_RESYNC\x10\x01\x12\x11\n" +
 	"\rCOMMAND_DRAIN\x10\x02\"3\n" +
 	"\x16CommandProxiesResponse\x12\x19\n" +
-	"\bnode_ids\x18\x01 \x03(\tR\anodeIds\"\xa5\x01\n" +
+	"\bnode_ids\x18\x01 \x03(\tR\anodeIds\"\x80\x01\n" +
+	"\x10ListNodesRequest\x12\x1e\n" +
+	"\x05after\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05after\x12%\n" +
+	"\tmax_nodes\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\bmaxNodes\x12%\n" +
+	"\tnamespace\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\tnamespace\"X\n" +
+	"\x11ListNodesResponse\x12/\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x19.weft.admin.v1alpha1.NodeR\x05nodes\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xb7\x02\n" +
+	"\x04Node\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x02 \x03(\tR\n" +
+	"namespaces\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
+	"\tconnected\x18\x04 \x01(\bR\tconnected\x127\n" +
+	"\tlast_seen\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x123\n" +
+	"\adead_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06deadAt\x12\x17\n" +
+	"\adead_by\x18\a \x01(\tR\x06deadBy\x12\x1f\n" +
+	"\vknows_moves\x18\b \x01(\bR\n" +
+	"knowsMoves\"a\n" +
+	"\x16DeclareNodeDeadRequest\x12#\n" +
+	"\anode_id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06nodeId\x12\"\n" +
+	"\x06reason\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x06reason\"\x19\n" +
+	"\x17DeclareNodeDeadResponse\"8\n" +
+	"\x11ReviveNodeRequest\x12#\n" +
+	"\anode_id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06nodeId\"\x14\n" +
+	"\x12ReviveNodeResponse\"\xa5\x01\n" +
 	"\x16CreateJoinTokenRequest\x12#\n" +
 	"\anode_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06nodeId\x12+\n" +
@@ -3502,7 +4493,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x17RevokeJoinTokensRequest\x12\x1c\n" +
 	"\x03ids\x18\x01 \x03(\tB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x03ids\"\x1a\n" +
-	"\x18RevokeJoinTokensResponse2\x8b\v\n" +
+	"\x18RevokeJoinTokensResponse2\xb4\r\n" +
 	"\fAdminService\x12N\n" +
 	"\x05Apply\x12!.weft.admin.v1alpha1.ApplyRequest\x1a\".weft.admin.v1alpha1.ApplyResponse\x12H\n" +
 	"\x03Get\x12\x1f.weft.admin.v1alpha1.GetRequest\x1a .weft.admin.v1alpha1.GetResponse\x12K\n" +
@@ -3515,7 +4506,11 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\bRollback\x12$.weft.admin.v1alpha1.RollbackRequest\x1a%.weft.admin.v1alpha1.RollbackResponse\x12k\n" +
 	"\x0eExportSnapshot\x12*.weft.admin.v1alpha1.ExportSnapshotRequest\x1a+.weft.admin.v1alpha1.ExportSnapshotResponse0\x01\x12i\n" +
 	"\x0eDeclareRestore\x12*.weft.admin.v1alpha1.DeclareRestoreRequest\x1a+.weft.admin.v1alpha1.DeclareRestoreResponse\x12i\n" +
-	"\x0eCommandProxies\x12*.weft.admin.v1alpha1.CommandProxiesRequest\x1a+.weft.admin.v1alpha1.CommandProxiesResponse\x12l\n" +
+	"\x0eCommandProxies\x12*.weft.admin.v1alpha1.CommandProxiesRequest\x1a+.weft.admin.v1alpha1.CommandProxiesResponse\x12Z\n" +
+	"\tListNodes\x12%.weft.admin.v1alpha1.ListNodesRequest\x1a&.weft.admin.v1alpha1.ListNodesResponse\x12l\n" +
+	"\x0fDeclareNodeDead\x12+.weft.admin.v1alpha1.DeclareNodeDeadRequest\x1a,.weft.admin.v1alpha1.DeclareNodeDeadResponse\x12]\n" +
+	"\n" +
+	"ReviveNode\x12&.weft.admin.v1alpha1.ReviveNodeRequest\x1a'.weft.admin.v1alpha1.ReviveNodeResponse\x12l\n" +
 	"\x0fCreateJoinToken\x12+.weft.admin.v1alpha1.CreateJoinTokenRequest\x1a,.weft.admin.v1alpha1.CreateJoinTokenResponse\x12i\n" +
 	"\x0eListJoinTokens\x12*.weft.admin.v1alpha1.ListJoinTokensRequest\x1a+.weft.admin.v1alpha1.ListJoinTokensResponse\x12o\n" +
 	"\x10RevokeJoinTokens\x12,.weft.admin.v1alpha1.RevokeJoinTokensRequest\x1a-.weft.admin.v1alpha1.RevokeJoinTokensResponseBGZEgithub.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1;adminv1alpha1b\x06proto3"
@@ -3532,140 +4527,170 @@ func file_weft_admin_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_weft_admin_v1alpha1_admin_proto_rawDescData
 }
 
-var file_weft_admin_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_weft_admin_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_weft_admin_v1alpha1_admin_proto_goTypes = []any{
 	(ApplyResult_Outcome)(0),              // 0: weft.admin.v1alpha1.ApplyResult.Outcome
-	(Condition_State)(0),                  // 1: weft.admin.v1alpha1.Condition.State
-	(CommandProxiesRequest_Command)(0),    // 2: weft.admin.v1alpha1.CommandProxiesRequest.Command
-	(*ApplyRequest)(nil),                  // 3: weft.admin.v1alpha1.ApplyRequest
-	(*ApplyResponse)(nil),                 // 4: weft.admin.v1alpha1.ApplyResponse
-	(*ApplyResult)(nil),                   // 5: weft.admin.v1alpha1.ApplyResult
-	(*GetRequest)(nil),                    // 6: weft.admin.v1alpha1.GetRequest
-	(*GetResponse)(nil),                   // 7: weft.admin.v1alpha1.GetResponse
-	(*ListRequest)(nil),                   // 8: weft.admin.v1alpha1.ListRequest
-	(*ListResponse)(nil),                  // 9: weft.admin.v1alpha1.ListResponse
-	(*DeleteRequest)(nil),                 // 10: weft.admin.v1alpha1.DeleteRequest
-	(*DeleteTarget)(nil),                  // 11: weft.admin.v1alpha1.DeleteTarget
-	(*DeleteResponse)(nil),                // 12: weft.admin.v1alpha1.DeleteResponse
-	(*WatchRequest)(nil),                  // 13: weft.admin.v1alpha1.WatchRequest
-	(*WatchResponse)(nil),                 // 14: weft.admin.v1alpha1.WatchResponse
-	(*GetStatusRequest)(nil),              // 15: weft.admin.v1alpha1.GetStatusRequest
-	(*GetStatusResponse)(nil),             // 16: weft.admin.v1alpha1.GetStatusResponse
-	(*FleetSummary)(nil),                  // 17: weft.admin.v1alpha1.FleetSummary
-	(*ReplicaStatus)(nil),                 // 18: weft.admin.v1alpha1.ReplicaStatus
-	(*Alarm)(nil),                         // 19: weft.admin.v1alpha1.Alarm
-	(*ProxyStatus)(nil),                   // 20: weft.admin.v1alpha1.ProxyStatus
-	(*ResourceStatus)(nil),                // 21: weft.admin.v1alpha1.ResourceStatus
-	(*ResourceLack)(nil),                  // 22: weft.admin.v1alpha1.ResourceLack
-	(*Condition)(nil),                     // 23: weft.admin.v1alpha1.Condition
-	(*ListHistoryRequest)(nil),            // 24: weft.admin.v1alpha1.ListHistoryRequest
-	(*ListHistoryResponse)(nil),           // 25: weft.admin.v1alpha1.ListHistoryResponse
-	(*AuditRecord)(nil),                   // 26: weft.admin.v1alpha1.AuditRecord
-	(*AuditChange)(nil),                   // 27: weft.admin.v1alpha1.AuditChange
-	(*DiffRequest)(nil),                   // 28: weft.admin.v1alpha1.DiffRequest
-	(*DiffResponse)(nil),                  // 29: weft.admin.v1alpha1.DiffResponse
-	(*ResourceDiff)(nil),                  // 30: weft.admin.v1alpha1.ResourceDiff
-	(*RollbackRequest)(nil),               // 31: weft.admin.v1alpha1.RollbackRequest
-	(*RollbackResponse)(nil),              // 32: weft.admin.v1alpha1.RollbackResponse
-	(*ExportSnapshotRequest)(nil),         // 33: weft.admin.v1alpha1.ExportSnapshotRequest
-	(*ExportSnapshotResponse)(nil),        // 34: weft.admin.v1alpha1.ExportSnapshotResponse
-	(*DeclareRestoreRequest)(nil),         // 35: weft.admin.v1alpha1.DeclareRestoreRequest
-	(*DeclareRestoreResponse)(nil),        // 36: weft.admin.v1alpha1.DeclareRestoreResponse
-	(*CommandProxiesRequest)(nil),         // 37: weft.admin.v1alpha1.CommandProxiesRequest
-	(*CommandProxiesResponse)(nil),        // 38: weft.admin.v1alpha1.CommandProxiesResponse
-	(*CreateJoinTokenRequest)(nil),        // 39: weft.admin.v1alpha1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),       // 40: weft.admin.v1alpha1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),         // 41: weft.admin.v1alpha1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),        // 42: weft.admin.v1alpha1.ListJoinTokensResponse
-	(*JoinToken)(nil),                     // 43: weft.admin.v1alpha1.JoinToken
-	(*RevokeJoinTokensRequest)(nil),       // 44: weft.admin.v1alpha1.RevokeJoinTokensRequest
-	(*RevokeJoinTokensResponse)(nil),      // 45: weft.admin.v1alpha1.RevokeJoinTokensResponse
-	nil,                                   // 46: weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
-	(*v1alpha1.Resource)(nil),             // 47: weft.config.v1alpha1.Resource
-	(*timestamppb.Timestamp)(nil),         // 48: google.protobuf.Timestamp
-	(*v1alpha11.NodeInfo)(nil),            // 49: weft.discovery.v1alpha1.NodeInfo
-	(*v1alpha11.Rejection)(nil),           // 50: weft.discovery.v1alpha1.Rejection
-	(*v1alpha11.ReportStatusRequest)(nil), // 51: weft.discovery.v1alpha1.ReportStatusRequest
-	(*v1alpha1.Withheld)(nil),             // 52: weft.config.v1alpha1.Withheld
+	(NeedAnswer_Means)(0),                 // 1: weft.admin.v1alpha1.NeedAnswer.Means
+	(Condition_State)(0),                  // 2: weft.admin.v1alpha1.Condition.State
+	(CommandProxiesRequest_Command)(0),    // 3: weft.admin.v1alpha1.CommandProxiesRequest.Command
+	(*ApplyRequest)(nil),                  // 4: weft.admin.v1alpha1.ApplyRequest
+	(*ApplyResponse)(nil),                 // 5: weft.admin.v1alpha1.ApplyResponse
+	(*ApplyResult)(nil),                   // 6: weft.admin.v1alpha1.ApplyResult
+	(*NeedAnswer)(nil),                    // 7: weft.admin.v1alpha1.NeedAnswer
+	(*GetRequest)(nil),                    // 8: weft.admin.v1alpha1.GetRequest
+	(*GetResponse)(nil),                   // 9: weft.admin.v1alpha1.GetResponse
+	(*MoveProgress)(nil),                  // 10: weft.admin.v1alpha1.MoveProgress
+	(*MoveGroup)(nil),                     // 11: weft.admin.v1alpha1.MoveGroup
+	(*MovePartition)(nil),                 // 12: weft.admin.v1alpha1.MovePartition
+	(*MoveProxy)(nil),                     // 13: weft.admin.v1alpha1.MoveProxy
+	(*ListRequest)(nil),                   // 14: weft.admin.v1alpha1.ListRequest
+	(*ListResponse)(nil),                  // 15: weft.admin.v1alpha1.ListResponse
+	(*DeleteRequest)(nil),                 // 16: weft.admin.v1alpha1.DeleteRequest
+	(*DeleteTarget)(nil),                  // 17: weft.admin.v1alpha1.DeleteTarget
+	(*DeleteResponse)(nil),                // 18: weft.admin.v1alpha1.DeleteResponse
+	(*WatchRequest)(nil),                  // 19: weft.admin.v1alpha1.WatchRequest
+	(*WatchResponse)(nil),                 // 20: weft.admin.v1alpha1.WatchResponse
+	(*GetStatusRequest)(nil),              // 21: weft.admin.v1alpha1.GetStatusRequest
+	(*GetStatusResponse)(nil),             // 22: weft.admin.v1alpha1.GetStatusResponse
+	(*FleetSummary)(nil),                  // 23: weft.admin.v1alpha1.FleetSummary
+	(*ReplicaStatus)(nil),                 // 24: weft.admin.v1alpha1.ReplicaStatus
+	(*Alarm)(nil),                         // 25: weft.admin.v1alpha1.Alarm
+	(*ProxyStatus)(nil),                   // 26: weft.admin.v1alpha1.ProxyStatus
+	(*ResourceStatus)(nil),                // 27: weft.admin.v1alpha1.ResourceStatus
+	(*ResourceLack)(nil),                  // 28: weft.admin.v1alpha1.ResourceLack
+	(*Condition)(nil),                     // 29: weft.admin.v1alpha1.Condition
+	(*ListHistoryRequest)(nil),            // 30: weft.admin.v1alpha1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),           // 31: weft.admin.v1alpha1.ListHistoryResponse
+	(*AuditRecord)(nil),                   // 32: weft.admin.v1alpha1.AuditRecord
+	(*AuditChange)(nil),                   // 33: weft.admin.v1alpha1.AuditChange
+	(*DiffRequest)(nil),                   // 34: weft.admin.v1alpha1.DiffRequest
+	(*DiffResponse)(nil),                  // 35: weft.admin.v1alpha1.DiffResponse
+	(*ResourceDiff)(nil),                  // 36: weft.admin.v1alpha1.ResourceDiff
+	(*RollbackRequest)(nil),               // 37: weft.admin.v1alpha1.RollbackRequest
+	(*RollbackResponse)(nil),              // 38: weft.admin.v1alpha1.RollbackResponse
+	(*ExportSnapshotRequest)(nil),         // 39: weft.admin.v1alpha1.ExportSnapshotRequest
+	(*ExportSnapshotResponse)(nil),        // 40: weft.admin.v1alpha1.ExportSnapshotResponse
+	(*DeclareRestoreRequest)(nil),         // 41: weft.admin.v1alpha1.DeclareRestoreRequest
+	(*DeclareRestoreResponse)(nil),        // 42: weft.admin.v1alpha1.DeclareRestoreResponse
+	(*CommandProxiesRequest)(nil),         // 43: weft.admin.v1alpha1.CommandProxiesRequest
+	(*CommandProxiesResponse)(nil),        // 44: weft.admin.v1alpha1.CommandProxiesResponse
+	(*ListNodesRequest)(nil),              // 45: weft.admin.v1alpha1.ListNodesRequest
+	(*ListNodesResponse)(nil),             // 46: weft.admin.v1alpha1.ListNodesResponse
+	(*Node)(nil),                          // 47: weft.admin.v1alpha1.Node
+	(*DeclareNodeDeadRequest)(nil),        // 48: weft.admin.v1alpha1.DeclareNodeDeadRequest
+	(*DeclareNodeDeadResponse)(nil),       // 49: weft.admin.v1alpha1.DeclareNodeDeadResponse
+	(*ReviveNodeRequest)(nil),             // 50: weft.admin.v1alpha1.ReviveNodeRequest
+	(*ReviveNodeResponse)(nil),            // 51: weft.admin.v1alpha1.ReviveNodeResponse
+	(*CreateJoinTokenRequest)(nil),        // 52: weft.admin.v1alpha1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),       // 53: weft.admin.v1alpha1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),         // 54: weft.admin.v1alpha1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),        // 55: weft.admin.v1alpha1.ListJoinTokensResponse
+	(*JoinToken)(nil),                     // 56: weft.admin.v1alpha1.JoinToken
+	(*RevokeJoinTokensRequest)(nil),       // 57: weft.admin.v1alpha1.RevokeJoinTokensRequest
+	(*RevokeJoinTokensResponse)(nil),      // 58: weft.admin.v1alpha1.RevokeJoinTokensResponse
+	nil,                                   // 59: weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
+	(*v1alpha1.Resource)(nil),             // 60: weft.config.v1alpha1.Resource
+	(*timestamppb.Timestamp)(nil),         // 61: google.protobuf.Timestamp
+	(*v1alpha11.NodeInfo)(nil),            // 62: weft.discovery.v1alpha1.NodeInfo
+	(*v1alpha11.Rejection)(nil),           // 63: weft.discovery.v1alpha1.Rejection
+	(*v1alpha11.ReportStatusRequest)(nil), // 64: weft.discovery.v1alpha1.ReportStatusRequest
+	(*v1alpha1.Withheld)(nil),             // 65: weft.config.v1alpha1.Withheld
 }
 var file_weft_admin_v1alpha1_admin_proto_depIdxs = []int32{
-	47, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
-	11, // 1: weft.admin.v1alpha1.ApplyRequest.delete:type_name -> weft.admin.v1alpha1.DeleteTarget
-	46, // 2: weft.admin.v1alpha1.ApplyRequest.planned_removals:type_name -> weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
-	5,  // 3: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
+	60, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
+	17, // 1: weft.admin.v1alpha1.ApplyRequest.delete:type_name -> weft.admin.v1alpha1.DeleteTarget
+	59, // 2: weft.admin.v1alpha1.ApplyRequest.planned_removals:type_name -> weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
+	6,  // 3: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
 	0,  // 4: weft.admin.v1alpha1.ApplyResult.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	47, // 5: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
-	47, // 6: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
-	23, // 7: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
-	47, // 8: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
-	11, // 9: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
-	47, // 10: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
-	20, // 11: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
-	21, // 12: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
-	17, // 13: weft.admin.v1alpha1.GetStatusResponse.fleet:type_name -> weft.admin.v1alpha1.FleetSummary
-	18, // 14: weft.admin.v1alpha1.GetStatusResponse.replicas:type_name -> weft.admin.v1alpha1.ReplicaStatus
-	19, // 15: weft.admin.v1alpha1.GetStatusResponse.alarms:type_name -> weft.admin.v1alpha1.Alarm
-	48, // 16: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
-	49, // 17: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
-	48, // 18: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
-	50, // 19: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	48, // 20: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
-	51, // 21: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
-	52, // 22: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
-	23, // 23: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
-	22, // 24: weft.admin.v1alpha1.ResourceStatus.lacking:type_name -> weft.admin.v1alpha1.ResourceLack
-	1,  // 25: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
-	48, // 26: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
-	48, // 27: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
-	26, // 28: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
-	48, // 29: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	27, // 30: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
-	0,  // 31: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	30, // 32: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	47, // 33: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
-	47, // 34: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
-	30, // 35: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	2,  // 36: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
-	48, // 37: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
-	43, // 38: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
-	48, // 39: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	48, // 40: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	3,  // 41: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
-	6,  // 42: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
-	8,  // 43: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
-	10, // 44: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
-	13, // 45: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
-	15, // 46: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
-	24, // 47: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
-	28, // 48: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
-	31, // 49: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
-	33, // 50: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
-	35, // 51: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
-	37, // 52: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
-	39, // 53: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
-	41, // 54: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
-	44, // 55: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
-	4,  // 56: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
-	7,  // 57: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
-	9,  // 58: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
-	12, // 59: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
-	14, // 60: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
-	16, // 61: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
-	25, // 62: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
-	29, // 63: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
-	32, // 64: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
-	34, // 65: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
-	36, // 66: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
-	38, // 67: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
-	40, // 68: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
-	42, // 69: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
-	45, // 70: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
-	56, // [56:71] is the sub-list for method output_type
-	41, // [41:56] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	60, // 5: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
+	7,  // 6: weft.admin.v1alpha1.ApplyResult.needs:type_name -> weft.admin.v1alpha1.NeedAnswer
+	1,  // 7: weft.admin.v1alpha1.NeedAnswer.means:type_name -> weft.admin.v1alpha1.NeedAnswer.Means
+	60, // 8: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
+	29, // 9: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
+	7,  // 10: weft.admin.v1alpha1.GetResponse.needs:type_name -> weft.admin.v1alpha1.NeedAnswer
+	10, // 11: weft.admin.v1alpha1.GetResponse.move:type_name -> weft.admin.v1alpha1.MoveProgress
+	11, // 12: weft.admin.v1alpha1.MoveProgress.groups:type_name -> weft.admin.v1alpha1.MoveGroup
+	13, // 13: weft.admin.v1alpha1.MoveProgress.proxies:type_name -> weft.admin.v1alpha1.MoveProxy
+	12, // 14: weft.admin.v1alpha1.MoveGroup.partitions:type_name -> weft.admin.v1alpha1.MovePartition
+	60, // 15: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
+	17, // 16: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
+	60, // 17: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
+	26, // 18: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
+	27, // 19: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
+	23, // 20: weft.admin.v1alpha1.GetStatusResponse.fleet:type_name -> weft.admin.v1alpha1.FleetSummary
+	24, // 21: weft.admin.v1alpha1.GetStatusResponse.replicas:type_name -> weft.admin.v1alpha1.ReplicaStatus
+	25, // 22: weft.admin.v1alpha1.GetStatusResponse.alarms:type_name -> weft.admin.v1alpha1.Alarm
+	61, // 23: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
+	62, // 24: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
+	61, // 25: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
+	63, // 26: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	61, // 27: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	64, // 28: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
+	65, // 29: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
+	29, // 30: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
+	28, // 31: weft.admin.v1alpha1.ResourceStatus.lacking:type_name -> weft.admin.v1alpha1.ResourceLack
+	2,  // 32: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
+	61, // 33: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
+	61, // 34: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
+	32, // 35: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
+	61, // 36: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	33, // 37: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
+	0,  // 38: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
+	36, // 39: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	60, // 40: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
+	60, // 41: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
+	36, // 42: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	3,  // 43: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
+	47, // 44: weft.admin.v1alpha1.ListNodesResponse.nodes:type_name -> weft.admin.v1alpha1.Node
+	61, // 45: weft.admin.v1alpha1.Node.since:type_name -> google.protobuf.Timestamp
+	61, // 46: weft.admin.v1alpha1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	61, // 47: weft.admin.v1alpha1.Node.dead_at:type_name -> google.protobuf.Timestamp
+	61, // 48: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	56, // 49: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
+	61, // 50: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	61, // 51: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	4,  // 52: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
+	8,  // 53: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
+	14, // 54: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
+	16, // 55: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
+	19, // 56: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
+	21, // 57: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
+	30, // 58: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
+	34, // 59: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
+	37, // 60: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
+	39, // 61: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
+	41, // 62: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
+	43, // 63: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
+	45, // 64: weft.admin.v1alpha1.AdminService.ListNodes:input_type -> weft.admin.v1alpha1.ListNodesRequest
+	48, // 65: weft.admin.v1alpha1.AdminService.DeclareNodeDead:input_type -> weft.admin.v1alpha1.DeclareNodeDeadRequest
+	50, // 66: weft.admin.v1alpha1.AdminService.ReviveNode:input_type -> weft.admin.v1alpha1.ReviveNodeRequest
+	52, // 67: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
+	54, // 68: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
+	57, // 69: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
+	5,  // 70: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
+	9,  // 71: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
+	15, // 72: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
+	18, // 73: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
+	20, // 74: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
+	22, // 75: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
+	31, // 76: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
+	35, // 77: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
+	38, // 78: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
+	40, // 79: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
+	42, // 80: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
+	44, // 81: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
+	46, // 82: weft.admin.v1alpha1.AdminService.ListNodes:output_type -> weft.admin.v1alpha1.ListNodesResponse
+	49, // 83: weft.admin.v1alpha1.AdminService.DeclareNodeDead:output_type -> weft.admin.v1alpha1.DeclareNodeDeadResponse
+	51, // 84: weft.admin.v1alpha1.AdminService.ReviveNode:output_type -> weft.admin.v1alpha1.ReviveNodeResponse
+	53, // 85: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
+	55, // 86: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
+	58, // 87: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
+	70, // [70:88] is the sub-list for method output_type
+	52, // [52:70] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_weft_admin_v1alpha1_admin_proto_init() }
@@ -3678,8 +4703,8 @@ func file_weft_admin_v1alpha1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_admin_v1alpha1_admin_proto_rawDesc), len(file_weft_admin_v1alpha1_admin_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   44,
+			NumEnums:      4,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

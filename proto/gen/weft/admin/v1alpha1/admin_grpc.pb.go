@@ -33,6 +33,9 @@ const (
 	AdminService_ExportSnapshot_FullMethodName   = "/weft.admin.v1alpha1.AdminService/ExportSnapshot"
 	AdminService_DeclareRestore_FullMethodName   = "/weft.admin.v1alpha1.AdminService/DeclareRestore"
 	AdminService_CommandProxies_FullMethodName   = "/weft.admin.v1alpha1.AdminService/CommandProxies"
+	AdminService_ListNodes_FullMethodName        = "/weft.admin.v1alpha1.AdminService/ListNodes"
+	AdminService_DeclareNodeDead_FullMethodName  = "/weft.admin.v1alpha1.AdminService/DeclareNodeDead"
+	AdminService_ReviveNode_FullMethodName       = "/weft.admin.v1alpha1.AdminService/ReviveNode"
 	AdminService_CreateJoinToken_FullMethodName  = "/weft.admin.v1alpha1.AdminService/CreateJoinToken"
 	AdminService_ListJoinTokens_FullMethodName   = "/weft.admin.v1alpha1.AdminService/ListJoinTokens"
 	AdminService_RevokeJoinTokens_FullMethodName = "/weft.admin.v1alpha1.AdminService/RevokeJoinTokens"
@@ -79,6 +82,14 @@ type AdminServiceClient interface {
 	DeclareRestore(ctx context.Context, in *DeclareRestoreRequest, opts ...grpc.CallOption) (*DeclareRestoreResponse, error)
 	// Asks proxies to do something at once.
 	CommandProxies(ctx context.Context, in *CommandProxiesRequest, opts ...grpc.CallOption) (*CommandProxiesResponse, error)
+	// Proxies that may have configuration, connected or not, by node id.
+	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
+	// Says of a proxy that it will never write again: it counts no more among those that
+	// must have heard of something, its streams end, and it is refused from then on.
+	// FAILED_PRECONDITION while it is connected.
+	DeclareNodeDead(ctx context.Context, in *DeclareNodeDeadRequest, opts ...grpc.CallOption) (*DeclareNodeDeadResponse, error)
+	// Takes back that a proxy was declared dead.
+	ReviveNode(ctx context.Context, in *ReviveNodeRequest, opts ...grpc.CallOption) (*ReviveNodeResponse, error)
 	// Makes a token with which one proxy may join.
 	CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error)
 	// The join tokens, without their secrets.
@@ -233,6 +244,36 @@ func (c *adminServiceClient) CommandProxies(ctx context.Context, in *CommandProx
 	return out, nil
 }
 
+func (c *adminServiceClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNodesResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListNodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) DeclareNodeDead(ctx context.Context, in *DeclareNodeDeadRequest, opts ...grpc.CallOption) (*DeclareNodeDeadResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeclareNodeDeadResponse)
+	err := c.cc.Invoke(ctx, AdminService_DeclareNodeDead_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ReviveNode(ctx context.Context, in *ReviveNodeRequest, opts ...grpc.CallOption) (*ReviveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReviveNodeResponse)
+	err := c.cc.Invoke(ctx, AdminService_ReviveNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateJoinTokenResponse)
@@ -304,6 +345,14 @@ type AdminServiceServer interface {
 	DeclareRestore(context.Context, *DeclareRestoreRequest) (*DeclareRestoreResponse, error)
 	// Asks proxies to do something at once.
 	CommandProxies(context.Context, *CommandProxiesRequest) (*CommandProxiesResponse, error)
+	// Proxies that may have configuration, connected or not, by node id.
+	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
+	// Says of a proxy that it will never write again: it counts no more among those that
+	// must have heard of something, its streams end, and it is refused from then on.
+	// FAILED_PRECONDITION while it is connected.
+	DeclareNodeDead(context.Context, *DeclareNodeDeadRequest) (*DeclareNodeDeadResponse, error)
+	// Takes back that a proxy was declared dead.
+	ReviveNode(context.Context, *ReviveNodeRequest) (*ReviveNodeResponse, error)
 	// Makes a token with which one proxy may join.
 	CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error)
 	// The join tokens, without their secrets.
@@ -355,6 +404,15 @@ func (UnimplementedAdminServiceServer) DeclareRestore(context.Context, *DeclareR
 }
 func (UnimplementedAdminServiceServer) CommandProxies(context.Context, *CommandProxiesRequest) (*CommandProxiesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CommandProxies not implemented")
+}
+func (UnimplementedAdminServiceServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
+}
+func (UnimplementedAdminServiceServer) DeclareNodeDead(context.Context, *DeclareNodeDeadRequest) (*DeclareNodeDeadResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeclareNodeDead not implemented")
+}
+func (UnimplementedAdminServiceServer) ReviveNode(context.Context, *ReviveNodeRequest) (*ReviveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReviveNode not implemented")
 }
 func (UnimplementedAdminServiceServer) CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateJoinToken not implemented")
@@ -588,6 +646,60 @@ func _AdminService_CommandProxies_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListNodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListNodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListNodes(ctx, req.(*ListNodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_DeclareNodeDead_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeclareNodeDeadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).DeclareNodeDead(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_DeclareNodeDead_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).DeclareNodeDead(ctx, req.(*DeclareNodeDeadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ReviveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReviveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ReviveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ReviveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ReviveNode(ctx, req.(*ReviveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_CreateJoinToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateJoinTokenRequest)
 	if err := dec(in); err != nil {
@@ -688,6 +800,18 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CommandProxies",
 			Handler:    _AdminService_CommandProxies_Handler,
+		},
+		{
+			MethodName: "ListNodes",
+			Handler:    _AdminService_ListNodes_Handler,
+		},
+		{
+			MethodName: "DeclareNodeDead",
+			Handler:    _AdminService_DeclareNodeDead_Handler,
+		},
+		{
+			MethodName: "ReviveNode",
+			Handler:    _AdminService_ReviveNode_Handler,
 		},
 		{
 			MethodName: "CreateJoinToken",

@@ -75,16 +75,73 @@ func (Provisioning) EnumDescriptor() ([]byte, []int) {
 	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{0}
 }
 
+// SaslMechanism is how Kafka's brokers are shown credentials.
+type SaslMechanism int32
+
+const (
+	// No credentials.
+	SaslMechanism_SASL_MECHANISM_UNSPECIFIED SaslMechanism = 0
+	// As they are, so only over TLS.
+	SaslMechanism_SASL_MECHANISM_PLAIN SaslMechanism = 1
+	// SCRAM-SHA-256.
+	SaslMechanism_SASL_MECHANISM_SCRAM_SHA_256 SaslMechanism = 2
+	// SCRAM-SHA-512.
+	SaslMechanism_SASL_MECHANISM_SCRAM_SHA_512 SaslMechanism = 3
+)
+
+// Enum value maps for SaslMechanism.
+var (
+	SaslMechanism_name = map[int32]string{
+		0: "SASL_MECHANISM_UNSPECIFIED",
+		1: "SASL_MECHANISM_PLAIN",
+		2: "SASL_MECHANISM_SCRAM_SHA_256",
+		3: "SASL_MECHANISM_SCRAM_SHA_512",
+	}
+	SaslMechanism_value = map[string]int32{
+		"SASL_MECHANISM_UNSPECIFIED":   0,
+		"SASL_MECHANISM_PLAIN":         1,
+		"SASL_MECHANISM_SCRAM_SHA_256": 2,
+		"SASL_MECHANISM_SCRAM_SHA_512": 3,
+	}
+)
+
+func (x SaslMechanism) Enum() *SaslMechanism {
+	p := new(SaslMechanism)
+	*p = x
+	return p
+}
+
+func (x SaslMechanism) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SaslMechanism) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_config_v1alpha1_event_store_proto_enumTypes[1].Descriptor()
+}
+
+func (SaslMechanism) Type() protoreflect.EnumType {
+	return &file_weft_config_v1alpha1_event_store_proto_enumTypes[1]
+}
+
+func (x SaslMechanism) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SaslMechanism.Descriptor instead.
+func (SaslMechanism) EnumDescriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{1}
+}
+
 // EventStore is a binding to one middleware.
 type EventStore struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which middleware. The numbers 3 to 6 are kept for Kafka, Redis, NATS and
-	// DeFiBus.
+	// Which middleware. The numbers 4 to 6 are kept for Redis, NATS and DeFiBus.
 	//
 	// Types that are valid to be assigned to Driver:
 	//
 	//	*EventStore_Rocketmq
 	//	*EventStore_Embedded
+	//	*EventStore_Kafka
 	Driver isEventStore_Driver `protobuf_oneof:"driver"`
 	// Who makes topics and groups there; CREATE when unspecified.
 	Provisioning  Provisioning `protobuf:"varint,10,opt,name=provisioning,proto3,enum=weft.config.v1alpha1.Provisioning" json:"provisioning,omitempty"`
@@ -147,6 +204,15 @@ func (x *EventStore) GetEmbedded() *Embedded {
 	return nil
 }
 
+func (x *EventStore) GetKafka() *Kafka {
+	if x != nil {
+		if x, ok := x.Driver.(*EventStore_Kafka); ok {
+			return x.Kafka
+		}
+	}
+	return nil
+}
+
 func (x *EventStore) GetProvisioning() Provisioning {
 	if x != nil {
 		return x.Provisioning
@@ -168,9 +234,16 @@ type EventStore_Embedded struct {
 	Embedded *Embedded `protobuf:"bytes,2,opt,name=embedded,proto3,oneof"`
 }
 
+type EventStore_Kafka struct {
+	// Apache Kafka 3.x or 4.x.
+	Kafka *Kafka `protobuf:"bytes,3,opt,name=kafka,proto3,oneof"`
+}
+
 func (*EventStore_Rocketmq) isEventStore_Driver() {}
 
 func (*EventStore_Embedded) isEventStore_Driver() {}
+
+func (*EventStore_Kafka) isEventStore_Driver() {}
 
 // RocketMQ says how to reach a RocketMQ cluster.
 type RocketMQ struct {
@@ -185,8 +258,14 @@ type RocketMQ struct {
 	// The user that the control plane is, for creating topics and groups;
 	// credentials when absent.
 	AdminCredentials *KeyPair `protobuf:"bytes,4,opt,name=admin_credentials,json=adminCredentials,proto3" json:"admin_credentials,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The names of the cluster's brokers. What needs a topic as a whole, as a move to
+	// another store does, waits while one of these is away, and for no others. When
+	// empty, processes wait for those that they have seen to have the topic: one that was
+	// started while a broker was away does not know of it, and a broker that was removed
+	// for good is waited for.
+	Brokers       []string `protobuf:"bytes,5,rep,name=brokers,proto3" json:"brokers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RocketMQ) Reset() {
@@ -247,6 +326,182 @@ func (x *RocketMQ) GetAdminCredentials() *KeyPair {
 	return nil
 }
 
+func (x *RocketMQ) GetBrokers() []string {
+	if x != nil {
+		return x.Brokers
+	}
+	return nil
+}
+
+// Kafka says how to reach a Kafka cluster.
+type Kafka struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Brokers that are asked first, "host:port"; they tell of the others.
+	Brokers []string `protobuf:"bytes,1,rep,name=brokers,proto3" json:"brokers,omitempty"`
+	// Connections are by TLS, and a process may say by its certificate who it is; they
+	// are in the clear when absent.
+	Tls *KafkaTls `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	// How a process says who it is by credentials, which it then needs.
+	SaslMechanism SaslMechanism `protobuf:"varint,3,opt,name=sasl_mechanism,json=saslMechanism,proto3,enum=weft.config.v1alpha1.SaslMechanism" json:"sasl_mechanism,omitempty"`
+	// The user that proxies are: its name and password. Each reads them where it runs.
+	Credentials *KeyPair `protobuf:"bytes,4,opt,name=credentials,proto3" json:"credentials,omitempty"`
+	// The user that the control plane is, for creating topics and groups;
+	// credentials when absent.
+	AdminCredentials *KeyPair `protobuf:"bytes,5,opt,name=admin_credentials,json=adminCredentials,proto3" json:"admin_credentials,omitempty"`
+	// Replicas of the topics that are made, at most 32; what the brokers are set to
+	// when 0.
+	ReplicationFactor uint32 `protobuf:"varint,6,opt,name=replication_factor,json=replicationFactor,proto3" json:"replication_factor,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Kafka) Reset() {
+	*x = Kafka{}
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Kafka) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Kafka) ProtoMessage() {}
+
+func (x *Kafka) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Kafka.ProtoReflect.Descriptor instead.
+func (*Kafka) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Kafka) GetBrokers() []string {
+	if x != nil {
+		return x.Brokers
+	}
+	return nil
+}
+
+func (x *Kafka) GetTls() *KafkaTls {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *Kafka) GetSaslMechanism() SaslMechanism {
+	if x != nil {
+		return x.SaslMechanism
+	}
+	return SaslMechanism_SASL_MECHANISM_UNSPECIFIED
+}
+
+func (x *Kafka) GetCredentials() *KeyPair {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+func (x *Kafka) GetAdminCredentials() *KeyPair {
+	if x != nil {
+		return x.AdminCredentials
+	}
+	return nil
+}
+
+func (x *Kafka) GetReplicationFactor() uint32 {
+	if x != nil {
+		return x.ReplicationFactor
+	}
+	return 0
+}
+
+// KafkaTls has the files, PEM, that each process reads where it runs, by absolute
+// path. Files that change are read again for the next connection.
+type KafkaTls struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The authorities that brokers' certificates must be of; the system's when empty.
+	CaFile string `protobuf:"bytes,1,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	// The certificate chain that brokers are shown; with key_file. None when empty.
+	CertificateFile string `protobuf:"bytes,2,opt,name=certificate_file,json=certificateFile,proto3" json:"certificate_file,omitempty"`
+	// Its private key.
+	KeyFile string `protobuf:"bytes,3,opt,name=key_file,json=keyFile,proto3" json:"key_file,omitempty"`
+	// The name that brokers' certificates must have; the host of each one's address
+	// when empty.
+	ServerName    string `protobuf:"bytes,4,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KafkaTls) Reset() {
+	*x = KafkaTls{}
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KafkaTls) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KafkaTls) ProtoMessage() {}
+
+func (x *KafkaTls) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KafkaTls.ProtoReflect.Descriptor instead.
+func (*KafkaTls) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *KafkaTls) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
+func (x *KafkaTls) GetCertificateFile() string {
+	if x != nil {
+		return x.CertificateFile
+	}
+	return ""
+}
+
+func (x *KafkaTls) GetKeyFile() string {
+	if x != nil {
+		return x.KeyFile
+	}
+	return ""
+}
+
+func (x *KafkaTls) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
 // KeyPair is an access key and its secret, by reference. A key has 1 to 1,024
 // printable ASCII characters.
 type KeyPair struct {
@@ -261,7 +516,7 @@ type KeyPair struct {
 
 func (x *KeyPair) Reset() {
 	*x = KeyPair{}
-	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[2]
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -273,7 +528,7 @@ func (x *KeyPair) String() string {
 func (*KeyPair) ProtoMessage() {}
 
 func (x *KeyPair) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[2]
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -286,7 +541,7 @@ func (x *KeyPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyPair.ProtoReflect.Descriptor instead.
 func (*KeyPair) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{2}
+	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KeyPair) GetAccessKey() *SecretRef {
@@ -320,7 +575,7 @@ type SecretRef struct {
 
 func (x *SecretRef) Reset() {
 	*x = SecretRef{}
-	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[3]
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -332,7 +587,7 @@ func (x *SecretRef) String() string {
 func (*SecretRef) ProtoMessage() {}
 
 func (x *SecretRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[3]
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -345,7 +600,7 @@ func (x *SecretRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretRef.ProtoReflect.Descriptor instead.
 func (*SecretRef) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{3}
+	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SecretRef) GetSource() isSecretRef_Source {
@@ -403,7 +658,7 @@ type Embedded struct {
 
 func (x *Embedded) Reset() {
 	*x = Embedded{}
-	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[4]
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +670,7 @@ func (x *Embedded) String() string {
 func (*Embedded) ProtoMessage() {}
 
 func (x *Embedded) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[4]
+	mi := &file_weft_config_v1alpha1_event_store_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,26 +683,41 @@ func (x *Embedded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Embedded.ProtoReflect.Descriptor instead.
 func (*Embedded) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{4}
+	return file_weft_config_v1alpha1_event_store_proto_rawDescGZIP(), []int{6}
 }
 
 var File_weft_config_v1alpha1_event_store_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_event_store_proto_rawDesc = "" +
 	"\n" +
-	"&weft/config/v1alpha1/event_store.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\"\x99\x02\n" +
+	"&weft/config/v1alpha1/event_store.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\"\xc7\x02\n" +
 	"\n" +
 	"EventStore\x12<\n" +
 	"\brocketmq\x18\x01 \x01(\v2\x1e.weft.config.v1alpha1.RocketMQH\x00R\brocketmq\x12<\n" +
-	"\bembedded\x18\x02 \x01(\v2\x1e.weft.config.v1alpha1.EmbeddedH\x00R\bembedded\x12P\n" +
+	"\bembedded\x18\x02 \x01(\v2\x1e.weft.config.v1alpha1.EmbeddedH\x00R\bembedded\x123\n" +
+	"\x05kafka\x18\x03 \x01(\v2\x1b.weft.config.v1alpha1.KafkaH\x00R\x05kafka\x12P\n" +
 	"\fprovisioning\x18\n" +
 	" \x01(\x0e2\".weft.config.v1alpha1.ProvisioningB\b\xbaH\x05\x82\x01\x02\x10\x01R\fprovisioningB\x0f\n" +
-	"\x06driver\x12\x05\xbaH\x02\b\x01J\x04\b\x03\x10\aJ\x04\b\v\x10\fR\x05kafkaR\x05redisR\x04natsR\adefibusR\x03tls\"\xf2\x01\n" +
+	"\x06driver\x12\x05\xbaH\x02\b\x01J\x04\b\x04\x10\aJ\x04\b\v\x10\fR\x05redisR\x04natsR\adefibusR\x03tls\"\xa1\x02\n" +
 	"\bRocketMQ\x126\n" +
 	"\fname_servers\x18\x01 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\x10\x18\x01\"\x05r\x03\x80\x02\x01R\vnameServers\x12!\n" +
 	"\acluster\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18\x7fR\acluster\x12?\n" +
 	"\vcredentials\x18\x03 \x01(\v2\x1d.weft.config.v1alpha1.KeyPairR\vcredentials\x12J\n" +
-	"\x11admin_credentials\x18\x04 \x01(\v2\x1d.weft.config.v1alpha1.KeyPairR\x10adminCredentials\"\x99\x01\n" +
+	"\x11admin_credentials\x18\x04 \x01(\v2\x1d.weft.config.v1alpha1.KeyPairR\x10adminCredentials\x12-\n" +
+	"\abrokers\x18\x05 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\x80\x02\x18\x01\"\x06r\x04\x10\x01\x18\x7fR\abrokers\"\x83\x03\n" +
+	"\x05Kafka\x12-\n" +
+	"\abrokers\x18\x01 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\x10\x18\x01\"\x05r\x03\x80\x02\x01R\abrokers\x120\n" +
+	"\x03tls\x18\x02 \x01(\v2\x1e.weft.config.v1alpha1.KafkaTlsR\x03tls\x12T\n" +
+	"\x0esasl_mechanism\x18\x03 \x01(\x0e2#.weft.config.v1alpha1.SaslMechanismB\b\xbaH\x05\x82\x01\x02\x10\x01R\rsaslMechanism\x12?\n" +
+	"\vcredentials\x18\x04 \x01(\v2\x1d.weft.config.v1alpha1.KeyPairR\vcredentials\x12J\n" +
+	"\x11admin_credentials\x18\x05 \x01(\v2\x1d.weft.config.v1alpha1.KeyPairR\x10adminCredentials\x126\n" +
+	"\x12replication_factor\x18\x06 \x01(\rB\a\xbaH\x04*\x02\x18 R\x11replicationFactor\"\xb2\x01\n" +
+	"\bKafkaTls\x12!\n" +
+	"\aca_file\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06caFile\x123\n" +
+	"\x10certificate_file\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x0fcertificateFile\x12#\n" +
+	"\bkey_file\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\akeyFile\x12)\n" +
+	"\vserver_name\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\n" +
+	"serverName\"\x99\x01\n" +
 	"\aKeyPair\x12F\n" +
 	"\n" +
 	"access_key\x18\x01 \x01(\v2\x1f.weft.config.v1alpha1.SecretRefB\x06\xbaH\x03\xc8\x01\x01R\taccessKey\x12F\n" +
@@ -463,7 +733,12 @@ const file_weft_config_v1alpha1_event_store_proto_rawDesc = "" +
 	"\fProvisioning\x12\x1c\n" +
 	"\x18PROVISIONING_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13PROVISIONING_CREATE\x10\x01\x12\x17\n" +
-	"\x13PROVISIONING_VERIFY\x10\x02BIZGgithub.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1;configv1alpha1b\x06proto3"
+	"\x13PROVISIONING_VERIFY\x10\x02*\x8d\x01\n" +
+	"\rSaslMechanism\x12\x1e\n" +
+	"\x1aSASL_MECHANISM_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14SASL_MECHANISM_PLAIN\x10\x01\x12 \n" +
+	"\x1cSASL_MECHANISM_SCRAM_SHA_256\x10\x02\x12 \n" +
+	"\x1cSASL_MECHANISM_SCRAM_SHA_512\x10\x03BIZGgithub.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1;configv1alpha1b\x06proto3"
 
 var (
 	file_weft_config_v1alpha1_event_store_proto_rawDescOnce sync.Once
@@ -477,29 +752,37 @@ func file_weft_config_v1alpha1_event_store_proto_rawDescGZIP() []byte {
 	return file_weft_config_v1alpha1_event_store_proto_rawDescData
 }
 
-var file_weft_config_v1alpha1_event_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weft_config_v1alpha1_event_store_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_weft_config_v1alpha1_event_store_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_weft_config_v1alpha1_event_store_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_weft_config_v1alpha1_event_store_proto_goTypes = []any{
 	(Provisioning)(0),  // 0: weft.config.v1alpha1.Provisioning
-	(*EventStore)(nil), // 1: weft.config.v1alpha1.EventStore
-	(*RocketMQ)(nil),   // 2: weft.config.v1alpha1.RocketMQ
-	(*KeyPair)(nil),    // 3: weft.config.v1alpha1.KeyPair
-	(*SecretRef)(nil),  // 4: weft.config.v1alpha1.SecretRef
-	(*Embedded)(nil),   // 5: weft.config.v1alpha1.Embedded
+	(SaslMechanism)(0), // 1: weft.config.v1alpha1.SaslMechanism
+	(*EventStore)(nil), // 2: weft.config.v1alpha1.EventStore
+	(*RocketMQ)(nil),   // 3: weft.config.v1alpha1.RocketMQ
+	(*Kafka)(nil),      // 4: weft.config.v1alpha1.Kafka
+	(*KafkaTls)(nil),   // 5: weft.config.v1alpha1.KafkaTls
+	(*KeyPair)(nil),    // 6: weft.config.v1alpha1.KeyPair
+	(*SecretRef)(nil),  // 7: weft.config.v1alpha1.SecretRef
+	(*Embedded)(nil),   // 8: weft.config.v1alpha1.Embedded
 }
 var file_weft_config_v1alpha1_event_store_proto_depIdxs = []int32{
-	2, // 0: weft.config.v1alpha1.EventStore.rocketmq:type_name -> weft.config.v1alpha1.RocketMQ
-	5, // 1: weft.config.v1alpha1.EventStore.embedded:type_name -> weft.config.v1alpha1.Embedded
-	0, // 2: weft.config.v1alpha1.EventStore.provisioning:type_name -> weft.config.v1alpha1.Provisioning
-	3, // 3: weft.config.v1alpha1.RocketMQ.credentials:type_name -> weft.config.v1alpha1.KeyPair
-	3, // 4: weft.config.v1alpha1.RocketMQ.admin_credentials:type_name -> weft.config.v1alpha1.KeyPair
-	4, // 5: weft.config.v1alpha1.KeyPair.access_key:type_name -> weft.config.v1alpha1.SecretRef
-	4, // 6: weft.config.v1alpha1.KeyPair.secret_key:type_name -> weft.config.v1alpha1.SecretRef
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	3,  // 0: weft.config.v1alpha1.EventStore.rocketmq:type_name -> weft.config.v1alpha1.RocketMQ
+	8,  // 1: weft.config.v1alpha1.EventStore.embedded:type_name -> weft.config.v1alpha1.Embedded
+	4,  // 2: weft.config.v1alpha1.EventStore.kafka:type_name -> weft.config.v1alpha1.Kafka
+	0,  // 3: weft.config.v1alpha1.EventStore.provisioning:type_name -> weft.config.v1alpha1.Provisioning
+	6,  // 4: weft.config.v1alpha1.RocketMQ.credentials:type_name -> weft.config.v1alpha1.KeyPair
+	6,  // 5: weft.config.v1alpha1.RocketMQ.admin_credentials:type_name -> weft.config.v1alpha1.KeyPair
+	5,  // 6: weft.config.v1alpha1.Kafka.tls:type_name -> weft.config.v1alpha1.KafkaTls
+	1,  // 7: weft.config.v1alpha1.Kafka.sasl_mechanism:type_name -> weft.config.v1alpha1.SaslMechanism
+	6,  // 8: weft.config.v1alpha1.Kafka.credentials:type_name -> weft.config.v1alpha1.KeyPair
+	6,  // 9: weft.config.v1alpha1.Kafka.admin_credentials:type_name -> weft.config.v1alpha1.KeyPair
+	7,  // 10: weft.config.v1alpha1.KeyPair.access_key:type_name -> weft.config.v1alpha1.SecretRef
+	7,  // 11: weft.config.v1alpha1.KeyPair.secret_key:type_name -> weft.config.v1alpha1.SecretRef
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_event_store_proto_init() }
@@ -510,8 +793,9 @@ func file_weft_config_v1alpha1_event_store_proto_init() {
 	file_weft_config_v1alpha1_event_store_proto_msgTypes[0].OneofWrappers = []any{
 		(*EventStore_Rocketmq)(nil),
 		(*EventStore_Embedded)(nil),
+		(*EventStore_Kafka)(nil),
 	}
-	file_weft_config_v1alpha1_event_store_proto_msgTypes[3].OneofWrappers = []any{
+	file_weft_config_v1alpha1_event_store_proto_msgTypes[5].OneofWrappers = []any{
 		(*SecretRef_File)(nil),
 		(*SecretRef_Env)(nil),
 	}
@@ -520,8 +804,8 @@ func file_weft_config_v1alpha1_event_store_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_config_v1alpha1_event_store_proto_rawDesc), len(file_weft_config_v1alpha1_event_store_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   5,
+			NumEnums:      2,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -28,8 +28,8 @@ const (
 
 // Resource is one unit of configuration. The same bytes are stored in etcd
 // and streamed to proxies. Kind names on the outside (YAML, canonical names)
-// are EventStore, Topic, Route, Subscription, AccessPolicy, Identity,
-// TopicBinding, TopicAdmission, SubscriptionAdmission, Quarantine.
+// are EventStore, Topic, Route, Subscription, AccessPolicy, Quota, Identity, HttpBinding,
+// Schema, Migration, TopicBinding, TopicAdmission, SubscriptionAdmission, Quarantine.
 type Resource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The canonical name, "<kind>/<namespace>/<name>", the kind in lower case
@@ -38,8 +38,8 @@ type Resource struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Who this is.
 	Metadata *Metadata `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// What it says. The numbers 15 and 17 to 22 are kept for Quota,
-	// HttpBinding, Schema, Rollout, Migration, Link and Workflow.
+	// What it says. The numbers 19, 21 and 22 are kept for
+	// Rollout, Link and Workflow.
 	//
 	// Types that are valid to be assigned to Spec:
 	//
@@ -48,7 +48,11 @@ type Resource struct {
 	//	*Resource_Route
 	//	*Resource_Subscription
 	//	*Resource_AccessPolicy
+	//	*Resource_Quota
 	//	*Resource_Identity
+	//	*Resource_HttpBinding
+	//	*Resource_Schema
+	//	*Resource_Migration
 	//	*Resource_TopicBinding
 	//	*Resource_TopicAdmission
 	//	*Resource_SubscriptionAdmission
@@ -155,10 +159,46 @@ func (x *Resource) GetAccessPolicy() *AccessPolicy {
 	return nil
 }
 
+func (x *Resource) GetQuota() *Quota {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_Quota); ok {
+			return x.Quota
+		}
+	}
+	return nil
+}
+
 func (x *Resource) GetIdentity() *Identity {
 	if x != nil {
 		if x, ok := x.Spec.(*Resource_Identity); ok {
 			return x.Identity
+		}
+	}
+	return nil
+}
+
+func (x *Resource) GetHttpBinding() *HttpBinding {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_HttpBinding); ok {
+			return x.HttpBinding
+		}
+	}
+	return nil
+}
+
+func (x *Resource) GetSchema() *Schema {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_Schema); ok {
+			return x.Schema
+		}
+	}
+	return nil
+}
+
+func (x *Resource) GetMigration() *Migration {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_Migration); ok {
+			return x.Migration
 		}
 	}
 	return nil
@@ -238,9 +278,29 @@ type Resource_AccessPolicy struct {
 	AccessPolicy *AccessPolicy `protobuf:"bytes,14,opt,name=access_policy,json=accessPolicy,proto3,oneof"`
 }
 
+type Resource_Quota struct {
+	// How much clients may do.
+	Quota *Quota `protobuf:"bytes,15,opt,name=quota,proto3,oneof"`
+}
+
 type Resource_Identity struct {
 	// How clients prove who they are.
 	Identity *Identity `protobuf:"bytes,16,opt,name=identity,proto3,oneof"`
+}
+
+type Resource_HttpBinding struct {
+	// Events made of calls of a REST API.
+	HttpBinding *HttpBinding `protobuf:"bytes,17,opt,name=http_binding,json=httpBinding,proto3,oneof"`
+}
+
+type Resource_Schema struct {
+	// What the data of events look like.
+	Schema *Schema `protobuf:"bytes,18,opt,name=schema,proto3,oneof"`
+}
+
+type Resource_Migration struct {
+	// A topic's move to another store.
+	Migration *Migration `protobuf:"bytes,20,opt,name=migration,proto3,oneof"`
 }
 
 type Resource_TopicBinding struct {
@@ -278,7 +338,15 @@ func (*Resource_Subscription) isResource_Spec() {}
 
 func (*Resource_AccessPolicy) isResource_Spec() {}
 
+func (*Resource_Quota) isResource_Spec() {}
+
 func (*Resource_Identity) isResource_Spec() {}
+
+func (*Resource_HttpBinding) isResource_Spec() {}
+
+func (*Resource_Schema) isResource_Spec() {}
+
+func (*Resource_Migration) isResource_Spec() {}
 
 func (*Resource_TopicBinding) isResource_Spec() {}
 
@@ -390,7 +458,7 @@ var File_weft_config_v1alpha1_resource_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_resource_proto_rawDesc = "" +
 	"\n" +
-	"#weft/config/v1alpha1/resource.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(weft/config/v1alpha1/access_policy.proto\x1a&weft/config/v1alpha1/event_store.proto\x1a#weft/config/v1alpha1/identity.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a weft/config/v1alpha1/route.proto\x1a'weft/config/v1alpha1/subscription.proto\x1a!weft/config/v1alpha1/system.proto\x1a weft/config/v1alpha1/topic.proto\"\xca\a\n" +
+	"#weft/config/v1alpha1/resource.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(weft/config/v1alpha1/access_policy.proto\x1a&weft/config/v1alpha1/event_store.proto\x1a'weft/config/v1alpha1/http_binding.proto\x1a#weft/config/v1alpha1/identity.proto\x1a#weft/config/v1alpha1/manifest.proto\x1a$weft/config/v1alpha1/migration.proto\x1a weft/config/v1alpha1/quota.proto\x1a weft/config/v1alpha1/route.proto\x1a!weft/config/v1alpha1/schema.proto\x1a'weft/config/v1alpha1/subscription.proto\x1a!weft/config/v1alpha1/system.proto\x1a weft/config/v1alpha1/topic.proto\"\x9e\t\n" +
 	"\bResource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\bmetadata\x18\x02 \x01(\v2\x1e.weft.config.v1alpha1.MetadataB\x06\xbaH\x03\xc8\x01\x01R\bmetadata\x12C\n" +
@@ -400,8 +468,12 @@ const file_weft_config_v1alpha1_resource_proto_rawDesc = "" +
 	"\x05topic\x18\v \x01(\v2\x1b.weft.config.v1alpha1.TopicH\x00R\x05topic\x123\n" +
 	"\x05route\x18\f \x01(\v2\x1b.weft.config.v1alpha1.RouteH\x00R\x05route\x12H\n" +
 	"\fsubscription\x18\r \x01(\v2\".weft.config.v1alpha1.SubscriptionH\x00R\fsubscription\x12I\n" +
-	"\raccess_policy\x18\x0e \x01(\v2\".weft.config.v1alpha1.AccessPolicyH\x00R\faccessPolicy\x12<\n" +
-	"\bidentity\x18\x10 \x01(\v2\x1e.weft.config.v1alpha1.IdentityH\x00R\bidentity\x12I\n" +
+	"\raccess_policy\x18\x0e \x01(\v2\".weft.config.v1alpha1.AccessPolicyH\x00R\faccessPolicy\x123\n" +
+	"\x05quota\x18\x0f \x01(\v2\x1b.weft.config.v1alpha1.QuotaH\x00R\x05quota\x12<\n" +
+	"\bidentity\x18\x10 \x01(\v2\x1e.weft.config.v1alpha1.IdentityH\x00R\bidentity\x12F\n" +
+	"\fhttp_binding\x18\x11 \x01(\v2!.weft.config.v1alpha1.HttpBindingH\x00R\vhttpBinding\x126\n" +
+	"\x06schema\x18\x12 \x01(\v2\x1c.weft.config.v1alpha1.SchemaH\x00R\x06schema\x12?\n" +
+	"\tmigration\x18\x14 \x01(\v2\x1f.weft.config.v1alpha1.MigrationH\x00R\tmigration\x12I\n" +
 	"\rtopic_binding\x18\x1e \x01(\v2\".weft.config.v1alpha1.TopicBindingH\x00R\ftopicBinding\x12O\n" +
 	"\x0ftopic_admission\x18\x1f \x01(\v2$.weft.config.v1alpha1.TopicAdmissionH\x00R\x0etopicAdmission\x12d\n" +
 	"\x16subscription_admission\x18  \x01(\v2+.weft.config.v1alpha1.SubscriptionAdmissionH\x00R\x15subscriptionAdmission\x12B\n" +
@@ -409,7 +481,7 @@ const file_weft_config_v1alpha1_resource_proto_rawDesc = "" +
 	"quarantine\x18! \x01(\v2 .weft.config.v1alpha1.QuarantineH\x00R\n" +
 	"quarantine\x12<\n" +
 	"\bmanifest\x18( \x01(\v2\x1e.weft.config.v1alpha1.ManifestH\x00R\bmanifestB\r\n" +
-	"\x04spec\x12\x05\xbaH\x02\b\x01J\x04\b\x0f\x10\x10J\x04\b\x11\x10\x17J\x04\b\"\x10(R\x05quotaR\fhttp_bindingR\x06schemaR\arolloutR\tmigrationR\x04linkR\bworkflow\"\xd3\x03\n" +
+	"\x04spec\x12\x05\xbaH\x02\b\x01J\x04\b\x13\x10\x14J\x04\b\x15\x10\x16J\x04\b\x16\x10\x17J\x04\b\"\x10(R\arolloutR\x04linkR\bworkflow\"\xd3\x03\n" +
 	"\bMetadata\x12F\n" +
 	"\tnamespace\x18\x01 \x01(\tB(\xbaH%r#\x18 2\x1f^[a-z0-9]([a-z0-9-]*[a-z0-9])?$R\tnamespace\x12C\n" +
 	"\x04name\x18\x02 \x01(\tB/\xbaH,r*\x10\x01\x18P2$^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$R\x04name\x12\x85\x01\n" +
@@ -444,13 +516,17 @@ var file_weft_config_v1alpha1_resource_proto_goTypes = []any{
 	(*Route)(nil),                 // 5: weft.config.v1alpha1.Route
 	(*Subscription)(nil),          // 6: weft.config.v1alpha1.Subscription
 	(*AccessPolicy)(nil),          // 7: weft.config.v1alpha1.AccessPolicy
-	(*Identity)(nil),              // 8: weft.config.v1alpha1.Identity
-	(*TopicBinding)(nil),          // 9: weft.config.v1alpha1.TopicBinding
-	(*TopicAdmission)(nil),        // 10: weft.config.v1alpha1.TopicAdmission
-	(*SubscriptionAdmission)(nil), // 11: weft.config.v1alpha1.SubscriptionAdmission
-	(*Quarantine)(nil),            // 12: weft.config.v1alpha1.Quarantine
-	(*Manifest)(nil),              // 13: weft.config.v1alpha1.Manifest
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Quota)(nil),                 // 8: weft.config.v1alpha1.Quota
+	(*Identity)(nil),              // 9: weft.config.v1alpha1.Identity
+	(*HttpBinding)(nil),           // 10: weft.config.v1alpha1.HttpBinding
+	(*Schema)(nil),                // 11: weft.config.v1alpha1.Schema
+	(*Migration)(nil),             // 12: weft.config.v1alpha1.Migration
+	(*TopicBinding)(nil),          // 13: weft.config.v1alpha1.TopicBinding
+	(*TopicAdmission)(nil),        // 14: weft.config.v1alpha1.TopicAdmission
+	(*SubscriptionAdmission)(nil), // 15: weft.config.v1alpha1.SubscriptionAdmission
+	(*Quarantine)(nil),            // 16: weft.config.v1alpha1.Quarantine
+	(*Manifest)(nil),              // 17: weft.config.v1alpha1.Manifest
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_weft_config_v1alpha1_resource_proto_depIdxs = []int32{
 	1,  // 0: weft.config.v1alpha1.Resource.metadata:type_name -> weft.config.v1alpha1.Metadata
@@ -459,19 +535,23 @@ var file_weft_config_v1alpha1_resource_proto_depIdxs = []int32{
 	5,  // 3: weft.config.v1alpha1.Resource.route:type_name -> weft.config.v1alpha1.Route
 	6,  // 4: weft.config.v1alpha1.Resource.subscription:type_name -> weft.config.v1alpha1.Subscription
 	7,  // 5: weft.config.v1alpha1.Resource.access_policy:type_name -> weft.config.v1alpha1.AccessPolicy
-	8,  // 6: weft.config.v1alpha1.Resource.identity:type_name -> weft.config.v1alpha1.Identity
-	9,  // 7: weft.config.v1alpha1.Resource.topic_binding:type_name -> weft.config.v1alpha1.TopicBinding
-	10, // 8: weft.config.v1alpha1.Resource.topic_admission:type_name -> weft.config.v1alpha1.TopicAdmission
-	11, // 9: weft.config.v1alpha1.Resource.subscription_admission:type_name -> weft.config.v1alpha1.SubscriptionAdmission
-	12, // 10: weft.config.v1alpha1.Resource.quarantine:type_name -> weft.config.v1alpha1.Quarantine
-	13, // 11: weft.config.v1alpha1.Resource.manifest:type_name -> weft.config.v1alpha1.Manifest
-	2,  // 12: weft.config.v1alpha1.Metadata.labels:type_name -> weft.config.v1alpha1.Metadata.LabelsEntry
-	14, // 13: weft.config.v1alpha1.Metadata.created_at:type_name -> google.protobuf.Timestamp
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	8,  // 6: weft.config.v1alpha1.Resource.quota:type_name -> weft.config.v1alpha1.Quota
+	9,  // 7: weft.config.v1alpha1.Resource.identity:type_name -> weft.config.v1alpha1.Identity
+	10, // 8: weft.config.v1alpha1.Resource.http_binding:type_name -> weft.config.v1alpha1.HttpBinding
+	11, // 9: weft.config.v1alpha1.Resource.schema:type_name -> weft.config.v1alpha1.Schema
+	12, // 10: weft.config.v1alpha1.Resource.migration:type_name -> weft.config.v1alpha1.Migration
+	13, // 11: weft.config.v1alpha1.Resource.topic_binding:type_name -> weft.config.v1alpha1.TopicBinding
+	14, // 12: weft.config.v1alpha1.Resource.topic_admission:type_name -> weft.config.v1alpha1.TopicAdmission
+	15, // 13: weft.config.v1alpha1.Resource.subscription_admission:type_name -> weft.config.v1alpha1.SubscriptionAdmission
+	16, // 14: weft.config.v1alpha1.Resource.quarantine:type_name -> weft.config.v1alpha1.Quarantine
+	17, // 15: weft.config.v1alpha1.Resource.manifest:type_name -> weft.config.v1alpha1.Manifest
+	2,  // 16: weft.config.v1alpha1.Metadata.labels:type_name -> weft.config.v1alpha1.Metadata.LabelsEntry
+	18, // 17: weft.config.v1alpha1.Metadata.created_at:type_name -> google.protobuf.Timestamp
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_resource_proto_init() }
@@ -481,9 +561,13 @@ func file_weft_config_v1alpha1_resource_proto_init() {
 	}
 	file_weft_config_v1alpha1_access_policy_proto_init()
 	file_weft_config_v1alpha1_event_store_proto_init()
+	file_weft_config_v1alpha1_http_binding_proto_init()
 	file_weft_config_v1alpha1_identity_proto_init()
 	file_weft_config_v1alpha1_manifest_proto_init()
+	file_weft_config_v1alpha1_migration_proto_init()
+	file_weft_config_v1alpha1_quota_proto_init()
 	file_weft_config_v1alpha1_route_proto_init()
+	file_weft_config_v1alpha1_schema_proto_init()
 	file_weft_config_v1alpha1_subscription_proto_init()
 	file_weft_config_v1alpha1_system_proto_init()
 	file_weft_config_v1alpha1_topic_proto_init()
@@ -493,7 +577,11 @@ func file_weft_config_v1alpha1_resource_proto_init() {
 		(*Resource_Route)(nil),
 		(*Resource_Subscription)(nil),
 		(*Resource_AccessPolicy)(nil),
+		(*Resource_Quota)(nil),
 		(*Resource_Identity)(nil),
+		(*Resource_HttpBinding)(nil),
+		(*Resource_Schema)(nil),
+		(*Resource_Migration)(nil),
 		(*Resource_TopicBinding)(nil),
 		(*Resource_TopicAdmission)(nil),
 		(*Resource_SubscriptionAdmission)(nil),

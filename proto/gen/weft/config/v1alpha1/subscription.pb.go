@@ -11,6 +11,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -76,6 +77,176 @@ func (Start) EnumDescriptor() ([]byte, []int) {
 	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{0}
 }
 
+// Ordering is what order events are delivered in.
+type Ordering int32
+
+const (
+	// In none: all members get events side by side, and one that failed comes again
+	// later than those after it.
+	Ordering_ORDERING_UNSPECIFIED Ordering = 0
+	// Events of a topic with one key, the partitionkey, else what the Topic's
+	// key_from names, arrive in the order in which they were published, one at a
+	// time: the next is delivered when the one before is settled or dead-lettered.
+	// One that fails holds up its key alone while the window of its partition has room
+	// for what comes behind it, then the partition. Events
+	// without a key are delivered as in none. Of the members at one proxy a key keeps
+	// to one while that is there and as quick as max_in_flight allows.
+	Ordering_ORDERING_BY_KEY Ordering = 1
+)
+
+// Enum value maps for Ordering.
+var (
+	Ordering_name = map[int32]string{
+		0: "ORDERING_UNSPECIFIED",
+		1: "ORDERING_BY_KEY",
+	}
+	Ordering_value = map[string]int32{
+		"ORDERING_UNSPECIFIED": 0,
+		"ORDERING_BY_KEY":      1,
+	}
+)
+
+func (x Ordering) Enum() *Ordering {
+	p := new(Ordering)
+	*p = x
+	return p
+}
+
+func (x Ordering) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Ordering) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_config_v1alpha1_subscription_proto_enumTypes[1].Descriptor()
+}
+
+func (Ordering) Type() protoreflect.EnumType {
+	return &file_weft_config_v1alpha1_subscription_proto_enumTypes[1]
+}
+
+func (x Ordering) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Ordering.Descriptor instead.
+func (Ordering) EnumDescriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{1}
+}
+
+// OnExhausted is what becomes of an event that has exhausted its attempts.
+type OnExhausted int32
+
+const (
+	// DEAD_LETTER where there is a dead_letter_topic, else BLOCK.
+	OnExhausted_ON_EXHAUSTED_UNSPECIFIED OnExhausted = 0
+	// It goes to the dead_letter_topic, which is required. With ordering the events
+	// of its key go on without it.
+	OnExhausted_ON_EXHAUSTED_DEAD_LETTER OnExhausted = 1
+	// It is delivered again, every max_backoff, until it is settled. With ordering no
+	// event of its key is delivered before. What a member rejects, or a
+	// transform cannot be applied to, goes to the dead_letter_topic all the same, where
+	// there is one.
+	OnExhausted_ON_EXHAUSTED_BLOCK OnExhausted = 2
+)
+
+// Enum value maps for OnExhausted.
+var (
+	OnExhausted_name = map[int32]string{
+		0: "ON_EXHAUSTED_UNSPECIFIED",
+		1: "ON_EXHAUSTED_DEAD_LETTER",
+		2: "ON_EXHAUSTED_BLOCK",
+	}
+	OnExhausted_value = map[string]int32{
+		"ON_EXHAUSTED_UNSPECIFIED": 0,
+		"ON_EXHAUSTED_DEAD_LETTER": 1,
+		"ON_EXHAUSTED_BLOCK":       2,
+	}
+)
+
+func (x OnExhausted) Enum() *OnExhausted {
+	p := new(OnExhausted)
+	*p = x
+	return p
+}
+
+func (x OnExhausted) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OnExhausted) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_config_v1alpha1_subscription_proto_enumTypes[2].Descriptor()
+}
+
+func (OnExhausted) Type() protoreflect.EnumType {
+	return &file_weft_config_v1alpha1_subscription_proto_enumTypes[2]
+}
+
+func (x OnExhausted) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OnExhausted.Descriptor instead.
+func (OnExhausted) EnumDescriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{2}
+}
+
+// RestBody is what a request's body is.
+type RestBody int32
+
+const (
+	// DATA, or NONE with GET and DELETE.
+	RestBody_REST_BODY_UNSPECIFIED RestBody = 0
+	// The event's data as it is, with its datacontenttype as Content-Type.
+	RestBody_REST_BODY_DATA RestBody = 1
+	// Nothing.
+	RestBody_REST_BODY_NONE RestBody = 2
+	// The whole event in the JSON format of CloudEvents.
+	RestBody_REST_BODY_EVENT RestBody = 3
+)
+
+// Enum value maps for RestBody.
+var (
+	RestBody_name = map[int32]string{
+		0: "REST_BODY_UNSPECIFIED",
+		1: "REST_BODY_DATA",
+		2: "REST_BODY_NONE",
+		3: "REST_BODY_EVENT",
+	}
+	RestBody_value = map[string]int32{
+		"REST_BODY_UNSPECIFIED": 0,
+		"REST_BODY_DATA":        1,
+		"REST_BODY_NONE":        2,
+		"REST_BODY_EVENT":       3,
+	}
+)
+
+func (x RestBody) Enum() *RestBody {
+	p := new(RestBody)
+	*p = x
+	return p
+}
+
+func (x RestBody) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RestBody) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_config_v1alpha1_subscription_proto_enumTypes[3].Descriptor()
+}
+
+func (RestBody) Type() protoreflect.EnumType {
+	return &file_weft_config_v1alpha1_subscription_proto_enumTypes[3]
+}
+
+func (x RestBody) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RestBody.Descriptor instead.
+func (RestBody) EnumDescriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{3}
+}
+
 // Subscription is a durable consumer group: each event is delivered at least
 // once to one of its members.
 type Subscription struct {
@@ -86,15 +257,16 @@ type Subscription struct {
 	Topics []string `protobuf:"bytes,1,rep,name=topics,proto3" json:"topics,omitempty"`
 	// What is delivered; everything when absent. The rest counts as settled.
 	Filter *Filter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Where the subscription begins; END when unspecified. Fixed at creation.
+	// Where the subscription begins; END when unspecified, without start_at and
+	// start_positions. Fixed at creation.
 	Start Start `protobuf:"varint,3,opt,name=start,proto3,enum=weft.config.v1alpha1.Start" json:"start,omitempty"`
-	// How events reach members. The numbers 6 and 7 are kept for pull and
-	// forward.
+	// How events reach members. The number 6 is kept for pull.
 	//
 	// Types that are valid to be assigned to Delivery:
 	//
 	//	*Subscription_Stream
 	//	*Subscription_Push
+	//	*Subscription_Forward
 	Delivery isSubscription_Delivery `protobuf_oneof:"delivery"`
 	// How long a delivery may stay unsettled before it is delivered again, 1 s
 	// to 1 h; 30 s when unset. Members may extend.
@@ -106,8 +278,28 @@ type Subscription struct {
 	// The Topic of the namespace that gets what exhausted its attempts, with
 	// the reason. When empty such an event is retried for ever at max_backoff.
 	DeadLetterTopic string `protobuf:"bytes,13,opt,name=dead_letter_topic,json=deadLetterTopic,proto3" json:"dead_letter_topic,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What members get instead of the event itself; the event when absent. It needs a
+	// dead_letter_topic: what cannot be transformed goes there at once, as it was
+	// published, with the reason. Retries and dead letters keep the event as it was.
+	Transform *Transform `protobuf:"bytes,14,opt,name=transform,proto3" json:"transform,omitempty"`
+	// Whether events are delivered in order; not when unspecified. A change holds
+	// once all proxies have it and what was delivered before is settled.
+	Ordering Ordering `protobuf:"varint,15,opt,name=ordering,proto3,enum=weft.config.v1alpha1.Ordering" json:"ordering,omitempty"`
+	// What becomes of an event that has exhausted its attempts.
+	OnExhausted OnExhausted `protobuf:"varint,16,opt,name=on_exhausted,json=onExhausted,proto3,enum=weft.config.v1alpha1.OnExhausted" json:"on_exhausted,omitempty"`
+	// Begins with the first event that was stored at or after this time, by the store's
+	// clock; not with start. It cannot be later than the subscription's creation. Fixed
+	// at creation.
+	StartAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=start_at,json=startAt,proto3" json:"start_at,omitempty"`
+	// Begins after each of these positions, one for a partition of a topic, as
+	// publishing and receiving give them. Topics and partitions without one begin where
+	// start or start_at says, at their beginning when neither is set. Positions must be
+	// of topics that the subscription reads and that are there. Fixed at creation.
+	StartPositions []string `protobuf:"bytes,19,rep,name=start_positions,json=startPositions,proto3" json:"start_positions,omitempty"`
+	// How fast one proxy delivers at most; as fast as members take when absent.
+	Rate          *Rate `protobuf:"bytes,20,opt,name=rate,proto3" json:"rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Subscription) Reset() {
@@ -186,6 +378,15 @@ func (x *Subscription) GetPush() *PushDelivery {
 	return nil
 }
 
+func (x *Subscription) GetForward() *ForwardDelivery {
+	if x != nil {
+		if x, ok := x.Delivery.(*Subscription_Forward); ok {
+			return x.Forward
+		}
+	}
+	return nil
+}
+
 func (x *Subscription) GetAckTimeout() *durationpb.Duration {
 	if x != nil {
 		return x.AckTimeout
@@ -214,12 +415,54 @@ func (x *Subscription) GetDeadLetterTopic() string {
 	return ""
 }
 
+func (x *Subscription) GetTransform() *Transform {
+	if x != nil {
+		return x.Transform
+	}
+	return nil
+}
+
+func (x *Subscription) GetOrdering() Ordering {
+	if x != nil {
+		return x.Ordering
+	}
+	return Ordering_ORDERING_UNSPECIFIED
+}
+
+func (x *Subscription) GetOnExhausted() OnExhausted {
+	if x != nil {
+		return x.OnExhausted
+	}
+	return OnExhausted_ON_EXHAUSTED_UNSPECIFIED
+}
+
+func (x *Subscription) GetStartAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartAt
+	}
+	return nil
+}
+
+func (x *Subscription) GetStartPositions() []string {
+	if x != nil {
+		return x.StartPositions
+	}
+	return nil
+}
+
+func (x *Subscription) GetRate() *Rate {
+	if x != nil {
+		return x.Rate
+	}
+	return nil
+}
+
 type isSubscription_Delivery interface {
 	isSubscription_Delivery()
 }
 
 type Subscription_Stream struct {
-	// Members connect and receive; the default.
+	// Members connect and receive, or pull; the default.
 	Stream *StreamDelivery `protobuf:"bytes,4,opt,name=stream,proto3,oneof"`
 }
 
@@ -228,11 +471,215 @@ type Subscription_Push struct {
 	Push *PushDelivery `protobuf:"bytes,5,opt,name=push,proto3,oneof"`
 }
 
+type Subscription_Forward struct {
+	// The mesh publishes to another topic.
+	Forward *ForwardDelivery `protobuf:"bytes,7,opt,name=forward,proto3,oneof"`
+}
+
 func (*Subscription_Stream) isSubscription_Delivery() {}
 
 func (*Subscription_Push) isSubscription_Delivery() {}
 
-// StreamDelivery is delivery to members that connect.
+func (*Subscription_Forward) isSubscription_Delivery() {}
+
+// Transform makes another event of an event, on the way to members.
+type Transform struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The language.
+	//
+	// Types that are valid to be assigned to Language:
+	//
+	//	*Transform_Cel
+	Language      isTransform_Language `protobuf_oneof:"language"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Transform) Reset() {
+	*x = Transform{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Transform) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Transform) ProtoMessage() {}
+
+func (x *Transform) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Transform.ProtoReflect.Descriptor instead.
+func (*Transform) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Transform) GetLanguage() isTransform_Language {
+	if x != nil {
+		return x.Language
+	}
+	return nil
+}
+
+func (x *Transform) GetCel() *CelTransform {
+	if x != nil {
+		if x, ok := x.Language.(*Transform_Cel); ok {
+			return x.Cel
+		}
+	}
+	return nil
+}
+
+type isTransform_Language interface {
+	isTransform_Language()
+}
+
+type Transform_Cel struct {
+	// The Common Expression Language.
+	Cel *CelTransform `protobuf:"bytes,1,opt,name=cel,proto3,oneof"`
+}
+
+func (*Transform_Cel) isTransform_Language() {}
+
+// CelTransform rewrites an event by expressions of CEL (https://cel.dev). They read
+// event, the attributes of the event as it was published, by name, each a string
+// ("event.type"), and data, what its data is as JSON. Its identity, id and source,
+// stays. Each expression costs 20,000 of CEL's units an event at
+// most, about 5 ms.
+type CelTransform struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Attributes by name: each an expression that gives the value, a string, an int, a
+	// bool or a timestamp; null removes the attribute. All others stay.
+	Attributes map[string]string `protobuf:"bytes,1,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Gives the new data, as JSON; at most 1 MiB. The data stays when empty. Where
+	// datacontenttype is not of JSON it becomes application/json.
+	Data          string `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CelTransform) Reset() {
+	*x = CelTransform{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CelTransform) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CelTransform) ProtoMessage() {}
+
+func (x *CelTransform) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CelTransform.ProtoReflect.Descriptor instead.
+func (*CelTransform) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CelTransform) GetAttributes() map[string]string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *CelTransform) GetData() string {
+	if x != nil {
+		return x.Data
+	}
+	return ""
+}
+
+// Rate paces deliveries, repeated ones too. It is held for each proxy by itself:
+// two proxies with members deliver twice as much.
+type Rate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Deliveries in a time of per, 1 to 1,000,000.
+	Deliveries uint32 `protobuf:"varint,1,opt,name=deliveries,proto3" json:"deliveries,omitempty"`
+	// 1 s to 1 h; 1 s when unset.
+	Per *durationpb.Duration `protobuf:"bytes,2,opt,name=per,proto3" json:"per,omitempty"`
+	// Deliveries that may come at once after a pause, 1 to 65,536; a tenth of a
+	// second's worth, and at least 1, when 0.
+	Burst         uint32 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rate) Reset() {
+	*x = Rate{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rate) ProtoMessage() {}
+
+func (x *Rate) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rate.ProtoReflect.Descriptor instead.
+func (*Rate) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Rate) GetDeliveries() uint32 {
+	if x != nil {
+		return x.Deliveries
+	}
+	return 0
+}
+
+func (x *Rate) GetPer() *durationpb.Duration {
+	if x != nil {
+		return x.Per
+	}
+	return nil
+}
+
+func (x *Rate) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+// StreamDelivery is delivery to members that ask: over a stream, or by pulling.
 type StreamDelivery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -241,7 +688,7 @@ type StreamDelivery struct {
 
 func (x *StreamDelivery) Reset() {
 	*x = StreamDelivery{}
-	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[1]
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -253,7 +700,7 @@ func (x *StreamDelivery) String() string {
 func (*StreamDelivery) ProtoMessage() {}
 
 func (x *StreamDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[1]
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -266,28 +713,52 @@ func (x *StreamDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamDelivery.ProtoReflect.Descriptor instead.
 func (*StreamDelivery) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{1}
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{4}
 }
 
-// PushDelivery is delivery by HTTP POST, CloudEvents binary mode. A 2xx answer
-// settles the event; 429 and 503 with Retry-After are honoured; anything else
-// is a failed attempt.
+// PushDelivery is delivery by HTTP: POST in CloudEvents binary mode, or the
+// request that is asked for. A 2xx answer settles the event; 429 and 503 with
+// Retry-After are honoured; 410 stops the delivery until the Subscription is
+// changed or the proxy starts anew; anything else is a failed attempt.
 type PushDelivery struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The target, http or https, without user information and fragment. Which
-	// addresses a proxy may call is the proxy's own setting.
+	// The target, http or https, without user information and fragment; empty with
+	// service. Which addresses a proxy may call is the proxy's own setting.
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// The longest wait for an answer, 100 ms to 5 min; 10 s when unset.
 	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// Most requests at once from one proxy, 1 to 1,024; 16 when 0.
-	Concurrency   uint32 `protobuf:"varint,3,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	Concurrency uint32 `protobuf:"varint,3,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	// The request that the target is called with, where it is an endpoint that
+	// does not know CloudEvents.
+	Request *RestRequest `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"`
+	// Answers that settle the event beside 2xx: a status ("409"), or a class
+	// ("3xx", "4xx", "5xx"). A class has neither 408, 410, 425 and 429, nor 503:
+	// these are named by themselves.
+	SettleOn []string `protobuf:"bytes,5,rep,name=settle_on,json=settleOn,proto3" json:"settle_on,omitempty"`
+	// Answers after which the event is not tried again but goes to the
+	// dead-letter topic at once, in the form of settle_on. Without a dead-letter
+	// topic they are failed attempts.
+	RejectOn []string `protobuf:"bytes,6,rep,name=reject_on,json=rejectOn,proto3" json:"reject_on,omitempty"`
+	// How requests are signed; not when unset.
+	Signature *PushSignature `protobuf:"bytes,7,opt,name=signature,proto3" json:"signature,omitempty"`
+	// What is shown to the target as Authorization; nothing when unset.
+	Authorization *PushAuthorization `protobuf:"bytes,8,opt,name=authorization,proto3" json:"authorization,omitempty"`
+	// The target is asked whether it wants events before it gets any; it is not when
+	// unset. It needs a url.
+	Handshake *PushHandshake `protobuf:"bytes,9,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// How the target is trusted, and shown who calls, over https; the system's
+	// authorities and no certificate when unset.
+	Tls *PushTLS `protobuf:"bytes,10,opt,name=tls,proto3" json:"tls,omitempty"`
+	// The target, where it is a service that proxies find in Nacos, instead of url.
+	Service       *ServiceTarget `protobuf:"bytes,11,opt,name=service,proto3" json:"service,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PushDelivery) Reset() {
 	*x = PushDelivery{}
-	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[2]
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +770,7 @@ func (x *PushDelivery) String() string {
 func (*PushDelivery) ProtoMessage() {}
 
 func (x *PushDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[2]
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +783,7 @@ func (x *PushDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushDelivery.ProtoReflect.Descriptor instead.
 func (*PushDelivery) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{2}
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PushDelivery) GetUrl() string {
@@ -336,6 +807,535 @@ func (x *PushDelivery) GetConcurrency() uint32 {
 	return 0
 }
 
+func (x *PushDelivery) GetRequest() *RestRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *PushDelivery) GetSettleOn() []string {
+	if x != nil {
+		return x.SettleOn
+	}
+	return nil
+}
+
+func (x *PushDelivery) GetRejectOn() []string {
+	if x != nil {
+		return x.RejectOn
+	}
+	return nil
+}
+
+func (x *PushDelivery) GetSignature() *PushSignature {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *PushDelivery) GetAuthorization() *PushAuthorization {
+	if x != nil {
+		return x.Authorization
+	}
+	return nil
+}
+
+func (x *PushDelivery) GetHandshake() *PushHandshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *PushDelivery) GetTls() *PushTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *PushDelivery) GetService() *ServiceTarget {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+// PushHandshake is the abuse protection of CloudEvents' HTTP webhooks: OPTIONS with
+// WebHook-Request-Origin, and nothing is delivered before an answer allows the origin.
+// A target that does not is asked again, after 1 s to 5 min. Each proxy asks, when it
+// starts and when url, origin or rate change.
+type PushHandshake struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who asks: a DNS name, such as "mesh.example.com".
+	Origin string `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	// The rate that is asked for, in requests a minute of one proxy; none when 0. What
+	// the target allows is kept, also where nothing was asked for; where it names no rate
+	// what was asked for is.
+	Rate          uint32 `protobuf:"varint,2,opt,name=rate,proto3" json:"rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushHandshake) Reset() {
+	*x = PushHandshake{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushHandshake) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushHandshake) ProtoMessage() {}
+
+func (x *PushHandshake) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushHandshake.ProtoReflect.Descriptor instead.
+func (*PushHandshake) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PushHandshake) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *PushHandshake) GetRate() uint32 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+// ServiceTarget is a service of applications in Nacos. Requests are shared among its
+// healthy, enabled instances by their weights, and follow them as they come and go; one
+// that does not answer is passed over for a while. Where Nacos is is the proxy's own
+// setting (--nacos), and while it is away the last known instances are called.
+type ServiceTarget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The service's name there.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its group; DEFAULT_GROUP when empty.
+	Group string `protobuf:"bytes,2,opt,name=group,proto3" json:"group,omitempty"`
+	// Clusters of the service whose instances are called; all when empty.
+	Clusters []string `protobuf:"bytes,3,rep,name=clusters,proto3" json:"clusters,omitempty"`
+	// http, also when empty, or https; certificates must then be of the instances'
+	// addresses.
+	Scheme string `protobuf:"bytes,4,opt,name=scheme,proto3" json:"scheme,omitempty"`
+	// What stands behind an instance's address: a path that begins with a slash, and
+	// maybe a query.
+	Path          string `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceTarget) Reset() {
+	*x = ServiceTarget{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceTarget) ProtoMessage() {}
+
+func (x *ServiceTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceTarget.ProtoReflect.Descriptor instead.
+func (*ServiceTarget) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ServiceTarget) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServiceTarget) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *ServiceTarget) GetClusters() []string {
+	if x != nil {
+		return x.Clusters
+	}
+	return nil
+}
+
+func (x *ServiceTarget) GetScheme() string {
+	if x != nil {
+		return x.Scheme
+	}
+	return ""
+}
+
+func (x *ServiceTarget) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// ForwardDelivery is delivery into another topic, on the way in that a client's
+// event would take: its size, quota and schema are judged, and its Route applies.
+// The right to publish there is that of whoever applied the Subscription. The event
+// keeps its id and source. It is settled once the store has it; what the topic
+// refuses for good goes to the dead-letter topic at once, everything else is a failed
+// attempt.
+type ForwardDelivery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Topic of the namespace. Subscriptions must not forward in a ring, nor by way of
+	// dead-letter topics and Routes; an event that was forwarded 8 times is not
+	// forwarded again, but rejected.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Most events at once from one proxy, 1 to 1,024; 16 when 0.
+	Concurrency   uint32 `protobuf:"varint,2,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardDelivery) Reset() {
+	*x = ForwardDelivery{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardDelivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardDelivery) ProtoMessage() {}
+
+func (x *ForwardDelivery) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardDelivery.ProtoReflect.Descriptor instead.
+func (*ForwardDelivery) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ForwardDelivery) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *ForwardDelivery) GetConcurrency() uint32 {
+	if x != nil {
+		return x.Concurrency
+	}
+	return 0
+}
+
+// RestRequest is a request made of an event. Its texts are templates: {id},
+// {source}, {type}, {subject}, {time}, {datacontenttype}, {dataschema} and
+// {NAME} of an extension attribute stand for the attribute; {data.order.id}
+// for a string, number or boolean in data that is JSON; {{ and }} for a brace.
+type RestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// POST when empty.
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// Template of what follows the path of the target's URL: "/orders/{subject}".
+	// A value stays within its segment. An event that lacks a value, or has one
+	// that is no segment (empty, "." or ".."), is not sent: it is rejected, as by
+	// reject_on.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Templates of query parameters by name, beside those of the URL. One whose
+	// value is missing is left out.
+	Query map[string]string `protobuf:"bytes,3,rep,name=query,proto3" json:"query,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Templates of headers by name. One whose value is missing is left out;
+	// characters that a header cannot have are percent-encoded.
+	Headers map[string]string `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The body; DATA when unspecified, but NONE with GET and DELETE.
+	Body          RestBody `protobuf:"varint,5,opt,name=body,proto3,enum=weft.config.v1alpha1.RestBody" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestRequest) Reset() {
+	*x = RestRequest{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestRequest) ProtoMessage() {}
+
+func (x *RestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestRequest.ProtoReflect.Descriptor instead.
+func (*RestRequest) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RestRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *RestRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *RestRequest) GetQuery() map[string]string {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+func (x *RestRequest) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *RestRequest) GetBody() RestBody {
+	if x != nil {
+		return x.Body
+	}
+	return RestBody_REST_BODY_UNSPECIFIED
+}
+
+// PushSignature signs requests by Standard Webhooks (symmetric, v1): the
+// headers webhook-id, webhook-timestamp and webhook-signature. webhook-id
+// follows from source and id of the event: all attempts have the same.
+type PushSignature struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of files in the folder of the namespace below the proxy's
+	// --push-secrets, each with a key: "whsec_" and 24 to 64 bytes in base64. Two
+	// while one takes over from the other: the request has a signature of each.
+	// They are read again when they change.
+	Secrets       []string `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushSignature) Reset() {
+	*x = PushSignature{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushSignature) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushSignature) ProtoMessage() {}
+
+func (x *PushSignature) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushSignature.ProtoReflect.Descriptor instead.
+func (*PushSignature) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PushSignature) GetSecrets() []string {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+// PushTLS names files in PEM, of at most 64 KiB, in the folder of the namespace below
+// the proxy's --push-secrets. They are looked at every 5 s at most: once they have
+// changed requests go over new connections, and where what they became cannot be used
+// what they had stays in force.
+type PushTLS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The authorities that the target's certificate must be of; the system's when empty.
+	Ca string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	// The certificate chain that the target is shown; with key. None when empty.
+	Certificate string `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// The private key of certificate.
+	Key           string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushTLS) Reset() {
+	*x = PushTLS{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushTLS) ProtoMessage() {}
+
+func (x *PushTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushTLS.ProtoReflect.Descriptor instead.
+func (*PushTLS) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PushTLS) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *PushTLS) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *PushTLS) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+// PushAuthorization is the Authorization header of requests.
+type PushAuthorization struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The scheme before the secret; Bearer when empty.
+	Scheme string `protobuf:"bytes,1,opt,name=scheme,proto3" json:"scheme,omitempty"`
+	// Name of a file in the folder of the namespace below the proxy's
+	// --push-secrets. It is read again when it changes.
+	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushAuthorization) Reset() {
+	*x = PushAuthorization{}
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushAuthorization) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushAuthorization) ProtoMessage() {}
+
+func (x *PushAuthorization) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushAuthorization.ProtoReflect.Descriptor instead.
+func (*PushAuthorization) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PushAuthorization) GetScheme() string {
+	if x != nil {
+		return x.Scheme
+	}
+	return ""
+}
+
+func (x *PushAuthorization) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
 // Retry is the schedule of repeated deliveries: exponential from min_backoff
 // to max_backoff, with jitter.
 type Retry struct {
@@ -352,7 +1352,7 @@ type Retry struct {
 
 func (x *Retry) Reset() {
 	*x = Retry{}
-	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[3]
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -364,7 +1364,7 @@ func (x *Retry) String() string {
 func (*Retry) ProtoMessage() {}
 
 func (x *Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[3]
+	mi := &file_weft_config_v1alpha1_subscription_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,7 +1377,7 @@ func (x *Retry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retry.ProtoReflect.Descriptor instead.
 func (*Retry) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{3}
+	return file_weft_config_v1alpha1_subscription_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Retry) GetMaxAttempts() uint32 {
@@ -405,28 +1405,95 @@ var File_weft_config_v1alpha1_subscription_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_subscription_proto_rawDesc = "" +
 	"\n" +
-	"'weft/config/v1alpha1/subscription.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a weft/config/v1alpha1/route.proto\"\xdf\x04\n" +
+	"'weft/config/v1alpha1/subscription.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a weft/config/v1alpha1/route.proto\"\xf7\a\n" +
 	"\fSubscription\x12,\n" +
 	"\x06topics\x18\x01 \x03(\tB\x14\xbaH\x11\x92\x01\x0e\b\x01\x10@\x18\x01\"\x06r\x04\x10\x01\x18PR\x06topics\x124\n" +
 	"\x06filter\x18\x02 \x01(\v2\x1c.weft.config.v1alpha1.FilterR\x06filter\x12;\n" +
 	"\x05start\x18\x03 \x01(\x0e2\x1b.weft.config.v1alpha1.StartB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05start\x12>\n" +
 	"\x06stream\x18\x04 \x01(\v2$.weft.config.v1alpha1.StreamDeliveryH\x00R\x06stream\x128\n" +
-	"\x04push\x18\x05 \x01(\v2\".weft.config.v1alpha1.PushDeliveryH\x00R\x04push\x12K\n" +
+	"\x04push\x18\x05 \x01(\v2\".weft.config.v1alpha1.PushDeliveryH\x00R\x04push\x12A\n" +
+	"\aforward\x18\a \x01(\v2%.weft.config.v1alpha1.ForwardDeliveryH\x00R\aforward\x12K\n" +
 	"\vack_timeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\n" +
 	"ackTimeout\x12-\n" +
 	"\rmax_in_flight\x18\v \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80\x04R\vmaxInFlight\x121\n" +
 	"\x05retry\x18\f \x01(\v2\x1b.weft.config.v1alpha1.RetryR\x05retry\x123\n" +
-	"\x11dead_letter_topic\x18\r \x01(\tB\a\xbaH\x04r\x02\x18PR\x0fdeadLetterTopicB\n" +
+	"\x11dead_letter_topic\x18\r \x01(\tB\a\xbaH\x04r\x02\x18PR\x0fdeadLetterTopic\x12=\n" +
+	"\ttransform\x18\x0e \x01(\v2\x1f.weft.config.v1alpha1.TransformR\ttransform\x12D\n" +
+	"\bordering\x18\x0f \x01(\x0e2\x1e.weft.config.v1alpha1.OrderingB\b\xbaH\x05\x82\x01\x02\x10\x01R\bordering\x12N\n" +
+	"\fon_exhausted\x18\x10 \x01(\x0e2!.weft.config.v1alpha1.OnExhaustedB\b\xbaH\x05\x82\x01\x02\x10\x01R\vonExhausted\x125\n" +
+	"\bstart_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\astartAt\x12=\n" +
+	"\x0fstart_positions\x18\x13 \x03(\tB\x14\xbaH\x11\x92\x01\x0e\x10\x80 \x18\x01\"\ar\x05\x10\x01\x18\x80\x04R\x0estartPositions\x12.\n" +
+	"\x04rate\x18\x14 \x01(\v2\x1a.weft.config.v1alpha1.RateR\x04rateB\n" +
 	"\n" +
-	"\bdeliveryJ\x04\b\x06\x10\n" +
-	"J\x04\b\x0e\x10\x15R\x04pullR\aforwardR\ttransformR\borderingR\x06expiryR\fon_exhausted\"\x10\n" +
-	"\x0eStreamDelivery\"\xa4\x01\n" +
-	"\fPushDelivery\x12\x1f\n" +
-	"\x03url\x18\x01 \x01(\tB\r\xbaH\n" +
-	"r\b\x10\x01\x18\x80\x10\x88\x01\x01R\x03url\x12G\n" +
+	"\bdeliveryJ\x04\b\x06\x10\aJ\x04\b\b\x10\n" +
+	"J\x04\b\x11\x10\x12R\x04pullR\x06expiry\"O\n" +
+	"\tTransform\x126\n" +
+	"\x03cel\x18\x01 \x01(\v2\".weft.config.v1alpha1.CelTransformH\x00R\x03celB\n" +
+	"\n" +
+	"\blanguage\"\xd2\x01\n" +
+	"\fCelTransform\x12e\n" +
+	"\n" +
+	"attributes\x18\x01 \x03(\v22.weft.config.v1alpha1.CelTransform.AttributesEntryB\x11\xbaH\x0e\x9a\x01\v\x10 *\ar\x05\x10\x01(\x80 R\n" +
+	"attributes\x12\x1c\n" +
+	"\x04data\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80 R\x04data\x1a=\n" +
+	"\x0fAttributesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x01\n" +
+	"\x04Rate\x12+\n" +
+	"\n" +
+	"deliveries\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xc0\x84=(\x01R\n" +
+	"deliveries\x12<\n" +
+	"\x03per\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x03per\x12\x1f\n" +
+	"\x05burst\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80\x04R\x05burst\"\x10\n" +
+	"\x0eStreamDelivery\"\xbb\x05\n" +
+	"\fPushDelivery\x12 \n" +
+	"\x03url\x18\x01 \x01(\tB\x0e\xbaH\v\xd8\x01\x01r\x06\x18\x80\x10\x88\x01\x01R\x03url\x12G\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\xac\x022\x05\x10\x80\xc2\xd7/R\atimeout\x12*\n" +
-	"\vconcurrency\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\x80\bR\vconcurrency\"\xd5\x01\n" +
+	"\vconcurrency\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\x80\bR\vconcurrency\x12;\n" +
+	"\arequest\x18\x04 \x01(\v2!.weft.config.v1alpha1.RestRequestR\arequest\x12H\n" +
+	"\tsettle_on\x18\x05 \x03(\tB+\xbaH(\x92\x01%\x10 \x18\x01\"\x1fr\x1d2\x1b^([345]xx|[3-5][0-9][0-9])$R\bsettleOn\x12H\n" +
+	"\treject_on\x18\x06 \x03(\tB+\xbaH(\x92\x01%\x10 \x18\x01\"\x1fr\x1d2\x1b^([345]xx|[3-5][0-9][0-9])$R\brejectOn\x12A\n" +
+	"\tsignature\x18\a \x01(\v2#.weft.config.v1alpha1.PushSignatureR\tsignature\x12M\n" +
+	"\rauthorization\x18\b \x01(\v2'.weft.config.v1alpha1.PushAuthorizationR\rauthorization\x12A\n" +
+	"\thandshake\x18\t \x01(\v2#.weft.config.v1alpha1.PushHandshakeR\thandshake\x12/\n" +
+	"\x03tls\x18\n" +
+	" \x01(\v2\x1d.weft.config.v1alpha1.PushTLSR\x03tls\x12=\n" +
+	"\aservice\x18\v \x01(\v2#.weft.config.v1alpha1.ServiceTargetR\aservice\"\x94\x01\n" +
+	"\rPushHandshake\x12d\n" +
+	"\x06origin\x18\x01 \x01(\tBL\xbaHIrG\x18\xfd\x012B^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$R\x06origin\x12\x1d\n" +
+	"\x04rate\x18\x02 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x04rate\"\x94\x02\n" +
+	"\rServiceTarget\x123\n" +
+	"\x04name\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x10\x01\x18\x80\x042\x13^[0-9a-zA-Z@.:_-]+$R\x04name\x123\n" +
+	"\x05group\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x18\x80\x012\x13^[0-9a-zA-Z@.:_-]*$R\x05group\x12?\n" +
+	"\bclusters\x18\x03 \x03(\tB#\xbaH \x92\x01\x1d\x10 \x18\x01\"\x17r\x15\x10\x01\x18@2\x0f^[0-9a-zA-Z-]+$R\bclusters\x12-\n" +
+	"\x06scheme\x18\x04 \x01(\tB\x15\xbaH\x12\xd8\x01\x01r\rR\x04httpR\x05httpsR\x06scheme\x12)\n" +
+	"\x04path\x18\x05 \x01(\tB\x15\xbaH\x12r\x10\x18\x80\x102\v^(/[^#]*)?$R\x04path\"^\n" +
+	"\x0fForwardDelivery\x12\x1f\n" +
+	"\x05topic\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18PR\x05topic\x12*\n" +
+	"\vconcurrency\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x80\bR\vconcurrency\"\xe2\x03\n" +
+	"\vRestRequest\x12?\n" +
+	"\x06method\x18\x01 \x01(\tB'\xbaH$\xd8\x01\x01r\x1fR\x03GETR\x04POSTR\x03PUTR\x05PATCHR\x06DELETER\x06method\x12\x1c\n" +
+	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x04path\x12\\\n" +
+	"\x05query\x18\x03 \x03(\v2,.weft.config.v1alpha1.RestRequest.QueryEntryB\x18\xbaH\x15\x9a\x01\x12\x10 \"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x10R\x05query\x12b\n" +
+	"\aheaders\x18\x04 \x03(\v2..weft.config.v1alpha1.RestRequest.HeadersEntryB\x18\xbaH\x15\x9a\x01\x12\x10 \"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x10R\aheaders\x12<\n" +
+	"\x04body\x18\x05 \x01(\x0e2\x1e.weft.config.v1alpha1.RestBodyB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04body\x1a8\n" +
+	"\n" +
+	"QueryEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"^\n" +
+	"\rPushSignature\x12M\n" +
+	"\asecrets\x18\x01 \x03(\tB3\xbaH0\x92\x01-\b\x01\x10\x02\x18\x01\"%r#\x18\x80\x012\x1e^[A-Za-z0-9_-][A-Za-z0-9._-]*$R\asecrets\"\xd4\x01\n" +
+	"\aPushTLS\x12;\n" +
+	"\x02ca\x18\x01 \x01(\tB+\xbaH(r&\x18\x80\x012!^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$R\x02ca\x12M\n" +
+	"\vcertificate\x18\x02 \x01(\tB+\xbaH(r&\x18\x80\x012!^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$R\vcertificate\x12=\n" +
+	"\x03key\x18\x03 \x01(\tB+\xbaH(r&\x18\x80\x012!^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$R\x03key\"\x87\x01\n" +
+	"\x11PushAuthorization\x120\n" +
+	"\x06scheme\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x18 2\x0f^[A-Za-z0-9-]*$R\x06scheme\x12@\n" +
+	"\x06secret\x18\x02 \x01(\tB(\xbaH%r#\x18\x80\x012\x1e^[A-Za-z0-9_-][A-Za-z0-9._-]*$R\x06secret\"\xd5\x01\n" +
 	"\x05Retry\x12+\n" +
 	"\fmax_attempts\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\vmaxAttempts\x12N\n" +
 	"\vmin_backoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\n" +
@@ -436,7 +1503,19 @@ const file_weft_config_v1alpha1_subscription_proto_rawDesc = "" +
 	"\x05Start\x12\x15\n" +
 	"\x11START_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tSTART_END\x10\x01\x12\x13\n" +
-	"\x0fSTART_BEGINNING\x10\x02BIZGgithub.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1;configv1alpha1b\x06proto3"
+	"\x0fSTART_BEGINNING\x10\x02*9\n" +
+	"\bOrdering\x12\x18\n" +
+	"\x14ORDERING_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fORDERING_BY_KEY\x10\x01*a\n" +
+	"\vOnExhausted\x12\x1c\n" +
+	"\x18ON_EXHAUSTED_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18ON_EXHAUSTED_DEAD_LETTER\x10\x01\x12\x16\n" +
+	"\x12ON_EXHAUSTED_BLOCK\x10\x02*b\n" +
+	"\bRestBody\x12\x19\n" +
+	"\x15REST_BODY_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eREST_BODY_DATA\x10\x01\x12\x12\n" +
+	"\x0eREST_BODY_NONE\x10\x02\x12\x13\n" +
+	"\x0fREST_BODY_EVENT\x10\x03BIZGgithub.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1;configv1alpha1b\x06proto3"
 
 var (
 	file_weft_config_v1alpha1_subscription_proto_rawDescOnce sync.Once
@@ -450,32 +1529,67 @@ func file_weft_config_v1alpha1_subscription_proto_rawDescGZIP() []byte {
 	return file_weft_config_v1alpha1_subscription_proto_rawDescData
 }
 
-var file_weft_config_v1alpha1_subscription_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weft_config_v1alpha1_subscription_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_weft_config_v1alpha1_subscription_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_weft_config_v1alpha1_subscription_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_weft_config_v1alpha1_subscription_proto_goTypes = []any{
-	(Start)(0),                  // 0: weft.config.v1alpha1.Start
-	(*Subscription)(nil),        // 1: weft.config.v1alpha1.Subscription
-	(*StreamDelivery)(nil),      // 2: weft.config.v1alpha1.StreamDelivery
-	(*PushDelivery)(nil),        // 3: weft.config.v1alpha1.PushDelivery
-	(*Retry)(nil),               // 4: weft.config.v1alpha1.Retry
-	(*Filter)(nil),              // 5: weft.config.v1alpha1.Filter
-	(*durationpb.Duration)(nil), // 6: google.protobuf.Duration
+	(Start)(0),                    // 0: weft.config.v1alpha1.Start
+	(Ordering)(0),                 // 1: weft.config.v1alpha1.Ordering
+	(OnExhausted)(0),              // 2: weft.config.v1alpha1.OnExhausted
+	(RestBody)(0),                 // 3: weft.config.v1alpha1.RestBody
+	(*Subscription)(nil),          // 4: weft.config.v1alpha1.Subscription
+	(*Transform)(nil),             // 5: weft.config.v1alpha1.Transform
+	(*CelTransform)(nil),          // 6: weft.config.v1alpha1.CelTransform
+	(*Rate)(nil),                  // 7: weft.config.v1alpha1.Rate
+	(*StreamDelivery)(nil),        // 8: weft.config.v1alpha1.StreamDelivery
+	(*PushDelivery)(nil),          // 9: weft.config.v1alpha1.PushDelivery
+	(*PushHandshake)(nil),         // 10: weft.config.v1alpha1.PushHandshake
+	(*ServiceTarget)(nil),         // 11: weft.config.v1alpha1.ServiceTarget
+	(*ForwardDelivery)(nil),       // 12: weft.config.v1alpha1.ForwardDelivery
+	(*RestRequest)(nil),           // 13: weft.config.v1alpha1.RestRequest
+	(*PushSignature)(nil),         // 14: weft.config.v1alpha1.PushSignature
+	(*PushTLS)(nil),               // 15: weft.config.v1alpha1.PushTLS
+	(*PushAuthorization)(nil),     // 16: weft.config.v1alpha1.PushAuthorization
+	(*Retry)(nil),                 // 17: weft.config.v1alpha1.Retry
+	nil,                           // 18: weft.config.v1alpha1.CelTransform.AttributesEntry
+	nil,                           // 19: weft.config.v1alpha1.RestRequest.QueryEntry
+	nil,                           // 20: weft.config.v1alpha1.RestRequest.HeadersEntry
+	(*Filter)(nil),                // 21: weft.config.v1alpha1.Filter
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_weft_config_v1alpha1_subscription_proto_depIdxs = []int32{
-	5, // 0: weft.config.v1alpha1.Subscription.filter:type_name -> weft.config.v1alpha1.Filter
-	0, // 1: weft.config.v1alpha1.Subscription.start:type_name -> weft.config.v1alpha1.Start
-	2, // 2: weft.config.v1alpha1.Subscription.stream:type_name -> weft.config.v1alpha1.StreamDelivery
-	3, // 3: weft.config.v1alpha1.Subscription.push:type_name -> weft.config.v1alpha1.PushDelivery
-	6, // 4: weft.config.v1alpha1.Subscription.ack_timeout:type_name -> google.protobuf.Duration
-	4, // 5: weft.config.v1alpha1.Subscription.retry:type_name -> weft.config.v1alpha1.Retry
-	6, // 6: weft.config.v1alpha1.PushDelivery.timeout:type_name -> google.protobuf.Duration
-	6, // 7: weft.config.v1alpha1.Retry.min_backoff:type_name -> google.protobuf.Duration
-	6, // 8: weft.config.v1alpha1.Retry.max_backoff:type_name -> google.protobuf.Duration
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	21, // 0: weft.config.v1alpha1.Subscription.filter:type_name -> weft.config.v1alpha1.Filter
+	0,  // 1: weft.config.v1alpha1.Subscription.start:type_name -> weft.config.v1alpha1.Start
+	8,  // 2: weft.config.v1alpha1.Subscription.stream:type_name -> weft.config.v1alpha1.StreamDelivery
+	9,  // 3: weft.config.v1alpha1.Subscription.push:type_name -> weft.config.v1alpha1.PushDelivery
+	12, // 4: weft.config.v1alpha1.Subscription.forward:type_name -> weft.config.v1alpha1.ForwardDelivery
+	22, // 5: weft.config.v1alpha1.Subscription.ack_timeout:type_name -> google.protobuf.Duration
+	17, // 6: weft.config.v1alpha1.Subscription.retry:type_name -> weft.config.v1alpha1.Retry
+	5,  // 7: weft.config.v1alpha1.Subscription.transform:type_name -> weft.config.v1alpha1.Transform
+	1,  // 8: weft.config.v1alpha1.Subscription.ordering:type_name -> weft.config.v1alpha1.Ordering
+	2,  // 9: weft.config.v1alpha1.Subscription.on_exhausted:type_name -> weft.config.v1alpha1.OnExhausted
+	23, // 10: weft.config.v1alpha1.Subscription.start_at:type_name -> google.protobuf.Timestamp
+	7,  // 11: weft.config.v1alpha1.Subscription.rate:type_name -> weft.config.v1alpha1.Rate
+	6,  // 12: weft.config.v1alpha1.Transform.cel:type_name -> weft.config.v1alpha1.CelTransform
+	18, // 13: weft.config.v1alpha1.CelTransform.attributes:type_name -> weft.config.v1alpha1.CelTransform.AttributesEntry
+	22, // 14: weft.config.v1alpha1.Rate.per:type_name -> google.protobuf.Duration
+	22, // 15: weft.config.v1alpha1.PushDelivery.timeout:type_name -> google.protobuf.Duration
+	13, // 16: weft.config.v1alpha1.PushDelivery.request:type_name -> weft.config.v1alpha1.RestRequest
+	14, // 17: weft.config.v1alpha1.PushDelivery.signature:type_name -> weft.config.v1alpha1.PushSignature
+	16, // 18: weft.config.v1alpha1.PushDelivery.authorization:type_name -> weft.config.v1alpha1.PushAuthorization
+	10, // 19: weft.config.v1alpha1.PushDelivery.handshake:type_name -> weft.config.v1alpha1.PushHandshake
+	15, // 20: weft.config.v1alpha1.PushDelivery.tls:type_name -> weft.config.v1alpha1.PushTLS
+	11, // 21: weft.config.v1alpha1.PushDelivery.service:type_name -> weft.config.v1alpha1.ServiceTarget
+	19, // 22: weft.config.v1alpha1.RestRequest.query:type_name -> weft.config.v1alpha1.RestRequest.QueryEntry
+	20, // 23: weft.config.v1alpha1.RestRequest.headers:type_name -> weft.config.v1alpha1.RestRequest.HeadersEntry
+	3,  // 24: weft.config.v1alpha1.RestRequest.body:type_name -> weft.config.v1alpha1.RestBody
+	22, // 25: weft.config.v1alpha1.Retry.min_backoff:type_name -> google.protobuf.Duration
+	22, // 26: weft.config.v1alpha1.Retry.max_backoff:type_name -> google.protobuf.Duration
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_subscription_proto_init() }
@@ -487,14 +1601,18 @@ func file_weft_config_v1alpha1_subscription_proto_init() {
 	file_weft_config_v1alpha1_subscription_proto_msgTypes[0].OneofWrappers = []any{
 		(*Subscription_Stream)(nil),
 		(*Subscription_Push)(nil),
+		(*Subscription_Forward)(nil),
+	}
+	file_weft_config_v1alpha1_subscription_proto_msgTypes[1].OneofWrappers = []any{
+		(*Transform_Cel)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_config_v1alpha1_subscription_proto_rawDesc), len(file_weft_config_v1alpha1_subscription_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   4,
+			NumEnums:      4,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -23,14 +23,150 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Phase is how far a move is.
+type Move_Phase int32
+
+const (
+	// Never.
+	Move_PHASE_UNSPECIFIED Move_Phase = 0
+	// The last epoch is made and checked.
+	Move_PHASE_PREPARING Move_Phase = 1
+	// The epoch before it is written to under leases alone.
+	Move_PHASE_LEASING Move_Phase = 2
+	// No write begins.
+	Move_PHASE_STOPPING Move_Phase = 3
+	// Markers are written into the epoch before the last.
+	Move_PHASE_MARKING Move_Phase = 4
+	// The last epoch is written to; readers take the ones before first.
+	Move_PHASE_DRAINING Move_Phase = 5
+	// Everything before the last epoch was read.
+	Move_PHASE_DRAINED Move_Phase = 6
+)
+
+// Enum value maps for Move_Phase.
+var (
+	Move_Phase_name = map[int32]string{
+		0: "PHASE_UNSPECIFIED",
+		1: "PHASE_PREPARING",
+		2: "PHASE_LEASING",
+		3: "PHASE_STOPPING",
+		4: "PHASE_MARKING",
+		5: "PHASE_DRAINING",
+		6: "PHASE_DRAINED",
+	}
+	Move_Phase_value = map[string]int32{
+		"PHASE_UNSPECIFIED": 0,
+		"PHASE_PREPARING":   1,
+		"PHASE_LEASING":     2,
+		"PHASE_STOPPING":    3,
+		"PHASE_MARKING":     4,
+		"PHASE_DRAINING":    5,
+		"PHASE_DRAINED":     6,
+	}
+)
+
+func (x Move_Phase) Enum() *Move_Phase {
+	p := new(Move_Phase)
+	*p = x
+	return p
+}
+
+func (x Move_Phase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Move_Phase) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_config_v1alpha1_system_proto_enumTypes[0].Descriptor()
+}
+
+func (Move_Phase) Type() protoreflect.EnumType {
+	return &file_weft_config_v1alpha1_system_proto_enumTypes[0]
+}
+
+func (x Move_Phase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Move_Phase.Descriptor instead.
+func (Move_Phase) EnumDescriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{1, 0}
+}
+
+// State is how well a fence holds.
+type Fence_State int32
+
+const (
+	// Never.
+	Fence_STATE_UNSPECIFIED Fence_State = 0
+	// Its servers refuse what is written to the place.
+	Fence_STATE_ENFORCED Fence_State = 1
+	// Clients that ask where the place is are told not to write; its servers take what
+	// others write.
+	Fence_STATE_ADVISORY Fence_State = 2
+	// There is none.
+	Fence_STATE_NONE Fence_State = 3
+)
+
+// Enum value maps for Fence_State.
+var (
+	Fence_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "STATE_ENFORCED",
+		2: "STATE_ADVISORY",
+		3: "STATE_NONE",
+	}
+	Fence_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"STATE_ENFORCED":    1,
+		"STATE_ADVISORY":    2,
+		"STATE_NONE":        3,
+	}
+)
+
+func (x Fence_State) Enum() *Fence_State {
+	p := new(Fence_State)
+	*p = x
+	return p
+}
+
+func (x Fence_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Fence_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_config_v1alpha1_system_proto_enumTypes[1].Descriptor()
+}
+
+func (Fence_State) Type() protoreflect.EnumType {
+	return &file_weft_config_v1alpha1_system_proto_enumTypes[1]
+}
+
+func (x Fence_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Fence_State.Descriptor instead.
+func (Fence_State) EnumDescriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{4, 0}
+}
+
 // TopicBinding says which store holds which stretch of a topic. It has its
 // Topic's name and is written in the transaction that creates the Topic.
 type TopicBinding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The Topic's uid.
 	TopicUid string `protobuf:"bytes,1,opt,name=topic_uid,json=topicUid,proto3" json:"topic_uid,omitempty"`
-	// Epochs, oldest first; the last one is written to.
-	Epochs        []*Epoch `protobuf:"bytes,2,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	// Epochs, oldest first. The last one is written to; while a move has not come to
+	// DRAINING it is the one before.
+	Epochs []*Epoch `protobuf:"bytes,2,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	// The topic moves to the last epoch; unset while it does not.
+	Move *Move `protobuf:"bytes,3,opt,name=move,proto3" json:"move,omitempty"`
+	// The highest number that an epoch ever had, also one of a move that was withdrawn;
+	// 0 is that of the last epoch. No number comes again.
+	Highest uint32 `protobuf:"varint,4,opt,name=highest,proto3" json:"highest,omitempty"`
+	// The uid of the Migration whose move came to its end last, finished or withdrawn. It
+	// is not begun again.
+	Ended         string `protobuf:"bytes,5,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -79,24 +215,208 @@ func (x *TopicBinding) GetEpochs() []*Epoch {
 	return nil
 }
 
+func (x *TopicBinding) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+func (x *TopicBinding) GetHighest() uint32 {
+	if x != nil {
+		return x.Highest
+	}
+	return 0
+}
+
+func (x *TopicBinding) GetEnded() string {
+	if x != nil {
+		return x.Ended
+	}
+	return ""
+}
+
+// Move is how far the move of a topic is. The rules are those of package pkg/cutover.
+type Move struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The uid of the Migration.
+	MigrationUid string `protobuf:"bytes,1,opt,name=migration_uid,json=migrationUid,proto3" json:"migration_uid,omitempty"`
+	// How far it is.
+	Phase Move_Phase `protobuf:"varint,2,opt,name=phase,proto3,enum=weft.config.v1alpha1.Move_Phase" json:"phase,omitempty"`
+	// In MARKING: the node id of the proxy that writes the markers.
+	Marker string `protobuf:"bytes,3,opt,name=marker,proto3" json:"marker,omitempty"`
+	// Rises whenever markers are asked for; what another attempt wrote does not count.
+	Attempt uint32 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The move takes back the one before it.
+	Back bool `protobuf:"varint,5,opt,name=back,proto3" json:"back,omitempty"`
+	// Partitions that the epoch before the last had when the move was prepared, where its
+	// store tells: a cut has all of them.
+	Partitions    []string `protobuf:"bytes,6,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Move) GetMigrationUid() string {
+	if x != nil {
+		return x.MigrationUid
+	}
+	return ""
+}
+
+func (x *Move) GetPhase() Move_Phase {
+	if x != nil {
+		return x.Phase
+	}
+	return Move_PHASE_UNSPECIFIED
+}
+
+func (x *Move) GetMarker() string {
+	if x != nil {
+		return x.Marker
+	}
+	return ""
+}
+
+func (x *Move) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Move) GetBack() bool {
+	if x != nil {
+		return x.Back
+	}
+	return false
+}
+
+func (x *Move) GetPartitions() []string {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+// Cut is where an epoch ends in one partition.
+type Cut struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The partition, as position tokens name it.
+	Partition string `protobuf:"bytes,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// The position of the marker, or, where the store's fence stood only behind it, of what
+	// came next when it did: what the mesh wrote there and behind it was never acknowledged.
+	Offset uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Its second part, in stores that have two.
+	Minor         uint64 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cut) Reset() {
+	*x = Cut{}
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cut) ProtoMessage() {}
+
+func (x *Cut) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cut.ProtoReflect.Descriptor instead.
+func (*Cut) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Cut) GetPartition() string {
+	if x != nil {
+		return x.Partition
+	}
+	return ""
+}
+
+func (x *Cut) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Cut) GetMinor() uint64 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
 // Epoch is a stretch of a topic in one store.
 type Epoch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 for the first; rises by one.
+	// 1 for the first; rises. Numbers of moves that were withdrawn are left out.
 	Number uint32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// The EventStore's name, in the Topic's namespace.
 	Store string `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
 	// The EventStore's uid.
 	StoreUid string `protobuf:"bytes,3,opt,name=store_uid,json=storeUid,proto3" json:"store_uid,omitempty"`
 	// The topic's name in the store.
-	PhysicalName  string `protobuf:"bytes,4,opt,name=physical_name,json=physicalName,proto3" json:"physical_name,omitempty"`
+	PhysicalName string `protobuf:"bytes,4,opt,name=physical_name,json=physicalName,proto3" json:"physical_name,omitempty"`
+	// Where it ends, in every partition that it had; empty while it may be written to.
+	// Partitions that are not here have nothing in them.
+	Cut []*Cut `protobuf:"bytes,5,rep,name=cut,proto3" json:"cut,omitempty"`
+	// What keeps those from writing to it who write past the mesh; without one while it may
+	// be written to, and where its store is inside a proxy.
+	Fence         *Fence `protobuf:"bytes,6,opt,name=fence,proto3" json:"fence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Epoch) Reset() {
 	*x = Epoch{}
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[1]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -108,7 +428,7 @@ func (x *Epoch) String() string {
 func (*Epoch) ProtoMessage() {}
 
 func (x *Epoch) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[1]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -121,7 +441,7 @@ func (x *Epoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
 func (*Epoch) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{1}
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Epoch) GetNumber() uint32 {
@@ -152,6 +472,75 @@ func (x *Epoch) GetPhysicalName() string {
 	return ""
 }
 
+func (x *Epoch) GetCut() []*Cut {
+	if x != nil {
+		return x.Cut
+	}
+	return nil
+}
+
+func (x *Epoch) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
+// Fence is what keeps whoever writes past the mesh out of a place that a topic has left.
+type Fence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How well it does.
+	State Fence_State `protobuf:"varint,1,opt,name=state,proto3,enum=weft.config.v1alpha1.Fence_State" json:"state,omitempty"`
+	// Why there is none; what it does not keep out.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fence) Reset() {
+	*x = Fence{}
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fence) ProtoMessage() {}
+
+func (x *Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fence.ProtoReflect.Descriptor instead.
+func (*Fence) Descriptor() ([]byte, []int) {
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Fence) GetState() Fence_State {
+	if x != nil {
+		return x.State
+	}
+	return Fence_STATE_UNSPECIFIED
+}
+
+func (x *Fence) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // TopicAdmission says whether a topic may be used. It has its Topic's name.
 // Without one that admits, and names the Topic's uid, a proxy answers that the
 // topic is not ready.
@@ -165,14 +554,17 @@ type TopicAdmission struct {
 	Reasons []string `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
 	// The store is inside a proxy: that proxy creates the topic and its groups
 	// when it applies the configuration, before it acknowledges it.
-	AtProxy       bool `protobuf:"varint,4,opt,name=at_proxy,json=atProxy,proto3" json:"at_proxy,omitempty"`
+	AtProxy bool `protobuf:"varint,4,opt,name=at_proxy,json=atProxy,proto3" json:"at_proxy,omitempty"`
+	// Numbers of the epochs that exist in their stores, with the groups of all
+	// subscriptions, where there are more than one.
+	Epochs        []uint32 `protobuf:"varint,5,rep,packed,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TopicAdmission) Reset() {
 	*x = TopicAdmission{}
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[2]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -184,7 +576,7 @@ func (x *TopicAdmission) String() string {
 func (*TopicAdmission) ProtoMessage() {}
 
 func (x *TopicAdmission) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[2]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -197,7 +589,7 @@ func (x *TopicAdmission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicAdmission.ProtoReflect.Descriptor instead.
 func (*TopicAdmission) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{2}
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TopicAdmission) GetTopicUid() string {
@@ -228,13 +620,21 @@ func (x *TopicAdmission) GetAtProxy() bool {
 	return false
 }
 
+func (x *TopicAdmission) GetEpochs() []uint32 {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
 // SubscriptionAdmission says where a subscription reads. It has its
 // Subscription's name.
 type SubscriptionAdmission struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The Subscription's uid.
 	SubscriptionUid string `protobuf:"bytes,1,opt,name=subscription_uid,json=subscriptionUid,proto3" json:"subscription_uid,omitempty"`
-	// Topics whose start is fixed. A proxy reads these and no others.
+	// Topics whose start is fixed, one for each epoch that is read. A proxy reads these
+	// and no others: those of a topic one after the other.
 	Sources []*SubscriptionSource `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
 	// Why topics that match are not among the sources.
 	Reasons       []string `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
@@ -244,7 +644,7 @@ type SubscriptionAdmission struct {
 
 func (x *SubscriptionAdmission) Reset() {
 	*x = SubscriptionAdmission{}
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[3]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +656,7 @@ func (x *SubscriptionAdmission) String() string {
 func (*SubscriptionAdmission) ProtoMessage() {}
 
 func (x *SubscriptionAdmission) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[3]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +669,7 @@ func (x *SubscriptionAdmission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionAdmission.ProtoReflect.Descriptor instead.
 func (*SubscriptionAdmission) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{3}
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SubscriptionAdmission) GetSubscriptionUid() string {
@@ -312,7 +712,8 @@ type SubscriptionSource struct {
 	// applies this; a new group starts here (the subscription's start, or
 	// BEGINNING for a topic that came later).
 	AtProxy bool `protobuf:"varint,7,opt,name=at_proxy,json=atProxy,proto3" json:"at_proxy,omitempty"`
-	// With at_proxy: the new group begins at the topic's beginning, else its end.
+	// With at_proxy: the new group begins at the topic's beginning, else where the
+	// subscription's start or start_at says. Its start_positions come before both.
 	FromBeginning bool `protobuf:"varint,8,opt,name=from_beginning,json=fromBeginning,proto3" json:"from_beginning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -320,7 +721,7 @@ type SubscriptionSource struct {
 
 func (x *SubscriptionSource) Reset() {
 	*x = SubscriptionSource{}
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[4]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -332,7 +733,7 @@ func (x *SubscriptionSource) String() string {
 func (*SubscriptionSource) ProtoMessage() {}
 
 func (x *SubscriptionSource) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[4]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -345,7 +746,7 @@ func (x *SubscriptionSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionSource.ProtoReflect.Descriptor instead.
 func (*SubscriptionSource) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{4}
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SubscriptionSource) GetTopic() string {
@@ -430,7 +831,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[5]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +843,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[5]
+	mi := &file_weft_config_v1alpha1_system_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +856,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{5}
+	return file_weft_config_v1alpha1_system_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Quarantine) GetResource() string {
@@ -504,20 +905,56 @@ var File_weft_config_v1alpha1_system_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_system_proto_rawDesc = "" +
 	"\n" +
-	"!weft/config/v1alpha1/system.proto\x12\x14weft.config.v1alpha1\"`\n" +
+	"!weft/config/v1alpha1/system.proto\x12\x14weft.config.v1alpha1\"\xc0\x01\n" +
 	"\fTopicBinding\x12\x1b\n" +
 	"\ttopic_uid\x18\x01 \x01(\tR\btopicUid\x123\n" +
-	"\x06epochs\x18\x02 \x03(\v2\x1b.weft.config.v1alpha1.EpochR\x06epochs\"\x82\x01\n" +
+	"\x06epochs\x18\x02 \x03(\v2\x1b.weft.config.v1alpha1.EpochR\x06epochs\x12.\n" +
+	"\x04move\x18\x03 \x01(\v2\x1a.weft.config.v1alpha1.MoveR\x04move\x12\x18\n" +
+	"\ahighest\x18\x04 \x01(\rR\ahighest\x12\x14\n" +
+	"\x05ended\x18\x05 \x01(\tR\x05ended\"\xe0\x02\n" +
+	"\x04Move\x12#\n" +
+	"\rmigration_uid\x18\x01 \x01(\tR\fmigrationUid\x126\n" +
+	"\x05phase\x18\x02 \x01(\x0e2 .weft.config.v1alpha1.Move.PhaseR\x05phase\x12\x16\n" +
+	"\x06marker\x18\x03 \x01(\tR\x06marker\x12\x18\n" +
+	"\aattempt\x18\x04 \x01(\rR\aattempt\x12\x12\n" +
+	"\x04back\x18\x05 \x01(\bR\x04back\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x06 \x03(\tR\n" +
+	"partitions\"\x94\x01\n" +
+	"\x05Phase\x12\x15\n" +
+	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fPHASE_PREPARING\x10\x01\x12\x11\n" +
+	"\rPHASE_LEASING\x10\x02\x12\x12\n" +
+	"\x0ePHASE_STOPPING\x10\x03\x12\x11\n" +
+	"\rPHASE_MARKING\x10\x04\x12\x12\n" +
+	"\x0ePHASE_DRAINING\x10\x05\x12\x11\n" +
+	"\rPHASE_DRAINED\x10\x06\"Q\n" +
+	"\x03Cut\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\tR\tpartition\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x14\n" +
+	"\x05minor\x18\x03 \x01(\x04R\x05minor\"\xd7\x01\n" +
 	"\x05Epoch\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\tR\x05store\x12\x1b\n" +
 	"\tstore_uid\x18\x03 \x01(\tR\bstoreUid\x12#\n" +
-	"\rphysical_name\x18\x04 \x01(\tR\fphysicalNameJ\x04\b\x05\x10\x06R\x03cut\"~\n" +
+	"\rphysical_name\x18\x04 \x01(\tR\fphysicalName\x12+\n" +
+	"\x03cut\x18\x05 \x03(\v2\x19.weft.config.v1alpha1.CutR\x03cut\x121\n" +
+	"\x05fence\x18\x06 \x01(\v2\x1b.weft.config.v1alpha1.FenceR\x05fence\"\xb0\x01\n" +
+	"\x05Fence\x127\n" +
+	"\x05state\x18\x01 \x01(\x0e2!.weft.config.v1alpha1.Fence.StateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"V\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eSTATE_ENFORCED\x10\x01\x12\x12\n" +
+	"\x0eSTATE_ADVISORY\x10\x02\x12\x0e\n" +
+	"\n" +
+	"STATE_NONE\x10\x03\"\x96\x01\n" +
 	"\x0eTopicAdmission\x12\x1b\n" +
 	"\ttopic_uid\x18\x01 \x01(\tR\btopicUid\x12\x1a\n" +
 	"\badmitted\x18\x02 \x01(\bR\badmitted\x12\x18\n" +
 	"\areasons\x18\x03 \x03(\tR\areasons\x12\x19\n" +
-	"\bat_proxy\x18\x04 \x01(\bR\aatProxy\"\xa0\x01\n" +
+	"\bat_proxy\x18\x04 \x01(\bR\aatProxy\x12\x16\n" +
+	"\x06epochs\x18\x05 \x03(\rR\x06epochs\"\xa0\x01\n" +
 	"\x15SubscriptionAdmission\x12)\n" +
 	"\x10subscription_uid\x18\x01 \x01(\tR\x0fsubscriptionUid\x12B\n" +
 	"\asources\x18\x02 \x03(\v2(.weft.config.v1alpha1.SubscriptionSourceR\asources\x12\x18\n" +
@@ -554,23 +991,34 @@ func file_weft_config_v1alpha1_system_proto_rawDescGZIP() []byte {
 	return file_weft_config_v1alpha1_system_proto_rawDescData
 }
 
-var file_weft_config_v1alpha1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_weft_config_v1alpha1_system_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_weft_config_v1alpha1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_weft_config_v1alpha1_system_proto_goTypes = []any{
-	(*TopicBinding)(nil),          // 0: weft.config.v1alpha1.TopicBinding
-	(*Epoch)(nil),                 // 1: weft.config.v1alpha1.Epoch
-	(*TopicAdmission)(nil),        // 2: weft.config.v1alpha1.TopicAdmission
-	(*SubscriptionAdmission)(nil), // 3: weft.config.v1alpha1.SubscriptionAdmission
-	(*SubscriptionSource)(nil),    // 4: weft.config.v1alpha1.SubscriptionSource
-	(*Quarantine)(nil),            // 5: weft.config.v1alpha1.Quarantine
+	(Move_Phase)(0),               // 0: weft.config.v1alpha1.Move.Phase
+	(Fence_State)(0),              // 1: weft.config.v1alpha1.Fence.State
+	(*TopicBinding)(nil),          // 2: weft.config.v1alpha1.TopicBinding
+	(*Move)(nil),                  // 3: weft.config.v1alpha1.Move
+	(*Cut)(nil),                   // 4: weft.config.v1alpha1.Cut
+	(*Epoch)(nil),                 // 5: weft.config.v1alpha1.Epoch
+	(*Fence)(nil),                 // 6: weft.config.v1alpha1.Fence
+	(*TopicAdmission)(nil),        // 7: weft.config.v1alpha1.TopicAdmission
+	(*SubscriptionAdmission)(nil), // 8: weft.config.v1alpha1.SubscriptionAdmission
+	(*SubscriptionSource)(nil),    // 9: weft.config.v1alpha1.SubscriptionSource
+	(*Quarantine)(nil),            // 10: weft.config.v1alpha1.Quarantine
 }
 var file_weft_config_v1alpha1_system_proto_depIdxs = []int32{
-	1, // 0: weft.config.v1alpha1.TopicBinding.epochs:type_name -> weft.config.v1alpha1.Epoch
-	4, // 1: weft.config.v1alpha1.SubscriptionAdmission.sources:type_name -> weft.config.v1alpha1.SubscriptionSource
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	5, // 0: weft.config.v1alpha1.TopicBinding.epochs:type_name -> weft.config.v1alpha1.Epoch
+	3, // 1: weft.config.v1alpha1.TopicBinding.move:type_name -> weft.config.v1alpha1.Move
+	0, // 2: weft.config.v1alpha1.Move.phase:type_name -> weft.config.v1alpha1.Move.Phase
+	4, // 3: weft.config.v1alpha1.Epoch.cut:type_name -> weft.config.v1alpha1.Cut
+	6, // 4: weft.config.v1alpha1.Epoch.fence:type_name -> weft.config.v1alpha1.Fence
+	1, // 5: weft.config.v1alpha1.Fence.state:type_name -> weft.config.v1alpha1.Fence.State
+	9, // 6: weft.config.v1alpha1.SubscriptionAdmission.sources:type_name -> weft.config.v1alpha1.SubscriptionSource
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_system_proto_init() }
@@ -583,13 +1031,14 @@ func file_weft_config_v1alpha1_system_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_config_v1alpha1_system_proto_rawDesc), len(file_weft_config_v1alpha1_system_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   6,
+			NumEnums:      2,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_weft_config_v1alpha1_system_proto_goTypes,
 		DependencyIndexes: file_weft_config_v1alpha1_system_proto_depIdxs,
+		EnumInfos:         file_weft_config_v1alpha1_system_proto_enumTypes,
 		MessageInfos:      file_weft_config_v1alpha1_system_proto_msgTypes,
 	}.Build()
 	File_weft_config_v1alpha1_system_proto = out.File

@@ -147,7 +147,7 @@ type Topic struct {
 	// never shrink.
 	Partitions uint32 `protobuf:"varint,3,opt,name=partitions,proto3" json:"partitions,omitempty"`
 	// How long events are kept. Only for stores that keep it per topic (the
-	// embedded store); RocketMQ has one setting a broker.
+	// embedded store, Kafka); RocketMQ has one setting a broker.
 	Retention *Retention `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
 	// The attribute that is the ordering key of events without a partitionkey:
 	// "subject", "source", "type" or an extension attribute's name.
@@ -159,8 +159,11 @@ type Topic struct {
 	Needs *Needs `protobuf:"bytes,7,opt,name=needs,proto3" json:"needs,omitempty"`
 	// What deleting the Topic does to the events; RETAIN when unspecified.
 	DeletionPolicy DeletionPolicy `protobuf:"varint,8,opt,name=deletion_policy,json=deletionPolicy,proto3,enum=weft.config.v1alpha1.DeletionPolicy" json:"deletion_policy,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Name of the Schema, in the same namespace, that the data of events must
+	// conform to; any data when empty.
+	Schema        string `protobuf:"bytes,9,opt,name=schema,proto3" json:"schema,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Topic) Reset() {
@@ -249,6 +252,13 @@ func (x *Topic) GetDeletionPolicy() DeletionPolicy {
 	return DeletionPolicy_DELETION_POLICY_UNSPECIFIED
 }
 
+func (x *Topic) GetSchema() string {
+	if x != nil {
+		return x.Schema
+	}
+	return ""
+}
+
 // Retention bounds a topic by age, by size, or both; whatever is exceeded
 // first is removed from the oldest end. Unset means without that bound.
 type Retention struct {
@@ -305,11 +315,23 @@ func (x *Retention) GetMaxBytes() uint64 {
 	return 0
 }
 
-// Needs are what a topic requires of its store.
+// Needs are what a topic requires of its store. What the store has not is done by the
+// mesh in its place, at a price that weft apply shows, or the topic is refused with
+// the reason.
 type Needs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What an acknowledgement must have survived.
-	Durability    Durability `protobuf:"varint,1,opt,name=durability,proto3,enum=weft.config.v1alpha1.Durability" json:"durability,omitempty"`
+	Durability Durability `protobuf:"varint,1,opt,name=durability,proto3,enum=weft.config.v1alpha1.Durability" json:"durability,omitempty"`
+	// Events of a key reach an ordered Subscription one after the other.
+	Order bool `protobuf:"varint,2,opt,name=order,proto3" json:"order,omitempty"`
+	// The longest delay of a retry that is held back durably, at most 365 days.
+	Delay *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
+	// Readers may begin at the beginning, a time or a position.
+	Replay bool `protobuf:"varint,4,opt,name=replay,proto3" json:"replay,omitempty"`
+	// Any number of tails may each have every event.
+	Broadcast bool `protobuf:"varint,5,opt,name=broadcast,proto3" json:"broadcast,omitempty"`
+	// Events may be requests, whose senders wait for a reply.
+	RequestReply  bool `protobuf:"varint,6,opt,name=request_reply,json=requestReply,proto3" json:"request_reply,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -351,14 +373,49 @@ func (x *Needs) GetDurability() Durability {
 	return Durability_DURABILITY_UNSPECIFIED
 }
 
+func (x *Needs) GetOrder() bool {
+	if x != nil {
+		return x.Order
+	}
+	return false
+}
+
+func (x *Needs) GetDelay() *durationpb.Duration {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
+}
+
+func (x *Needs) GetReplay() bool {
+	if x != nil {
+		return x.Replay
+	}
+	return false
+}
+
+func (x *Needs) GetBroadcast() bool {
+	if x != nil {
+		return x.Broadcast
+	}
+	return false
+}
+
+func (x *Needs) GetRequestReply() bool {
+	if x != nil {
+		return x.RequestReply
+	}
+	return false
+}
+
 var File_weft_config_v1alpha1_topic_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_topic_proto_rawDesc = "" +
 	"\n" +
-	" weft/config/v1alpha1/topic.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xd2\x03\n" +
+	" weft/config/v1alpha1/topic.proto\x12\x14weft.config.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe7\x03\n" +
 	"\x05Topic\x12\x1f\n" +
-	"\x05store\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18PR\x05store\x12@\n" +
-	"\rphysical_name\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x18\x7f2\x12^[A-Za-z0-9_%|-]*$R\fphysicalName\x12(\n" +
+	"\x05store\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18PR\x05store\x12B\n" +
+	"\rphysical_name\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x18\xf9\x012\x13^[A-Za-z0-9._%|-]*$R\fphysicalName\x12(\n" +
 	"\n" +
 	"partitions\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\x80\x02R\n" +
 	"partitions\x12=\n" +
@@ -367,16 +424,21 @@ const file_weft_config_v1alpha1_topic_proto_rawDesc = "" +
 	"\x0fmax_event_bytes\x18\x06 \x01(\rB\n" +
 	"\xbaH\a*\x05\x18\x80\x80\xc0\x01R\rmaxEventBytes\x121\n" +
 	"\x05needs\x18\a \x01(\v2\x1b.weft.config.v1alpha1.NeedsR\x05needs\x12W\n" +
-	"\x0fdeletion_policy\x18\b \x01(\x0e2$.weft.config.v1alpha1.DeletionPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0edeletionPolicyJ\x04\b\t\x10\n" +
-	"R\x06schema\"v\n" +
+	"\x0fdeletion_policy\x18\b \x01(\x0e2$.weft.config.v1alpha1.DeletionPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0edeletionPolicy\x12\x1f\n" +
+	"\x06schema\x18\t \x01(\tB\a\xbaH\x04r\x02\x18PR\x06schema\"v\n" +
 	"\tRetention\x12>\n" +
 	"\amax_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\n" +
 	"\xbaH\a\xaa\x01\x042\x02\b<R\x06maxAge\x12)\n" +
-	"\tmax_bytes\x18\x02 \x01(\x04B\f\xbaH\t\xd8\x01\x012\x04(\x80\x80@R\bmaxBytes\"\x89\x01\n" +
+	"\tmax_bytes\x18\x02 \x01(\x04B\f\xbaH\t\xd8\x01\x012\x04(\x80\x80@R\bmaxBytes\"\x92\x02\n" +
 	"\x05Needs\x12J\n" +
 	"\n" +
 	"durability\x18\x01 \x01(\x0e2 .weft.config.v1alpha1.DurabilityB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
-	"durabilityJ\x04\b\x02\x10\tR\x05orderR\x05delayR\x06replayR\tbroadcastR\rrequest_reply*p\n" +
+	"durability\x12\x14\n" +
+	"\x05order\x18\x02 \x01(\bR\x05order\x12@\n" +
+	"\x05delay\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f*\x00R\x05delay\x12\x16\n" +
+	"\x06replay\x18\x04 \x01(\bR\x06replay\x12\x1c\n" +
+	"\tbroadcast\x18\x05 \x01(\bR\tbroadcast\x12#\n" +
+	"\rrequest_reply\x18\x06 \x01(\bR\frequestReplyJ\x04\b\a\x10\bJ\x04\b\b\x10\t*p\n" +
 	"\n" +
 	"Durability\x12\x1a\n" +
 	"\x16DURABILITY_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -416,11 +478,12 @@ var file_weft_config_v1alpha1_topic_proto_depIdxs = []int32{
 	1, // 2: weft.config.v1alpha1.Topic.deletion_policy:type_name -> weft.config.v1alpha1.DeletionPolicy
 	5, // 3: weft.config.v1alpha1.Retention.max_age:type_name -> google.protobuf.Duration
 	0, // 4: weft.config.v1alpha1.Needs.durability:type_name -> weft.config.v1alpha1.Durability
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5, // 5: weft.config.v1alpha1.Needs.delay:type_name -> google.protobuf.Duration
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_topic_proto_init() }

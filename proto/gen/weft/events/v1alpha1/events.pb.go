@@ -504,6 +504,218 @@ func (x *FailedResult) GetError() *Error {
 	return nil
 }
 
+// RequestRequest is an event that waits for its reply.
+type RequestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The topic.
+	Topic string `protobuf:"bytes,2,opt,name=topic,proto3" json:"topic,omitempty"`
+	// The event.
+	Event *v1.CloudEvent `protobuf:"bytes,3,opt,name=event,proto3" json:"event,omitempty"`
+	// The longest wait for the reply, 1 ms to 5 min; when unset, as long as the
+	// call's deadline allows, and 10 s without one. The deadline ends it anyway.
+	Timeout       *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestRequest) Reset() {
+	*x = RequestRequest{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestRequest) ProtoMessage() {}
+
+func (x *RequestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestRequest.ProtoReflect.Descriptor instead.
+func (*RequestRequest) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RequestRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RequestRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *RequestRequest) GetEvent() *v1.CloudEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *RequestRequest) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+// RequestResponse is the reply.
+type RequestResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reply, without replyto.
+	Event         *v1.CloudEvent `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestResponse) Reset() {
+	*x = RequestResponse{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestResponse) ProtoMessage() {}
+
+func (x *RequestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestResponse.ProtoReflect.Descriptor instead.
+func (*RequestResponse) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RequestResponse) GetEvent() *v1.CloudEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+// ReplyRequest is a reply.
+type ReplyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespace of the request.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The reply. Its attribute replyto is that of the request, as it was.
+	Event         *v1.CloudEvent `protobuf:"bytes,3,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplyRequest) Reset() {
+	*x = ReplyRequest{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplyRequest) ProtoMessage() {}
+
+func (x *ReplyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplyRequest.ProtoReflect.Descriptor instead.
+func (*ReplyRequest) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReplyRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ReplyRequest) GetEvent() *v1.CloudEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+// ReplyResponse says that the reply was passed on.
+type ReplyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplyResponse) Reset() {
+	*x = ReplyResponse{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplyResponse) ProtoMessage() {}
+
+func (x *ReplyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplyResponse.ProtoReflect.Descriptor instead.
+func (*ReplyResponse) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{11}
+}
+
 // Error is a failure of one event.
 type Error struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -521,7 +733,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[8]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +745,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[8]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +758,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{8}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Error) GetCode() int32 {
@@ -596,7 +808,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[9]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +820,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[9]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +833,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{9}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SubscribeRequest) GetMessage() isSubscribeRequest_Message {
@@ -735,7 +947,7 @@ type SubscribeOpen struct {
 
 func (x *SubscribeOpen) Reset() {
 	*x = SubscribeOpen{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[10]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +959,7 @@ func (x *SubscribeOpen) String() string {
 func (*SubscribeOpen) ProtoMessage() {}
 
 func (x *SubscribeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[10]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +972,7 @@ func (x *SubscribeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeOpen.ProtoReflect.Descriptor instead.
 func (*SubscribeOpen) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{10}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SubscribeOpen) GetNamespace() string {
@@ -839,7 +1051,7 @@ type Tail struct {
 
 func (x *Tail) Reset() {
 	*x = Tail{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[11]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1063,7 @@ func (x *Tail) String() string {
 func (*Tail) ProtoMessage() {}
 
 func (x *Tail) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[11]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1076,7 @@ func (x *Tail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tail.ProtoReflect.Descriptor instead.
 func (*Tail) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{11}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Tail) GetTopics() []string {
@@ -946,7 +1158,7 @@ type Positions struct {
 
 func (x *Positions) Reset() {
 	*x = Positions{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[12]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1170,7 @@ func (x *Positions) String() string {
 func (*Positions) ProtoMessage() {}
 
 func (x *Positions) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[12]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1183,7 @@ func (x *Positions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Positions.ProtoReflect.Descriptor instead.
 func (*Positions) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{12}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Positions) GetTokens() []string {
@@ -993,7 +1205,7 @@ type Credit struct {
 
 func (x *Credit) Reset() {
 	*x = Credit{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[13]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1217,7 @@ func (x *Credit) String() string {
 func (*Credit) ProtoMessage() {}
 
 func (x *Credit) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[13]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1230,7 @@ func (x *Credit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credit.ProtoReflect.Descriptor instead.
 func (*Credit) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{13}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Credit) GetDeliveries() uint32 {
@@ -1039,7 +1251,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[14]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1263,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[14]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1276,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{14}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Ack) GetIds() []uint64 {
@@ -1089,7 +1301,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[15]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1313,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[15]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1326,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{15}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Nack) GetIds() []uint64 {
@@ -1151,7 +1363,7 @@ type Extend struct {
 
 func (x *Extend) Reset() {
 	*x = Extend{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[16]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1375,7 @@ func (x *Extend) String() string {
 func (*Extend) ProtoMessage() {}
 
 func (x *Extend) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[16]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1388,7 @@ func (x *Extend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extend.ProtoReflect.Descriptor instead.
 func (*Extend) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{16}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Extend) GetIds() []uint64 {
@@ -1209,7 +1421,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[17]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1433,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[17]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1446,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{17}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SubscribeResponse) GetMessage() isSubscribeResponse_Message {
@@ -1293,7 +1505,7 @@ type SubscribeOpened struct {
 
 func (x *SubscribeOpened) Reset() {
 	*x = SubscribeOpened{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[18]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1517,7 @@ func (x *SubscribeOpened) String() string {
 func (*SubscribeOpened) ProtoMessage() {}
 
 func (x *SubscribeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[18]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1530,7 @@ func (x *SubscribeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeOpened.ProtoReflect.Descriptor instead.
 func (*SubscribeOpened) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{18}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SubscribeOpened) GetAckTimeout() *durationpb.Duration {
@@ -1346,7 +1558,7 @@ type Deliveries struct {
 
 func (x *Deliveries) Reset() {
 	*x = Deliveries{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[19]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1570,7 @@ func (x *Deliveries) String() string {
 func (*Deliveries) ProtoMessage() {}
 
 func (x *Deliveries) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[19]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1583,7 @@ func (x *Deliveries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deliveries.ProtoReflect.Descriptor instead.
 func (*Deliveries) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{19}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Deliveries) GetDeliveries() []*Delivery {
@@ -1401,7 +1613,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[20]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1625,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[20]
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1638,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{20}
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Delivery) GetId() uint64 {
@@ -1464,6 +1676,532 @@ func (x *Delivery) GetEvent() *v1.CloudEvent {
 	return nil
 }
 
+// PullRequest asks for events of a Subscription.
+type PullRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The Subscription.
+	Subscription string `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	// Most events of the answer, at most 1,000; 1 when 0. It has at most 2 MiB of
+	// them, but for one event.
+	MaxEvents uint32 `protobuf:"varint,3,opt,name=max_events,json=maxEvents,proto3" json:"max_events,omitempty"`
+	// The longest wait for the first one, 0 s to 1 min; 10 s when unset. A proxy
+	// fetches while somebody waits, so a pull that does not wait rarely gets
+	// anything.
+	Wait          *durationpb.Duration `protobuf:"bytes,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullRequest) Reset() {
+	*x = PullRequest{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullRequest) ProtoMessage() {}
+
+func (x *PullRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
+func (*PullRequest) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PullRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PullRequest) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *PullRequest) GetMaxEvents() uint32 {
+	if x != nil {
+		return x.MaxEvents
+	}
+	return 0
+}
+
+func (x *PullRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// PullResponse has the events that are there; none when the wait was over.
+type PullResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The events.
+	Deliveries []*PulledDelivery `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
+	// The ack time-out in force.
+	AckTimeout *durationpb.Duration `protobuf:"bytes,2,opt,name=ack_timeout,json=ackTimeout,proto3" json:"ack_timeout,omitempty"`
+	// The id of the proxy's node, where they are settled.
+	NodeId        string `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullResponse) Reset() {
+	*x = PullResponse{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullResponse) ProtoMessage() {}
+
+func (x *PullResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
+func (*PullResponse) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *PullResponse) GetDeliveries() []*PulledDelivery {
+	if x != nil {
+		return x.Deliveries
+	}
+	return nil
+}
+
+func (x *PullResponse) GetAckTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.AckTimeout
+	}
+	return nil
+}
+
+func (x *PullResponse) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+// PulledDelivery is one event for one puller.
+type PulledDelivery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the delivery for Settle. Opaque.
+	DeliveryId string `protobuf:"bytes,1,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	// The topic.
+	Topic string `protobuf:"bytes,2,opt,name=topic,proto3" json:"topic,omitempty"`
+	// The position token.
+	Position string `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`
+	// 1 at first, as of Delivery.
+	Attempt uint32 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The event.
+	Event         *v1.CloudEvent `protobuf:"bytes,5,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PulledDelivery) Reset() {
+	*x = PulledDelivery{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PulledDelivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PulledDelivery) ProtoMessage() {}
+
+func (x *PulledDelivery) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PulledDelivery.ProtoReflect.Descriptor instead.
+func (*PulledDelivery) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PulledDelivery) GetDeliveryId() string {
+	if x != nil {
+		return x.DeliveryId
+	}
+	return ""
+}
+
+func (x *PulledDelivery) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *PulledDelivery) GetPosition() string {
+	if x != nil {
+		return x.Position
+	}
+	return ""
+}
+
+func (x *PulledDelivery) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *PulledDelivery) GetEvent() *v1.CloudEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+// SettleRequest says what became of deliveries, of at most 1,000.
+type SettleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The Subscription.
+	Subscription string `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	// Ids of deliveries that are done.
+	Ack []string `protobuf:"bytes,3,rep,name=ack,proto3" json:"ack,omitempty"`
+	// Those that failed.
+	Nack []*PulledNack `protobuf:"bytes,4,rep,name=nack,proto3" json:"nack,omitempty"`
+	// Those that take longer.
+	Extend        []*PulledExtend `protobuf:"bytes,5,rep,name=extend,proto3" json:"extend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleRequest) Reset() {
+	*x = SettleRequest{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleRequest) ProtoMessage() {}
+
+func (x *SettleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
+func (*SettleRequest) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SettleRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *SettleRequest) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *SettleRequest) GetAck() []string {
+	if x != nil {
+		return x.Ack
+	}
+	return nil
+}
+
+func (x *SettleRequest) GetNack() []*PulledNack {
+	if x != nil {
+		return x.Nack
+	}
+	return nil
+}
+
+func (x *SettleRequest) GetExtend() []*PulledExtend {
+	if x != nil {
+		return x.Extend
+	}
+	return nil
+}
+
+// PulledNack gives deliveries back.
+type PulledNack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Their delivery ids.
+	DeliveryIds []string `protobuf:"bytes,1,rep,name=delivery_ids,json=deliveryIds,proto3" json:"delivery_ids,omitempty"`
+	// When to deliver again, at most 24 h; the Subscription's retry schedule when
+	// unset.
+	Delay *durationpb.Duration `protobuf:"bytes,2,opt,name=delay,proto3" json:"delay,omitempty"`
+	// Why; kept with the event, at most 1,024 bytes.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PulledNack) Reset() {
+	*x = PulledNack{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PulledNack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PulledNack) ProtoMessage() {}
+
+func (x *PulledNack) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PulledNack.ProtoReflect.Descriptor instead.
+func (*PulledNack) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *PulledNack) GetDeliveryIds() []string {
+	if x != nil {
+		return x.DeliveryIds
+	}
+	return nil
+}
+
+func (x *PulledNack) GetDelay() *durationpb.Duration {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
+}
+
+func (x *PulledNack) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// PulledExtend keeps deliveries unsettled for longer.
+type PulledExtend struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Their delivery ids.
+	DeliveryIds []string `protobuf:"bytes,1,rep,name=delivery_ids,json=deliveryIds,proto3" json:"delivery_ids,omitempty"`
+	// From now; the Subscription's ack_timeout when unset, at most 1 h.
+	AckTimeout    *durationpb.Duration `protobuf:"bytes,2,opt,name=ack_timeout,json=ackTimeout,proto3" json:"ack_timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PulledExtend) Reset() {
+	*x = PulledExtend{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PulledExtend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PulledExtend) ProtoMessage() {}
+
+func (x *PulledExtend) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PulledExtend.ProtoReflect.Descriptor instead.
+func (*PulledExtend) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *PulledExtend) GetDeliveryIds() []string {
+	if x != nil {
+		return x.DeliveryIds
+	}
+	return nil
+}
+
+func (x *PulledExtend) GetAckTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.AckTimeout
+	}
+	return nil
+}
+
+// SettleResponse tells what could not be settled; all else was.
+type SettleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those that were not.
+	Unsettled     []*Unsettled `protobuf:"bytes,1,rep,name=unsettled,proto3" json:"unsettled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleResponse) Reset() {
+	*x = SettleResponse{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleResponse) ProtoMessage() {}
+
+func (x *SettleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
+func (*SettleResponse) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SettleResponse) GetUnsettled() []*Unsettled {
+	if x != nil {
+		return x.Unsettled
+	}
+	return nil
+}
+
+// Unsettled is a delivery that could not be settled.
+type Unsettled struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its delivery id.
+	DeliveryId string `protobuf:"bytes,1,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	// Why: "delivery-over", "delivery-elsewhere" (which names the proxy) or
+	// "bad-delivery-id".
+	Error         *Error `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unsettled) Reset() {
+	*x = Unsettled{}
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unsettled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unsettled) ProtoMessage() {}
+
+func (x *Unsettled) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_events_v1alpha1_events_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unsettled.ProtoReflect.Descriptor instead.
+func (*Unsettled) Descriptor() ([]byte, []int) {
+	return file_weft_events_v1alpha1_events_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Unsettled) GetDeliveryId() string {
+	if x != nil {
+		return x.DeliveryId
+	}
+	return ""
+}
+
+func (x *Unsettled) GetError() *Error {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 var File_weft_events_v1alpha1_events_proto protoreflect.FileDescriptor
 
 const file_weft_events_v1alpha1_events_proto_rawDesc = "" +
@@ -1496,7 +2234,18 @@ const file_weft_events_v1alpha1_events_proto_rawDesc = "" +
 	"\tpositions\x18\x04 \x03(\tR\tpositions\"]\n" +
 	"\fFailedResult\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x121\n" +
-	"\x05error\x18\x02 \x01(\v2\x1b.weft.events.v1alpha1.ErrorR\x05error\"\x89\x01\n" +
+	"\x05error\x18\x02 \x01(\v2\x1b.weft.events.v1alpha1.ErrorR\x05error\"\xae\x01\n" +
+	"\x0eRequestRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x14\n" +
+	"\x05topic\x18\x02 \x01(\tR\x05topic\x123\n" +
+	"\x05event\x18\x03 \x01(\v2\x1d.io.cloudevents.v1.CloudEventR\x05event\x123\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"F\n" +
+	"\x0fRequestResponse\x123\n" +
+	"\x05event\x18\x01 \x01(\v2\x1d.io.cloudevents.v1.CloudEventR\x05event\"g\n" +
+	"\fReplyRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x123\n" +
+	"\x05event\x18\x03 \x01(\v2\x1d.io.cloudevents.v1.CloudEventR\x05eventJ\x04\b\x02\x10\x03\"\x0f\n" +
+	"\rReplyResponse\"\x89\x01\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -1558,12 +2307,57 @@ const file_weft_events_v1alpha1_events_proto_rawDesc = "" +
 	"\x05topic\x18\x02 \x01(\tR\x05topic\x12\x1a\n" +
 	"\bposition\x18\x03 \x01(\tR\bposition\x12\x18\n" +
 	"\aattempt\x18\x04 \x01(\rR\aattempt\x123\n" +
-	"\x05event\x18\x05 \x01(\v2\x1d.io.cloudevents.v1.CloudEventR\x05event2\x9d\x03\n" +
+	"\x05event\x18\x05 \x01(\v2\x1d.io.cloudevents.v1.CloudEventR\x05event\"\x9d\x01\n" +
+	"\vPullRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\"\n" +
+	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x1d\n" +
+	"\n" +
+	"max_events\x18\x03 \x01(\rR\tmaxEvents\x12-\n" +
+	"\x04wait\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\xa9\x01\n" +
+	"\fPullResponse\x12D\n" +
+	"\n" +
+	"deliveries\x18\x01 \x03(\v2$.weft.events.v1alpha1.PulledDeliveryR\n" +
+	"deliveries\x12:\n" +
+	"\vack_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"ackTimeout\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\tR\x06nodeId\"\xb2\x01\n" +
+	"\x0ePulledDelivery\x12\x1f\n" +
+	"\vdelivery_id\x18\x01 \x01(\tR\n" +
+	"deliveryId\x12\x14\n" +
+	"\x05topic\x18\x02 \x01(\tR\x05topic\x12\x1a\n" +
+	"\bposition\x18\x03 \x01(\tR\bposition\x12\x18\n" +
+	"\aattempt\x18\x04 \x01(\rR\aattempt\x123\n" +
+	"\x05event\x18\x05 \x01(\v2\x1d.io.cloudevents.v1.CloudEventR\x05event\"\xd5\x01\n" +
+	"\rSettleRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\"\n" +
+	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x10\n" +
+	"\x03ack\x18\x03 \x03(\tR\x03ack\x124\n" +
+	"\x04nack\x18\x04 \x03(\v2 .weft.events.v1alpha1.PulledNackR\x04nack\x12:\n" +
+	"\x06extend\x18\x05 \x03(\v2\".weft.events.v1alpha1.PulledExtendR\x06extend\"x\n" +
+	"\n" +
+	"PulledNack\x12!\n" +
+	"\fdelivery_ids\x18\x01 \x03(\tR\vdeliveryIds\x12/\n" +
+	"\x05delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"m\n" +
+	"\fPulledExtend\x12!\n" +
+	"\fdelivery_ids\x18\x01 \x03(\tR\vdeliveryIds\x12:\n" +
+	"\vack_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"ackTimeout\"O\n" +
+	"\x0eSettleResponse\x12=\n" +
+	"\tunsettled\x18\x01 \x03(\v2\x1f.weft.events.v1alpha1.UnsettledR\tunsettled\"_\n" +
+	"\tUnsettled\x12\x1f\n" +
+	"\vdelivery_id\x18\x01 \x01(\tR\n" +
+	"deliveryId\x121\n" +
+	"\x05error\x18\x02 \x01(\v2\x1b.weft.events.v1alpha1.ErrorR\x05error2\xeb\x05\n" +
 	"\fEventService\x12V\n" +
 	"\aPublish\x12$.weft.events.v1alpha1.PublishRequest\x1a%.weft.events.v1alpha1.PublishResponse\x12e\n" +
 	"\fPublishBatch\x12).weft.events.v1alpha1.PublishBatchRequest\x1a*.weft.events.v1alpha1.PublishBatchResponse\x12l\n" +
-	"\rPublishStream\x12*.weft.events.v1alpha1.PublishStreamRequest\x1a+.weft.events.v1alpha1.PublishStreamResponse(\x010\x01\x12`\n" +
-	"\tSubscribe\x12&.weft.events.v1alpha1.SubscribeRequest\x1a'.weft.events.v1alpha1.SubscribeResponse(\x010\x01BIZGgithub.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1;eventsv1alpha1b\x06proto3"
+	"\rPublishStream\x12*.weft.events.v1alpha1.PublishStreamRequest\x1a+.weft.events.v1alpha1.PublishStreamResponse(\x010\x01\x12V\n" +
+	"\aRequest\x12$.weft.events.v1alpha1.RequestRequest\x1a%.weft.events.v1alpha1.RequestResponse\x12P\n" +
+	"\x05Reply\x12\".weft.events.v1alpha1.ReplyRequest\x1a#.weft.events.v1alpha1.ReplyResponse\x12`\n" +
+	"\tSubscribe\x12&.weft.events.v1alpha1.SubscribeRequest\x1a'.weft.events.v1alpha1.SubscribeResponse(\x010\x01\x12M\n" +
+	"\x04Pull\x12!.weft.events.v1alpha1.PullRequest\x1a\".weft.events.v1alpha1.PullResponse\x12S\n" +
+	"\x06Settle\x12#.weft.events.v1alpha1.SettleRequest\x1a$.weft.events.v1alpha1.SettleResponseBIZGgithub.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1;eventsv1alpha1b\x06proto3"
 
 var (
 	file_weft_events_v1alpha1_events_proto_rawDescOnce sync.Once
@@ -1577,7 +2371,7 @@ func file_weft_events_v1alpha1_events_proto_rawDescGZIP() []byte {
 	return file_weft_events_v1alpha1_events_proto_rawDescData
 }
 
-var file_weft_events_v1alpha1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_weft_events_v1alpha1_events_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_weft_events_v1alpha1_events_proto_goTypes = []any{
 	(*PublishRequest)(nil),        // 0: weft.events.v1alpha1.PublishRequest
 	(*PublishResponse)(nil),       // 1: weft.events.v1alpha1.PublishResponse
@@ -1587,60 +2381,94 @@ var file_weft_events_v1alpha1_events_proto_goTypes = []any{
 	(*PublishStreamRequest)(nil),  // 5: weft.events.v1alpha1.PublishStreamRequest
 	(*PublishStreamResponse)(nil), // 6: weft.events.v1alpha1.PublishStreamResponse
 	(*FailedResult)(nil),          // 7: weft.events.v1alpha1.FailedResult
-	(*Error)(nil),                 // 8: weft.events.v1alpha1.Error
-	(*SubscribeRequest)(nil),      // 9: weft.events.v1alpha1.SubscribeRequest
-	(*SubscribeOpen)(nil),         // 10: weft.events.v1alpha1.SubscribeOpen
-	(*Tail)(nil),                  // 11: weft.events.v1alpha1.Tail
-	(*Positions)(nil),             // 12: weft.events.v1alpha1.Positions
-	(*Credit)(nil),                // 13: weft.events.v1alpha1.Credit
-	(*Ack)(nil),                   // 14: weft.events.v1alpha1.Ack
-	(*Nack)(nil),                  // 15: weft.events.v1alpha1.Nack
-	(*Extend)(nil),                // 16: weft.events.v1alpha1.Extend
-	(*SubscribeResponse)(nil),     // 17: weft.events.v1alpha1.SubscribeResponse
-	(*SubscribeOpened)(nil),       // 18: weft.events.v1alpha1.SubscribeOpened
-	(*Deliveries)(nil),            // 19: weft.events.v1alpha1.Deliveries
-	(*Delivery)(nil),              // 20: weft.events.v1alpha1.Delivery
-	(*v1.CloudEvent)(nil),         // 21: io.cloudevents.v1.CloudEvent
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*RequestRequest)(nil),        // 8: weft.events.v1alpha1.RequestRequest
+	(*RequestResponse)(nil),       // 9: weft.events.v1alpha1.RequestResponse
+	(*ReplyRequest)(nil),          // 10: weft.events.v1alpha1.ReplyRequest
+	(*ReplyResponse)(nil),         // 11: weft.events.v1alpha1.ReplyResponse
+	(*Error)(nil),                 // 12: weft.events.v1alpha1.Error
+	(*SubscribeRequest)(nil),      // 13: weft.events.v1alpha1.SubscribeRequest
+	(*SubscribeOpen)(nil),         // 14: weft.events.v1alpha1.SubscribeOpen
+	(*Tail)(nil),                  // 15: weft.events.v1alpha1.Tail
+	(*Positions)(nil),             // 16: weft.events.v1alpha1.Positions
+	(*Credit)(nil),                // 17: weft.events.v1alpha1.Credit
+	(*Ack)(nil),                   // 18: weft.events.v1alpha1.Ack
+	(*Nack)(nil),                  // 19: weft.events.v1alpha1.Nack
+	(*Extend)(nil),                // 20: weft.events.v1alpha1.Extend
+	(*SubscribeResponse)(nil),     // 21: weft.events.v1alpha1.SubscribeResponse
+	(*SubscribeOpened)(nil),       // 22: weft.events.v1alpha1.SubscribeOpened
+	(*Deliveries)(nil),            // 23: weft.events.v1alpha1.Deliveries
+	(*Delivery)(nil),              // 24: weft.events.v1alpha1.Delivery
+	(*PullRequest)(nil),           // 25: weft.events.v1alpha1.PullRequest
+	(*PullResponse)(nil),          // 26: weft.events.v1alpha1.PullResponse
+	(*PulledDelivery)(nil),        // 27: weft.events.v1alpha1.PulledDelivery
+	(*SettleRequest)(nil),         // 28: weft.events.v1alpha1.SettleRequest
+	(*PulledNack)(nil),            // 29: weft.events.v1alpha1.PulledNack
+	(*PulledExtend)(nil),          // 30: weft.events.v1alpha1.PulledExtend
+	(*SettleResponse)(nil),        // 31: weft.events.v1alpha1.SettleResponse
+	(*Unsettled)(nil),             // 32: weft.events.v1alpha1.Unsettled
+	(*v1.CloudEvent)(nil),         // 33: io.cloudevents.v1.CloudEvent
+	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
 }
 var file_weft_events_v1alpha1_events_proto_depIdxs = []int32{
-	21, // 0: weft.events.v1alpha1.PublishRequest.event:type_name -> io.cloudevents.v1.CloudEvent
-	21, // 1: weft.events.v1alpha1.PublishBatchRequest.events:type_name -> io.cloudevents.v1.CloudEvent
+	33, // 0: weft.events.v1alpha1.PublishRequest.event:type_name -> io.cloudevents.v1.CloudEvent
+	33, // 1: weft.events.v1alpha1.PublishBatchRequest.events:type_name -> io.cloudevents.v1.CloudEvent
 	4,  // 2: weft.events.v1alpha1.PublishBatchResponse.results:type_name -> weft.events.v1alpha1.PublishResult
-	8,  // 3: weft.events.v1alpha1.PublishResult.error:type_name -> weft.events.v1alpha1.Error
-	21, // 4: weft.events.v1alpha1.PublishStreamRequest.events:type_name -> io.cloudevents.v1.CloudEvent
+	12, // 3: weft.events.v1alpha1.PublishResult.error:type_name -> weft.events.v1alpha1.Error
+	33, // 4: weft.events.v1alpha1.PublishStreamRequest.events:type_name -> io.cloudevents.v1.CloudEvent
 	7,  // 5: weft.events.v1alpha1.PublishStreamResponse.failed:type_name -> weft.events.v1alpha1.FailedResult
-	8,  // 6: weft.events.v1alpha1.FailedResult.error:type_name -> weft.events.v1alpha1.Error
-	22, // 7: weft.events.v1alpha1.Error.retry_after:type_name -> google.protobuf.Duration
-	10, // 8: weft.events.v1alpha1.SubscribeRequest.open:type_name -> weft.events.v1alpha1.SubscribeOpen
-	13, // 9: weft.events.v1alpha1.SubscribeRequest.credit:type_name -> weft.events.v1alpha1.Credit
-	14, // 10: weft.events.v1alpha1.SubscribeRequest.ack:type_name -> weft.events.v1alpha1.Ack
-	15, // 11: weft.events.v1alpha1.SubscribeRequest.nack:type_name -> weft.events.v1alpha1.Nack
-	16, // 12: weft.events.v1alpha1.SubscribeRequest.extend:type_name -> weft.events.v1alpha1.Extend
-	11, // 13: weft.events.v1alpha1.SubscribeOpen.tail:type_name -> weft.events.v1alpha1.Tail
-	23, // 14: weft.events.v1alpha1.Tail.time:type_name -> google.protobuf.Timestamp
-	12, // 15: weft.events.v1alpha1.Tail.after:type_name -> weft.events.v1alpha1.Positions
-	22, // 16: weft.events.v1alpha1.Nack.delay:type_name -> google.protobuf.Duration
-	22, // 17: weft.events.v1alpha1.Extend.ack_timeout:type_name -> google.protobuf.Duration
-	18, // 18: weft.events.v1alpha1.SubscribeResponse.opened:type_name -> weft.events.v1alpha1.SubscribeOpened
-	19, // 19: weft.events.v1alpha1.SubscribeResponse.deliveries:type_name -> weft.events.v1alpha1.Deliveries
-	22, // 20: weft.events.v1alpha1.SubscribeOpened.ack_timeout:type_name -> google.protobuf.Duration
-	20, // 21: weft.events.v1alpha1.Deliveries.deliveries:type_name -> weft.events.v1alpha1.Delivery
-	21, // 22: weft.events.v1alpha1.Delivery.event:type_name -> io.cloudevents.v1.CloudEvent
-	0,  // 23: weft.events.v1alpha1.EventService.Publish:input_type -> weft.events.v1alpha1.PublishRequest
-	2,  // 24: weft.events.v1alpha1.EventService.PublishBatch:input_type -> weft.events.v1alpha1.PublishBatchRequest
-	5,  // 25: weft.events.v1alpha1.EventService.PublishStream:input_type -> weft.events.v1alpha1.PublishStreamRequest
-	9,  // 26: weft.events.v1alpha1.EventService.Subscribe:input_type -> weft.events.v1alpha1.SubscribeRequest
-	1,  // 27: weft.events.v1alpha1.EventService.Publish:output_type -> weft.events.v1alpha1.PublishResponse
-	3,  // 28: weft.events.v1alpha1.EventService.PublishBatch:output_type -> weft.events.v1alpha1.PublishBatchResponse
-	6,  // 29: weft.events.v1alpha1.EventService.PublishStream:output_type -> weft.events.v1alpha1.PublishStreamResponse
-	17, // 30: weft.events.v1alpha1.EventService.Subscribe:output_type -> weft.events.v1alpha1.SubscribeResponse
-	27, // [27:31] is the sub-list for method output_type
-	23, // [23:27] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	12, // 6: weft.events.v1alpha1.FailedResult.error:type_name -> weft.events.v1alpha1.Error
+	33, // 7: weft.events.v1alpha1.RequestRequest.event:type_name -> io.cloudevents.v1.CloudEvent
+	34, // 8: weft.events.v1alpha1.RequestRequest.timeout:type_name -> google.protobuf.Duration
+	33, // 9: weft.events.v1alpha1.RequestResponse.event:type_name -> io.cloudevents.v1.CloudEvent
+	33, // 10: weft.events.v1alpha1.ReplyRequest.event:type_name -> io.cloudevents.v1.CloudEvent
+	34, // 11: weft.events.v1alpha1.Error.retry_after:type_name -> google.protobuf.Duration
+	14, // 12: weft.events.v1alpha1.SubscribeRequest.open:type_name -> weft.events.v1alpha1.SubscribeOpen
+	17, // 13: weft.events.v1alpha1.SubscribeRequest.credit:type_name -> weft.events.v1alpha1.Credit
+	18, // 14: weft.events.v1alpha1.SubscribeRequest.ack:type_name -> weft.events.v1alpha1.Ack
+	19, // 15: weft.events.v1alpha1.SubscribeRequest.nack:type_name -> weft.events.v1alpha1.Nack
+	20, // 16: weft.events.v1alpha1.SubscribeRequest.extend:type_name -> weft.events.v1alpha1.Extend
+	15, // 17: weft.events.v1alpha1.SubscribeOpen.tail:type_name -> weft.events.v1alpha1.Tail
+	35, // 18: weft.events.v1alpha1.Tail.time:type_name -> google.protobuf.Timestamp
+	16, // 19: weft.events.v1alpha1.Tail.after:type_name -> weft.events.v1alpha1.Positions
+	34, // 20: weft.events.v1alpha1.Nack.delay:type_name -> google.protobuf.Duration
+	34, // 21: weft.events.v1alpha1.Extend.ack_timeout:type_name -> google.protobuf.Duration
+	22, // 22: weft.events.v1alpha1.SubscribeResponse.opened:type_name -> weft.events.v1alpha1.SubscribeOpened
+	23, // 23: weft.events.v1alpha1.SubscribeResponse.deliveries:type_name -> weft.events.v1alpha1.Deliveries
+	34, // 24: weft.events.v1alpha1.SubscribeOpened.ack_timeout:type_name -> google.protobuf.Duration
+	24, // 25: weft.events.v1alpha1.Deliveries.deliveries:type_name -> weft.events.v1alpha1.Delivery
+	33, // 26: weft.events.v1alpha1.Delivery.event:type_name -> io.cloudevents.v1.CloudEvent
+	34, // 27: weft.events.v1alpha1.PullRequest.wait:type_name -> google.protobuf.Duration
+	27, // 28: weft.events.v1alpha1.PullResponse.deliveries:type_name -> weft.events.v1alpha1.PulledDelivery
+	34, // 29: weft.events.v1alpha1.PullResponse.ack_timeout:type_name -> google.protobuf.Duration
+	33, // 30: weft.events.v1alpha1.PulledDelivery.event:type_name -> io.cloudevents.v1.CloudEvent
+	29, // 31: weft.events.v1alpha1.SettleRequest.nack:type_name -> weft.events.v1alpha1.PulledNack
+	30, // 32: weft.events.v1alpha1.SettleRequest.extend:type_name -> weft.events.v1alpha1.PulledExtend
+	34, // 33: weft.events.v1alpha1.PulledNack.delay:type_name -> google.protobuf.Duration
+	34, // 34: weft.events.v1alpha1.PulledExtend.ack_timeout:type_name -> google.protobuf.Duration
+	32, // 35: weft.events.v1alpha1.SettleResponse.unsettled:type_name -> weft.events.v1alpha1.Unsettled
+	12, // 36: weft.events.v1alpha1.Unsettled.error:type_name -> weft.events.v1alpha1.Error
+	0,  // 37: weft.events.v1alpha1.EventService.Publish:input_type -> weft.events.v1alpha1.PublishRequest
+	2,  // 38: weft.events.v1alpha1.EventService.PublishBatch:input_type -> weft.events.v1alpha1.PublishBatchRequest
+	5,  // 39: weft.events.v1alpha1.EventService.PublishStream:input_type -> weft.events.v1alpha1.PublishStreamRequest
+	8,  // 40: weft.events.v1alpha1.EventService.Request:input_type -> weft.events.v1alpha1.RequestRequest
+	10, // 41: weft.events.v1alpha1.EventService.Reply:input_type -> weft.events.v1alpha1.ReplyRequest
+	13, // 42: weft.events.v1alpha1.EventService.Subscribe:input_type -> weft.events.v1alpha1.SubscribeRequest
+	25, // 43: weft.events.v1alpha1.EventService.Pull:input_type -> weft.events.v1alpha1.PullRequest
+	28, // 44: weft.events.v1alpha1.EventService.Settle:input_type -> weft.events.v1alpha1.SettleRequest
+	1,  // 45: weft.events.v1alpha1.EventService.Publish:output_type -> weft.events.v1alpha1.PublishResponse
+	3,  // 46: weft.events.v1alpha1.EventService.PublishBatch:output_type -> weft.events.v1alpha1.PublishBatchResponse
+	6,  // 47: weft.events.v1alpha1.EventService.PublishStream:output_type -> weft.events.v1alpha1.PublishStreamResponse
+	9,  // 48: weft.events.v1alpha1.EventService.Request:output_type -> weft.events.v1alpha1.RequestResponse
+	11, // 49: weft.events.v1alpha1.EventService.Reply:output_type -> weft.events.v1alpha1.ReplyResponse
+	21, // 50: weft.events.v1alpha1.EventService.Subscribe:output_type -> weft.events.v1alpha1.SubscribeResponse
+	26, // 51: weft.events.v1alpha1.EventService.Pull:output_type -> weft.events.v1alpha1.PullResponse
+	31, // 52: weft.events.v1alpha1.EventService.Settle:output_type -> weft.events.v1alpha1.SettleResponse
+	45, // [45:53] is the sub-list for method output_type
+	37, // [37:45] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_weft_events_v1alpha1_events_proto_init() }
@@ -1648,23 +2476,23 @@ func file_weft_events_v1alpha1_events_proto_init() {
 	if File_weft_events_v1alpha1_events_proto != nil {
 		return
 	}
-	file_weft_events_v1alpha1_events_proto_msgTypes[9].OneofWrappers = []any{
+	file_weft_events_v1alpha1_events_proto_msgTypes[13].OneofWrappers = []any{
 		(*SubscribeRequest_Open)(nil),
 		(*SubscribeRequest_Credit)(nil),
 		(*SubscribeRequest_Ack)(nil),
 		(*SubscribeRequest_Nack)(nil),
 		(*SubscribeRequest_Extend)(nil),
 	}
-	file_weft_events_v1alpha1_events_proto_msgTypes[10].OneofWrappers = []any{
+	file_weft_events_v1alpha1_events_proto_msgTypes[14].OneofWrappers = []any{
 		(*SubscribeOpen_Subscription)(nil),
 		(*SubscribeOpen_Tail)(nil),
 	}
-	file_weft_events_v1alpha1_events_proto_msgTypes[11].OneofWrappers = []any{
+	file_weft_events_v1alpha1_events_proto_msgTypes[15].OneofWrappers = []any{
 		(*Tail_Beginning)(nil),
 		(*Tail_Time)(nil),
 		(*Tail_After)(nil),
 	}
-	file_weft_events_v1alpha1_events_proto_msgTypes[17].OneofWrappers = []any{
+	file_weft_events_v1alpha1_events_proto_msgTypes[21].OneofWrappers = []any{
 		(*SubscribeResponse_Opened)(nil),
 		(*SubscribeResponse_Deliveries)(nil),
 	}
@@ -1674,7 +2502,7 @@ func file_weft_events_v1alpha1_events_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_events_v1alpha1_events_proto_rawDesc), len(file_weft_events_v1alpha1_events_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

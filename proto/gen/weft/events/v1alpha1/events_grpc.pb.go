@@ -24,7 +24,11 @@ const (
 	EventService_Publish_FullMethodName       = "/weft.events.v1alpha1.EventService/Publish"
 	EventService_PublishBatch_FullMethodName  = "/weft.events.v1alpha1.EventService/PublishBatch"
 	EventService_PublishStream_FullMethodName = "/weft.events.v1alpha1.EventService/PublishStream"
+	EventService_Request_FullMethodName       = "/weft.events.v1alpha1.EventService/Request"
+	EventService_Reply_FullMethodName         = "/weft.events.v1alpha1.EventService/Reply"
 	EventService_Subscribe_FullMethodName     = "/weft.events.v1alpha1.EventService/Subscribe"
+	EventService_Pull_FullMethodName          = "/weft.events.v1alpha1.EventService/Pull"
+	EventService_Settle_FullMethodName        = "/weft.events.v1alpha1.EventService/Settle"
 )
 
 // EventServiceClient is the client API for EventService service.
@@ -47,10 +51,25 @@ type EventServiceClient interface {
 	// Events of one stream with one ordering key keep their order, also where
 	// some fail. The proxy stops reading while too much waits for the store.
 	PublishStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PublishStreamRequest, PublishStreamResponse], error)
+	// Publishes one event as a request, and answers the first reply to it. The event
+	// gets the attributes replyto, which its reply repeats, and replyby, until when
+	// somebody waits (RFC 3339). "no-reply" is that none came in time: the event was
+	// published.
+	Request(ctx context.Context, in *RequestRequest, opts ...grpc.CallOption) (*RequestResponse, error)
+	// Takes a reply to whoever waits for it, here or at another proxy. It takes
+	// SUBSCRIBE on the request's topic. "reply-late" is that nobody waits any more.
+	Reply(ctx context.Context, in *ReplyRequest, opts ...grpc.CallOption) (*ReplyResponse, error)
 	// Receives: as a member of a Subscription (events are shared among members,
 	// settled one by one) or as a tail of topics (every tail gets every event,
 	// nothing is settled).
 	Subscribe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubscribeRequest, SubscribeResponse], error)
+	// Pulls events of a Subscription call by call, beside members that stream. It
+	// waits until there is an event. What it gives is the caller's until that
+	// settles it or the ack time-out passes; then it comes again. No Subscription
+	// that is pushed can be pulled.
+	Pull(ctx context.Context, in *PullRequest, opts ...grpc.CallOption) (*PullResponse, error)
+	// Settles what Pull gave to the same principal, at the same proxy.
+	Settle(ctx context.Context, in *SettleRequest, opts ...grpc.CallOption) (*SettleResponse, error)
 }
 
 type eventServiceClient struct {
@@ -94,6 +113,26 @@ func (c *eventServiceClient) PublishStream(ctx context.Context, opts ...grpc.Cal
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EventService_PublishStreamClient = grpc.BidiStreamingClient[PublishStreamRequest, PublishStreamResponse]
 
+func (c *eventServiceClient) Request(ctx context.Context, in *RequestRequest, opts ...grpc.CallOption) (*RequestResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RequestResponse)
+	err := c.cc.Invoke(ctx, EventService_Request_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *eventServiceClient) Reply(ctx context.Context, in *ReplyRequest, opts ...grpc.CallOption) (*ReplyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplyResponse)
+	err := c.cc.Invoke(ctx, EventService_Reply_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *eventServiceClient) Subscribe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubscribeRequest, SubscribeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &EventService_ServiceDesc.Streams[1], EventService_Subscribe_FullMethodName, cOpts...)
@@ -106,6 +145,26 @@ func (c *eventServiceClient) Subscribe(ctx context.Context, opts ...grpc.CallOpt
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EventService_SubscribeClient = grpc.BidiStreamingClient[SubscribeRequest, SubscribeResponse]
+
+func (c *eventServiceClient) Pull(ctx context.Context, in *PullRequest, opts ...grpc.CallOption) (*PullResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PullResponse)
+	err := c.cc.Invoke(ctx, EventService_Pull_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *eventServiceClient) Settle(ctx context.Context, in *SettleRequest, opts ...grpc.CallOption) (*SettleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SettleResponse)
+	err := c.cc.Invoke(ctx, EventService_Settle_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 // EventServiceServer is the server API for EventService service.
 // All implementations must embed UnimplementedEventServiceServer
@@ -127,10 +186,25 @@ type EventServiceServer interface {
 	// Events of one stream with one ordering key keep their order, also where
 	// some fail. The proxy stops reading while too much waits for the store.
 	PublishStream(grpc.BidiStreamingServer[PublishStreamRequest, PublishStreamResponse]) error
+	// Publishes one event as a request, and answers the first reply to it. The event
+	// gets the attributes replyto, which its reply repeats, and replyby, until when
+	// somebody waits (RFC 3339). "no-reply" is that none came in time: the event was
+	// published.
+	Request(context.Context, *RequestRequest) (*RequestResponse, error)
+	// Takes a reply to whoever waits for it, here or at another proxy. It takes
+	// SUBSCRIBE on the request's topic. "reply-late" is that nobody waits any more.
+	Reply(context.Context, *ReplyRequest) (*ReplyResponse, error)
 	// Receives: as a member of a Subscription (events are shared among members,
 	// settled one by one) or as a tail of topics (every tail gets every event,
 	// nothing is settled).
 	Subscribe(grpc.BidiStreamingServer[SubscribeRequest, SubscribeResponse]) error
+	// Pulls events of a Subscription call by call, beside members that stream. It
+	// waits until there is an event. What it gives is the caller's until that
+	// settles it or the ack time-out passes; then it comes again. No Subscription
+	// that is pushed can be pulled.
+	Pull(context.Context, *PullRequest) (*PullResponse, error)
+	// Settles what Pull gave to the same principal, at the same proxy.
+	Settle(context.Context, *SettleRequest) (*SettleResponse, error)
 	mustEmbedUnimplementedEventServiceServer()
 }
 
@@ -150,8 +224,20 @@ func (UnimplementedEventServiceServer) PublishBatch(context.Context, *PublishBat
 func (UnimplementedEventServiceServer) PublishStream(grpc.BidiStreamingServer[PublishStreamRequest, PublishStreamResponse]) error {
 	return status.Error(codes.Unimplemented, "method PublishStream not implemented")
 }
+func (UnimplementedEventServiceServer) Request(context.Context, *RequestRequest) (*RequestResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Request not implemented")
+}
+func (UnimplementedEventServiceServer) Reply(context.Context, *ReplyRequest) (*ReplyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reply not implemented")
+}
 func (UnimplementedEventServiceServer) Subscribe(grpc.BidiStreamingServer[SubscribeRequest, SubscribeResponse]) error {
 	return status.Error(codes.Unimplemented, "method Subscribe not implemented")
+}
+func (UnimplementedEventServiceServer) Pull(context.Context, *PullRequest) (*PullResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pull not implemented")
+}
+func (UnimplementedEventServiceServer) Settle(context.Context, *SettleRequest) (*SettleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Settle not implemented")
 }
 func (UnimplementedEventServiceServer) mustEmbedUnimplementedEventServiceServer() {}
 func (UnimplementedEventServiceServer) testEmbeddedByValue()                      {}
@@ -217,12 +303,84 @@ func _EventService_PublishStream_Handler(srv interface{}, stream grpc.ServerStre
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EventService_PublishStreamServer = grpc.BidiStreamingServer[PublishStreamRequest, PublishStreamResponse]
 
+func _EventService_Request_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RequestRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventServiceServer).Request(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EventService_Request_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventServiceServer).Request(ctx, req.(*RequestRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EventService_Reply_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventServiceServer).Reply(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EventService_Reply_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventServiceServer).Reply(ctx, req.(*ReplyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _EventService_Subscribe_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(EventServiceServer).Subscribe(&grpc.GenericServerStream[SubscribeRequest, SubscribeResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EventService_SubscribeServer = grpc.BidiStreamingServer[SubscribeRequest, SubscribeResponse]
+
+func _EventService_Pull_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PullRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventServiceServer).Pull(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EventService_Pull_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventServiceServer).Pull(ctx, req.(*PullRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EventService_Settle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SettleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventServiceServer).Settle(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EventService_Settle_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventServiceServer).Settle(ctx, req.(*SettleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 // EventService_ServiceDesc is the grpc.ServiceDesc for EventService service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -238,6 +396,22 @@ var EventService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PublishBatch",
 			Handler:    _EventService_PublishBatch_Handler,
+		},
+		{
+			MethodName: "Request",
+			Handler:    _EventService_Request_Handler,
+		},
+		{
+			MethodName: "Reply",
+			Handler:    _EventService_Reply_Handler,
+		},
+		{
+			MethodName: "Pull",
+			Handler:    _EventService_Pull_Handler,
+		},
+		{
+			MethodName: "Settle",
+			Handler:    _EventService_Settle_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,394 @@
+package moves
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/cutover"
+)
+
+const (
+	preparing = configv1.Move_PHASE_PREPARING
+	leasing   = configv1.Move_PHASE_LEASING
+	stopping  = configv1.Move_PHASE_STOPPING
+	marking   = configv1.Move_PHASE_MARKING
+	draining  = configv1.Move_PHASE_DRAINING
+	drained   = configv1.Move_PHASE_DRAINED
+
+	goOn     = configv1.Migration_WISH_GO
+	pause    = configv1.Migration_WISH_PAUSE
+	rollBack = configv1.Migration_WISH_ROLL_BACK
+	finish   = configv1.Migration_WISH_FINISH
+)
+
+// TestReplaced: a topic moves, with whoever is in office replaced in every phase, and
+// one proxy at each of two replicas. In each phase it waits for what the phase is for.
+func TestReplaced(t *testing.T) {
+	w := newWorld(t)
+	_, other, _ := w.replica(func(string) error { return nil })
+	stop := w.office()
+	replace := func() {
+		stop()
+		stop = w.office()
+	}
+	w.publish("uid-a", "ns_t", "1")
+	one := w.join("one", w.addr, func(p *proxy) { p.deaf = true; p.busy = true; p.failing = "full" })
+	two := w.join("two", other, func(p *proxy) { p.unable = true })
+
+	w.wish(goOn)
+	b := w.phase(preparing)
+	if e := b.Epochs[1]; len(b.Epochs) != 2 || e.Number != 2 || e.Store != "b" || e.StoreUid != "uid-b" || e.PhysicalName == "ns_t" || b.Move.MigrationUid != "migration-1" {
+		t.Fatalf("it begins with %v", b)
+	}
+	w.untilTold("Preparing: ")
+	replace()
+	w.admit()
+	w.phase(leasing)
+	w.untilTold("1 of 2 proxies have not heard of it: one")
+	replace()
+	w.eventually("a lease", func() bool { return two.holds() })
+	one.be(func(p *proxy) { p.deaf = false })
+	w.phase(stopping)
+	w.untilTold("1 of 2 proxies have not said that nothing is on its way: one")
+	if w.eventually("no lease", func() bool { return !two.holds() }); one.holds() {
+		t.Error("a lease is granted while writes are stopped")
+	}
+	replace()
+	one.be(func(p *proxy) { p.busy = false })
+	b = w.phase(marking)
+	if b.Move.Marker != "one" || b.Move.Attempt != 1 {
+		t.Errorf("%s marks, attempt %d", b.Move.Marker, b.Move.Attempt)
+	}
+	w.untilTold("proxy one marks where EventStore a ends: full")
+	replace()
+	one.be(func(p *proxy) { p.failing = "" })
+	b = w.phase(draining)
+	if cut := b.Epochs[0].Cut; len(cut) != 1 || cut[0].Offset != 1 || b.Move.Marker != "" {
+		t.Errorf("the cut is %v, of %v", cut, b)
+	}
+	w.untilTold("subscription/ns/s in EventStore a: partition \"\" is 1 behind")
+	replace()
+	w.read("uid-a", "ns_t", "group", 1) // the marker itself need not be
+	w.phase(drained)
+	w.untilTold("stays until the Migration's wish is FINISH or ROLL_BACK")
+	replace()
+
+	// What waits for another attempt is nowhere to be seen.
+	w.wish(finish)
+	w.untilTold("events in EventStore a that wait for another attempt")
+	w.jump.Add(int64(time.Minute + lateness))
+	b = w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
+	if len(b.Epochs) != 1 || b.Epochs[0].Number != 2 || b.Ended != "migration-1" {
+		t.Errorf("it ends with %v", b)
+	}
+	w.untilTold("Finished: ")
+	w.eventually("nothing left of what proxies said", func() bool { return len(w.words()) == 0 })
+	w.wish(goOn) // it is over
+	stop()
+	stop = w.office()
+	w.migrate("migration-2", "a", goOn)
+	if b = w.phase(preparing); b.Epochs[1].Number != 3 || b.Move.MigrationUid != "migration-2" {
+		t.Errorf("another one begins with %v", b)
+	}
+	stop()
+}
+
+// holds reports whether the last answer granted a lease.
+func (p *proxy) holds() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.granted
+}
+
+// to leads a move to a phase, with one proxy for which that is the end of the way.
+func (w *world) to(phase configv1.Move_Phase) *proxy {
+	w.Helper()
+	p := w.join("p", w.addr, func(p *proxy) {
+		p.deaf, p.busy = phase == leasing, phase == stopping
+		if phase == marking {
+			p.failing = "full"
+		}
+	})
+	w.publish("uid-a", "ns_t", "1")
+	w.wish(goOn)
+	w.phase(preparing)
+	if phase != preparing {
+		w.admit()
+	}
+	if phase == drained {
+		w.phase(draining)
+		w.read("uid-a", "ns_t", "group", 1)
+	}
+	w.phase(phase)
+	return p
+}
+
+// TestDeaf: nobody is stopped before every proxy of the roster has heard, and one that is
+// declared dead is not waited for.
+func TestDeaf(t *testing.T) {
+	w := newWorld(t)
+	w.office()
+	w.mu.Lock()
+	w.nodes = append(w.nodes, "never")
+	w.mu.Unlock()
+	w.join("p", w.addr, nil)
+	w.wish(goOn)
+	w.phase(preparing)
+	w.admit()
+	w.phase(leasing)
+	w.untilTold("1 of 2 proxies have not heard of it: never")
+	w.jump.Add(int64(time.Hour)) // time changes nothing
+	w.looks(2)
+	if got := w.binding().Move.Phase; got != leasing {
+		t.Fatalf("it is at %v", got)
+	}
+	w.mu.Lock()
+	w.nodes = []string{"p"}
+	w.mu.Unlock()
+	w.phase(draining)
+}
+
+// TestOldProxies: nothing changes of a topic while a proxy of the roster does not know
+// moves; once it does, or is gone, the move begins.
+func TestOldProxies(t *testing.T) {
+	w := newWorld(t)
+	w.office()
+	w.join("p", w.addr, nil)
+	w.mu.Lock()
+	w.nodes, w.old = append(w.nodes, "p3", "p7"), []string{"p3", "p7"}
+	w.mu.Unlock()
+	snap, err := w.store.Current()
+	w.must(err)
+	version := snap.Get(binding).Version()
+	w.wish(goOn)
+	w.untilTold("of 3 proxies these do not know moves, as their version is older, or have not said that they do: p3, p7. Upgrade them")
+	w.looks(2)
+	if snap, err = w.store.Current(); err != nil || snap.Get(binding).Version() != version {
+		t.Fatalf("the binding was changed: %v %v", snap.Get(binding).Resource, err)
+	}
+	w.mu.Lock()
+	w.old = []string{"p7"}
+	w.mu.Unlock()
+	w.untilTold("do: p7. Upgrade")
+	w.mu.Lock()
+	w.nodes = []string{"p", "p3"}
+	w.mu.Unlock()
+	w.phase(preparing)
+}
+
+// looks waits until the office has begun to look so often from now on.
+func (w *world) looks(n int64) {
+	w.Helper()
+	from := w.passes.Load()
+	w.eventually("the office to look", func() bool { return w.passes.Load() > from+n })
+}
+
+// TestBusy: a proxy that never says that it is idle is waited for as long as a lease
+// lasts, from when this office has seen it, and not longer.
+func TestBusy(t *testing.T) {
+	w := newWorld(t)
+	stop := w.office()
+	w.to(stopping)
+	w.untilTold("have not said that nothing is on its way: p")
+	stop()
+	before := w.binding()
+	w.jump.Add(int64(time.Hour)) // before the next one takes office
+	w.office()
+	w.looks(2)
+	w.jump.Add(int64(cutover.Default.TTL/2 + cutover.Default.Margin))
+	w.looks(2)
+	if got := w.binding(); !proto.Equal(got, before) {
+		t.Fatalf("it went on to %v", got)
+	}
+	w.jump.Add(int64(cutover.Default.TTL / 2))
+	w.phase(marking)
+}
+
+// TestLeft: who was declared dead is not waited for to hear, but its lease is, unless it
+// has said that it is idle.
+func TestLeft(t *testing.T) {
+	w := newWorld(t)
+	w.office()
+	p := w.to(stopping)
+	w.mu.Lock()
+	w.nodes = nil
+	w.mu.Unlock()
+	w.looks(2)
+	w.untilTold("1 of 1 proxies have not said that nothing is on its way: p")
+	if got := w.binding().Move.Phase; got != stopping {
+		t.Fatalf("it is at %v", got)
+	}
+	p.be(func(p *proxy) { p.busy = false })
+	w.phase(marking)
+}
+
+// TestMarkers: where a proxy cannot write markers another one is asked; where none can,
+// publishers write to the old place again, for a while; what an attempt wrote that was
+// given up does not count.
+func TestMarkers(t *testing.T) {
+	w := newWorld(t)
+	w.office()
+	one := w.join("one", w.addr, func(p *proxy) { p.failing = "full" })
+	two := w.join("two", w.addr, func(p *proxy) { p.failing = "too full" })
+	w.wish(goOn)
+	w.phase(preparing)
+	w.admit()
+	first := w.phase(marking)
+	w.until("another proxy", func(b *configv1.TopicBinding) bool { return b.Move.Marker != first.Move.Marker && b.Move.Attempt > 1 })
+	w.jump.Add(int64(cutover.StuckAfter))
+	back := w.phase(leasing)
+	w.untilTold("the last attempt was given up: proxy ")
+	w.eventually("a lease", func() bool { return one.holds() && two.holds() })
+
+	// The markers of an earlier attempt come late, and it is said of them that they are
+	// of this one's version.
+	late := &configv1.Cut{Offset: 99}
+	for _, p := range []*proxy{one, two} {
+		p.be(func(p *proxy) { p.late = late; p.lateAttempt = back.Move.Attempt })
+	}
+	w.jump.Add(int64(cutover.RetryAfter))
+	b := w.until("another attempt", func(b *configv1.TopicBinding) bool {
+		return b.Move.Phase == marking && b.Move.Attempt > back.Move.Attempt
+	})
+	w.eventually("the late markers are told", func() bool {
+		h := w.words()[b.Move.Marker]
+		return len(h.GetCut()) == 1 && h.Cut[0].Offset == 99
+	})
+	for _, p := range []*proxy{one, two} {
+		p.be(func(p *proxy) { p.late, p.failing = nil, "" })
+	}
+	if b = w.phase(draining); b.Epochs[0].Cut[0].Offset == 99 {
+		t.Error("the cut is what an earlier attempt wrote")
+	}
+}
+
+// TestPartitions: markers count where there is one in each partition that the old place
+// had when the move was prepared.
+func TestPartitions(t *testing.T) {
+	w := newWorld(t)
+	w.office()
+	p := w.join("one", w.addr, func(p *proxy) { p.elsewhere = true })
+	w.wish(goOn)
+	w.phase(preparing)
+	w.admit()
+	b := w.phase(marking)
+	if len(b.Move.Partitions) != 1 || b.Move.Partitions[0] != "" {
+		t.Errorf("the partitions are %q", b.Move.Partitions)
+	}
+	w.untilTold("found no partition ")
+	w.jump.Add(int64(cutover.StuckAfter))
+	w.phase(leasing)
+	p.be(func(p *proxy) { p.elsewhere = false })
+	w.jump.Add(int64(cutover.RetryAfter))
+	w.phase(draining)
+}
+
+// TestDivided: a topic leaves an embedded store, and comes to one, where there is one
+// proxy alone.
+func TestDivided(t *testing.T) {
+	for _, name := range []string{"a", "b"} {
+		w := newWorld(t)
+		w.put(meta(name, "uid-"+name), &configv1.Resource{Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}})
+		w.office()
+		w.join("one", w.addr, func(*proxy) {})
+		two := w.join("two", w.addr, func(*proxy) {})
+		w.wish(goOn)
+		w.phase(preparing)
+		w.admit()
+		w.untilTold("EventStore " + name + " is embedded, so each of 2 proxies has one of its own")
+		two.stop()
+		w.mu.Lock()
+		w.nodes = []string{"one"}
+		w.mu.Unlock()
+		w.phase(draining)
+	}
+}
+
+// TestWishes: what is wished in every phase.
+func TestWishes(t *testing.T) {
+	for _, phase := range []configv1.Move_Phase{preparing, leasing, stopping, marking} {
+		t.Run("roll back/"+phase.String(), func(t *testing.T) {
+			w := newWorld(t)
+			w.office()
+			w.to(phase)
+			w.wish(rollBack)
+			b := w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
+			if len(b.Epochs) != 1 || b.Epochs[0].Number != 1 || len(b.Epochs[0].Cut) > 0 || b.Highest != 2 || b.Ended != "migration-1" {
+				t.Errorf("it is at %v", b)
+			}
+			w.untilTold("Withdrawn: ")
+			w.migrate("migration-2", "b", goOn)
+			if b := w.phase(preparing); b.Epochs[1].Number != 3 {
+				t.Errorf("the next one has the epoch %v", b.Epochs[1])
+			}
+		})
+	}
+	for phase, want := range map[configv1.Move_Phase]configv1.Move_Phase{preparing: preparing, leasing: leasing, stopping: leasing, marking: leasing} {
+		t.Run("pause/"+phase.String(), func(t *testing.T) {
+			w := newWorld(t)
+			w.office()
+			p := w.to(phase)
+			w.wish(pause)
+			w.phase(want)
+			w.untilTold("Paused: ")
+			p.be(func(p *proxy) { p.deaf, p.busy, p.failing = false, false, "" })
+			if phase == preparing {
+				w.admit()
+			}
+			w.jump.Add(int64(time.Hour))
+			if want == leasing {
+				w.eventually("a lease", p.holds)
+			}
+			w.looks(2)
+			if got := w.binding(); got.Move.Phase != want {
+				t.Errorf("it is at %v", got)
+			}
+			w.wish(goOn)
+			w.eventually("the wish is seen", func() bool {
+				at := w.binding().Move.Phase
+				if at == preparing || at == leasing { // the others take their time
+					w.jump.Add(int64(time.Second))
+				}
+				return at == draining
+			})
+		})
+	}
+	for _, phase := range []configv1.Move_Phase{draining, drained} {
+		t.Run("roll back/"+phase.String(), func(t *testing.T) {
+			w := newWorld(t)
+			w.office()
+			w.to(phase)
+			w.wish(rollBack)
+			b := w.until("the way back", func(b *configv1.TopicBinding) bool { return b.Move.GetBack() })
+			e := b.Epochs[2]
+			if e.Number != 3 || e.Store != "a" || e.StoreUid != "uid-a" || len(b.Epochs[0].Cut) == 0 || slices.ContainsFunc(b.Epochs[:2], func(o *configv1.Epoch) bool { return o.PhysicalName == e.PhysicalName }) {
+				t.Fatalf("the way back is %v", b)
+			}
+			// Forward again, while that is not cut over; and back.
+			w.wish(goOn)
+			if b = w.until("forward again", func(b *configv1.TopicBinding) bool { return !b.Move.GetBack() }); len(b.Epochs) != 2 || b.Highest != 3 || b.Move.Phase < draining {
+				t.Fatalf("forward again is %v", b)
+			}
+			w.wish(rollBack)
+			if b = w.until("the way back", func(b *configv1.TopicBinding) bool { return b.Move.GetBack() }); b.Epochs[2].Number != 4 {
+				t.Fatalf("the way back is %v", b)
+			}
+			w.admit()
+			w.phase(draining)
+			if phase == draining {
+				w.read("uid-a", "ns_t", "group", 1)
+			}
+			w.phase(drained)
+			w.wish(finish)
+			w.eventually("the end", func() bool { w.jump.Add(int64(time.Minute)); return w.binding().Move == nil })
+			if b = w.binding(); len(b.Epochs) != 1 || b.Epochs[0].Number != 4 {
+				t.Errorf("it ends with %v", b)
+			}
+		})
+	}
+}

@@ -1,0 +1,49 @@
+package provision
+
+import (
+	"context"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
+)
+
+// replyPartitions is what a reply topic has: what is in it is read within seconds, by
+// every proxy with requests of its store.
+const replyPartitions = 4
+
+// ownTopics makes the topics that the mesh needs in a store that was reached whatever
+// Topics are there, or looks whether its administrator has: the one over which replies
+// reach the proxies that wait for them, and those of the store itself, for delay. It
+// tells what is missing, "" where nothing is, and whether that is worth trying again
+// soon. Nothing but what needs them is refused as long as they are missing: the store
+// is reachable all the same.
+func (p *Provisioner) ownTopics(ctx context.Context, e *configstore.Entry, st store.Store) (missing string, again bool) {
+	admin, ok := st.(store.Admin)
+	if !ok {
+		return "", false
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	verify := e.Resource.GetEventStore().Provisioning == configv1.Provisioning_PROVISIONING_VERIFY
+	spec := store.TopicSpec{Name: names.ReplyTopic(e.Resource.Metadata.Uid), Partitions: replyPartitions}
+	if err := ensureTopic(ctx, admin, verify, spec); err != nil {
+		return "requests are refused for want of the topic " + spec.Name + ": " + err.Error(), !verify
+	}
+	owner, ok := st.(store.TopicOwner)
+	if !ok {
+		return "", false
+	}
+	for _, t := range owner.OwnTopics() {
+		err := ensureTopic(ctx, admin, verify, t.Spec)
+		if err == nil {
+			err = ensureGroup(ctx, admin, verify, t.Spec.Name, t.Group, store.Start{})
+		}
+		if err != nil {
+			return "retries that are more than a second away wait for want of the topic " + t.Spec.Name + " and its group " + t.Group + ": " + err.Error(), !verify
+		}
+	}
+	return "", false
+}

@@ -1,0 +1,507 @@
+// Package roster keeps, in etcd and for good, which proxies may have configuration of
+// which namespaces: every node is written down before it is sent its first resource.
+// Whoever must know that nobody is left out, as the move of a topic must, asks it.
+//
+// A node counts until an operator says otherwise: one that is declared dead is kept, so
+// that it is refused from then on. Or until it leaves: it has written for the last time,
+// has nothing to start from any more, and so is written down again before it could write.
+package roster
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/fault"
+)
+
+const (
+	// maxNodes bounds how many there may be.
+	maxNodes = 100000
+	// maxNamespaces bounds those of one that are told apart; a node with more counts
+	// as one that may have all.
+	maxNamespaces = 200
+	// joinTime bounds the wait of a node that joins.
+	joinTime = 5 * time.Second
+	// headTime bounds one question to etcd for where it is.
+	headTime = 2 * time.Second
+	// retryAfter is the wait before etcd is read again.
+	retryAfter = time.Second
+)
+
+// Node is a proxy that may have configuration. It is not changed.
+type Node struct {
+	ID string `json:"id"`
+	// All: it may have any namespace; else Namespaces, sorted.
+	All        bool     `json:"all,omitempty"`
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Since is when it was written down first.
+	Since time.Time `json:"since"`
+	// Moves: it knows moves of topics, as it said when it connected last; false of one
+	// that has not connected since that is asked.
+	Moves bool `json:"moves,omitempty"`
+	// Incarnation is the process that joined last, of a node that leaves when it stops.
+	Incarnation string `json:"incarnation,omitempty"`
+	// Dead is set once it was declared dead.
+	Dead *Dead `json:"dead,omitempty"`
+}
+
+// Dead tells who declared a node dead, and when.
+type Dead struct {
+	At time.Time `json:"at"`
+	By string    `json:"by"`
+}
+
+// Has reports whether the node may have configuration of a namespace.
+func (n *Node) Has(namespace string) bool {
+	_, found := slices.BinarySearch(n.Namespaces, namespace)
+	return n.All || found
+}
+
+// Joining is a node that is to be sent configuration.
+type Joining struct {
+	Node string
+	// Namespaces of which it is sent configuration; of all where there are none.
+	Namespaces []string
+	// Fresh: it has said of no configuration that it has.
+	Fresh bool
+	// Moves: its version knows moves of topics.
+	Moves bool
+	// Incarnation is drawn at each start of a node that leaves when it stops; else "".
+	Incarnation string
+}
+
+// covers reports whether all namespaces are the node's; nil is any.
+func (n *Node) covers(namespaces []string) bool {
+	return n.All || len(namespaces) > 0 && !slices.ContainsFunc(namespaces, func(ns string) bool { return !n.Has(ns) })
+}
+
+// is reports whether there is nothing to write down of a node that joins.
+func (n *Node) is(j Joining) bool {
+	return n.covers(j.Namespaces) && n.Moves == j.Moves && n.Incarnation == j.Incarnation
+}
+
+// joined is the node once it has joined.
+func (n *Node) joined(j Joining) *Node {
+	out := n.with(j.Namespaces)
+	out.Moves, out.Incarnation = j.Moves, j.Incarnation
+	return out
+}
+
+// with is the node with more namespaces.
+func (n *Node) with(namespaces []string) *Node {
+	out := *n
+	out.Namespaces = slices.Compact(slices.Sorted(slices.Values(slices.Concat(n.Namespaces, namespaces))))
+	if out.All = n.All || len(namespaces) == 0 || len(out.Namespaces) > maxNamespaces; out.All {
+		out.Namespaces = nil
+	}
+	return &out
+}
+
+// Config of a Roster.
+type Config struct {
+	Etcd *clientv3.Client
+	// Prefix is where the nodes' keys begin; it ends with a slash.
+	Prefix string
+	// Head asks etcd of which revision the last change of the configuration is.
+	Head func(ctx context.Context) (lineage string, revision int64, err error)
+	// Died is called, if set, with each node that is seen to be declared dead, and the
+	// error that it is refused with.
+	Died    func(node string, err error)
+	Clock   clock.Clock
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
+}
+
+// Roster are the nodes of a mesh. Methods are safe for concurrent use.
+type Roster struct {
+	cfg   Config
+	puts  chan *join
+	heads chan *join
+
+	mu    sync.Mutex
+	known map[string]entry // as far as this replica has seen
+	read  chan struct{}    // closed once it has read everything
+	seen  int64            // the newest revision of etcd that it has read
+}
+
+// entry is a node as etcd has it.
+type entry struct {
+	node *Node
+	mod  int64 // its key's mod revision; 0 is of one that is not there
+}
+
+// At is how far a replica must have read before a node is sent anything; the zero
+// value is of none.
+type At struct {
+	Lineage  string
+	Revision int64
+}
+
+// join is a node that waits.
+type join struct {
+	Joining
+	ctx  context.Context
+	done chan joined // capacity 1
+}
+
+type joined struct {
+	at  At
+	err error
+}
+
+// New makes a Roster; Run follows it.
+func New(cfg Config) *Roster {
+	r := &Roster{cfg: cfg, puts: make(chan *join), heads: make(chan *join), known: map[string]entry{}, read: make(chan struct{})}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_roster_nodes", Help: "Proxies that may have configuration, with those that were declared dead, as far as this replica has seen."}, func() float64 {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return float64(len(r.known))
+		}))
+	}
+	return r
+}
+
+// refused is the error of a node that was declared dead.
+func refused(n *Node) error {
+	return fault.New(fault.Precondition, "roster", "declared-dead", "node %s was declared dead by %s at %s: what it holds may be what others have given up. It joins with an empty data folder, which gives it another node id, or after \"weft proxies revive %s\"",
+		n.ID, n.Dead.By, n.Dead.At.UTC().Format(time.RFC3339), n.ID)
+}
+
+// Refusal is why a node may not join; nil where it may, as far as this replica has seen.
+func (r *Roster) Refusal(node string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := r.known[node].node; n != nil && n.Dead != nil {
+		return refused(n)
+	}
+	return nil
+}
+
+// May reports whether a node may have configuration of a namespace, as far as this
+// replica has seen.
+func (r *Roster) May(node, namespace string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.known[node].node
+	return n != nil && n.Has(namespace)
+}
+
+// Join writes a node down that is to be sent configuration, unless it is known as that
+// already. At is what the replica must have read before it sends anything: whoever looks
+// at the roster after that revision finds the node, and a node that was found before is
+// not shown what it may have left behind.
+//
+// A node that is known and not fresh needs no etcd. One that is known and fresh, or of
+// another version, is let in without At while etcd does not answer, as this replica
+// cannot know more; but for another process of a node that may have left. The error
+// is Precondition for one that was declared dead; Unavailable for one that is not known
+// while etcd does not answer; Throttled where there are too many.
+func (r *Roster) Join(ctx context.Context, node Joining) (At, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTime)
+	defer cancel()
+	late := fault.New(fault.Unavailable, "roster", "roster", "node %s cannot be written down in etcd, and is sent nothing before that; try again", node.Node)
+	select {
+	case <-r.read:
+	case <-ctx.Done():
+		return At{}, late
+	}
+	j := &join{Joining: node, ctx: ctx, done: make(chan joined, 1)}
+	known, err := r.knows(j)
+	if err != nil || known && !node.Fresh {
+		return At{}, err
+	}
+	to := r.puts
+	if known {
+		to = r.heads
+	}
+	select {
+	case to <- j:
+		select {
+		case d := <-j.done:
+			return d.at, d.err
+		case <-ctx.Done():
+		}
+	case <-ctx.Done():
+	}
+	if r.lets(node) {
+		return At{}, nil
+	}
+	return At{}, late
+}
+
+// lets reports whether a node that cannot be written down may have what it asks for all
+// the same: not where it may have left.
+func (r *Roster) lets(node Joining) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.known[node.Node].node
+	return n != nil && n.Dead == nil && n.covers(node.Namespaces) && n.Incarnation == node.Incarnation
+}
+
+// knows reports whether there is nothing to write for a node.
+func (r *Roster) knows(j *join) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch n := r.known[j.Node].node; {
+	case n == nil && len(r.known) >= maxNodes:
+		return false, fault.New(fault.Throttled, "roster", "too-many-nodes", "%d nodes may have configuration, which is the most: \"weft proxies list\" shows them", maxNodes)
+	case n == nil:
+		return false, nil
+	case n.Dead != nil:
+		return false, refused(n)
+	default:
+		return n.is(j.Joining), nil
+	}
+}
+
+// Run follows the roster, and writes, until ctx ends.
+func (r *Roster) Run(ctx context.Context) error {
+	var work sync.WaitGroup
+	work.Go(func() { r.write(ctx) })
+	work.Go(func() { r.ask(ctx) })
+	for ctx.Err() == nil {
+		if err := r.follow(ctx); err != nil && ctx.Err() == nil {
+			r.cfg.Log.Warn("the roster of proxies cannot be followed; those that are known are served", "error", err)
+		}
+		timer := time.NewTimer(retryAfter)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+	}
+	work.Wait()
+	return nil
+}
+
+// follow reads the roster and what becomes of it.
+func (r *Roster) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	resp, err := r.cfg.Etcd.Get(ctx, r.cfg.Prefix, clientv3.WithPrefix())
+	if err != nil {
+		return err
+	}
+	if err := r.keep(ctx, r.begin(resp)); err != nil {
+		return err
+	}
+	for events := range r.cfg.Etcd.Watch(ctx, r.cfg.Prefix, clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1)) {
+		if err := events.Err(); err != nil {
+			return err
+		}
+		for _, e := range events.Events {
+			r.note(e.Kv, e.Type == clientv3.EventTypeDelete)
+		}
+	}
+	return nil
+}
+
+// begin takes what was read as all there is. lost are those that were there and are not
+// any more since etcd went back, as it does when it is restored from a backup: they have
+// their configuration all the same.
+func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
+	r.mu.Lock()
+	back := resp.Header.Revision < r.seen
+	before := r.known
+	r.known, r.seen = map[string]entry{}, resp.Header.Revision
+	r.mu.Unlock()
+	for _, kv := range resp.Kvs {
+		r.note(kv, false)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, e := range before {
+		if back && r.known[id].node == nil {
+			lost = append(lost, e.node)
+		}
+	}
+	select {
+	case <-r.read:
+	default:
+		close(r.read)
+	}
+	return lost
+}
+
+// keep writes nodes that were lost.
+func (r *Roster) keep(ctx context.Context, lost []*Node) error {
+	for _, n := range lost {
+		err := r.edit(ctx, n.ID, func(now *Node) (*Node, error) {
+			if now != nil {
+				return now.with(n.Namespaces), nil
+			}
+			return n, nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// note takes up what etcd has of a node, unless something newer is known.
+func (r *Roster) note(kv *mvccpb.KeyValue, gone bool) {
+	id := strings.TrimPrefix(string(kv.Key), r.cfg.Prefix)
+	n := r.parse(id, kv.Value)
+	r.mu.Lock()
+	r.seen = max(r.seen, kv.ModRevision)
+	old := r.known[id]
+	if old.mod > kv.ModRevision {
+		r.mu.Unlock()
+		return
+	}
+	if gone {
+		delete(r.known, id)
+	} else {
+		r.known[id] = entry{n, kv.ModRevision}
+	}
+	r.mu.Unlock()
+	if !gone && n.Dead != nil && r.cfg.Died != nil {
+		r.cfg.Died(id, refused(n))
+	}
+}
+
+// parse reads a record. One that cannot be read is of a node that may have everything.
+func (r *Roster) parse(id string, value []byte) *Node {
+	n := &Node{}
+	if err := json.Unmarshal(value, n); err != nil || n.ID != id {
+		if len(value) > 0 {
+			r.cfg.Log.Error("what etcd has of a proxy cannot be read; it counts as one that may have all namespaces", "node", id)
+		}
+		return &Node{ID: id, All: true}
+	}
+	return n
+}
+
+// Nodes are all nodes that may have configuration of a namespace and were not declared
+// dead, as etcd has them now, by id.
+func (r *Roster) Nodes(ctx context.Context, namespace string) ([]*Node, error) {
+	all, err := r.All(ctx)
+	return slices.DeleteFunc(all, func(n *Node) bool { return n.Dead != nil || !n.Has(namespace) }), err
+}
+
+// All are all nodes as etcd has them now, by id.
+func (r *Roster) All(ctx context.Context) ([]*Node, error) {
+	resp, err := r.cfg.Etcd.Get(ctx, r.cfg.Prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "roster", "etcd", "etcd does not answer")
+	}
+	out := make([]*Node, len(resp.Kvs))
+	for i, kv := range resp.Kvs {
+		out[i] = r.parse(strings.TrimPrefix(string(kv.Key), r.cfg.Prefix), kv.Value)
+	}
+	return out, nil
+}
+
+// DeclareDead takes a node from those that count, and has it refused from now on: who
+// does it answers for that the node writes nothing any more. The streams that it has end.
+func (r *Roster) DeclareDead(ctx context.Context, node, who string) error {
+	return r.edit(ctx, node, func(n *Node) (*Node, error) {
+		if n == nil {
+			return nil, unknown(node)
+		}
+		if n.Dead != nil {
+			return n, nil
+		}
+		dead := *n
+		dead.Dead = &Dead{At: r.cfg.Clock.Now().UTC(), By: who}
+		return &dead, nil
+	})
+}
+
+// Revive takes back that a node was declared dead; it counts again.
+func (r *Roster) Revive(ctx context.Context, node string) error {
+	return r.edit(ctx, node, func(n *Node) (*Node, error) {
+		if n == nil {
+			return nil, unknown(node)
+		}
+		alive := *n
+		alive.Dead = nil
+		return &alive, nil
+	})
+}
+
+// Entry is what a process that has joined says when it leaves; 0 where that is not known.
+func (r *Roster) Entry(node, incarnation string) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.known[node]; e.node != nil && e.node.Incarnation != "" && e.node.Incarnation == incarnation {
+		return e.mod
+	}
+	return 0
+}
+
+// Leave takes a node off the roster: it answers for that it writes nothing any more before
+// it has joined again. entry is what Entry said; Precondition where somebody has joined as
+// that node since, or it was declared dead.
+func (r *Roster) Leave(ctx context.Context, node string, entry int64) error {
+	key := r.cfg.Prefix + node
+	refusal := fault.New(fault.Precondition, "roster", "joined-since", "node %s has joined again since, or was declared dead: it stays on the roster", node)
+	if entry <= 0 {
+		return refusal
+	}
+	resp, err := r.cfg.Etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", entry)).Then(clientv3.OpDelete(key)).Commit()
+	if err != nil {
+		return fault.New(fault.Unavailable, "roster", "etcd", "etcd does not answer; node %s may or may not be on the roster", node)
+	}
+	if !resp.Succeeded {
+		return refusal
+	}
+	r.note(&mvccpb.KeyValue{Key: []byte(key), ModRevision: resp.Header.Revision}, true)
+	return nil
+}
+
+// Forget removes a node, dead or not; nil if there is none. It may join as any other.
+func (r *Roster) Forget(ctx context.Context, node string) error {
+	return r.edit(ctx, node, func(*Node) (*Node, error) { return nil, nil })
+}
+
+func unknown(node string) error {
+	return fault.New(fault.NotFound, "roster", "node-unknown", "no proxy %s was ever sent configuration; \"weft proxies list\" shows those that were", node)
+}
+
+// edit changes what etcd has of a node; change gives nil to remove it.
+func (r *Roster) edit(ctx context.Context, node string, change func(*Node) (*Node, error)) error {
+	key := r.cfg.Prefix + node
+	away := fault.New(fault.Unavailable, "roster", "etcd", "etcd does not answer; node %s may or may not be changed", node)
+	for {
+		got, err := r.cfg.Etcd.Get(ctx, key)
+		if err != nil {
+			return away
+		}
+		var now entry
+		if len(got.Kvs) > 0 {
+			now = entry{r.parse(node, got.Kvs[0].Value), got.Kvs[0].ModRevision}
+		}
+		to, err := change(now.node)
+		if err != nil || to == now.node {
+			return err
+		}
+		op, value := clientv3.OpDelete(key), []byte(nil)
+		if to != nil {
+			if value, err = json.Marshal(to); err != nil {
+				return err
+			}
+			op = clientv3.OpPut(key, string(value))
+		}
+		resp, err := r.cfg.Etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", now.mod)).Then(op).Commit()
+		if err != nil {
+			return away
+		}
+		if resp.Succeeded {
+			r.note(&mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: resp.Header.Revision}, to == nil)
+			return nil
+		}
+	}
+}

@@ -1,0 +1,333 @@
+package roster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/weft-mesh/weft/controlplane/embedetcd"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+)
+
+type world struct {
+	*testing.T
+	ctx    context.Context
+	etcd   *embedetcd.Server
+	closed func() // etcd
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := sync.OnceFunc(e.Close)
+	t.Cleanup(closed)
+	return &world{t, ctx, e, closed}
+}
+
+// replica is one that runs.
+func (w *world) replica(died func(string, error)) *Roster {
+	r := New(Config{Etcd: w.etcd.Client(), Prefix: "/weft/s/node/", Died: died, Log: slog.New(slog.DiscardHandler),
+		Head: func(ctx context.Context) (string, int64, error) {
+			resp, err := w.etcd.Client().Get(ctx, "x")
+			if err != nil {
+				return "", 0, err
+			}
+			return "1-a", resp.Header.Revision, nil
+		}})
+	ctx, cancel := context.WithCancel(w.ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	w.Cleanup(func() { cancel(); <-ended })
+	return r
+}
+
+func (w *world) join(r *Roster, node string, fresh bool, namespaces ...string) At {
+	w.Helper()
+	at, err := r.Join(w.ctx, Joining{Node: node, Namespaces: namespaces, Fresh: fresh})
+	if err != nil {
+		w.Fatal(node, err)
+	}
+	return at
+}
+
+func (w *world) revision() int64 {
+	w.Helper()
+	resp, err := w.etcd.Client().Get(w.ctx, "x")
+	if err != nil {
+		w.Fatal(err)
+	}
+	return resp.Header.Revision
+}
+
+func (w *world) nodes(r *Roster, namespace string, want ...string) {
+	w.Helper()
+	list, err := r.Nodes(w.ctx, namespace)
+	var got []string
+	for _, n := range list {
+		got = append(got, n.ID)
+	}
+	if err != nil || !slices.Equal(got, want) {
+		w.Errorf("%s has %v, %v, want %v", namespace, got, err, want)
+	}
+}
+
+// TestJoin: a node is written down when Join returns, with the namespaces that it may
+// have, which grow; nothing is written for one that is known; whoever was written is to
+// be shown nothing older than that.
+func TestJoin(t *testing.T) {
+	w := newWorld(t)
+	r, other := w.replica(nil), w.replica(nil)
+	if at := w.join(r, "a", false, "shop"); at.Lineage != "1-a" || at.Revision < w.revision() {
+		t.Errorf("it is to be shown what is of %v", at)
+	}
+	w.nodes(r, "shop", "a")
+	w.join(r, "b/odd id", false)
+	w.join(other, "a", false, "bank") // which may not have seen it yet
+	w.nodes(r, "shop", "a", "b/odd id")
+	w.nodes(other, "bank", "a", "b/odd id")
+	w.nodes(r, "else", "b/odd id")
+	before := w.revision()
+	for _, known := range [][]string{{"shop"}, {"bank"}, {"shop", "bank"}} {
+		if at := w.join(other, "a", false, known...); at != (At{}) {
+			t.Errorf("one that is known waits for %v", at)
+		}
+	}
+	if at := w.join(other, "a", true, "shop"); at.Revision != before {
+		t.Errorf("one that is known, and fresh, is to be shown what is of %v, want %d", at, before)
+	}
+	if now := w.revision(); now != before {
+		t.Errorf("%d writes for one that is known", now-before)
+	}
+	for _, knows := range []bool{true, false, true} { // as versions come and go
+		if at, err := other.Join(w.ctx, Joining{Node: "a", Namespaces: []string{"shop"}, Moves: knows}); err != nil || at.Revision < w.revision() {
+			t.Errorf("one of another version is to be shown what is of %v, %v", at, err)
+		}
+		if list, err := r.Nodes(w.ctx, "bank"); err != nil || list[0].ID != "a" || list[0].Moves != knows {
+			t.Errorf("it said that it knows moves: %v; the roster says %+v, %v", knows, list[0], err)
+		}
+	}
+	many := make([]string, maxNamespaces+1)
+	for i := range many {
+		many[i] = fmt.Sprintf("ns-%d", i)
+	}
+	w.join(r, "wide", false, many...)
+	w.nodes(r, "else", "b/odd id", "wide")
+}
+
+// TestDead: one that was declared dead counts no more and is refused, at every replica
+// and for good, until it is revived or forgotten.
+func TestDead(t *testing.T) {
+	w := newWorld(t)
+	died := latest.New("")
+	r := w.replica(nil)
+	other := w.replica(func(node string, err error) {
+		if fault.ClassOf(err) == fault.Precondition {
+			died.Store(node)
+		}
+	})
+	w.join(r, "a", false, "shop")
+	w.join(r, "b", false, "shop")
+	if err := r.DeclareDead(w.ctx, "nobody", "x"); fault.ClassOf(err) != fault.NotFound {
+		t.Errorf("one that is not known: %v", err)
+	}
+	if err := r.DeclareDead(w.ctx, "a", "ops"); err != nil {
+		t.Fatal(err)
+	}
+	w.nodes(r, "shop", "b")
+	for now, changed := died.Load(); now != "a"; now, changed = died.Load() {
+		select {
+		case <-changed:
+		case <-w.ctx.Done():
+			t.Fatal("the other replica does not hear of it")
+		}
+	}
+	later := w.replica(nil)
+	for name, at := range map[string]*Roster{"here": r, "elsewhere": other, "later": later} {
+		_, err := at.Join(w.ctx, Joining{Node: "a", Namespaces: []string{"shop"}})
+		if fault.ClassOf(err) != fault.Precondition || !strings.Contains(err.Error(), "declared dead by ops") || !strings.Contains(err.Error(), "weft proxies revive a") {
+			t.Errorf("%s it joins: %v", name, err)
+		}
+		if err := at.Refusal("a"); err == nil {
+			t.Errorf("%s it is not refused", name)
+		}
+	}
+	// One that joins for more, just as it is declared dead, is not alive again.
+	if written := r.put(w.ctx, []*join{{Joining: Joining{Node: "a", Namespaces: []string{"more"}}, ctx: w.ctx, done: make(chan joined, 1)}}); len(written) > 0 {
+		t.Error("one that is dead was written")
+	}
+	if err := r.Revive(w.ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.join(r, "a", false, "shop")
+	w.nodes(r, "shop", "a", "b")
+	if err := r.Forget(w.ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.nodes(r, "shop", "b")
+	w.join(r, "a", false, "shop")
+	w.nodes(r, "shop", "a", "b")
+}
+
+// TestEtcdAway: without etcd those that are known are let in, and nobody else is.
+func TestEtcdAway(t *testing.T) {
+	w := newWorld(t)
+	r := w.replica(nil)
+	w.join(r, "a", false, "shop")
+	w.closed()
+	if at := w.join(r, "a", false, "shop"); at != (At{}) {
+		t.Errorf("one that is known waits for %v", at)
+	}
+	if at := w.join(r, "a", true, "shop"); at != (At{}) {
+		t.Errorf("one that is known, and fresh, waits for %v", at)
+	}
+	if at, err := r.Join(w.ctx, Joining{Node: "a", Namespaces: []string{"shop"}, Moves: true}); err != nil || at != (At{}) {
+		t.Errorf("one that is known, and of another version: %v, %v", at, err)
+	}
+	for name, ask := range map[string]func() error{
+		"a new one":           func() error { _, err := r.Join(w.ctx, Joining{Node: "b", Namespaces: []string{"shop"}}); return err },
+		"one that wants more": func() error { _, err := r.Join(w.ctx, Joining{Node: "a", Namespaces: []string{"bank"}}); return err },
+		"whoever asks for them": func() error {
+			ctx, end := context.WithTimeout(w.ctx, time.Second)
+			defer end()
+			_, err := r.Nodes(ctx, "shop")
+			return err
+		},
+	} {
+		if err := ask(); fault.ClassOf(err) != fault.Unavailable {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestManyJoin: nodes that join at once are written together.
+func TestManyJoin(t *testing.T) {
+	w := newWorld(t)
+	r := w.replica(nil)
+	w.join(r, "first", false)
+	before := w.revision()
+	const many, atOnce = 10000, 200
+	var wg sync.WaitGroup
+	for i := range atOnce {
+		wg.Go(func() {
+			for n := i; n < many; n += atOnce {
+				if _, err := r.Join(w.ctx, Joining{Node: fmt.Sprintf("node-%05d", n), Namespaces: []string{"shop"}, Fresh: true}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if writes := w.revision() - before; writes > many/10 {
+		t.Errorf("%d transactions for %d nodes", writes, many)
+	}
+	if all, err := r.Nodes(w.ctx, "shop"); err != nil || len(all) != many+1 {
+		t.Errorf("%d nodes, %v", len(all), err)
+	}
+}
+
+// TestRestored: what etcd has lost, since it was restored from a backup, is written
+// again; what was forgotten meanwhile is not.
+func TestRestored(t *testing.T) {
+	w := newWorld(t)
+	r := w.replica(nil)
+	w.join(r, "a", false, "shop")
+	if _, err := w.etcd.Client().Delete(w.ctx, "/weft/s/node/a"); err != nil {
+		t.Fatal(err)
+	}
+	r = New(r.cfg)
+	r.known["a"], r.seen = entry{&Node{ID: "a", Namespaces: []string{"shop"}}, 3}, 1000
+	read := func(revision int64) []*Node {
+		return r.begin(&clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: revision}})
+	}
+	lost := read(7)
+	if len(lost) != 1 {
+		t.Fatalf("%v is lost", lost)
+	}
+	if err := r.keep(w.ctx, lost); err != nil {
+		t.Fatal(err)
+	}
+	w.nodes(r, "shop", "a")
+	if r.known["a"].node == nil || !reflect.DeepEqual(r.known["a"].node.Namespaces, []string{"shop"}) {
+		t.Errorf("it knows %v", r.known)
+	}
+	if lost := read(2000); len(lost) > 0 {
+		t.Errorf("%v is lost, and was forgotten", lost)
+	}
+}
+
+// TestLeave: a node that leaves is on the roster no more, and is written down again before
+// its next process is let in, also by a replica that has not heard of it; what an earlier
+// process says is too late then.
+func TestLeave(t *testing.T) {
+	w := newWorld(t)
+	r := w.replica(nil)
+	as := func(at *Roster, incarnation string) (At, error) {
+		return at.Join(w.ctx, Joining{Node: "a", Namespaces: []string{"shop"}, Fresh: true, Incarnation: incarnation})
+	}
+	if _, err := as(r, "first"); err != nil {
+		t.Fatal(err)
+	}
+	first := r.Entry("a", "first")
+	if first == 0 || r.Entry("a", "other") != 0 || r.Entry("a", "") != 0 || r.Entry("b", "first") != 0 {
+		t.Errorf("the entry is %d", first)
+	}
+	// One that still has it as it was.
+	late := New(r.cfg)
+	late.known["a"] = r.known["a"]
+	close(late.read)
+	ctx, cancel := context.WithCancel(w.ctx)
+	var work sync.WaitGroup
+	work.Go(func() { late.write(ctx) })
+	work.Go(func() { late.ask(ctx) })
+	defer work.Wait()
+	defer cancel()
+	if err := r.Leave(w.ctx, "a", first); err != nil {
+		t.Fatal(err)
+	}
+	w.nodes(r, "shop")
+	if at, err := as(late, "second"); err != nil || at.Revision < w.revision() {
+		t.Fatalf("it joins again, and is to be shown what is of %v, %v", at, err)
+	}
+	w.nodes(r, "shop", "a")
+	second := late.Entry("a", "second")
+	for name, entry := range map[string]int64{"an earlier process": first, "nobody": 0} {
+		if err := r.Leave(w.ctx, "a", entry); fault.ClassOf(err) != fault.Precondition {
+			t.Errorf("%s leaves as it: %v", name, err)
+		}
+	}
+	w.nodes(r, "shop", "a")
+	// The next one joins just as this one leaves.
+	if _, err := as(late, "third"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Leave(w.ctx, "a", second); fault.ClassOf(err) != fault.Precondition {
+		t.Errorf("the one before leaves as it: %v", err)
+	}
+	w.closed()
+	if _, err := as(late, "fourth"); fault.ClassOf(err) != fault.Unavailable {
+		t.Errorf("without etcd a process joins of a node that may have left: %v", err)
+	}
+	if at, err := as(late, "third"); err != nil || at != (At{}) {
+		t.Errorf("without etcd the one that is known: %v, %v", at, err)
+	}
+	if err := r.Leave(w.ctx, "a", late.Entry("a", "third")); fault.ClassOf(err) != fault.Unavailable {
+		t.Errorf("without etcd it leaves: %v", err)
+	}
+}

@@ -1,0 +1,227 @@
+package delivery
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/labels"
+)
+
+// measured is a world in a bubble, whose Manager has metrics.
+func measured(t *testing.T, change func(*snapshot.Subscription)) (*world, *prometheus.Registry) {
+	w, reg := newWorld(t, change), prometheus.NewRegistry()
+	w.stop()
+	w.metrics = reg
+	w.start()
+	return w, reg
+}
+
+// values are those of a metric, without its prefix, by the labels after namespace and
+// subscription; of a histogram its count and its sum.
+func values(t *testing.T, reg *prometheus.Registry, name string) map[string][2]float64 {
+	t.Helper()
+	fs, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string][2]float64{}
+	for _, f := range fs {
+		if f.GetName() != "weft_proxy_delivery_"+name {
+			continue
+		}
+		for _, m := range f.Metric {
+			var more []string
+			for _, l := range m.Label {
+				if l.GetName() != "namespace" && l.GetName() != "subscription" {
+					more = append(more, l.GetValue())
+				}
+			}
+			v := [2]float64{m.GetCounter().GetValue() + m.GetGauge().GetValue()}
+			if h := m.Histogram; h != nil {
+				v = [2]float64{float64(h.GetSampleCount()), h.GetSampleSum()}
+			}
+			out[strings.Join(more, ",")] = v
+		}
+	}
+	return out
+}
+
+// about is equality but for what a step takes in a bubble.
+func about(got, want float64) bool { return got >= want-0.001 && got <= want+0.1 }
+
+// TestMeasured: how far behind a Subscription is, how old its events are and why it
+// is not read can be seen, and is not once it is deleted.
+func TestMeasured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, reg := measured(t, nil)
+		w.publish("a", "b", "c", "d", "e")
+		<-time.After(20 * time.Second) // sampled at 15 s
+		if got := values(t, reg, "lag_events"); got["orders"][0] != 5 {
+			t.Errorf("nobody reads it: its lag is %v", got)
+		}
+		m := w.join(2)
+		defer m.Close()
+		ds := w.next(m, 2)
+		if got := values(t, reg, "latency_seconds")[""]; got[0] != 2 || !about(got[1], 40) {
+			t.Errorf("two events of 20 s were delivered: %v", got)
+		}
+		<-time.After(10 * time.Second)
+		m.Ack(ds[0].ID)
+		if got := values(t, reg, "end_to_end_seconds")[""]; got[0] != 1 || !about(got[1], 30) {
+			t.Errorf("an event of 30 s was settled: %v", got)
+		}
+		<-time.After(20 * time.Second) // sampled at 45 s
+		if got := values(t, reg, "lag_events"); got["orders"][0] != 4 {
+			t.Errorf("one was settled: %v", got)
+		}
+		if got := values(t, reg, "oldest_unsettled_seconds")[""][0]; !about(got, 45) {
+			t.Errorf("the oldest is of %v s", got)
+		}
+		if got := values(t, reg, "stalled_seconds_total"); !about(got["credit"][0], 25) || got["window"][0] != 0 || got["rate"][0] != 0 {
+			t.Errorf("for 25 s nobody asked: %v", got)
+		}
+		w.snaps.Store(&snapshot.Snapshot{})
+		<-time.After(sampleEvery)
+		for _, name := range []string{"lag_events", "latency_seconds", "end_to_end_seconds", "oldest_unsettled_seconds", "stalled_seconds_total"} {
+			if got := values(t, reg, name); len(got) != 0 {
+				t.Errorf("it is deleted, and its %s is %v", name, got)
+			}
+		}
+	})
+}
+
+// TestStalled: a full window and a rate are told from a member that does not ask.
+func TestStalled(t *testing.T) {
+	for cause, change := range map[string]func(*snapshot.Subscription){
+		"window": func(s *snapshot.Subscription) { s.MaxInFlight = 2 },
+		"rate":   func(s *snapshot.Subscription) { s.Rate, s.Burst = 0.01, 2 },
+	} {
+		t.Run(cause, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, reg := measured(t, change)
+				w.publish("a", "b", "c", "d", "e")
+				m := w.join(100)
+				defer m.Close()
+				w.next(m, 2)
+				more := make(chan error, 1)
+				go func() {
+					_, err := m.Next(w.ctx, make([]Delivery, 1))
+					more <- err
+				}()
+				<-time.After(50 * time.Second)
+				for name, got := range values(t, reg, "stalled_seconds_total") {
+					if want := map[string]float64{cause: 45}[name]; !about(got[0], want) {
+						t.Errorf("%s: %v s, want %v", name, got[0], want)
+					}
+				}
+				w.stop()
+				if err := <-more; err == nil {
+					t.Error("an event came")
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkMeasure is what the ages of an event cost, from its delivery to its
+// settlement.
+func BenchmarkMeasure(b *testing.B) {
+	m := newMetrics(prometheus.NewRegistry()).of("demo", "billing")
+	now := time.Now().Round(0)
+	it := &item{src: &source{}}
+	it.msg.stored.Stored = now.Add(-time.Second)
+	b.ReportAllocs()
+	for b.Loop() {
+		if age, ok := it.age(now); ok {
+			m.latency.Observe(age)
+		}
+		if age, ok := it.age(now); ok {
+			m.endToEnd.Observe(age)
+		}
+	}
+}
+
+// TestSubscriptionsOfMetrics: those beyond the limit are counted together, and have no
+// lag of their own.
+func TestSubscriptionsOfMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := newMetrics(reg)
+	m.names.Max = 1
+	m.of("demo", "a").settled.Inc()
+	m.of("demo", "b").settled.Add(2)
+	m.of("demo", "c").settled.Add(3)
+	m.forget("demo", "b") // what is counted together stays
+	fs, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range fs {
+		if f.GetName() == "weft_proxy_delivery_acks_total" {
+			for _, s := range f.Metric {
+				got[s.Label[0].GetValue()+"/"+s.Label[1].GetValue()] = s.Counter.GetValue()
+			}
+		}
+	}
+	if len(got) != 2 || got["demo/a"] != 1 || got[labels.Other+"/"+labels.Other] != 5 {
+		t.Errorf("%v", got)
+	}
+	mgr := &Manager{metrics: m, counted: map[snapshot.Key]struct{}{}}
+	for name, may := range map[string]bool{"a": true, "c": false} {
+		if got := mgr.mayLag(lagKey{sub: snapshot.Key{Namespace: "demo", Name: name}}, 0); got != may {
+			t.Errorf("a series of the lag of %s: %v", name, got)
+		}
+	}
+	if mgr.mayLag(lagKey{sub: snapshot.Key{Namespace: "demo", Name: "a"}}, labels.Max) {
+		t.Error("there are as many as may be, and one more")
+	}
+}
+
+// TestDeadLettersByCause: dead letters are counted by how their last attempt failed.
+func TestDeadLettersByCause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, reg := measured(t, func(s *snapshot.Subscription) {
+			s.DeadLetter, s.MaxAttempts, s.AckTimeout = "dead", 2, time.Second
+			s.Transform = mustTransform(t, "event.subject == 'untransformed' ? event.missing : event.type")
+		})
+		m := w.join(10)
+		defer m.Close()
+		count := func(cause string, first, last func(id uint64)) {
+			t.Helper()
+			before := values(t, reg, "dead_letters_total")
+			w.publish(cause)
+			for _, end := range []func(uint64){first, last} {
+				if end != nil {
+					end(w.next(m, 1)[0].ID)
+				}
+			}
+			w.nothing(m, "it is a dead letter")
+			<-time.After(2 * time.Second)
+			after := values(t, reg, "dead_letters_total")
+			if len(after) != 5 {
+				t.Fatalf("the causes are %v", after)
+			}
+			for name := range after {
+				want := before[name][0]
+				if name == cause || cause == "untransformed" && name == "transform" {
+					want++
+				}
+				if after[name][0] != want {
+					t.Errorf("after one that is %s there are %v of %s, want %v", cause, after[name][0], name, want)
+				}
+			}
+		}
+		nack := func(id uint64) { m.Nack("no", 0, id) }
+		never := func(uint64) {}
+		count("failed", never, nack)
+		count("timeout", nack, never)
+		count("rejected", func(id uint64) { m.Reject("never", id) }, nil)
+		count("untransformed", nil, nil)
+		count("lost", nack, func(uint64) { m.Lost() })
+	})
+}

@@ -1,0 +1,301 @@
+package delivery
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/time/rate"
+
+	"github.com/weft-mesh/weft/dataplane/facts"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/position"
+)
+
+// Redrive gives dead letters of one Subscription back to it.
+type Redrive struct {
+	// Query selects; its Subscription is needed.
+	Query DeadLetterQuery
+	// Rate is most in a second, 1 to MaxRedriveRate.
+	Rate int
+	// Limit is most in all; 0 is without.
+	Limit int
+	// DryRun only counts.
+	DryRun bool
+}
+
+// Redriven says how far a redrive is.
+type Redriven struct {
+	// Redriven were given back (with DryRun, would be), Already were before, and
+	// Refused cannot be: RefusedReason says why the first of them.
+	Redriven, Already, Refused int
+	RefusedReason              string
+}
+
+// MaxRedriveRate bounds the rate of a redrive. redriveBatch bounds what is given
+// back before it is marked: so many come twice where a redrive is cut off between
+// the two.
+const (
+	MaxRedriveRate = 10000
+	redriveBatch   = 100
+)
+
+// redrive is one at work.
+type redrive struct {
+	m       *Manager
+	who     *policy.Principal
+	req     Redrive
+	id      string // of its markers
+	topic   *snapshot.Topic
+	pace    *rate.Limiter
+	size    int // of a batch
+	batch   []DeadLetter
+	written int // markers
+	seen    int // of them, in the topic
+	out     Redriven
+	over    bool // all that the topic had at the call was read
+	report  func(Redriven)
+}
+
+// Redrive gives the dead letters that req selects, as many as the topic has at the
+// call, back to the Subscription that gave them up: into its own retry topic, so
+// that nobody else gets them again, and at their first attempt. What was given back
+// is marked in the dead-letter topic, and not given back by a later redrive. report
+// is told now and then how far it is.
+//
+// It needs Subscribe on the dead-letter topic and what joining the Subscription
+// needs, from its beginning to its end. Conflict while another redrive of the
+// Subscription runs on this proxy.
+func (m *Manager) Redrive(ctx context.Context, who *policy.Principal, req Redrive, report func(Redriven)) (Redriven, error) {
+	const op = "delivery.redrive"
+	r := &redrive{m: m, who: who, req: req, id: uuid.NewString(), report: report, size: min(max(req.Rate/10, 1), redriveBatch)}
+	q := &r.req.Query
+	q.Redriven = false
+	if q.Subscription == "" || req.Rate < 1 || req.Rate > MaxRedriveRate || req.Limit < 0 {
+		return Redriven{}, fault.New(fault.Invalid, op, "bad-request", "a redrive names a Subscription, and a rate of 1 to %d events a second", MaxRedriveRate)
+	}
+	r.pace = rate.NewLimiter(rate.Limit(req.Rate), r.size)
+	var err error
+	if r.topic, err = m.deadLetterTopic(who, q); err != nil {
+		return Redriven{}, err
+	}
+	sub, err := r.allowed()
+	if err != nil {
+		return Redriven{}, err
+	}
+	done, err := m.scanning(who)
+	if err != nil {
+		return Redriven{}, err
+	}
+	defer done()
+	m.mu.Lock()
+	_, busy := m.redriving[sub.UID]
+	if !busy {
+		m.redriving[sub.UID] = struct{}{}
+	}
+	m.mu.Unlock()
+	if busy {
+		return Redriven{}, fault.New(fault.Conflict, op, "redrive-in-progress", "another redrive of Subscription %s runs on this proxy", sub.Name)
+	}
+	defer func() {
+		m.mu.Lock()
+		delete(m.redriving, sub.UID)
+		m.mu.Unlock()
+	}()
+	err = r.run(ctx)
+	if !req.DryRun {
+		m.cfg.Log.Info("dead letters were redriven", "subscription", sub.Key, "topic", r.topic.Key, "by", who, "redriven", r.out.Redriven, "refused", r.out.Refused, "error", err)
+	}
+	return r.out, err
+}
+
+// allowed is the Subscription by the newest configuration, while the caller may
+// redrive.
+func (r *redrive) allowed() (*snapshot.Subscription, error) {
+	snap, q := r.m.cfg.Snapshots.Get(), &r.req.Query
+	who, err := refreshed(snap, r.who, r.m.cfg.Clock.Now())
+	if err == nil {
+		err = mayConsume(snap, who, q.Namespace, q.Subscription)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := may(snap, who, policy.Subscribe, q.Namespace, q.Topic); err != nil {
+		return nil, err
+	}
+	sub := snap.Subscriptions[snapshot.Key{Namespace: q.Namespace, Name: q.Subscription}]
+	switch {
+	case sub == nil:
+		return nil, fault.New(fault.NotFound, "delivery.redrive", "unknown-subscription", "there is no Subscription %s in namespace %s", q.Subscription, q.Namespace)
+	case sub.NotReady != "":
+		return nil, &fault.Error{Class: fault.Unavailable, Op: "delivery.redrive", Reason: "subscription-not-ready", RetryAfter: time.Second, Msg: "Subscription " + sub.Name + " is not ready: " + sub.NotReady}
+	}
+	return sub, nil
+}
+
+// run reads what was redriven before, and then gives back the rest.
+func (r *redrive) run(ctx context.Context) error {
+	marked, err := r.m.redriven(ctx, r.topic)
+	if err != nil {
+		return err
+	}
+	return r.m.scan(ctx, r.topic, func(msg *store.Message, at position.Token) (bool, error) {
+		if msg == nil {
+			r.over = true
+			err := r.flush(ctx)
+			return r.seen == r.written, err
+		}
+		if id, _ := event.Lookup(msg.Mesh, headerRedriven); id == r.id {
+			r.seen++
+		}
+		l, ok := deadLetterOf(msg, at)
+		switch _, before := marked[at]; {
+		case !ok || !r.req.Query.selects(&l) || r.over:
+		case before:
+			r.out.Already++
+		case r.req.Limit > 0 && r.out.Redriven+len(r.batch) >= r.req.Limit:
+		default:
+			r.batch = append(r.batch, l)
+		}
+		if len(r.batch) == r.size {
+			if err := r.flush(ctx); err != nil {
+				return true, err
+			}
+		}
+		// A store may show what it has acknowledged a moment later. Once the markers
+		// are seen the next redrive sees them too.
+		return r.seen == r.written, nil
+	})
+}
+
+// flush gives a batch back, and marks it.
+func (r *redrive) flush(ctx context.Context) error {
+	batch := r.batch
+	r.batch = nil
+	if len(batch) == 0 {
+		return nil
+	}
+	sub, err := r.allowed()
+	if err != nil {
+		return err
+	}
+	bySource := map[*snapshot.Source][]DeadLetter{}
+	for i := range batch {
+		src, why := sourceFor(sub, &batch[i])
+		if why != "" {
+			if r.out.Refused++; r.out.RefusedReason == "" {
+				r.out.RefusedReason = why
+			}
+			continue
+		}
+		bySource[src] = append(bySource[src], batch[i])
+	}
+	for i := range sub.Sources { // in their order
+		ls := bySource[&sub.Sources[i]]
+		if len(ls) == 0 {
+			continue
+		}
+		if r.req.DryRun {
+			r.out.Redriven += len(ls)
+			continue
+		}
+		if err := r.pace.WaitN(ctx, len(ls)); err != nil {
+			return fault.From(context.Cause(ctx))
+		}
+		if err := r.give(ctx, sub, &sub.Sources[i], ls); err != nil {
+			return err
+		}
+	}
+	r.report(r.out)
+	return nil
+}
+
+// sourceFor is where a dead letter goes back to, or why it cannot.
+func sourceFor(sub *snapshot.Subscription, l *DeadLetter) (*snapshot.Source, string) {
+	if l.NotRedrivable != "" {
+		return nil, l.NotRedrivable
+	}
+	var at *snapshot.Source // of the epoch that is written to: others may be given up
+	for i := range sub.Sources {
+		s := &sub.Sources[i]
+		if s.Topic.Name == l.Topic && (at == nil || s.Epoch.Number <= s.Topic.Written().Number) {
+			at = s
+		}
+	}
+	if at == nil {
+		return nil, "Subscription " + sub.Name + " does not read topic " + l.Topic + " any more"
+	}
+	return at, ""
+}
+
+// give writes dead letters of one topic to the Subscription's retry topic and marks
+// those that are there.
+func (r *redrive) give(ctx context.Context, sub *snapshot.Subscription, src *snapshot.Source, ls []DeadLetter) error {
+	st, err := r.m.cfg.Store(src.Epoch.StoreUID)
+	if err != nil {
+		return err
+	}
+	out, res := make([]store.Outgoing, len(ls)), make([]store.Result, len(ls))
+	for i := range ls {
+		e := ls[i].Event
+		e.Mesh = event.With(e.Mesh, headerTopic, ls[i].Topic)
+		if ls[i].TopicPosition != "" {
+			e.Mesh = event.With(e.Mesh, headerPosition, ls[i].TopicPosition)
+		}
+		out[i].Event = &e
+	}
+	err = st.Publish(ctx, src.RetryTopic, out, res)
+	var given []string
+	at := r.m.cfg.Facts.Now()
+	for i := range res {
+		if res[i].Err == nil {
+			given = append(given, ls[i].Position.String())
+			r.m.remember(at, facts.Redriven, sub.Namespace, sub.Name, ls[i].Topic, position.Token{}, 0, &ls[i].Event, "by "+r.who.String())
+		}
+	}
+	if len(given) == 0 {
+		return err
+	}
+	r.out.Redriven += len(given)
+	r.m.metrics.redriven.WithLabelValues(r.m.metrics.names.Of(sub.Namespace, sub.Name)).Add(float64(len(given)))
+	// What was given back is marked, also where the caller has gone meanwhile.
+	mctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	if merr := r.mark(mctx, sub, given); merr != nil {
+		return errors.Join(merr, err)
+	}
+	return err
+}
+
+// mark writes down that dead letters were given back.
+func (r *redrive) mark(ctx context.Context, sub *snapshot.Subscription, given []string) error {
+	data, err := json.Marshal(given)
+	if err != nil {
+		return err
+	}
+	e := event.Event{ID: uuid.NewString(), Source: "/weft/" + sub.Namespace + "/subscriptions/" + sub.Name, Type: TypeRedriven, Subject: sub.Name,
+		Time: r.m.cfg.Clock.Now().UTC().Format(time.RFC3339), DataContentType: "application/json", Data: data,
+		Ext:  []event.Attr{{Name: "redrivenby", Value: clean(r.who.String())}},
+		Mesh: []event.Attr{{Name: headerRedriven, Value: r.id}}}
+	retry := minRetry
+	for {
+		if err = r.m.cfg.Write(ctx, r.topic, []event.Event{e}); err == nil {
+			r.written++
+			return nil
+		}
+		timer := time.NewTimer(retry)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return &fault.Error{Class: fault.Ambiguous, Op: "delivery.redrive", Reason: "not-marked", Msg: "dead letters were given back, but this could not be written down: they would be given back again", Err: err}
+		}
+		retry = min(2*retry, maxRetry)
+	}
+}

@@ -1,0 +1,145 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+)
+
+func TestTailResumes(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish(ids(20)...)
+	req := TailRequest{Namespace: "demo", Topics: []string{"*"}}
+	var got []string
+	for len(got) < 20 {
+		tail, err := w.m.Tail(w.ctx, local, req)
+		w.must(err)
+		for _, d := range w.next(tail, 3) {
+			if len(got) == 20 {
+				break
+			}
+			got = append(got, d.Event.ID)
+			req.After = append(req.After[:0], d.Position)
+		}
+		tail.Close()
+		if len(got) == 18 {
+			w.publish("last")
+		}
+	}
+	if !slices.Equal(got, ids(20)) {
+		t.Errorf("%v", got)
+	}
+	at := req.After[0]
+	req.After[0].Epoch++
+	if _, err := w.m.Tail(w.ctx, local, req); fault.ClassOf(err) != fault.Precondition {
+		t.Errorf("a position of another epoch: %v", err)
+	}
+	req.After[0] = at
+	req.After[0].TopicUID = uidSub
+	if _, err := w.m.Tail(w.ctx, local, req); fault.ClassOf(err) != fault.Precondition {
+		t.Errorf("a position of another topic: %v", err)
+	}
+}
+
+// slowStore is a store whose tails of one topic wait for a gate, and fail once.
+type slowStore struct {
+	store.Store
+	topic  string
+	gate   chan struct{}
+	failed atomic.Bool
+}
+
+func (s *slowStore) Tail(ctx context.Context, r store.TailRequest) (store.Tail, error) {
+	if r.Topic != s.topic {
+		return s.Store.Tail(ctx, r)
+	}
+	select {
+	case <-s.gate:
+	case <-ctx.Done():
+		return nil, fault.From(ctx.Err())
+	}
+	if !s.failed.Swap(true) {
+		return nil, fault.New(fault.Unavailable, "test", "store-unreachable", "the store is away")
+	}
+	return s.Store.Tail(ctx, r)
+}
+
+// TestTailOfATopicThatComes: a topic that comes while its store is slow or away
+// holds up nobody, and its events come when the store is back.
+func TestTailOfATopicThatComes(t *testing.T) {
+	w := newWorld(t, nil)
+	w.must(w.st.(store.Admin).EnsureTopic(w.ctx, store.TopicSpec{Name: "later"}))
+	slow := &slowStore{Store: w.st, topic: "later", gate: make(chan struct{})}
+	w.m.cfg.Store = func(string) (store.Store, error) { return slow, nil }
+	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"*"}, From: store.Start{End: true}})
+	w.must(err)
+	defer tl.Close()
+	snap := w.snapshot(nil)
+	later := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "later"}, UID: uidStore, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "later"}}}
+	snap.Topics[later.Key] = later
+	var res [1]store.Result
+	w.must(w.st.Publish(w.ctx, "later", []store.Outgoing{{Event: &event.Event{ID: "first", Source: "/s", Type: "t"}}}, res[:]))
+	w.snaps.Store(snap)
+	for reading := false; !reading; { // the manager has followed
+		x := tl.(*tail)
+		x.mu.Lock()
+		reading = slices.ContainsFunc(x.cursors, func(c *cursor) bool { return c.topic.UID == uidStore })
+		x.mu.Unlock()
+	}
+	m := w.join(1) // others go on
+	m.Close()
+	close(slow.gate)
+	if d := w.next(tl, 1)[0]; d.Event.ID != "first" || d.Topic != "later" {
+		t.Errorf("%s of %s", d.Event.ID, d.Topic)
+	}
+}
+
+// TestTailIsBounded: a tail whose client does not read holds a bounded number of
+// bytes, and loses nothing by it.
+func TestTailIsBounded(t *testing.T) {
+	w := newWorld(t, nil)
+	live, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}, From: store.Start{End: true}})
+	w.must(err)
+	defer live.Close()
+	const events = 64
+	for i := range events {
+		e := &event.Event{ID: fmt.Sprint(i), Source: "/test", Type: "t", Data: make([]byte, 256<<10)}
+		var res [1]store.Result
+		w.must(w.st.Publish(w.ctx, "orders", []store.Outgoing{{Event: e}}, res[:]))
+	}
+	f := live.(*tail).cursors[0].feed
+	for all := false; !all; {
+		f.mu.Lock()
+		if all = f.next == events; f.bytes > ringBytes {
+			t.Fatalf("%d bytes are in the ring", f.bytes)
+		}
+		f.mu.Unlock()
+	}
+	behind, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+	w.must(err)
+	defer behind.Close()
+	c := behind.(*tail).cursors[0]
+	for full := false; !full; {
+		c.t.mu.Lock()
+		full = c.room != nil
+		held, queued := c.held, len(c.queue)
+		c.t.mu.Unlock()
+		if held > tailBytes || queued > tailBytes/(256<<10) {
+			t.Fatalf("%d bytes and %d events are held for a client that does not read", held, queued)
+		}
+	}
+	for _, tl := range []Tail{live, behind} {
+		for i, d := range w.next(tl, events) {
+			if d.Event.ID != fmt.Sprint(i) {
+				t.Fatalf("event %d is %s", i, d.Event.ID)
+			}
+		}
+	}
+}

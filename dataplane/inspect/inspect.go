@@ -1,0 +1,91 @@
+// Package inspect answers what happened to an event, and why a Subscription has not
+// got it: from what the proxy remembers, the configuration in force, and the store.
+package inspect
+
+import (
+	"context"
+	"time"
+
+	"github.com/weft-mesh/weft/dataplane/facts"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
+)
+
+// Config of an Inspector.
+type Config struct {
+	// Snapshots has the configuration; never nil inside.
+	Snapshots *latest.Value[*snapshot.Snapshot]
+	// Store gives the open store of an EventStore.
+	Store func(uid string) (store.Store, error)
+	Facts *facts.Ring
+	// Members tells how many members a Subscription has on this proxy, by its uid,
+	// and how many of its events are unsettled here.
+	Members func(uid string) (members, unsettled int)
+	NodeID  string
+	// Clock tells how long ago an hour is.
+	Clock clock.Clock
+}
+
+// Inspector answers. It is safe for concurrent use.
+type Inspector struct {
+	cfg   Config
+	reads chan struct{} // bounds those who read stores
+}
+
+// maxReads bounds the questions of a proxy that read stores at a time.
+const maxReads = 4
+
+// New makes an Inspector.
+func New(cfg Config) *Inspector {
+	return &Inspector{cfg: cfg, reads: make(chan struct{}, maxReads)}
+}
+
+// Trace is what one proxy remembers of an event.
+type Trace struct {
+	NodeID string
+	// Facts, oldest first.
+	Facts []facts.Fact
+	// Since is from when on nothing was forgotten.
+	Since time.Time
+}
+
+// Trace tells what this proxy remembers of an event: of topics on which who has
+// Subscribe, and of Subscriptions on which it has Consume besides. The rest is left out.
+func (i *Inspector) Trace(_ context.Context, who *policy.Principal, namespace, source, id string) (Trace, error) {
+	snap := i.cfg.Snapshots.Get()
+	if err := names.CheckNamespace(namespace); err != nil {
+		return Trace{}, &fault.Error{Class: fault.Invalid, Op: "inspect", Reason: "bad-name", Msg: err.Error()}
+	}
+	if err := snap.Refusal(namespace); err != nil {
+		return Trace{}, err
+	}
+	t := Trace{NodeID: i.cfg.NodeID}
+	var all []facts.Fact
+	all, t.Since = i.cfg.Facts.Of(source, id)
+	for _, f := range all {
+		if f.Namespace == namespace && mayKnow(snap, who, &f) {
+			t.Facts = append(t.Facts, f)
+		}
+	}
+	return t, nil
+}
+
+// mayKnow reports whether who may hear a fact. Where a Route took the event to a topic
+// that who may not read, that is left out of it.
+func mayKnow(snap *snapshot.Snapshot, who *policy.Principal, f *facts.Fact) bool {
+	may := func(a policy.Action, name string) bool {
+		return snap.Rules.Authorize(who, a, f.Namespace, name).Allowed
+	}
+	if !may(policy.Subscribe, f.Topic) || f.Subscription != "" && !may(policy.Consume, f.Subscription) {
+		return false
+	}
+	if f.Kept != "" && !may(policy.Subscribe, f.Kept) {
+		f.Kept, f.Position.TopicUID = "", ""
+	}
+	return true
+}

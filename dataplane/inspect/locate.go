@@ -1,0 +1,174 @@
+package inspect
+
+import (
+	"context"
+	"time"
+
+	"github.com/weft-mesh/weft/dataplane/facts"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/position"
+)
+
+// Bounds of looking for an event in a store.
+const (
+	searched     = 100000 // events
+	searchTime   = 10 * time.Second
+	searchIdle   = time.Second // without anything more, the topic is taken for read
+	searchBack   = time.Hour
+	closeTimeout = 5 * time.Second
+)
+
+// locate finds where the event is: where it was remembered to be stored, or else among
+// the last events of the topics that the Subscription reads.
+func (a *asking) locate(ctx context.Context, known []facts.Fact) error {
+	select {
+	case a.i.reads <- struct{}{}:
+		defer func() { <-a.i.reads }()
+	default:
+		return &fault.Error{Class: fault.Throttled, Op: "inspect.why", Reason: "too-many-scans", RetryAfter: time.Second, Msg: "the proxy looks for events for others; ask again"}
+	}
+	for _, f := range known {
+		if f.Position.TopicUID == "" {
+			continue
+		}
+		for _, t := range a.snap.Namespace(a.q.Namespace) {
+			if t.UID == f.Position.TopicUID && a.mayRead(t) {
+				return a.read(ctx, t, f.Position)
+			}
+		}
+	}
+	if len(known) > 0 {
+		return nil
+	}
+	from := store.Start{At: a.q.Since}
+	if a.q.Since.IsZero() {
+		from.At = a.i.cfg.Clock.Now().Add(-searchBack)
+	}
+	for i := range a.sub.Sources {
+		src := &a.sub.Sources[i]
+		if !a.mayRead(src.Topic) {
+			continue
+		}
+		if err := a.search(ctx, src.Topic, src.Epoch, from, nil); err != nil || a.topic != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *asking) mayRead(t *snapshot.Topic) bool {
+	return a.snap.Rules.Authorize(a.who, policy.Subscribe, t.Namespace, t.Name).Allowed
+}
+
+// read reads the event at a position.
+func (a *asking) read(ctx context.Context, t *snapshot.Topic, at position.Token) error {
+	a.topic, a.pos = t, at
+	for _, e := range t.Epochs {
+		if e.Number != at.Epoch {
+			continue
+		}
+		from := store.Start{End: true}
+		if before := at.Pos; before.Offset > 0 {
+			before.Offset--
+			from.After = []store.Position{before}
+		} else {
+			from = store.Start{} // the first one of its partition
+		}
+		a.found("event", true, "it is in topic %s at %s", t.Name, at)
+		return a.search(ctx, t, e, from, &at.Pos)
+	}
+	return nil
+}
+
+// search reads a topic until it has met the event, by its place or else by source and
+// id.
+func (a *asking) search(ctx context.Context, t *snapshot.Topic, e snapshot.Epoch, from store.Start, at *store.Position) error {
+	st, err := a.i.cfg.Store(e.StoreUID)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, searchTime)
+	defer cancel()
+	tail, err := st.Tail(ctx, store.TailRequest{Topic: e.Physical, From: from})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		_ = tail.Close(cctx)
+	}()
+	msgs := make([]store.Message, 256)
+	for n := 0; n < searched; {
+		ictx, cancel := context.WithTimeout(ctx, searchIdle)
+		got, err := tail.Next(ictx, msgs)
+		cancel()
+		if err != nil {
+			if ictx.Err() != nil {
+				return nil // nothing more
+			}
+			return err
+		}
+		for i := range msgs[:got] {
+			m := &msgs[i]
+			if at != nil && m.Pos != *at || at == nil && t.Past(e.Number, m.Pos) || m.Source != a.q.Source || m.ID != a.q.ID {
+				continue
+			}
+			a.event = &m.Event
+			if a.topic == nil {
+				a.topic, a.pos = t, position.Token{TopicUID: t.UID, Epoch: e.Number, Pos: m.Pos}
+				a.found("event", true, "it was found in topic %s at %s", t.Name, a.pos)
+			}
+			return nil
+		}
+		n += got
+	}
+	return nil
+}
+
+// place decides by how far the Subscription's group is.
+func (a *asking) place(ctx context.Context, src *snapshot.Source) error {
+	members, unsettled := a.i.cfg.Members(a.sub.UID)
+	hint := ""
+	if members > 0 {
+		a.found("members", true, "this proxy has members of it, with unsettled events: %d members, %d events", members, unsettled)
+	} else {
+		none := "no member is connected to this proxy"
+		if a.sub.Push != nil {
+			none = "nothing is sent to its target by this proxy now: weft status says why"
+		}
+		hint = "; " + none
+		a.found("members", false, "%s", none)
+	}
+	st, err := a.i.cfg.Store(src.Epoch.StoreUID)
+	if err != nil {
+		return err
+	}
+	admin, ok := st.(store.Admin)
+	if !ok {
+		a.verdict("waiting", "nothing keeps it from Subscription %s", a.sub.Name)
+		return nil
+	}
+	lag, err := admin.Lag(ctx, src.Epoch.Physical, src.Group)
+	if err != nil {
+		return err
+	}
+	for _, l := range lag {
+		if l.Partition != a.pos.Pos.Partition {
+			continue
+		}
+		if a.pos.Pos.Offset >= l.Committed {
+			a.found("place", true, "the Subscription has settled its partition up to %d, the event is at %d, and %d are unsettled", l.Committed, a.pos.Pos.Offset, l.Behind)
+			a.verdict("waiting", "Subscription %s has not come to it: %d events of its partition are unsettled, it is %d behind the oldest of them%s", a.sub.Name, l.Behind, a.pos.Pos.Offset-l.Committed, hint)
+			return nil
+		}
+		a.found("place", false, "the Subscription is past it: settled up to %d, the event is at %d", l.Committed, a.pos.Pos.Offset)
+		a.verdict("passed", "Subscription %s is past it: it was delivered and settled longer ago than the proxies that were asked remember, filtered by a filter of then, or stored before the Subscription began", a.sub.Name)
+		return nil
+	}
+	a.verdict("waiting", "nothing keeps it from Subscription %s", a.sub.Name)
+	return nil
+}

@@ -1,0 +1,74 @@
+package pipeline
+
+import (
+	"testing"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/labels"
+)
+
+// topics are the values of a counter or a gauge, or the counts of a histogram, by topic
+// or kind.
+func (w *world) topics(metric string) map[string]float64 {
+	w.Helper()
+	families, err := w.reg.Gather()
+	w.must(err)
+	out := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			for _, l := range m.Label {
+				if f.GetName() == metric && (l.GetName() == "topic" || l.GetName() == "kind") {
+					out[l.GetValue()] += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+				}
+			}
+		}
+	}
+	return out
+}
+
+// TestTopicsOfMetrics: topics beyond the limit are counted together, which can be seen,
+// and a topic that was deleted has no series any more.
+func TestTopicsOfMetrics(t *testing.T) {
+	w := newWorld(t, 0)
+	w.p.metrics.names.Max = 1
+	publish := func(topic string, in int) {
+		t.Helper()
+		types := make([]string, in)
+		for i := range types {
+			types[i] = "t"
+		}
+		if _, err := w.publish(topic, events(types...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish("orders", 1)
+	publish("audit", 2)
+	publish("small", 3)
+	if _, err := w.publish("audit", events("")); err == nil {
+		t.Error("an event without a type was published")
+	}
+	for _, metric := range []string{"weft_proxy_publish_events_total", "weft_proxy_publish_event_bytes"} {
+		if got := w.topics(metric); len(got) != 2 || got["orders"] != 1 || got[labels.Other] != 5 {
+			t.Errorf("%s: %v", metric, got)
+		}
+	}
+	if got := w.topics("weft_proxy_publish_errors_total"); len(got) != 1 || got[labels.Other] != 1 {
+		t.Errorf("what was refused: %v", got)
+	}
+	if got := w.topics("weft_proxy_metrics_names_over_limit"); got["topic"] != 2 {
+		t.Errorf("over the limit: %v", got)
+	}
+
+	snap := *w.p.cfg.Snapshots.Get()
+	snap.Topics = map[snapshot.Key]*snapshot.Topic{}
+	w.p.cfg.Snapshots.Store(&snap)
+	w.topics("") // the look with which they go
+	for _, metric := range []string{"weft_proxy_publish_events_total", "weft_proxy_publish_event_bytes", "weft_proxy_publish_duration_seconds"} {
+		if got := w.topics(metric); len(got) != 1 {
+			t.Errorf("of deleted topics, %s: %v", metric, got)
+		}
+	}
+	if got := w.topics("weft_proxy_metrics_names_over_limit"); got["topic"] != 0 {
+		t.Errorf("over the limit: %v", got)
+	}
+}

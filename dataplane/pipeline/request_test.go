@@ -1,0 +1,608 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/quota"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
+)
+
+// askers is a world with proxies whose store, where it is shared, has a reply topic.
+type askers struct {
+	*world
+	ctx   context.Context
+	snap  *snapshot.Snapshot
+	calls *ordered
+}
+
+// ordered notes which calls of a store came, in order.
+type ordered struct {
+	store.Store
+	mu  sync.Mutex
+	log []string
+}
+
+func (o *ordered) note(what string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.log = append(o.log, what)
+}
+
+func (o *ordered) Tail(ctx context.Context, r store.TailRequest) (store.Tail, error) {
+	t, err := o.Store.Tail(ctx, r)
+	o.note("tail " + r.Topic)
+	return t, err
+}
+
+func (o *ordered) Publish(ctx context.Context, topic string, events []store.Outgoing, res []store.Result) error {
+	o.note("publish " + topic)
+	return o.Store.Publish(ctx, topic, events, res)
+}
+
+func newAskers(t *testing.T, shared bool) *askers {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	a := &askers{world: newWorld(t, 0), ctx: ctx}
+	a.calls = &ordered{Store: a.st.Store}
+	next := *a.p.cfg.Snapshots.Get()
+	spec := &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}
+	if shared {
+		spec = &configv1.EventStore{Driver: &configv1.EventStore_Rocketmq{Rocketmq: &configv1.RocketMQ{}}}
+		a.must(a.st.Store.(store.Admin).EnsureTopic(ctx, store.TopicSpec{Name: names.ReplyTopic(uidStore)}))
+	}
+	next.Stores = map[string]*snapshot.Store{uidStore: {Key: snapshot.Key{Namespace: "demo", Name: "main"}, UID: uidStore, Spec: spec}}
+	rule := func(name string, action configv1.Action, who, topic string) *configv1.AccessRule {
+		return &configv1.AccessRule{Name: name, Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{who}, Actions: []configv1.Action{action}, Topics: []string{topic}}
+	}
+	next.Rules = policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
+		rule("ask", configv1.Action_ACTION_PUBLISH, "local", ">"), rule("answer", configv1.Action_ACTION_SUBSCRIBE, "answerer", "orders")}}}}, nil)
+	a.snap = &next
+	return a
+}
+
+var answerer = &policy.Principal{Namespace: "demo", Name: "answerer"}
+
+// proxy is another proxy, or one that was started again, with metrics of its own.
+func (a *askers) proxy() *world {
+	a.Helper()
+	w, _ := a.started()
+	return w
+}
+
+// started is a proxy, and how it stops.
+func (a *askers) started() (w *world, stopped func()) {
+	a.Helper()
+	w = &world{TB: a.TB, reg: prometheus.NewRegistry()}
+	w.p = New(Config{Snapshots: latest.New(a.snap), Metrics: w.reg, Log: slog.New(slog.DiscardHandler), Store: func(string) (store.Store, error) { return a.calls, nil }})
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.p.RunRequests(ctx) }()
+	stopped = sync.OnceFunc(func() {
+		stop()
+		if err := <-done; err != nil {
+			a.Error(err)
+		}
+	})
+	a.Cleanup(stopped)
+	return w, stopped
+}
+
+func question(id string) event.Event {
+	return event.Event{ID: id, Source: "/asker", Type: "question", Data: []byte("?")}
+}
+
+// answer is the reply to a request, as its store has it.
+func answer(id string, request *event.Event) event.Event {
+	token, _ := event.Lookup(request.Ext, event.AttrReplyTo)
+	return event.Event{ID: id, Source: "/answerer", Type: "answer", Data: []byte("!"), Ext: []event.Attr{{Name: "mood", Value: "good"}, {Name: event.AttrReplyTo, Value: token}}}
+}
+
+type asked struct {
+	reply event.Event
+	err   error
+}
+
+// ask asks at a proxy and gives the request as it was published.
+func (a *askers) ask(w *world, id string, timeout time.Duration) (*event.Event, chan asked) {
+	a.Helper()
+	tail, err := a.st.Store.Tail(a.ctx, store.TailRequest{Topic: "orders", From: store.Start{End: true}})
+	a.must(err)
+	defer func() { a.must(tail.Close(a.ctx)) }()
+	got := make(chan asked, 1)
+	go func() {
+		reply, err := w.p.Request(a.ctx, local, "demo", "orders", question(id), timeout)
+		got <- asked{reply, err}
+	}()
+	var dst [1]store.Message
+	_, err = tail.Next(a.ctx, dst[:])
+	a.must(err)
+	return &dst[0].Event, got
+}
+
+func (w *world) replies(outcome string) int {
+	w.Helper()
+	families, err := w.reg.Gather()
+	w.must(err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "weft_proxy_replies_total" && m.GetLabel()[0].GetValue() == outcome {
+				return int(m.GetCounter().GetValue())
+			}
+		}
+	}
+	return 0
+}
+
+// until waits until so many replies have an outcome.
+func (a *askers) until(w *world, outcome string, n int) {
+	a.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for w.replies(outcome) != n {
+		select {
+		case <-tick.C:
+		case <-a.ctx.Done():
+			a.Fatalf("%s is %d, not %d", outcome, w.replies(outcome), n)
+		}
+	}
+}
+
+// TestRequest: the reply to a request reaches who asked, whole, at the same proxy and
+// from another one, and the first one wins.
+func TestRequest(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		t.Run(fmt.Sprint("shared ", shared), func(t *testing.T) {
+			a := newAskers(t, shared)
+			at := a.proxy()
+			from := at
+			if shared {
+				from = a.proxy()
+			}
+			for i := range 3 {
+				request, got := a.ask(at, fmt.Sprint(i), 30*time.Second)
+				by, _ := event.Lookup(request.Ext, event.AttrReplyBy)
+				if until, err := time.Parse(time.RFC3339, by); request.ID != fmt.Sprint(i) || err != nil || time.Until(until) <= 0 || time.Until(until) > 30*time.Second {
+					t.Errorf("the request is %+v", request)
+				}
+				a.must(from.p.Reply(a.ctx, answerer, "demo", answer("first", request)))
+				a.must(from.p.Reply(a.ctx, answerer, "demo", answer("second", request)))
+				r := <-got
+				if r.err != nil || r.reply.ID != "first" || r.reply.Source != "/answerer" || string(r.reply.Data) != "!" || !slices.Equal(r.reply.Ext, []event.Attr{{Name: "mood", Value: "good"}}) {
+					t.Errorf("the reply is %+v, %v", r.reply, r.err)
+				}
+				a.until(at, replyDuplicate, i+1)
+				a.until(at, replyDelivered, i+1)
+			}
+			if shared {
+				a.until(from, replySent, 6)
+			}
+			if n, _ := at.metric("weft_proxy_requests_waiting"); n != 0 || at.p.replies.held != 0 {
+				t.Errorf("%v requests wait, %d bytes are held", n, at.p.replies.held)
+			}
+		})
+	}
+}
+
+// TestRepliesAreReadFirst: what others reply is read before the request can be seen.
+func TestRepliesAreReadFirst(t *testing.T) {
+	a := newAskers(t, true)
+	if _, err := a.proxy().p.Request(a.ctx, local, "demo", "orders", question("1"), 10*time.Millisecond); fault.From(err).Reason != "no-reply" {
+		t.Errorf("%v", err)
+	}
+	if got := strings.Join(a.calls.log, ", "); got != "tail "+names.ReplyTopic(uidStore)+", publish orders" {
+		t.Errorf("%s", got)
+	}
+}
+
+// unread is a store whose reply topic cannot be read yet.
+type unread struct {
+	store.Store
+	tails chan struct{}
+}
+
+func (u unread) Tail(ctx context.Context, _ store.TailRequest) (store.Tail, error) {
+	u.tails <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestRequestsThatCannotBegin: what waits until replies can be read counts with what the
+// proxy may hold.
+func TestRequestsThatCannotBegin(t *testing.T) {
+	a := newAskers(t, true)
+	w := a.proxy()
+	st := unread{a.st.Store, make(chan struct{})}
+	w.p.cfg.MaxInFlight, w.p.cfg.Store = 1000, func(string) (store.Store, error) { return st, nil }
+	ctx, cancel := context.WithCancel(a.ctx)
+	ask := func() error {
+		e := question("large")
+		e.Data = make([]byte, 600)
+		_, err := w.p.Request(ctx, local, "demo", "orders", e, time.Minute)
+		return err
+	}
+	first := make(chan error, 1)
+	go func() { first <- ask() }()
+	<-st.tails
+	if err := ask(); fault.From(err).Reason != "proxy-full" {
+		t.Errorf("the second: %v", err)
+	}
+	cancel()
+	if err := <-first; fault.ClassOf(err) != fault.Canceled {
+		t.Errorf("the first: %v", err)
+	}
+	if n := w.p.inFlight.Load(); n != 0 {
+		t.Errorf("%d bytes are held", n)
+	}
+}
+
+// TestNoReply: at the deadline the request ends, and what comes then is dropped and
+// counted, as it is after the proxy was started again.
+func TestNoReply(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		t.Run(fmt.Sprint("shared ", shared), func(t *testing.T) {
+			a := newAskers(t, shared)
+			at := a.proxy()
+			request, got := a.ask(at, "1", 50*time.Millisecond)
+			r := <-got
+			if f := fault.From(r.err); f == nil || f.Reason != "no-reply" || f.Class != fault.Ambiguous {
+				t.Errorf("%v", r.err)
+			}
+			if shared {
+				other := a.proxy()
+				a.must(other.p.Reply(a.ctx, answerer, "demo", answer("late", request)))
+				a.until(other, replySent, 1)
+			} else if err := at.p.Reply(a.ctx, answerer, "demo", answer("late", request)); fault.From(err).Reason != "reply-late" {
+				t.Errorf("%v", err)
+			}
+			a.until(at, replyLate, 1)
+			if !shared {
+				again := a.proxy()
+				request, got := a.ask(at, "2", 20*time.Second)
+				if err := again.p.Reply(a.ctx, answerer, "demo", answer("elsewhere", request)); fault.From(err).Reason != "reply-late" {
+					t.Errorf("to one that has stopped: %v", err)
+				}
+				a.until(again, replyLate, 1)
+				at.p.EndRequests()
+				if r := <-got; fault.From(r.err).Reason != "no-reply" {
+					t.Errorf("a request of a proxy that stops: %v", r.err)
+				}
+				if _, err := at.p.Request(a.ctx, local, "demo", "orders", question("3"), 0); fault.From(err).Reason != "draining" {
+					t.Errorf("%v", err)
+				}
+			}
+		})
+	}
+}
+
+// TestRequestDeadline: a request waits as long as its caller does, and says so.
+func TestRequestDeadline(t *testing.T) {
+	a := newAskers(t, false)
+	at := a.proxy()
+	whole := a.ctx
+	for _, timeout := range []time.Duration{0, time.Minute} {
+		ctx, cancel := context.WithTimeout(whole, 150*time.Millisecond)
+		defer cancel()
+		a.ctx = ctx
+		request, got := a.ask(at, "1", timeout)
+		a.ctx = whole
+		end, _ := ctx.Deadline()
+		by, _ := event.Lookup(request.Ext, event.AttrReplyBy)
+		if until, err := time.Parse(time.RFC3339, by); err != nil || until.Sub(end).Abs() > 5*time.Second {
+			t.Errorf("with %v it waits until %s, its caller until %v", timeout, by, end)
+		}
+		if r := <-got; fault.From(r.err).Reason != "no-reply" {
+			t.Errorf("%v", r.err)
+		}
+	}
+	if n, _ := at.metric("weft_proxy_requests_total"); n != 2 {
+		t.Errorf("%v requests", n)
+	}
+	for _, timeout := range []time.Duration{-1, time.Microsecond, MaxRequestTimeout + 1} {
+		if _, err := at.p.Request(a.ctx, local, "demo", "orders", question("1"), timeout); fault.From(err).Reason != "bad-timeout" {
+			t.Errorf("%v: %v", timeout, err)
+		}
+	}
+}
+
+// TestRequestLetsGo: a request that waits holds no data of its event.
+func TestRequestLetsGo(t *testing.T) {
+	a := newAskers(t, false)
+	at := a.proxy()
+	gone := make(chan struct{})
+	e := question("1")
+	data := new([64 << 10]byte)
+	runtime.AddCleanup(data, func(int) { close(gone) }, 0)
+	e.Data = data[:]
+	ctx, cancel := context.WithCancel(a.ctx)
+	ended := make(chan error, 1)
+	ask := func(e event.Event) {
+		go func() {
+			_, err := at.p.Request(ctx, local, "demo", "orders", e, 15*time.Second)
+			ended <- err
+		}()
+	}
+	ask(e)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for held := true; held; {
+		select {
+		case <-gone:
+			held = false
+		case <-tick.C:
+			runtime.GC()
+		case err := <-ended:
+			t.Fatalf("it ended: %v", err)
+		}
+	}
+	cancel()
+	if err := <-ended; fault.ClassOf(err) != fault.Canceled {
+		t.Error(err)
+	}
+}
+
+// TestReplyFrom: what a push target answers needs no right of a principal, and is counted
+// where it cannot be passed on.
+func TestReplyFrom(t *testing.T) {
+	a := newAskers(t, false)
+	at := a.proxy()
+	from := func(namespace string, e event.Event, wrong error) error {
+		return at.p.ReplyFrom(a.ctx, snapshot.Key{Namespace: namespace, Name: "pushed"}, e, wrong)
+	}
+	request, got := a.ask(at, "1", 30*time.Second)
+	forged, large := answer("1", request), answer("1", request)
+	forged.Ext, large.Data = event.With(nil, event.AttrReplyTo, "forged"), make([]byte, 2<<20)
+	for i, err := range []error{from("demo", answer("1", request), errors.New("no event")), from("demo", forged, nil), from("demo", large, nil), from("other", answer("1", request), nil)} {
+		if err == nil || at.replies(replyFailed) != 4 {
+			t.Errorf("%d: %v, %d failed", i, err, at.replies(replyFailed))
+		}
+	}
+	a.must(from("demo", answer("1", request), nil))
+	if r := <-got; r.err != nil || r.reply.ID != "1" {
+		t.Errorf("%+v", r)
+	}
+	request, got = a.ask(at, "2", 300*time.Millisecond)
+	<-got
+	if err := from("demo", answer("1", request), nil); fault.From(err).Reason != "reply-late" || at.replies(replyFailed) != 4 {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestReplyAfterRestart: what is replied over the store to a request of a proxy that was
+// started again reaches nobody: it counts as sent, and not as received.
+func TestReplyAfterRestart(t *testing.T) {
+	a := newAskers(t, true)
+	old, stop := a.started()
+	lost, got := a.ask(old, "1", 30*time.Second)
+	stop()
+	if r := <-got; fault.From(r.err).Reason != "no-reply" {
+		t.Errorf("a request of a proxy that stops: %v", r.err)
+	}
+	again, other := a.proxy(), a.proxy()
+	request, got := a.ask(again, "2", 30*time.Second)
+	a.must(other.p.Reply(a.ctx, answerer, "demo", answer("to 1", lost)))
+	a.must(other.p.Reply(a.ctx, answerer, "demo", answer("to 2", request))) // is read behind it
+	if r := <-got; r.err != nil || r.reply.ID != "to 2" {
+		t.Errorf("%+v", r)
+	}
+	for outcome, want := range map[string]int{replyDelivered: 1, replyUnknown: 0, replyLate: 0, replyDuplicate: 0} {
+		if n := again.replies(outcome); n != want {
+			t.Errorf("%s is %d after the restart", outcome, n)
+		}
+	}
+	if n, m := other.replies(replySent), old.replies(replyDelivered); n != 2 || m != 0 {
+		t.Errorf("%d were sent, %d were delivered before", n, m)
+	}
+	var received dto.Metric
+	a.must(again.p.replies.metrics.received.Write(&received))
+	if n := received.GetCounter().GetValue(); n != 1 {
+		t.Errorf("%v were received", n)
+	}
+}
+
+// TestReplyQuota: a quota of the request's topic counts the replies of clients, and not
+// what targets answer.
+func TestReplyQuota(t *testing.T) {
+	a := newAskers(t, false)
+	quotas, refused := quota.Compile([]quota.Named{{Namespace: "demo", Name: "quota/demo/q", UID: "q", Spec: &configv1.Quota{Topics: []string{"orders"},
+		Per: configv1.QuotaPer_QUOTA_PER_PRINCIPAL, Publish: &configv1.PublishQuota{EventsPerSecond: 1, Burst: durationpb.New(20 * time.Second)}}}})
+	if len(refused) > 0 {
+		t.Fatal(refused)
+	}
+	a.snap.Topics[snapshot.Key{Namespace: "demo", Name: "orders"}].Quotas = quotas.Publishing("demo", "orders")
+	at := a.proxy()
+	request, got := a.ask(at, "1", 30*time.Second)
+	for range 100 {
+		a.must(at.p.ReplyFrom(a.ctx, snapshot.Key{Namespace: "demo", Name: "pushed"}, answer("pushed", request), nil))
+	}
+	<-got
+	n := 0
+	var err error
+	for ; err == nil && n < 1000; n++ {
+		err = at.p.Reply(a.ctx, answerer, "demo", answer("1", request))
+	}
+	if f := fault.From(err); err == nil || n <= 20 || f.Class != fault.Throttled || f.Reason != quota.Exceeded {
+		t.Errorf("reply %d: %v", n, err)
+	}
+}
+
+// TestForgedReplies: who may not read the topic replies to nothing, and no token but
+// the whole one of a request reaches it.
+func TestForgedReplies(t *testing.T) {
+	a := newAskers(t, false)
+	at := a.proxy()
+	request, got := a.ask(at, "1", 30*time.Second)
+	token, _ := event.Lookup(request.Ext, event.AttrReplyTo)
+	whole, err := parseReplyToken(token)
+	a.must(err)
+	other := func(change func(*replyToken)) string {
+		t := *whole
+		change(&t)
+		return t.String()
+	}
+	for name, tc := range map[string]struct {
+		who    *policy.Principal
+		token  string
+		reason string
+	}{
+		"nobody":            {local, token, "access-denied"},
+		"no token":          {answerer, "", "bad-reply-token"},
+		"cut":               {answerer, token[:len(token)-2], "unknown-topic"},
+		"padded":            {answerer, token + "=", "bad-reply-token"},
+		"guessed":           {answerer, other(func(t *replyToken) { t.Random[15]++ }), ""},
+		"another deadline":  {answerer, other(func(t *replyToken) { t.Deadline = t.Deadline.Add(time.Hour) }), ""},
+		"another topic":     {answerer, other(func(t *replyToken) { t.Topic = "audit" }), "access-denied"},
+		"another store":     {answerer, other(func(t *replyToken) { t.Store = uuid.New() }), "bad-reply-token"},
+		"another namespace": {answerer, token, "access-denied"},
+	} {
+		ns := "demo"
+		if name == "another namespace" {
+			ns = "other"
+		}
+		reply := answer("forged", request)
+		reply.Ext = event.With(reply.Ext, event.AttrReplyTo, tc.token)
+		err := at.p.Reply(a.ctx, tc.who, ns, reply)
+		switch f := fault.From(err); {
+		case tc.reason == "" && err != nil, tc.reason != "" && (err == nil || f.Reason != tc.reason && name != "cut"):
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := at.replies(replyUnknown); n != 2 {
+		t.Errorf("%d unknown replies", n)
+	}
+	large := answer("large", request)
+	large.Data = make([]byte, 1<<20)
+	if err := at.p.Reply(a.ctx, answerer, "demo", large); fault.From(err).Reason != "event-too-large" {
+		t.Errorf("a large reply: %v", err)
+	}
+	a.must(at.p.Reply(a.ctx, answerer, "demo", answer("true", request)))
+	if r := <-got; r.err != nil || r.reply.ID != "true" {
+		t.Errorf("the reply is %+v, %v", r.reply, r.err)
+	}
+}
+
+// TestRequestRefused: what a publish is refused for a request is too, and nothing waits
+// then.
+func TestRequestRefused(t *testing.T) {
+	a := newAskers(t, true)
+	at := a.proxy()
+	for name, tc := range map[string]struct {
+		who     *policy.Principal
+		topic   string
+		e       event.Event
+		timeout time.Duration
+		reason  string
+	}{
+		"denied":         {answerer, "orders", question("1"), 0, "access-denied"},
+		"no topic":       {local, "nowhere", question("1"), 0, "unknown-topic"},
+		"not ready":      {local, "waiting", question("1"), 0, "topic-not-ready"},
+		"no event":       {local, "orders", event.Event{}, 0, "bad-event"},
+		"too large":      {local, "small", question("1"), 0, "event-too-large"},
+		"waits for ever": {local, "orders", question("1"), time.Hour, "bad-timeout"},
+	} {
+		if _, err := at.p.Request(a.ctx, tc.who, "demo", tc.topic, tc.e, tc.timeout); err == nil || fault.From(err).Reason != tc.reason {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if len(at.p.replies.waiting) > 0 {
+		t.Error("a request that was refused waits")
+	}
+	a.must(a.st.Store.(store.Admin).DeleteTopic(a.ctx, names.ReplyTopic(uidStore)))
+	if _, err := a.proxy().p.Request(a.ctx, local, "demo", "orders", question("1"), 0); fault.From(err).Reason != "no-reply-topic" {
+		t.Errorf("without a reply topic: %v", err)
+	}
+}
+
+// TestRequestBounds: so many requests wait at most, and so many bytes of replies.
+func TestRequestBounds(t *testing.T) {
+	a := newAskers(t, false)
+	at := a.proxy()
+	var first *waiter
+	for i := range MaxRequests {
+		w, err := at.p.replies.begin(uidStore, "orders", time.Now().Add(time.Minute))
+		a.must(err)
+		if i == 0 {
+			first = w
+		}
+	}
+	if _, err := at.p.Request(a.ctx, local, "demo", "orders", question("1"), 0); fault.From(err).Reason != "too-many-requests" || fault.ClassOf(err) != fault.Throttled {
+		t.Errorf("%v", err)
+	}
+	at.p.replies.end(first)
+	request, got := a.ask(at, "2", 30*time.Second)
+	at.p.replies.mu.Lock()
+	at.p.replies.held = maxReplies
+	at.p.replies.mu.Unlock()
+	if err := at.p.Reply(a.ctx, answerer, "demo", answer("1", request)); fault.From(err).Reason != "proxy-full" {
+		t.Errorf("%v", err)
+	}
+	at.p.replies.mu.Lock()
+	at.p.replies.held = 0
+	at.p.replies.mu.Unlock()
+	a.must(at.p.Reply(a.ctx, answerer, "demo", answer("1", request)))
+	if r := <-got; r.err != nil {
+		t.Error(r.err)
+	}
+}
+
+// TestClientGone: a request whose client has gone ends, and its reply is unknown.
+func TestClientGone(t *testing.T) {
+	a := newAskers(t, false)
+	at := a.proxy()
+	ctx, cancel := context.WithCancel(a.ctx)
+	defer cancel()
+	w := a.ctx
+	a.ctx = ctx
+	request, got := a.ask(at, "1", 30*time.Second)
+	a.ctx = w
+	cancel()
+	// The request can be read before its write is acknowledged.
+	if r := <-got; fault.ClassOf(r.err) != fault.Canceled && fault.ClassOf(r.err) != fault.Ambiguous {
+		t.Errorf("%v", r.err)
+	}
+	a.must(at.p.Reply(a.ctx, answerer, "demo", answer("1", request)))
+	a.until(at, replyUnknown, 1)
+}
+
+// FuzzReplyToken: whatever a client sends is refused, or is exactly what String writes.
+func FuzzReplyToken(f *testing.F) {
+	good := replyToken{Store: uuid.New(), Incarnation: uuid.New(), Deadline: time.UnixMilli(1), Topic: "orders.eu"}
+	f.Add(good.String())
+	f.Add(base64.RawURLEncoding.EncodeToString(make([]byte, 60)))
+	f.Add("")
+	f.Fuzz(func(t *testing.T, s string) {
+		tok, err := parseReplyToken(s)
+		if err != nil {
+			if !errors.Is(err, errToken) {
+				t.Error(err)
+			}
+			return
+		}
+		if tok.String() != s || tok.Topic == "" || tok.Deadline.Year() > 10000 {
+			t.Errorf("%q is %+v", s, tok)
+		}
+	})
+}

@@ -1,0 +1,75 @@
+package proxy
+
+import (
+	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/quota"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+)
+
+// Hold counts a publish stream, or a request that waits for its reply, as a connection to a topic.
+func (m *mesh) Hold(who *policy.Principal, namespace, topic string) (release func(), err error) {
+	s := m.snapshots.Get()
+	if g := s.Rules.Grant(who, policy.Publish, namespace, topic); !g.Ever() {
+		return func() {}, nil // is told so when it publishes
+	}
+	session, err := m.quotas.Open(s.Quotas, who, namespace, []string{topic})
+	return session.Close, err
+}
+
+// joining counts a member, or a pull while it waits. Who may not join is not told of quotas: it hears why
+// when it joins.
+func (m *mesh) joining(who *policy.Principal, namespace, subscription string) (*quota.Session, error) {
+	s := m.snapshots.Get()
+	sub := s.Subscriptions[snapshot.Key{Namespace: namespace, Name: subscription}]
+	if sub == nil || !s.Rules.Authorize(who, policy.Consume, namespace, subscription).Allowed {
+		return nil, nil
+	}
+	topics := make([]string, len(sub.Sources))
+	for i := range sub.Sources {
+		topics[i] = sub.Sources[i].Topic.Name
+	}
+	return m.quotas.Open(s.Quotas, who, namespace, topics)
+}
+
+// tailing counts a tail, by the topics that it reads when it begins. Who may read
+// none of them hears why when it begins.
+func (m *mesh) tailing(who *policy.Principal, r delivery.TailRequest) (*quota.Session, error) {
+	s := m.snapshots.Get()
+	var topics []string
+	for _, t := range s.Matching(r.Namespace, r.Topics) {
+		if g := s.Rules.Grant(who, policy.Subscribe, t.Namespace, t.Name); g.Ever() {
+			topics = append(topics, t.Name)
+		}
+	}
+	if len(topics) == 0 {
+		return nil, nil
+	}
+	return m.quotas.Open(s.Quotas, who, r.Namespace, topics)
+}
+
+// heldMember and heldTail count, and keep what they read in use, while they are
+// open.
+type heldMember struct {
+	delivery.Member
+	session *quota.Session
+	release func()
+}
+
+func (m heldMember) Close() {
+	m.Member.Close()
+	m.session.Close()
+	m.release()
+}
+
+type heldTail struct {
+	delivery.Tail
+	session *quota.Session
+	release func()
+}
+
+func (t heldTail) Close() {
+	t.Tail.Close()
+	t.session.Close()
+	t.release()
+}

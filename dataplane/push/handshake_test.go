@@ -1,0 +1,153 @@
+package push
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+)
+
+// asks makes a subscription ask for consent.
+func asks(s *snapshot.Subscription) {
+	s.Push.Origin, s.Push.Rate, s.Push.Scheme, s.Push.Secret = "mesh.example", 6000, "Bearer", ""
+}
+
+// TestHandshake: nothing is delivered before the target has consented; it is asked
+// again where it has not, and where it becomes another one.
+func TestHandshake(t *testing.T) {
+	consenting := func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodOptions {
+			w.Header().Set("WebHook-Allowed-Origin", r.Header.Get("WebHook-Request-Origin"))
+			w.Header().Set("WebHook-Allowed-Rate", "*")
+		}
+	}
+	first := newHook(t, func(n int, w http.ResponseWriter, r *http.Request) {
+		if n > 1 { // the first time it says 200, and nothing of the origin
+			consenting(w, r)
+		}
+	})
+	w := newWorld(t, loopback, sub("orders", first.URL+"/in", asks))
+	w.publish("orders", ev("1"), ev("2"))
+	method := func(h *hook, want string) {
+		t.Helper()
+		r, _ := h.next(w)
+		if r.Method != want || want == http.MethodOptions && (r.Header.Get("WebHook-Request-Origin") != "mesh.example" || r.Header.Get("WebHook-Request-Rate") != "6000" || r.URL.Path != "/in" || r.Header.Get("Ce-Id") != "") {
+			t.Fatalf("%s %s %v, want %s", r.Method, r.URL, r.Header, want)
+		}
+	}
+	for _, want := range []string{http.MethodOptions, http.MethodOptions, http.MethodPost, http.MethodPost} {
+		method(first, want)
+	}
+	w.settled("orders")
+	// What does not change the target does not ask again.
+	w.snaps.Store(w.snapshot(sub("orders", first.URL+"/in", func(s *snapshot.Subscription) { asks(s); s.Push.Version, s.Push.Concurrency = "2", 1 })))
+	w.publish("orders", ev("3"))
+	method(first, http.MethodPost)
+	w.settled("orders")
+	// Another target, and then another origin, do.
+	second := newHook(t, func(_ int, w http.ResponseWriter, r *http.Request) { consenting(w, r) })
+	w.snaps.Store(w.snapshot(sub("orders", second.URL+"/in", func(s *snapshot.Subscription) { asks(s); s.Push.Version = "3" })))
+	method(second, http.MethodOptions)
+	w.publish("orders", ev("4"))
+	method(second, http.MethodPost)
+	w.settled("orders")
+	w.snaps.Store(w.snapshot(sub("orders", second.URL+"/in", func(s *snapshot.Subscription) {
+		asks(s)
+		s.Push.Version, s.Push.Origin = "4", "other.example"
+	})))
+	if r, _ := second.next(w); r.Method != http.MethodOptions || r.Header.Get("WebHook-Request-Origin") != "other.example" {
+		t.Errorf("%s %v", r.Method, r.Header)
+	}
+	if len(first.got) > 0 {
+		t.Error("the first target is called though it is none any more")
+	}
+}
+
+// TestNoConsent: a target that refuses gets nothing, and shows as one that fails.
+func TestNoConsent(t *testing.T) {
+	h := newHook(t, func(_ int, w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("WebHook-Allowed-Origin", "somebody.else")
+		w.Header().Set("Location", "/elsewhere")
+		if r.URL.Path == "/in" {
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		}
+	})
+	w := newWorld(t, loopback, sub("orders", h.URL+"/in", asks))
+	w.publish("orders", ev("1"))
+	w.until("the target fails", func() bool { f := w.pusher.Failing(); return len(f) == 1 })
+	for range len(h.got) {
+		if r, _ := h.next(w); r.Method != http.MethodOptions || r.URL.Path != "/in" {
+			t.Errorf("%s %s before any consent", r.Method, r.URL)
+		}
+	}
+	w.stop()
+}
+
+// TestAllowed: what answers allow.
+func TestAllowed(t *testing.T) {
+	const origin = "WebHook-Allowed-Origin"
+	for name, tc := range map[string]struct {
+		header http.Header
+		asked  uint32
+		every  time.Duration
+		ok     bool
+	}{
+		"nothing":           {http.Header{}, 0, 0, false},
+		"the origin":        {http.Header{origin: {"Mesh.example"}}, 0, 0, true},
+		"all":               {http.Header{origin: {"*"}}, 60, time.Second, true},
+		"another":           {http.Header{origin: {"mesh.example.evil"}}, 0, 0, false},
+		"two":               {http.Header{origin: {"mesh.example", "*"}}, 0, 0, false},
+		"a list":            {http.Header{origin: {"other, mesh.example"}}, 0, 0, false},
+		"a rate unasked":    {http.Header{origin: {"*"}, "WebHook-Allowed-Rate": {"120"}}, 0, 500 * time.Millisecond, true},
+		"less":              {http.Header{origin: {"*"}, "WebHook-Allowed-Rate": {"1"}}, 60, time.Minute, true},
+		"any rate":          {http.Header{origin: {"*"}, "WebHook-Allowed-Rate": {"*"}}, 60, 0, true},
+		"none":              {http.Header{origin: {"*"}, "WebHook-Allowed-Rate": {"0"}}, 60, 0, false},
+		"no number":         {http.Header{origin: {"*"}, "WebHook-Allowed-Rate": {"-5"}}, 60, 0, false},
+		"two rates":         {http.Header{origin: {"*"}, "WebHook-Allowed-Rate": {"1", "2"}}, 60, 0, false},
+		"more than a clock": {http.Header{origin: {"*"}, "WebHook-Allowed-Rate": {"18446744073709551615"}}, 60, 0, true},
+	} {
+		h := http.Header{}
+		for k, values := range tc.header {
+			for _, v := range values {
+				h.Add(k, v)
+			}
+		}
+		every, err := allowed(&snapshot.Push{Origin: "mesh.example", Rate: tc.asked}, h)
+		if (err == nil) != tc.ok || every != tc.every {
+			t.Errorf("%s: %s, %v", name, every, err)
+		}
+	}
+}
+
+// TestAllowedRate: requests come at the rate that was allowed, and what waits goes
+// back where the session ends.
+func TestAllowedRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		push := &snapshot.Push{URL: "u", Origin: "o", Concurrency: 64}
+		tg := &target{consent: consent{url: "u", origin: "o", every: interval(120)}}
+		if n := tg.consent.most(256); n != 120 {
+			t.Errorf("%d deliveries wait", n)
+		}
+		began := time.Now()
+		var all sync.WaitGroup
+		for range 121 {
+			all.Go(func() {
+				if !tg.turn(t.Context(), push) {
+					t.Error("no turn")
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(began); took != time.Minute {
+			t.Errorf("121 requests at 120 a minute took %s", took)
+		}
+		ended := false
+		tg.end = func() { ended = true }
+		if tg.turn(t.Context(), &snapshot.Push{URL: "v", Origin: "o"}) || !ended {
+			t.Error("a target that was not asked has a turn")
+		}
+	})
+}

@@ -1,0 +1,169 @@
+package push
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// registry gives sets of endpoints, and errors, as it is told.
+type registry struct {
+	looks chan look
+	asked chan string
+}
+
+type look struct {
+	set []Endpoint
+	err error
+}
+
+func newRegistry() *registry { return &registry{make(chan look), make(chan string, 10)} }
+
+func (r *registry) Endpoints(ctx context.Context, group, name string, clusters []string) iter.Seq2[[]Endpoint, error] {
+	return func(yield func([]Endpoint, error) bool) {
+		r.asked <- group + "/" + name + "/" + strings.Join(clusters, ",")
+		for {
+			select {
+			case l := <-r.looks:
+				if !yield(l.set, l.err) {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// tell gives a look, and waits until it was taken.
+func (r *registry) tell(set []Endpoint, err error) {
+	r.looks <- look{set, err}
+	r.looks <- look{set, err}
+}
+
+func toService(path string) func(*snapshot.Subscription) {
+	return func(s *snapshot.Subscription) {
+		s.Push.URL = ""
+		s.Push.Service = &snapshot.Service{Group: "G", Name: "billing", Clusters: []string{"a", "b"}, Scheme: "http", Path: path}
+		s.MaxAttempts = 1000
+	}
+}
+
+// instanceOf is an instance of a service, and counts what it is asked.
+func instanceOf(t *testing.T) (*httptest.Server, Endpoint, *atomic.Int64) {
+	t.Helper()
+	n := &atomic.Int64{}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RequestURI() != "/in?x=1" {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		n.Add(1)
+	}))
+	t.Cleanup(s.Close)
+	return s, Endpoint{strings.TrimPrefix(s.URL, "http://"), 1}, n
+}
+
+// TestService: deliveries to a service wait for its instances, are shared among them,
+// follow them, pass over one that does not answer, and go on with the last known ones
+// while the registry is away.
+func TestService(t *testing.T) {
+	found := newRegistry()
+	w := newWorldWith(t, Config{Allow: loopback, Services: found}, sub("orders", "", toService("/in?x=1")))
+	one, a, toOne := instanceOf(t)
+	_, b, toTwo := instanceOf(t)
+	if asked := <-found.asked; asked != "G/billing/a,b" {
+		t.Errorf("asked for %s", asked)
+	}
+	found.tell(nil, nil) // nobody is there yet
+	failed := func() float64 {
+		var m dto.Metric
+		w.must(w.pusher.metrics.requests.WithLabelValues("demo", "orders", Failed).Write(&m))
+		return m.GetCounter().GetValue()
+	}
+	publish := func(n int) {
+		for range n {
+			w.publish("orders", ev(uuid.NewString()))
+		}
+	}
+	publish(1)
+	w.until("an attempt fails", func() bool { return failed() > 0 })
+	found.tell([]Endpoint{a}, nil)
+	w.until("it comes to the first instance", func() bool { return toOne.Load() == 1 })
+	found.tell([]Endpoint{a, b}, nil)
+	publish(10)
+	w.until("both share the work", func() bool { return toOne.Load()+toTwo.Load() == 11 && toTwo.Load() == 5 })
+	found.tell(nil, errors.New("away"))
+	found.tell(nil, nil) // it is back, and has lost everything
+	one.Close()
+	before, failures := toTwo.Load(), failed()
+	publish(10)
+	w.until("the other one has all", func() bool { return toTwo.Load() == before+10 })
+	if n := failed() - failures; n > 4 { // its four requests at a time
+		t.Errorf("%v attempts failed: an instance that does not answer is asked again and again", n)
+	}
+}
+
+// TestWithoutRegistry: a proxy that was told of none says so.
+func TestWithoutRegistry(t *testing.T) {
+	w := newWorld(t, loopback, sub("orders", "", func(s *snapshot.Subscription) { toService("")(s); s.MaxAttempts = 1 }))
+	w.publish("orders", ev("1"))
+	d := w.dead()
+	if reason, _ := event.Lookup(d.Ext, "deadletterreason"); !strings.Contains(reason, "no instance of service billing is known") {
+		t.Errorf("the reason is %q", reason)
+	}
+}
+
+// TestBalancer: requests are shared by weight; who does not answer is passed over for
+// a time that doubles, unless nobody else is there.
+func TestBalancer(t *testing.T) {
+	b := newBalancer(nil, &snapshot.Service{}, nil)
+	now := time.Now()
+	if at := b.pick(now); at != "" {
+		t.Errorf("nobody is %q", at)
+	}
+	b.set([]Endpoint{{"a:1", 3}, {"b:1", 1}})
+	shares := func(n int) map[string]int {
+		got := map[string]int{}
+		for range n {
+			got[b.pick(now)]++
+		}
+		return got
+	}
+	if got := shares(400); got["a:1"] != 300 || got["b:1"] != 100 {
+		t.Errorf("by weights of 3 and 1 they get %v", got)
+	}
+	for i, avoided := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second} {
+		b.judge("a:1", false, now)
+		now = now.Add(avoided - time.Millisecond)
+		if got := shares(8); got["b:1"] != 8 {
+			t.Errorf("after %d failures: %v", i+1, got)
+		}
+		now = now.Add(time.Millisecond)
+		if got := shares(8); got["a:1"] == 0 {
+			t.Errorf("after %d failures it is never asked again", i+1)
+		}
+	}
+	b.judge("a:1", true, now)
+	b.judge("a:1", false, now)
+	b.judge("b:1", false, now)
+	if got := shares(8); got[""] != 0 {
+		t.Errorf("where all are avoided none is asked: %v", got)
+	}
+	b.set([]Endpoint{{"a:1", 3}, {"c:1", 1}})
+	if got := shares(8); got["c:1"] != 8 {
+		t.Errorf("a newer set forgets who does not answer: %v", got)
+	}
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weft-mesh/weft/integration/servers"
+)
+
+// kafkaRetention bounds what a topic keeps, in bytes: minutes at full speed would fill a
+// disk.
+const kafkaRetention = 3 << 29
+
+// kafka starts one of one node, once: the CPU of its broker is measured. It removes at
+// once what topics do not keep.
+func (r *run) kafka(ctx context.Context) (broker string, pid int, err error) {
+	if r.kafkaNode == nil {
+		if r.kafkaNode, err = servers.StartKafka(ctx, servers.KafkaOptions{Properties: []string{"log.segment.bytes=33554432", "log.retention.check.interval.ms=1000", "log.segment.delete.delay.ms=1000"}}); err != nil {
+			return "", 0, err
+		}
+		r.stops = append(r.stops, r.kafkaNode.Stop)
+	}
+	return r.kafkaNode.Brokers[0], r.kafkaNode.Nodes[0].PID(), nil
+}
+
+// kafkaYAML is an EventStore with topics.
+func kafkaYAML(broker string, topics ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "apiVersion: weft/v1alpha1\nkind: EventStore\nmetadata: {namespace: NS, name: main}\nspec: {kafka: {brokers: [%q]}}\n", broker)
+	for _, t := range topics {
+		fmt.Fprintf(&b, "---\napiVersion: weft/v1alpha1\nkind: Topic\nmetadata: {namespace: NS, name: %s}\nspec: {store: main, partitions: 8, retention: {max_bytes: %d}}\n", t, kafkaRetention)
+	}
+	return b.String()
+}
+
+// franz is franz-go's own producer, idempotent and acknowledged by all replicas as
+// the mesh is, in its quickest configuration that was found: no compression of data
+// that none shrinks, and as long a linger as load makes by itself.
+func franz(broker, topic string, l load, size int, linger time.Duration, pids map[string]int) (_ *contender, stop func(), err error) {
+	c, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.DefaultProduceTopic(topic), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.ProducerLinger(linger), kgo.MaxBufferedRecords(1<<20))
+	if err != nil {
+		return nil, nil, err
+	}
+	out := &contender{name: fmt.Sprintf("franz-go, linger %v", linger), pids: pids}
+	for p := range l.publishers {
+		headers := []kgo.RecordHeader{{Key: "ce_specversion", Value: []byte("1.0")}, {Key: "ce_id", Value: fmt.Appendf(nil, "p%d", p)}, {Key: "ce_source", Value: []byte(source)}, {Key: "ce_type", Value: []byte("bench")}}
+		data := bytes.Repeat([]byte{'x'}, size)
+		out.workers = append(out.workers, func(ctx context.Context) (int, error) {
+			records := make([]*kgo.Record, l.batch)
+			for i := range records {
+				records[i] = &kgo.Record{Value: data, Headers: headers}
+			}
+			return l.batch, c.ProduceSync(ctx, records...).FirstErr()
+		})
+	}
+	return out, c.Close, nil
+}
+
+// eachSize measures with the sizes of events that a Kafka is compared with.
+func (r *run) eachSize(measure func(kib int) error) error {
+	size := r.size
+	defer func() { r.size = size }()
+	for _, kib := range []int{1, 16} {
+		r.size = kib << 10
+		if err := measure(kib); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishKafka compares publishing through a proxy with franz-go alone.
+func publishKafka(ctx context.Context, r *run) error {
+	broker, pid, err := r.kafka(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := r.startMesh(ctx, "publish-kafka", filepath.Join(r.dir, "publish-kafka"))
+	if err != nil {
+		return err
+	}
+	defer m.end()
+	if err := m.apply(ctx, kafkaYAML(broker, "mesh", "native")); err != nil {
+		return err
+	}
+	through, native := map[string]int{"proxy": m.proxy.PID(), "broker": pid}, map[string]int{"broker": pid}
+	r.printf("  both: 8 partitions, one node, idempotent, acks=all, no compression\n")
+	return r.eachSize(func(kib int) error {
+		for _, l := range []load{{1, 1}, {16, 1}, {256, 1}, {16, 64}} {
+			r.printf(" %d KiB, %v\n", kib, l)
+			ours := []*contender{m.overGRPC("weft, gRPC streams", "mesh", l, through)}
+			ours[0].id = fmt.Sprintf("%d-%d-%d", kib, l.publishers, l.batch)
+			if l.batch == 1 {
+				ours = append(ours, m.unary("weft, gRPC calls", "mesh", l.publishers, through))
+			}
+			var theirs []*contender
+			for _, linger := range []time.Duration{0, 5 * time.Millisecond} {
+				c, stop, err := franz(broker, r.ns+"_native", l, r.size, linger, native)
+				if err != nil {
+					return err
+				}
+				defer stop()
+				theirs = append(theirs, c)
+			}
+			if err := r.compare(ctx, append(theirs, ours...)...); err != nil {
+				return err
+			}
+			aim := ""
+			if l.publishers*l.batch >= 256 {
+				aim = " (aim at saturation: at least 0.8)"
+			}
+			for _, c := range ours {
+				r.note("publish, Kafka, %d KiB, %v: %s %s of franz-go's best%s", kib, l, c.name, spread(ratio(c, best(theirs...)), "%.2f"), aim)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+)
+
+// kafkaBacklog is how many events of so many bytes are consumed from a Kafka: no more
+// than its topics keep.
+func kafkaBacklog(size int) int64 { return min(backlog, kafkaRetention*2/3/int64(size)) }
+
+// franzConsumer has a consumer group of franz-go receive the records of a topic until
+// ctx ends. It commits every 5 s what it has received.
+func franzConsumer(ctx context.Context, broker, topic, group string, at kgo.Offset, received func([]*kgo.Record)) error {
+	c, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.ConsumeTopics(topic), kgo.ConsumerGroup(group), kgo.ConsumeStartOffset(at))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for ctx.Err() == nil {
+		received(c.PollFetches(ctx).Records())
+	}
+	return ctx.Err()
+}
+
+// named gives the topic mesh of kafkaYAML a name for native clients.
+func (r *run) named(yaml string) (_, physical string) {
+	physical = strings.ReplaceAll(r.ns, "-", "_") + "_consume"
+	return strings.ReplaceAll(yaml, "name: mesh}\nspec: {store: main", "name: mesh}\nspec: {store: main, physical_name: "+physical), physical
+}
+
+// consumeKafka compares receiving through a proxy, every event acknowledged by itself,
+// with franz-go's consumer, which commits an offset every 5 s. What the
+// acknowledgements cost is what a member has above a tail, which has none.
+func consumeKafka(ctx context.Context, r *run) error {
+	broker, pid, err := r.kafka(ctx)
+	if err != nil {
+		return err
+	}
+	return r.eachSize(func(kib int) error {
+		name := fmt.Sprintf("consume-kafka-%d", kib)
+		m, err := r.startMesh(ctx, name, filepath.Join(r.dir, name))
+		if err != nil {
+			return err
+		}
+		defer m.end()
+		return m.consumeKafka(ctx, kib, broker, pid)
+	})
+}
+
+func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int) error {
+	r, backlog := m.r, kafkaBacklog(m.r.size)
+	through := map[string]int{"proxy": m.proxy.PID(), "broker": pid}
+	native := &contender{name: "franz-go, a consumer group", pids: map[string]int{"broker": pid}}
+	ways := []struct {
+		name    string
+		readers int
+		tail    bool
+		late    bool
+	}{
+		{"weft, a tail, nothing acknowledged", 1, true, false},
+		{"weft, a member, in order", 1, false, false},
+		{"weft, a member, never in order", 1, false, true},
+		{fmt.Sprintf("weft, %d members, in order", members), members, false, false},
+	}
+	yaml, physical := r.named(kafkaYAML(broker, "mesh"))
+	if err := m.apply(ctx, yaml+subscriptionsYAML(r.rounds*len(ways))); err != nil {
+		return err
+	}
+	if err := m.fill(ctx, "mesh", backlog); err != nil {
+		return err
+	}
+	ours := make([]*contender, len(ways))
+	for k, way := range ways {
+		ours[k] = &contender{name: way.name, pids: through, ops: m.ops, id: fmt.Sprintf("consume-%d", kib)}
+	}
+	for i := range r.rounds {
+		if err := r.drain(ctx, native, backlog, func(ctx context.Context, received func(int)) error {
+			return franzConsumer(ctx, broker, physical, fmt.Sprintf("%s-native-%d-%d", r.ns, kib, i), kgo.NewOffset().AtStart(), func(all []*kgo.Record) { received(len(all)) })
+		}); err != nil {
+			return fmt.Errorf("%s: %w", native.name, err)
+		}
+		for k, way := range ways {
+			how := reader{late: way.late}
+			if !way.tail {
+				how.subscription = fmt.Sprintf("round%d", i*len(ways)+k)
+			}
+			if err := m.through(ctx, ours[k], backlog, way.readers, how); err != nil {
+				return fmt.Errorf("%s: %w", way.name, err)
+			}
+		}
+	}
+	r.printf(" %d KiB, %d events there already, credit %d; 8 partitions\n", kib, backlog, credit)
+	r.report(append([]*contender{native}, ours...)...)
+	for k, c := range ours {
+		r.note("consume, Kafka, %d KiB: %s %s of franz-go (aim at saturation: at least 0.8)", kib, c.name, spread(ratio(c, native), "%.2f"))
+		if k > 0 {
+			r.note("single acks, Kafka, %d KiB: %s: %s of the rate of a tail; %s µs of the proxy's CPU and %s of the broker's an event above it", kib, c.name,
+				spread(ratio(c, ours[0]), "%.2f"), spread(more(c, "proxy", ours[0], "proxy"), "%.2f"), spread(more(c, "broker", ours[0], "broker"), "%.2f"))
+		}
+	}
+	return nil
+}
+
+// receiveKafka compares how long it takes from when franz-go has an event until a
+// consumer has it: franz-go's group, and a member over gRPC that acknowledges every
+// event by itself. It publishes at half of the rate that it saturates at with one event
+// a call, beside the consumer.
+func receiveKafka(ctx context.Context, r *run) error {
+	broker, _, err := r.kafka(ctx)
+	if err != nil {
+		return err
+	}
+	return r.eachSize(func(kib int) error {
+		name := fmt.Sprintf("receive-kafka-%d", kib)
+		m, err := r.startMesh(ctx, name, filepath.Join(r.dir, name))
+		if err != nil {
+			return err
+		}
+		defer m.end()
+		yaml, physical := r.named(kafkaYAML(broker, "mesh"))
+		if err := m.apply(ctx, yaml+"---\napiVersion: weft/v1alpha1\nkind: Subscription\nmetadata: {namespace: NS, name: all}\nspec: {topics: [mesh], start: end, max_in_flight: 16384}\n"); err != nil {
+			return err
+		}
+		saturated, stop, err := franz(broker, physical, load{64, 1}, r.size, 0, nil)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		if err := r.measure(ctx, saturated); err != nil {
+			return err
+		}
+		rate := saturated.rates[0] / 2
+		var native, weft delays
+		for i := range r.rounds {
+			if err := native.measure(ctx, r, broker, physical, rate, func(ctx context.Context, received func([]byte)) error {
+				return franzConsumer(ctx, broker, physical, fmt.Sprintf("%s-native-%d-%d", r.ns, kib, i), kgo.NewOffset().AtEnd(), func(all []*kgo.Record) {
+					for _, x := range all {
+						received(x.Value)
+					}
+				})
+			}); err != nil {
+				return fmt.Errorf("franz-go: %w", err)
+			}
+			if err := weft.measure(ctx, r, broker, physical, rate, func(ctx context.Context, received func([]byte)) error {
+				return reader{m: m, subscription: "all", received: func(list []*eventsv1.Delivery) {
+					for _, d := range list {
+						received(d.Event.GetBinaryData())
+					}
+				}}.run(ctx)
+			}); err != nil {
+				return fmt.Errorf("weft: %w", err)
+			}
+		}
+		r.printf(" %d KiB, %.0f a second\n", kib, rate)
+		for name, d := range map[string]*delays{"franz-go, a consumer group": &native, "weft, a member, every event acknowledged": &weft} {
+			r.printf("  %-46s p50 %s ms  p99 %s ms\n", name, spread(d.p50, "%.2f"), spread(d.p99, "%.2f"))
+		}
+		r.note("receive, Kafka, %d KiB, %.0f events/s: a member adds %s ms at p50 and %s ms at p99 to franz-go", kib, rate,
+			spread(differences(weft.p50, native.p50), "%.2f"), spread(differences(weft.p99, native.p99), "%.2f"))
+		return nil
+	})
+}
+
+// delays are how long events took, in milliseconds, by round.
+type delays struct{ p50, p99 []float64 }
+
+// measure publishes events at a rate, each with the time when its time had come, and
+// tells how long they took until a consumer had them.
+func (d *delays) measure(ctx context.Context, r *run, broker, topic string, rate float64, consume func(ctx context.Context, received func(data []byte)) error) error {
+	c, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.DefaultProduceTopic(topic), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(1<<20))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var counting atomic.Bool
+	var mu sync.Mutex
+	var took []float64
+	var first sync.Once
+	arrived, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- consume(ctx, func(data []byte) {
+			first.Do(func() { close(arrived) })
+			if !counting.Load() || len(data) < 8 {
+				return
+			}
+			ms := float64(time.Now().UnixNano()-int64(binary.BigEndian.Uint64(data))) / 1e6 //nolint:gosec // this run's
+			mu.Lock()
+			took = append(took, ms)
+			mu.Unlock()
+		})
+	}()
+	var failed atomic.Pointer[error]
+	publish := func(ctx context.Context, rate float64, until <-chan struct{}) {
+		began := time.Now()
+		for n := 0; ctx.Err() == nil; n++ {
+			select {
+			case <-until:
+				return
+			default:
+			}
+			at := began.Add(time.Duration(float64(n) / rate * float64(time.Second)))
+			if early := time.Until(at); early > 0 {
+				wait(ctx, early)
+			}
+			data := make([]byte, max(8, r.size))
+			binary.BigEndian.PutUint64(data, uint64(at.UnixNano())) //nolint:gosec // after 1970
+			c.Produce(ctx, &kgo.Record{Value: data, Headers: []kgo.RecordHeader{{Key: "ce_specversion", Value: []byte("1.0")}, {Key: "ce_id", Value: []byte("r")}, {Key: "ce_source", Value: []byte(source)}, {Key: "ce_type", Value: []byte("bench")}}},
+				func(_ *kgo.Record, err error) {
+					if err != nil && ctx.Err() == nil {
+						failed.Store(&err)
+					}
+				})
+		}
+	}
+	// A group takes its time until it has its partitions.
+	joined, stop := context.WithTimeout(ctx, 30*time.Second)
+	publish(joined, 100, arrived)
+	stop()
+	if ctx.Err() == nil && joined.Err() == context.DeadlineExceeded {
+		return errors.New("no event came through")
+	}
+	over := make(chan struct{})
+	time.AfterFunc(r.slice/10, func() { counting.Store(true) })
+	time.AfterFunc(r.slice+r.slice/10, func() { close(over) })
+	publish(ctx, rate, over)
+	counting.Store(false)
+	cancel()
+	<-ended
+	if err := failed.Load(); err != nil {
+		return *err
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(took) == 0 {
+		return errors.New("no event came through")
+	}
+	slices.Sort(took)
+	d.p50, d.p99 = append(d.p50, took[len(took)/2]), append(d.p99, took[len(took)*99/100])
+	return nil
+}

@@ -1,0 +1,184 @@
+package client
+
+import (
+	"errors"
+	"slices"
+
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
+
+	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// codec is protobuf's wire. Publish requests are encoded straight from events and
+// responses of Subscribe decoded straight to them; the stock codec has the rest.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
+
+// Marshal encodes a message.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(encoded); ok {
+		return mem.BufferSlice(m), nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+// Unmarshal decodes a message.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(*received)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer buf.Free()
+	return m.unmarshal(buf.ReadOnlyData())
+}
+
+// encoded is a request to publish in parts: who and where, one for each event, and
+// more.
+type encoded []mem.Buffer
+
+// request begins one.
+func request(namespace, topic string) encoded {
+	var b []byte
+	b = protowire.AppendString(protowire.AppendTag(b, 1, protowire.BytesType), namespace)
+	if topic != "" {
+		b = protowire.AppendString(protowire.AppendTag(b, 2, protowire.BytesType), topic)
+	}
+	return encoded{mem.SliceBuffer(b)}
+}
+
+// maxPrefix is the longest tag and length of an event, in bytes.
+const maxPrefix = 1 + 10
+
+// encode is e as the part of a request, which has events as field 3.
+func encode(e *event.Event) mem.SliceBuffer {
+	b := cloudevents.AppendProto(make([]byte, maxPrefix, maxPrefix+e.Size()+64+24*(len(e.Ext)+6)), e)
+	n := uint64(len(b) - maxPrefix) //nolint:gosec // not negative
+	from := maxPrefix - 1 - protowire.SizeVarint(n)
+	protowire.AppendVarint(protowire.AppendTag(b[from:from], 3, protowire.BytesType), n)
+	return b[from:]
+}
+
+// fromProto is an event that generated code has read.
+func fromProto(e *cev1.CloudEvent) (event.Event, error) {
+	b, err := proto.Marshal(e)
+	if err != nil {
+		return event.Event{}, err
+	}
+	return cloudevents.DecodeProto(b)
+}
+
+// received is a SubscribeResponse.
+type received struct {
+	opened bool
+	list   []delivered
+}
+
+// delivered is one of its deliveries; err is why its event cannot be read.
+type delivered struct {
+	id uint64
+	Delivery
+	err error
+}
+
+// maxReceived bounds the deliveries of a message: proxies send at most what the
+// credit allows, which is at most this.
+const maxReceived = 1 << 16
+
+var errReceived = errors.New("client: the proxy sent what is not a response")
+
+// fields calls f for each field of a message; v is empty but for bytes, and n 0 but
+// for varints. Other types are skipped.
+func fields(b []byte, f func(num protowire.Number, typ protowire.Type, v []byte, n uint64) error) error {
+	for len(b) > 0 {
+		num, typ, size := protowire.ConsumeTag(b)
+		if size < 0 {
+			return errReceived
+		}
+		b = b[size:]
+		var v []byte
+		var n uint64
+		switch typ {
+		case protowire.BytesType:
+			v, size = protowire.ConsumeBytes(b)
+		case protowire.VarintType:
+			n, size = protowire.ConsumeVarint(b)
+		default:
+			if size = protowire.ConsumeFieldValue(num, typ, b); size >= 0 {
+				b = b[size:]
+				continue
+			}
+		}
+		if size < 0 {
+			return errReceived
+		}
+		b = b[size:]
+		if err := f(num, typ, v, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmarshal decodes b, of which it keeps nothing.
+func (r *received) unmarshal(b []byte) error {
+	var events cloudevents.ProtoDecoder
+	return fields(b, func(num protowire.Number, typ protowire.Type, v []byte, _ uint64) error {
+		switch {
+		case typ != protowire.BytesType:
+			return nil
+		case num == 1:
+			r.opened = true
+			return nil
+		case num != 2:
+			return nil
+		}
+		return fields(v, func(num protowire.Number, typ protowire.Type, v []byte, _ uint64) error {
+			if num != 1 || typ != protowire.BytesType {
+				return nil
+			}
+			if len(r.list) == maxReceived {
+				return errReceived
+			}
+			r.list = append(r.list, delivered{})
+			return r.list[len(r.list)-1].unmarshal(v, &events)
+		})
+	})
+}
+
+func (d *delivered) unmarshal(b []byte, events *cloudevents.ProtoDecoder) error {
+	var ev []byte
+	err := fields(b, func(num protowire.Number, typ protowire.Type, v []byte, n uint64) error {
+		switch {
+		case num == 1 && typ == protowire.VarintType:
+			d.id = n
+		case num == 2 && typ == protowire.BytesType:
+			d.Topic = string(v)
+		case num == 3 && typ == protowire.BytesType:
+			d.Position = string(v)
+		case num == 4 && typ == protowire.VarintType:
+			d.Attempt = int(uint32(n)) //nolint:gosec // a uint32 on the wire
+		case num == 5 && typ == protowire.BytesType:
+			if ev == nil {
+				ev = slices.Clip(v)
+			} else {
+				ev = append(ev, v...) // by protobuf's rule they are one
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	d.err = events.Decode(ev, &d.Event)
+	d.Event.Data = slices.Clone(d.Event.Data)
+	return nil
+}

@@ -1,0 +1,114 @@
+package listener
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+	grpcpeer "google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+)
+
+// peerAddr is where a connection comes from, and knows the connection: servers keep
+// the address alone.
+type peerAddr struct {
+	net.Addr
+	c *conn
+}
+
+// RemoteAddr is where the connection comes from.
+func (c *conn) RemoteAddr() net.Addr { return &c.from }
+
+// unstalled closes the connection of a stream that has waited for so long in one send.
+func unstalled(after time.Duration) grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+		from := origin(ss.Context())
+		if from == nil {
+			return h(srv, ss)
+		}
+		w := &watched{ServerStream: ss, after: after, timer: time.AfterFunc(after, from.cutStalled)}
+		w.timer.Stop()
+		return h(srv, w)
+	}
+}
+
+// origin is the connection of a call; nil where it is not of a Listener.
+func origin(ctx context.Context) *conn {
+	p, _ := grpcpeer.FromContext(ctx)
+	if p == nil {
+		return nil
+	}
+	from, _ := p.Addr.(*peerAddr)
+	if from == nil {
+		return nil
+	}
+	return from.c
+}
+
+// cutStalled closes a connection whose client takes nothing.
+func (c *conn) cutStalled() {
+	if c.Close() == nil {
+		c.l.stalled.Add(1)
+	}
+}
+
+// watched is a stream whose sends are timed, one at a time.
+type watched struct {
+	grpc.ServerStream
+	after time.Duration
+	timer *time.Timer
+}
+
+// SendMsg waits until the transport has room for the message.
+func (w *watched) SendMsg(m any) error {
+	w.timer.Reset(w.after)
+	defer w.timer.Stop()
+	return w.ServerStream.SendMsg(m)
+}
+
+// untaken gives the answers of calls to codecs with who waits for them.
+func untaken(after time.Duration) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+		resp, err := h(ctx, req)
+		m, ok := resp.(proto.Message)
+		if from := origin(ctx); ok && err == nil && from != nil {
+			return &Answer{Message: m, from: from, after: after}, nil
+		}
+		return resp, err
+	}
+}
+
+// Answer is the answer to a call that is no stream. The transport takes it whole,
+// whether or not its client does, so a codec has it watched.
+type Answer struct {
+	proto.Message
+	from  *conn
+	after time.Duration
+}
+
+// leastRate is how many bytes a second a client takes of a large answer, at least.
+const leastRate = 64 << 10
+
+// Watch gives the encoded answer to the transport. Where the client does not take it in
+// time, its connection is closed.
+func (a *Answer) Watch(b []byte) mem.Buffer {
+	if mem.IsBelowBufferPoolingThreshold(cap(b)) {
+		return mem.SliceBuffer(b) // of which nobody hears when it is taken
+	}
+	after := a.after + time.Duration(len(b)/leastRate)*time.Second
+	return mem.NewBuffer(&b, taken{time.AfterFunc(after, a.from.cutStalled)})
+}
+
+// taken is told when the transport is done with a buffer.
+type taken struct{ timer *time.Timer }
+
+// Get makes a buffer.
+func (taken) Get(n int) *[]byte {
+	b := make([]byte, n)
+	return &b
+}
+
+// Put ends the wait.
+func (t taken) Put(*[]byte) { t.timer.Stop() }

@@ -1,0 +1,137 @@
+package schema
+
+import (
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// protoUnreadable tells why a reader of one message cannot read all that is written
+// by another, by the numbers and wire types of fields; with json, which both take, by
+// what they are there, too.
+func protoUnreadable(reader, writer protoreflect.MessageDescriptor, json bool) []string {
+	c := protoChange{seen: map[[2]protoreflect.FullName]bool{}, json: json}
+	c.message("", reader, writer)
+	return c.found
+}
+
+// dropped tells which fields a message lost without keeping their numbers, with json
+// their names too, from being used again for something else.
+func dropped(now, old protoreflect.MessageDescriptor, json bool) []string {
+	c := protoChange{seen: map[[2]protoreflect.FullName]bool{}, json: json, reserve: true}
+	c.message("", now, old)
+	return c.found
+}
+
+type protoChange struct {
+	seen    map[[2]protoreflect.FullName]bool
+	json    bool
+	reserve bool // look for numbers that are not reserved, and nothing else
+	found   []string
+}
+
+func (c *protoChange) add(at, format string, args ...any) {
+	if len(c.found) < maxFound {
+		c.found = append(c.found, misfit(at, format, args...).Error())
+	}
+}
+
+func (c *protoChange) message(at string, r, w protoreflect.MessageDescriptor) {
+	k := [2]protoreflect.FullName{r.FullName(), w.FullName()}
+	if c.seen[k] || len(c.seen) > maxValues {
+		return
+	}
+	c.seen[k] = true
+	for i := range w.Fields().Len() {
+		g := w.Fields().Get(i)
+		at := at + "/" + string(g.Name())
+		f := r.Fields().ByNumber(g.Number())
+		switch {
+		case f == nil:
+			if c.reserve && !r.ReservedRanges().Has(g.Number()) {
+				c.add(at, "field %d is gone, and its number is not reserved", g.Number())
+			}
+			if c.reserve && c.json && !r.ReservedNames().Has(g.Name()) {
+				c.add(at, "field %d is gone, and its name is not reserved", g.Number())
+			}
+			continue
+		case !c.reserve:
+			c.field(at, f, g)
+		}
+		if f.Message() != nil && g.Message() != nil {
+			c.message(at, f.Message(), g.Message())
+		}
+	}
+	for i := range r.RequiredNumbers().Len() {
+		n := r.RequiredNumbers().Get(i)
+		if g := w.Fields().ByNumber(n); !c.reserve && (g == nil || g.Cardinality() != protoreflect.Required) {
+			c.add(at, "the field %s is required, and may be missing in what is read", r.Fields().ByNumber(n).Name())
+		}
+	}
+}
+
+// field judges whether f reads what g wrote.
+func (c *protoChange) field(at string, f, g protoreflect.FieldDescriptor) {
+	switch {
+	case f.IsList() != g.IsList() || f.IsMap() != g.IsMap():
+		c.add(at, "field %d is repeated in one alone", g.Number())
+	case inOneof(f) != inOneof(g):
+		c.add(at, "field %d is in another oneof", g.Number())
+	case f.Kind() != g.Kind() && like(f.Kind()) != like(g.Kind()) && (f.Kind() != protoreflect.BytesKind || g.Kind() != protoreflect.StringKind):
+		c.add(at, "field %d: %s does not read %s", g.Number(), f.Kind(), g.Kind())
+	case c.json:
+		c.jsonField(at, f, g)
+	}
+}
+
+// jsonField judges it of data in JSON.
+func (c *protoChange) jsonField(at string, f, g protoreflect.FieldDescriptor) {
+	switch {
+	case f.JSONName() != g.JSONName() || f.TextName() != g.TextName():
+		c.add(at, "field %d has another name, which is what JSON has", g.Number())
+	case f.Kind() != g.Kind() && !inJSON(f.Kind(), g.Kind()):
+		c.add(at, "field %d: %s does not read %s in JSON", g.Number(), f.Kind(), g.Kind())
+	case f.Enum() != nil:
+		for i := range g.Enum().Values().Len() {
+			if name := g.Enum().Values().Get(i).Name(); f.Enum().Values().ByName(name) == nil {
+				c.add(at, "field %d: %s lacks %s, which is what JSON has", g.Number(), f.Enum().FullName(), name)
+			}
+		}
+	case f.Message() != nil && f.Message().FullName() != g.Message().FullName() && (wellKnown(f.Message()) != nil || wellKnown(g.Message()) != nil):
+		c.add(at, "field %d: %s does not read %s in JSON", g.Number(), f.Message().FullName(), g.Message().FullName())
+	}
+}
+
+// inJSON reports whether each number of the kind g is one of the kind f, of kinds
+// that read each other's values in the binary encoding.
+func inJSON(f, g protoreflect.Kind) bool {
+	switch g {
+	case protoreflect.Int32Kind, protoreflect.Uint32Kind:
+		return f == protoreflect.Int64Kind || g == protoreflect.Uint32Kind && f == protoreflect.Uint64Kind
+	case protoreflect.Sint32Kind:
+		return f == protoreflect.Sint64Kind
+	case protoreflect.Sfixed32Kind:
+		return f == protoreflect.Sfixed64Kind
+	}
+	return false
+}
+
+func inOneof(f protoreflect.FieldDescriptor) protoreflect.Name {
+	if o := f.ContainingOneof(); o != nil && !o.IsSynthetic() {
+		return o.Name()
+	}
+	return ""
+}
+
+// like is the same of kinds that read each other's values.
+func like(k protoreflect.Kind) protoreflect.Kind {
+	switch k {
+	case protoreflect.Int32Kind, protoreflect.Uint32Kind, protoreflect.Uint64Kind, protoreflect.BoolKind:
+		return protoreflect.Int64Kind
+	case protoreflect.Sint32Kind:
+		return protoreflect.Sint64Kind
+	case protoreflect.Sfixed32Kind:
+		return protoreflect.Fixed32Kind
+	case protoreflect.Sfixed64Kind:
+		return protoreflect.Fixed64Kind
+	}
+	return k
+}

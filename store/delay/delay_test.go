@@ -1,0 +1,272 @@
+package delay
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/goleak"
+
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/embedded"
+	"github.com/weft-mesh/weft/store/storetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// plain is the embedded store without its own way to delay.
+type plain struct {
+	store.Store
+	store.Admin
+	store.Measurer
+	store.Sealer
+
+	mu     sync.Mutex
+	broken map[string]error // Publish to a topic fails with it
+	tried  chan string      // a topic, for each try
+}
+
+func (p *plain) Publish(ctx context.Context, topic string, events []store.Outgoing, res []store.Result) error {
+	p.mu.Lock()
+	err := p.broken[topic]
+	p.mu.Unlock()
+	select {
+	case p.tried <- topic:
+	default:
+	}
+	if err != nil {
+		for i := range res {
+			res[i].Err = err
+		}
+		return err
+	}
+	return p.Store.Publish(ctx, topic, events, res)
+}
+
+func (p *plain) set(topic string, err error) {
+	p.mu.Lock()
+	p.broken[topic] = err
+	p.mu.Unlock()
+}
+
+// driver opens plain stores.
+type driver struct {
+	fs   vfs.FS
+	last *plain
+}
+
+func (*driver) Kind() string { return "plain" }
+
+func (d *driver) Open(ctx context.Context, cfg store.Config) (store.Store, error) {
+	cfg.Options = embedded.Options{FS: d.fs}
+	st, err := embedded.Driver{}.Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	d.last = &plain{Store: st, Admin: st.(store.Admin), Measurer: st.(store.Measurer), Sealer: st.(store.Sealer), broken: map[string]error{}, tried: make(chan string, 1000)}
+	return d.last, nil
+}
+
+// open opens a store with its own topics made.
+func open(t *testing.T, d *driver, window int) *Store {
+	t.Helper()
+	st, err := Driver{Driver: d}.Open(t.Context(), store.Config{Name: "test", UID: "u", Dir: "store", Window: window})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := st.(*Store)
+	for _, own := range s.OwnTopics() {
+		must(t, s.EnsureTopic(t.Context(), own.Spec))
+		must(t, s.EnsureGroup(t.Context(), own.Spec.Name, own.Group, store.Start{}))
+	}
+	return s
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestConformance: with delay in its place a store is what any store is.
+func TestConformance(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	n := 0
+	storetest.Run(t, storetest.Harness{
+		Open:      func(t *testing.T, window int) store.Store { return open(t, d, window) },
+		Exclusive: true,
+		Topic:     func(_ *testing.T, name string) string { n++; return fmt.Sprintf("%s-%d", name, n) },
+		Expect:    store.Capabilities{Durability: store.DurabilityDisk, Delay: MaxDelay, DelayEmulated: true, DelayPrecision: Precision, Order: true, Tail: true, Replay: true, TopicRetention: true, Local: true},
+	})
+}
+
+// world is a topic with a group.
+func world(t *testing.T, d *driver) *Store {
+	t.Helper()
+	s := open(t, d, 0)
+	must(t, s.EnsureTopic(t.Context(), store.TopicSpec{Name: "t"}))
+	must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
+	return s
+}
+
+func park(t *testing.T, s *Store, topic string, delay time.Duration, ids ...string) {
+	t.Helper()
+	events, due := make([]store.Outgoing, len(ids)), make([]time.Time, len(ids))
+	for i, id := range ids {
+		events[i] = store.Outgoing{Event: &event.Event{ID: id, Source: "/s", Type: "t", Data: []byte("x"), Mesh: []event.Attr{{Name: "retry-attempt", Value: "3"}}}}
+		due[i] = time.Now().Add(delay)
+	}
+	must(t, s.PublishDelayed(t.Context(), topic, events, due, make([]store.Result, len(ids))))
+}
+
+func subscribe(t *testing.T, s *Store) store.Subscription {
+	t.Helper()
+	sub, err := s.Subscribe(t.Context(), store.SubscribeRequest{Topic: "t", Group: "g"})
+	must(t, err)
+	return sub
+}
+
+// patience bounds what a test waits for; only a broken store takes so long.
+const patience = 20 * time.Second
+
+// get fetches and settles one event.
+func get(t *testing.T, sub store.Subscription) event.Event {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	dst := make([]store.Message, 1)
+	_, err := sub.Fetch(ctx, dst)
+	must(t, err)
+	sub.Settle([]*store.Message{&dst[0]})
+	return dst[0].Event
+}
+
+func closeAll(t *testing.T, s *Store, subs ...store.Subscription) {
+	t.Helper()
+	for _, sub := range subs {
+		must(t, sub.Close(t.Context()))
+	}
+	must(t, s.Close(t.Context()))
+}
+
+// TestRestart: what is parked outlives whoever parked it, and comes as it was.
+func TestRestart(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	s := world(t, d)
+	sub := subscribe(t, s)
+	park(t, s, "t", time.Second, "a")
+	closeAll(t, s, sub)
+	s = open(t, d, 0)
+	sub = subscribe(t, s)
+	e := get(t, sub)
+	if e.ID != "a" || string(e.Data) != "x" || len(e.Mesh) != 1 || e.Mesh[0] != (event.Attr{Name: "retry-attempt", Value: "3"}) {
+		t.Errorf("it came as %+v", e)
+	}
+	closeAll(t, s, sub)
+}
+
+// TestTopicFails: what cannot be written yet is not given up, nor is what comes
+// behind it for another topic.
+func TestTopicFails(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	s := world(t, d)
+	d.last.set("t", fault.New(fault.Unavailable, "test", "store-unreachable", "not now"))
+	sub := subscribe(t, s)
+	park(t, s, "t", 50*time.Millisecond, "a", "b")
+	for n, over := 0, time.After(patience); n < 3; {
+		select {
+		case topic := <-d.last.tried:
+			if topic == "t" {
+				n++
+			}
+		case <-over:
+			t.Fatalf("it was tried %d times", n)
+		}
+	}
+	d.last.set("t", nil)
+	if got := get(t, sub).ID + get(t, sub).ID; got != "ab" && got != "ba" {
+		t.Errorf("got %s", got)
+	}
+	closeAll(t, s, sub)
+}
+
+// TestTopicGone: what is parked for a topic that was deleted holds up nothing, and
+// so does what is no parked event at all.
+func TestTopicGone(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	s := world(t, d)
+	park(t, s, "gone", 50*time.Millisecond, "a")
+	must(t, s.Publish(t.Context(), s.topic(0), []store.Outgoing{{Event: &event.Event{ID: "stray", Source: "/s", Type: "t"}}}, make([]store.Result, 1)))
+	park(t, s, "t", 100*time.Millisecond, "b")
+	sub := subscribe(t, s)
+	if e := get(t, sub); e.ID != "b" {
+		t.Errorf("got %+v", e)
+	}
+	for {
+		lag, err := s.Lag(t.Context(), s.topic(0), s.topic(0))
+		must(t, err)
+		if lag[0].Behind == 0 {
+			break
+		}
+	}
+	closeAll(t, s, sub)
+}
+
+// TestMany: more than a member holds are all there in the end, and none before it
+// is due.
+func TestMany(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	s := world(t, d)
+	const n = 2*maxHeld + 10
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprint(i)
+	}
+	due := time.Now().Add(time.Second)
+	park(t, s, "t", time.Second, ids...)
+	sub := subscribe(t, s)
+	seen := map[string]bool{}
+	for len(seen) < n {
+		e := get(t, sub)
+		if time.Now().Before(due) {
+			t.Fatalf("%s is early", e.ID)
+		}
+		seen[e.ID] = true
+	}
+	closeAll(t, s, sub)
+}
+
+// TestClasses: each delay has one class, which begins at or before it.
+func TestClasses(t *testing.T) {
+	for d, want := range map[time.Duration]int{time.Millisecond: 0, 8*time.Second - 1: 0, 8 * time.Second: 1, time.Minute: 1, 64 * time.Second: 2, time.Hour: 3, 24 * time.Hour: 5, MaxDelay: 5} {
+		if got := classOf(d); got != want {
+			t.Errorf("%s is of class %d, want %d", d, got, want)
+		}
+	}
+}
+
+// TestNothingRuns: a store whose topics nobody reads, as a control plane's, reads
+// nothing that is parked.
+func TestNothingRuns(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	s := world(t, d)
+	park(t, s, "t", time.Millisecond, "a")
+	before := goleak.IgnoreCurrent()
+	sub := subscribe(t, s)
+	if err := goleak.Find(before); err == nil {
+		t.Error("nobody looks after what is parked, also once somebody reads")
+	}
+	get(t, sub)
+	closeAll(t, s, sub)
+	s = open(t, d, 0)
+	before = goleak.IgnoreCurrent()
+	park(t, s, "t", time.Millisecond, "b")
+	goleak.VerifyNone(t, before)
+	closeAll(t, s)
+}

@@ -1,0 +1,38 @@
+package kafka
+
+import (
+	"os"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/storetest"
+)
+
+func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+
+func open(t testing.TB, o Options, window int) *Store {
+	t.Helper()
+	st, err := Driver{}.Open(t.Context(), store.Config{Name: "test", ClientID: uuid.NewString(), Window: window, Options: o})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.(*Store)
+}
+
+func TestConformance(t *testing.T) {
+	conform(t, []string{servers.SharedKafka(t)}, store.DurabilityProcess)
+}
+
+// conform runs the whole suite against brokers.
+func conform(t *testing.T, brokers []string, durability store.Durability) {
+	ns := servers.Namespace(t)
+	storetest.Run(t, storetest.Harness{
+		Open:   func(t *testing.T, window int) store.Store { return open(t, Options{Brokers: brokers}, window) },
+		Topic:  func(_ *testing.T, name string) string { return names.Physical(ns, name+uuid.NewString()[:4]) },
+		Expect: store.Capabilities{Durability: durability, Order: true, Tail: true, Replay: true, TopicRetention: true},
+	})
+}

@@ -1,0 +1,277 @@
+package kafka
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weft-mesh/weft/pkg/cloudevents"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/store"
+)
+
+// How an event is a record: CloudEvents' Kafka protocol binding. It is written in
+// binary mode: attributes are headers "ce_<name>", datacontenttype is content-type,
+// data are the value. The ordering key is the record's key. Headers of the mesh are
+// "weft_<name>". What cannot be a header makes the whole event the value, in the JSON
+// format, marked by content-type. So does an event without data: a record without a
+// value removes those before it of its key where a topic is compacted, and Java's
+// consumer gives none to the CloudEvents SDK.
+const (
+	cePrefix    = "ce_"
+	contentType = "content-type"
+	meshPrefix  = "weft_"
+	// typeProto is the content type of an event in the protobuf format.
+	typeProto = "application/cloudevents+protobuf"
+)
+
+// overhead bounds what a record takes in a batch beside its key, value and headers,
+// the batch's own header among it; headerOverhead is that of one header.
+const (
+	overhead       = 128
+	headerOverhead = 10
+)
+
+// encode makes a record of an event.
+func encode(o store.Outgoing, topic string) *kgo.Record {
+	e := o.Event
+	r := &kgo.Record{Topic: topic}
+	if o.Key != "" {
+		r.Key = []byte(o.Key)
+	}
+	h := headers{list: make([]kgo.RecordHeader, 0, 8+len(e.Ext)+len(e.Mesh)), values: make([]byte, 0, 64+attributeBytes(e))}
+	if binary(e) {
+		h.add("ce_specversion", event.SpecVersion)
+		h.add("ce_id", e.ID)
+		h.add("ce_source", e.Source)
+		h.add("ce_type", e.Type)
+		h.add("ce_subject", e.Subject)
+		h.add("ce_time", e.Time)
+		h.add("ce_dataschema", e.DataSchema)
+		h.add(contentType, e.DataContentType)
+		for i := range e.Ext {
+			h.add(cePrefix+e.Ext[i].Name, e.Ext[i].Value)
+		}
+		if r.Value = e.Data; r.Value == nil {
+			r.Value = []byte{}
+		}
+	} else {
+		h.add(contentType, cloudevents.TypeJSON)
+		r.Value = cloudevents.AppendJSON(nil, e)
+	}
+	for i := range e.Mesh {
+		h.add(meshPrefix+e.Mesh[i].Name, e.Mesh[i].Value)
+	}
+	r.Headers = h.list
+	return r
+}
+
+// headers are headers whose values share memory.
+type headers struct {
+	list   []kgo.RecordHeader
+	values []byte
+}
+
+func (h *headers) add(name, value string) {
+	if value != "" {
+		from := len(h.values)
+		h.values = append(h.values, value...)
+		h.list = append(h.list, kgo.RecordHeader{Key: name, Value: h.values[from:len(h.values):len(h.values)]})
+	}
+}
+
+func attributeBytes(e *event.Event) int {
+	n := e.Size() - len(e.Data)
+	for i := range e.Mesh {
+		n += len(e.Mesh[i].Value)
+	}
+	return n
+}
+
+// binary reports whether the event can be in binary mode: it has data (or more
+// attributes than JSON is read with), its attributes are UTF-8, and its data are not
+// themselves an event, as which they would be read.
+func binary(e *event.Event) bool {
+	if len(e.Data) == 0 && len(e.Ext) <= event.MaxAttributes || cloudevents.IsEvent(e.DataContentType) {
+		return false
+	}
+	for _, s := range [...]string{e.ID, e.Source, e.Type, e.Subject, e.Time, e.DataContentType, e.DataSchema} {
+		if !utf8.ValidString(s) {
+			return false
+		}
+	}
+	for i := range e.Ext {
+		if e.Ext[i].Value == "" || !utf8.ValidString(e.Ext[i].Value) {
+			return false
+		}
+	}
+	return true
+}
+
+// size bounds what a record takes of the largest batch that brokers accept.
+func size(r *kgo.Record) int {
+	n := overhead + len(r.Key) + len(r.Value)
+	for i := range r.Headers {
+		n += headerOverhead + len(r.Headers[i].Key) + len(r.Headers[i].Value)
+	}
+	return n
+}
+
+// headerUnreadable is the mesh's header of an event that stands for a record which
+// is not the event that it says it is: why.
+const headerUnreadable = "unreadable"
+
+// decode makes an event of a record, which it only borrows. One that is no
+// CloudEvent becomes one: its id is its position and its source its topic, the same
+// at every delivery, and its key is the ordering key. So does one that is not valid,
+// or a bad record would stop its partition for ever; its data are the value as it is
+// stored. Of headers with one name the last counts.
+func decode(r *kgo.Record) event.Event {
+	h := read(r.Headers)
+	e, err := decodeCloudEvent(&h, r.Value)
+	if err == nil && h.is != native {
+		e.Ext = event.LastOfEach(e.Ext)
+		err = e.Conforms()
+	}
+	if err != nil || h.is == native {
+		e = decodeNative(&h, r)
+	}
+	e.Mesh = event.LastOfEach(h.mesh)
+	if err != nil {
+		e.Mesh = event.With(e.Mesh, headerUnreadable, err.Error())
+	}
+	return e
+}
+
+// What a record is, by its headers.
+const (
+	native     = iota // no CloudEvent
+	inBinary          // one in binary mode
+	inFormat          // one in structured mode
+	incomplete        // it has attributes, and no version
+)
+
+// header is what the headers of a record say.
+type header struct {
+	is          int
+	version     string
+	contentType string
+	attributes  []event.Attr
+	mesh        []event.Attr
+}
+
+// read reads headers. The texts of all share memory that is theirs.
+func read(list []kgo.RecordHeader) header {
+	var h header
+	n, attributes, mesh := 0, 0, 0
+	for i := range list {
+		switch key := list[i].Key; {
+		case key == contentType:
+		case strings.HasPrefix(key, cePrefix):
+			attributes++
+		case strings.HasPrefix(key, meshPrefix):
+			mesh++
+		default:
+			continue
+		}
+		n += len(list[i].Value)
+	}
+	var text strings.Builder
+	text.Grow(n)
+	h.attributes = make([]event.Attr, 0, attributes)
+	if mesh > 0 {
+		h.mesh = make([]event.Attr, 0, mesh)
+	}
+	for i := range list {
+		value := func() string {
+			from := text.Len()
+			text.Write(list[i].Value)
+			return text.String()[from:]
+		}
+		key := list[i].Key
+		if key == contentType {
+			h.contentType = value()
+		} else if name, ok := strings.CutPrefix(key, cePrefix); ok {
+			name = strings.ToLower(name)
+			if name == event.AttrSpecVersion {
+				h.version = value()
+			} else {
+				h.attributes = append(h.attributes, event.Attr{Name: name, Value: value()})
+			}
+		} else if name, ok := strings.CutPrefix(key, meshPrefix); ok {
+			h.mesh = append(h.mesh, event.Attr{Name: strings.ToValidUTF8(name, "?"), Value: strings.ToValidUTF8(value(), "?")})
+		}
+	}
+	switch {
+	case cloudevents.IsEvent(h.contentType):
+		h.is = inFormat
+	case h.version != "":
+		h.is = inBinary
+	case len(h.attributes) > 0:
+		h.is = incomplete
+	}
+	return h
+}
+
+// decodeCloudEvent reads an event in binary or structured mode.
+func decodeCloudEvent(h *header, value []byte) (e event.Event, err error) {
+	switch h.is {
+	case inFormat:
+		kind, _, _ := strings.Cut(h.contentType, ";")
+		switch kind = strings.TrimSpace(kind); {
+		case strings.EqualFold(kind, cloudevents.TypeJSON):
+			return cloudevents.DecodeJSON(bytes.Clone(value))
+		case strings.EqualFold(kind, typeProto):
+			return cloudevents.DecodeProto(bytes.Clone(value))
+		}
+		return e, fmt.Errorf("content-type is %.80q, a format of events that this version does not read", kind)
+	case incomplete:
+		return e, errors.New("header ce_specversion is missing")
+	case inBinary:
+		if h.version != event.SpecVersion {
+			return e, fmt.Errorf("ce_specversion is %.80q; this is for version 1.0", h.version)
+		}
+		e.DataContentType = h.contentType
+		for _, a := range h.attributes {
+			e.Add(a.Name, a.Value)
+		}
+		e.Data = clone(value)
+	}
+	return e, nil
+}
+
+// decodeNative makes an event of a record that is none.
+func decodeNative(h *header, r *kgo.Record) event.Event {
+	e := event.Event{ID: strconv.Itoa(int(r.Partition)) + "-" + strconv.FormatInt(r.Offset, 10), Source: "/kafka/" + r.Topic, Type: "org.apache.kafka.record", Data: clone(r.Value)}
+	if h.contentType != "" && !cloudevents.IsEvent(h.contentType) && event.CheckValue(event.AttrDataContentType, h.contentType) == nil {
+		e.DataContentType = h.contentType
+	}
+	if len(r.Key) > 0 {
+		e.Ext = []event.Attr{{Name: event.AttrPartitionKey, Value: keyText(r.Key)}}
+	}
+	return e
+}
+
+// keyText is a record's key as an ordering key: as it is where an attribute can have
+// it, else in base64. What keys of more than 4 KiB, which are no text, begin with is
+// what orders them.
+func keyText(key []byte) string {
+	if text := string(key); event.CheckValue(event.AttrPartitionKey, text) == nil {
+		return text
+	}
+	return base64.StdEncoding.EncodeToString(key[:min(len(key), 4<<10)])
+}
+
+// clone is data that do not hold on to what they came in; nil where there are none.
+func clone(value []byte) []byte {
+	if len(value) == 0 {
+		return nil
+	}
+	return bytes.Clone(value)
+}

@@ -1,0 +1,194 @@
+package kafka
+
+import (
+	"context"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/sendqueue"
+)
+
+// Limits of publishing.
+const (
+	// maxBatchBytes is below what brokers take by default, 1,048,588.
+	maxBatchBytes  = 1_000_000
+	maxBatchEvents = 4096
+	// sameTurn is after how many bytes events without a key go to another partition;
+	// busyTurn, where that one has more than it can send at once.
+	sameTurn = 64 << 10
+	busyTurn = maxBatchBytes / 2
+)
+
+var limits = sendqueue.Limits{Events: maxBatchEvents, Bytes: maxBatchBytes, Waiting: 32 << 20}
+
+type senderKey struct {
+	topic     string
+	partition int32
+}
+
+// sender sends to one partition. It is a producer of its own for the brokers.
+type sender struct {
+	senderKey
+	*sendqueue.Queue[*kgo.Record]
+
+	// Of the run that sends.
+	producer int64 // 0: none yet
+	epoch    int16
+	sequence int32 // of the next event
+	buffer   []byte
+}
+
+// outgoing is one event on its way.
+type outgoing = sendqueue.Item[*kgo.Record]
+
+// Publish writes events; see store.Store.
+func (s *Store) Publish(ctx context.Context, name string, events []store.Outgoing, res []store.Result) error {
+	const op = "kafka.publish"
+	fail := func(err error) error {
+		for i := range res {
+			res[i] = store.Result{Err: err}
+		}
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fail(fault.From(err))
+	}
+	t, err := s.topic(ctx, name, false)
+	if err != nil {
+		return fail(err)
+	}
+	all := make([]outgoing, len(events))
+	for i := range events {
+		o := &all[i]
+		o.Event = encode(events[i], name)
+		if o.Size = size(o.Event); o.Size > maxMessage {
+			return fail(fault.New(fault.TooLarge, op, "event-too-large", "the event has %d bytes, the store takes %d", o.Size, maxMessage))
+		}
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	c, err := s.hand(t, name, events, all)
+	if err != nil {
+		return fail(err)
+	}
+	return c.Wait(ctx, res)
+}
+
+func noPartition(op string) error {
+	return fault.New(fault.Unavailable, op, "store-unreachable", "the topic has no partition yet")
+}
+
+// hand chooses a partition for each event, and gives it to its sender.
+func (s *Store) hand(t *topic, name string, events []store.Outgoing, all []outgoing) (*sendqueue.Call[*kgo.Record], error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(t.leaders)
+	if n == 0 {
+		return nil, noPartition("kafka.publish")
+	}
+	for i := range all {
+		var partition int32
+		if events[i].Key != "" {
+			partition = partitionOf(all[i].Event.Key, n)
+		} else {
+			partition = s.keylessLocked(t, name, all[i].Size)
+		}
+		all[i].To = s.senderLocked(name, partition).Queue
+	}
+	return s.out.Give(all)
+}
+
+// senderLocked is the sender of a partition.
+func (s *Store) senderLocked(topic string, partition int32) *sender {
+	key := senderKey{topic, partition}
+	sn := s.senders[key]
+	if sn == nil {
+		sn = &sender{senderKey: key}
+		sn.Queue = s.out.Queue(func() { s.send(sn) })
+		s.senders[key] = sn
+	}
+	return sn
+}
+
+// keylessLocked is where the next event without a key goes: some to one partition,
+// then some to the next that has a leader, so that batches grow with load.
+func (s *Store) keylessLocked(t *topic, name string, size int) int32 {
+	n := len(t.leaders)
+	limit := sameTurn
+	if _, busy := s.senderLocked(name, int32(t.turn%n)).Load(); busy { //nolint:gosec // topics have few partitions
+		limit = busyTurn
+	}
+	if t.bytes += size; t.bytes > limit || t.leaders[t.turn%n] < 0 {
+		t.bytes = size
+		for range n {
+			if t.turn++; t.leaders[t.turn%n] >= 0 {
+				break
+			}
+		}
+	}
+	return int32(t.turn % n) //nolint:gosec // likewise
+}
+
+// partitionOf is the partition of a key: that which Kafka's own clients choose.
+func partitionOf(key []byte, n int) int32 {
+	return int32(murmur2(key)&0x7fffffff) % int32(n) //nolint:gosec // topics have few partitions
+}
+
+// murmur2 is the hash of keys that Kafka's own clients use.
+func murmur2(b []byte) uint32 {
+	const seed, m, r = 0x9747b28c, 0x5bd1e995, 24
+	h := seed ^ uint32(len(b)) //nolint:gosec // keys are short
+	for ; len(b) >= 4; b = b[4:] {
+		k := uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+		k *= m
+		k ^= k >> r
+		k *= m
+		h *= m
+		h ^= k
+	}
+	switch len(b) {
+	case 3:
+		h ^= uint32(b[2]) << 16
+		fallthrough
+	case 2:
+		h ^= uint32(b[1]) << 8
+		fallthrough
+	case 1:
+		h ^= uint32(b[0])
+		h *= m
+	}
+	h ^= h >> 13
+	h *= m
+	return h ^ h>>15
+}
+
+func ambiguous(err error) error { return sendqueue.Ambiguous("kafka.publish", err) }
+
+// send sends what waits until nothing does.
+func (s *Store) send(sn *sender) {
+	for {
+		batch := sn.Take()
+		if batch == nil {
+			return
+		}
+		// What waits meanwhile would wait as long, for the same.
+		if err := s.deliver(sn, batch); err != nil {
+			switch fault.ClassOf(err) {
+			case fault.Unavailable, fault.NotFound, fault.Ambiguous:
+				s.refuse(sn, err)
+			}
+		}
+	}
+}
+
+// refuse answers what waits for a sender, which cannot have it sent for err. It was
+// not sent.
+func (s *Store) refuse(sn *sender, err error) {
+	if f := fault.From(err); f.Class == fault.Ambiguous {
+		err = f.Err // of the event before
+	}
+	sn.Refuse(classify(context.Background(), "kafka.publish", err))
+}

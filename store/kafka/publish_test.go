@@ -1,0 +1,62 @@
+package kafka
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weft-mesh/weft/store/ackwindow"
+)
+
+// TestPartition: a key goes where Kafka's own clients have it go.
+func TestPartition(t *testing.T) {
+	// Of org.apache.kafka.common.utils.Utils.murmur2, as its own tests have them.
+	for key, want := range map[string]int32{"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536,
+		"a-little-bit-longer-string": -1486304829, "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107} {
+		if got := int32(murmur2([]byte(key))); got != want { //nolint:gosec // Java has no unsigned numbers
+			t.Errorf("%q: %d, want %d", key, got, want)
+		}
+	}
+	java := kgo.StickyKeyPartitioner(nil).ForTopic("t")
+	for n := 1; n < 40; n++ {
+		key := []byte(strings.Repeat("k", n))
+		if got, want := partitionOf(key, n), int32(java.Partition(&kgo.Record{Key: key}, n)); got != want { //nolint:gosec // below 40
+			t.Errorf("%q of %d partitions: %d, want %d", key, n, got, want)
+		}
+	}
+}
+
+// TestDone: what is settled above the committed offset comes back from the metadata,
+// with holes between offsets, and as much of it as fits.
+func TestDone(t *testing.T) {
+	w := ackwindow.New(8192, 100)
+	settled := map[int64]bool{}
+	for i := range int64(8192) {
+		n := w.Deliver(100 + 3*i)
+		if i > 0 && i%2 == 0 {
+			w.Done(n)
+			settled[100+3*i] = true
+		}
+	}
+	text := encodeDone(w, w.Commit())
+	if len(text) > maxDone || len(text) < maxDone-8 {
+		t.Errorf("it has %d bytes, of at most %d", len(text), maxDone)
+	}
+	o := ownership{done: decodeDone(text, w.Commit())}
+	last := o.done[len(o.done)-1].last
+	for i := range int64(8192) {
+		at := 100 + 3*i
+		if got := o.finished(at); got != (settled[at] && at <= last) {
+			t.Fatalf("%d is finished: %v", at, got)
+		}
+	}
+	if text := encodeDone(ackwindow.New(8, 5), 5); text != "" {
+		t.Errorf("of nothing: %q", text)
+	}
+	for _, bad := range []string{"", "member-1", donePrefix + "!", donePrefix + "gA", donePrefix + "AQ"} {
+		if got := decodeDone(bad, 5); got != nil {
+			t.Errorf("%q: %v", bad, got)
+		}
+	}
+}

@@ -1,0 +1,142 @@
+package rocketmq
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/rocketmq/remoting"
+)
+
+// Times of locks. A broker forgets one that was not renewed for 60 s.
+const (
+	// lockFor is how long after it was asked for a lock counts here.
+	lockFor = 30 * time.Second
+	// lockAgain is how soon a member asks again for what another one holds.
+	lockAgain = 250 * time.Millisecond
+)
+
+// lock is a queue's lock at its broker, as of when it was last renewed. Brokers keep
+// locks in memory: one that started anew may have given it to another member, so a
+// lock lasts no longer than the connection on which it was asked for.
+type lock struct {
+	at   time.Time
+	conn *remoting.Conn
+}
+
+// holdsLocked reports whether nobody else can have the queue. Every queue is held
+// while it is owned where queues are not locked.
+func (x *subscription) holdsLocked(o *ownership) bool {
+	if o.revoked {
+		return false
+	}
+	if !x.ordered {
+		return true
+	}
+	select {
+	case <-o.lock.conn.Done():
+		return false
+	default:
+		return time.Since(o.lock.at) < lockFor
+	}
+}
+
+// Holds reports whether a message is still this member's to deliver.
+func (x *subscription) Holds(m *store.Message) bool {
+	h, ok := m.Handle.(handle)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	held := ok && x.holdsLocked(h.o)
+	if ok && !held && !h.o.revoked {
+		poke(x.moved) // it is revoked at once
+	}
+	return held
+}
+
+// lock locks the queues of want, or renews their locks, and gives those that are
+// locked; nil where queues are not locked.
+func (x *subscription) lock(ctx context.Context, r *route, want []queue, alive map[string]bool) (map[queue]lock, error) {
+	if !x.ordered {
+		return nil, nil
+	}
+	ours, answered := map[queue]lock{}, map[string]bool{}
+	var failed error
+	for _, name := range sortedKeys(r.brokers) {
+		var of []queue
+		for _, q := range want {
+			if q.broker == name && alive[name] {
+				of = append(of, q)
+				x.locked[q] = r.brokers[name]
+			}
+		}
+		if len(of) == 0 {
+			continue
+		}
+		held := lock{at: time.Now(), conn: x.c.current(r.brokers[name])}
+		// Not cut short by Close: what the broker locks after it would stay locked.
+		cmd, err := x.c.ask(context.WithoutCancel(ctx), r.brokers[name], reqLock, nil, x.lockBody(of))
+		if err != nil || held.conn == nil {
+			failed = cmp.Or(failed, err)
+			continue
+		}
+		var answer struct {
+			LockOKMQSet []struct {
+				BrokerName string
+				QueueID    int
+			}
+		}
+		if err := decodeJSON(cmd.Body, &answer); err != nil {
+			failed = cmp.Or(failed, unavailable(err))
+			continue
+		}
+		answered[name] = true
+		for _, q := range answer.LockOKMQSet {
+			ours[queue{q.BrokerName, q.QueueID}] = held
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for q, o := range x.owned {
+		held, still := ours[q]
+		switch {
+		case still && x.holdsLocked(o):
+			o.lock = held
+		case !still && answered[q.broker]:
+			o.lock.at = time.Time{} // it is another's
+		}
+	}
+	return ours, failed
+}
+
+// unlock lets other members have the queues that are not kept, at once.
+func (x *subscription) unlock(ctx context.Context, keep func(queue) bool) {
+	at := map[string][]queue{}
+	for q, addr := range x.locked {
+		if !keep(q) {
+			at[addr] = append(at[addr], q)
+			delete(x.locked, q)
+		}
+	}
+	for addr, of := range at {
+		if _, err := x.c.ask(context.WithoutCancel(ctx), addr, reqUnlock, nil, x.lockBody(of)); err != nil {
+			x.s.cfg.Log.Debug("queues cannot be unlocked; the broker forgets their locks in a minute", "topic", x.topic, "broker", addr, "error", err)
+		}
+	}
+}
+
+// lockBody names queues and who asks for them.
+func (x *subscription) lockBody(of []queue) []byte {
+	type messageQueue struct {
+		Topic      string `json:"topic"`
+		BrokerName string `json:"brokerName"`
+		QueueID    int    `json:"queueId"`
+	}
+	set := make([]messageQueue, len(of))
+	for i, q := range of {
+		set[i] = messageQueue{x.topic, q.broker, q.id}
+	}
+	body, _ := json.Marshal(map[string]any{"consumerGroup": x.group, "clientId": x.client, "mqSet": set}) // strings and numbers
+	return body
+}
