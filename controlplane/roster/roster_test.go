@@ -290,7 +290,9 @@ func TestLeave(t *testing.T) {
 	}
 	// One that still has it as it was.
 	late := New(r.cfg)
+	r.mu.Lock()
 	late.known["a"] = r.known["a"]
+	r.mu.Unlock()
 	close(late.read)
 	ctx, cancel := context.WithCancel(w.ctx)
 	var work sync.WaitGroup

@@ -93,7 +93,7 @@ func blocks(t *testing.T, path, heading string) []string {
 }
 
 // shell runs blocks of commands, one after the other, in a folder of its own. As
-// in a terminal, variables stay.
+// in a terminal, variables stay. Its test runs beside others.
 type shell struct {
 	*testing.T
 	ctx    context.Context
@@ -111,7 +111,8 @@ var addresses = []struct{ env, port string }{
 
 func newShell(t *testing.T) *shell {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	t.Cleanup(cancel)
 	s := &shell{T: t, ctx: ctx, dir: t.TempDir()}
 	bin := filepath.Join(s.dir, "bin")

@@ -67,6 +67,7 @@ func (m *mesh) outside(n int, k *servers.Kafka, topic, user, password string) *o
 // fast as they can. All that they were told is written is delivered; from the fence on
 // they are refused, also where the control plane is killed when the first of them is.
 func TestMigrationFence(t *testing.T) {
+	t.Parallel()
 	servers.NeedServers(t)
 	m := prepareMesh(t, servers.SharedEtcd(t))
 	k, err := servers.StartKafka(m.ctx, servers.KafkaOptions{Users: map[string]string{}})

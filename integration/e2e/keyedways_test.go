@@ -30,7 +30,7 @@ import (
 type keyedPublisher struct {
 	k       *keyed
 	rnd     *rand.Rand
-	http    *http.Client
+	http    *web
 	streams map[*entrance]*keyedStream
 	// left are the entrances and ways that it uses next in this round, in turn.
 	left  []keyedTurn
@@ -60,7 +60,7 @@ func keyedWays() []keyedWay {
 }
 
 func (k *keyed) newPublisher(rnd *rand.Rand) *keyedPublisher {
-	return &keyedPublisher{k: k, rnd: rnd, http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}}, streams: map[*entrance]*keyedStream{}}
+	return &keyedPublisher{k: k, rnd: rnd, http: k.newWeb(), streams: map[*entrance]*keyedStream{}}
 }
 
 func (p *keyedPublisher) close() {
@@ -146,10 +146,12 @@ func (p *keyedPublisher) byHTTP(ctx context.Context, at *entrance, e event.Event
 	req.Header.Set("Authorization", "Bearer "+p.k.key)
 	resp, err := p.http.Do(req)
 	if err != nil {
+		p.http.answered(at.httpIn.addr, false)
 		return err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
+	p.http.answered(at.httpIn.addr, err == nil && !resp.Close)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = &httpAnswer{resp.StatusCode, string(b)}
 	}

@@ -135,6 +135,7 @@ func TestMatrixKafka(t *testing.T) { playMatrix(t, "kafka") }
 // own: what is published with a checksum comes, all of it and nothing else. A cell
 // that was not played to its end fails the matrix.
 func playMatrix(t *testing.T, driver string) {
+	t.Parallel()
 	store := drivers[driver].store(t)
 	newMesh(t, servers.SharedEtcd(t)).playMatrix(store, drivers[driver].proxies)
 }

@@ -123,8 +123,10 @@ func (n *natives) more(want int64) {
 // forward it are killed; also when the move is turned back, and until the moment in which
 // it is finished.
 func TestNativeProducers(t *testing.T) {
+	t.Parallel()
 	for from, to := range map[string]string{"kafka": "rocketmq", "rocketmq": "kafka"} {
 		t.Run("from "+from, func(t *testing.T) {
+			t.Parallel()
 			addrs := map[string]string{"kafka": servers.SharedKafka(t), "rocketmq": servers.SharedRocketMQ(t)}
 			options := map[string]any{"kafka": kafka.Options{Brokers: []string{addrs["kafka"]}}, "rocketmq": rocketmq.Options{NameServers: []string{addrs["rocketmq"]}}}
 			m := &migration{phases: make(chan configv1.Move_Phase, 100)}

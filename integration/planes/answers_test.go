@@ -56,6 +56,7 @@ func (l *lacking) now(f func(*store.Capabilities)) { l.lack.Store(&f) }
 // replica: by the store, by the mesh at its price, refused with the reason, or nobody
 // knows yet. The Topic is admitted with nothing refused, and its status says how.
 func TestNeedsAnswered(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	etcd := startEtcd(ctx, t)
 	driver := &lacking{dir: t.TempDir()}
@@ -158,6 +159,7 @@ func TestNeedsAnswered(t *testing.T) {
 
 // TestNeedsOfEmbedded: what an embedded store gives is known without asking one.
 func TestNeedsOfEmbedded(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	r := startReplica(ctx, t, startEtcd(ctx, t), func(cfg *server.Config) { cfg.Drivers, cfg.Options = binding.Drivers(), binding.AdminOptions })
 	orders, plain := topic("demo", "orders"), topic("demo", "plain")

@@ -22,6 +22,7 @@ import (
 // their Subscription, with how many there are and where the first event is, and no key;
 // it goes when somebody settles the events, or when they may go to a dead-letter topic.
 func TestKeysBlocked(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	g := startProxy(ctx, t, filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)

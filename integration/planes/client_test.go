@@ -138,6 +138,7 @@ func published(t *testing.T, g *gateway) float64 {
 // TestClientBalances: a client uses all proxies, goes on without one that died,
 // and uses it again once it is back.
 func TestClientBalances(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	gs := clientMesh(ctx, t, 2)
 	relays := []*relay{newRelay(t, gs[0].Addrs().GRPC), newRelay(t, gs[1].Addrs().GRPC)}
@@ -187,6 +188,7 @@ func TestClientBalances(t *testing.T) {
 // TestClientResumesTail: over connections that break, a tail has every event once
 // and in order.
 func TestClientResumesTail(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	g := clientMesh(ctx, t, 1)[0]
 	r := newRelay(t, g.Addrs().GRPC)
@@ -245,6 +247,7 @@ func TestClientResumesTail(t *testing.T) {
 // TestClientMemberAgain: a member whose connection broke joins again; what it had
 // not settled comes again, as another attempt, what it had settled does not.
 func TestClientMemberAgain(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	g := clientMesh(ctx, t, 1)[0]
 	r := newRelay(t, g.Addrs().GRPC)
@@ -287,6 +290,7 @@ func TestClientMemberAgain(t *testing.T) {
 // TestClientPublisher: over connections that break, every event of a publisher is
 // kept, and in order but for repeats.
 func TestClientPublisher(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	g := clientMesh(ctx, t, 1)[0]
 	r := newRelay(t, g.Addrs().GRPC)
@@ -357,6 +361,7 @@ func TestClientPublisher(t *testing.T) {
 // TestClientKeepsItsKey: without TLS a key goes to this machine only, also where
 // a registry names the proxies.
 func TestClientKeepsItsKey(t *testing.T) {
+	t.Parallel()
 	cfg := client.Config{APIKey: func() (string, error) { return "weft_0_secret", nil }}
 	cfg.Addresses = []string{"192.0.2.1:7411"}
 	if _, err := client.New(cfg); err == nil || !strings.Contains(err.Error(), "not sent") {
@@ -378,6 +383,7 @@ func TestClientKeepsItsKey(t *testing.T) {
 // TestClientExtend: a Handler that asks for more time has it; one that does not
 // is overtaken by the ack time-out.
 func TestClientExtend(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	g := startProxy(ctx, t, filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)
@@ -421,6 +427,7 @@ func TestClientExtend(t *testing.T) {
 // TestClientPublisherLarge: however large the events that wait, a message is one
 // that proxies take; an event that a topic does not take is refused alone.
 func TestClientPublisherLarge(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	g := clientMesh(ctx, t, 1)[0]
 	p := clientOf(t, g.Addrs().GRPC).Publisher("demo", "orders", client.PublisherOptions{})

@@ -50,6 +50,7 @@ func (s seen) Probe(ctx context.Context) (store.Capabilities, error) {
 // TestNeedsNoLongerMet: a topic whose store gives less than it was admitted for
 // goes on, and its status says so, until the store gives it again.
 func TestNeedsNoLongerMet(t *testing.T) {
+	t.Parallel()
 	servers.NeedServers(t)
 	ctx := testContext(t)
 	mq, ns := servers.SharedRocketMQ(t), servers.Namespace(t)

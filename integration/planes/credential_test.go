@@ -101,6 +101,7 @@ func (a *authority) issue(name string, ids ...string) tlsconf.Files {
 // which namespaces it may see, whatever the proxy says; a node id that is
 // connected with one certificate is not another's.
 func TestCredential(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	a := newAuthority(t)
 	s, err := server.New(server.Config{Etcd: startEtcd(ctx, t).Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",

@@ -100,6 +100,7 @@ func (g *gateway) live() {
 // restart without a control plane, where it does not know of the rest; and a control
 // plane that comes back tells it what changed only.
 func TestOnDemand(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp, again := demandMesh(ctx, t)
 	cfg := onDemand(filepath.Join(t.TempDir(), "sidecar"), cp.Addrs().Discovery)
@@ -178,6 +179,7 @@ func TestOnDemand(t *testing.T) {
 // TestOnDemandDrops: what nobody uses is dropped, and comes again when it is used;
 // what somebody has open is not.
 func TestOnDemandDrops(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp, _ := demandMesh(ctx, t)
 	cfg := onDemand(filepath.Join(t.TempDir(), "sidecar"), cp.Addrs().Discovery)
@@ -215,6 +217,7 @@ func TestOnDemandDrops(t *testing.T) {
 // does not exist; a new one without a control plane has neither; from a snapshot file it
 // has all of its namespaces, and once a control plane is there what is used.
 func TestPreload(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp, again := demandMesh(ctx, t)
 	cfg := onDemand(filepath.Join(t.TempDir(), "sidecar"), cp.Addrs().Discovery)
@@ -262,6 +265,7 @@ func TestPreload(t *testing.T) {
 // other; with a control plane it serves both again. The age outlives a restart, by the
 // clock on the wall.
 func TestStale(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp, again := demandMesh(ctx, t)
 	cfg := proxyConfig(filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)
@@ -324,6 +328,7 @@ func TestStale(t *testing.T) {
 // TestOnDemandDenied: nobody is asked for what a client may not use; a tail by pattern,
 // which cannot be asked for, is refused, and one by name keeps its topic.
 func TestOnDemandDenied(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp, _ := demandMesh(ctx, t)
 	rule := everything("local")

@@ -14,6 +14,7 @@ import (
 // TestDryRunAnswersAsTheRun: what is too much for one transaction is so in a dry
 // run too: of Topics, which take two writes when they are new, and of deletions.
 func TestDryRunAnswersAsTheRun(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	topics := func(from, to int) (rs []*configv1.Resource, targets []*adminv1.DeleteTarget) {

@@ -147,6 +147,7 @@ func (w *writer) put(name string, change func(r *configv1.Resource)) {
 // a reason at the Migration and changes nothing else; what was admitted stays; an epoch
 // counts as ready once all groups are fixed in it; a store that is gone holds up nobody.
 func TestEpochs(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	const ns, orders, migration, admission = "demo", "topic/demo/orders", "migration/demo/orders", "topicadmission/demo/orders"
 	var early atomic.Bool

@@ -18,6 +18,7 @@ import (
 // fence around it is lifted before the Topic is admitted, but where the control plane
 // changes nothing.
 func TestAdoptFenced(t *testing.T) {
+	t.Parallel()
 	servers.NeedServers(t)
 	ctx := testContext(t)
 	mq, ns := servers.SharedRocketMQ(t), servers.Namespace(t)

@@ -24,6 +24,7 @@ import (
 // for one of them now, is told nothing of the moves of another, and what it says of them
 // does not count.
 func TestHoldScope(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e := startEtcd(ctx, t)
 	r := startReplica(ctx, t, e)

@@ -33,6 +33,7 @@ import (
 // certificate has expired; a token is good for its node id, namespaces and time
 // only; one that is revoked ends what it has opened.
 func TestJoinToken(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	a := newAuthority(t)
 	etcd := startEtcd(ctx, t).Client()

@@ -17,6 +17,7 @@ import (
 // nothing to start from; it is written down again when it comes back. One with an embedded
 // store stays, and so does one that does not leave.
 func TestLeaveOnStop(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	r := startReplica(ctx, t, startEtcd(ctx, t))
 	listed := func() (ids []string) {

@@ -83,6 +83,7 @@ func (s failingStore) Publish(ctx context.Context, topic string, events []store.
 // promtool finds nothing wrong with, have the values of what was sent, and are
 // those that docs/metrics.md lists.
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	servers.NeedServers(t)
 	ctx := testContext(t)
 	promtool, err := servers.Promtool(ctx)

@@ -19,6 +19,7 @@ import (
 // TestMigration: a topic moves between two stores of a proxy while it is published to;
 // whatever was acknowledged is pushed, the old store can be given up and deleted.
 func TestMigration(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	r := startReplica(ctx, t, startEtcd(ctx, t))
 	var mu sync.Mutex

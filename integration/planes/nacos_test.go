@@ -33,6 +33,7 @@ func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
 // TestFoundInNacos: a proxy that advertises itself is found in Nacos, healthy;
 // it stays so without the control plane; one that stops is unhealthy.
 func TestFoundInNacos(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	service := servers.Namespace(t)
 	find := func() *nacos.Registry {

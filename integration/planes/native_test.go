@@ -73,6 +73,7 @@ func (d *common) native(ctx context.Context, st, topic string, ids ...string) {
 // circle; and a move ends once what was there is in the topic, for which it waits while no
 // proxy runs.
 func TestNativeProducers(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	d := &common{t: t, dir: t.TempDir(), all: map[string]*embedded.Store{}}
 	drivers := binding.Drivers()

@@ -23,6 +23,7 @@ import (
 // answers before the event is on its disk does not get a topic that needs the
 // disk, and the status says why.
 func TestNeedsNotMet(t *testing.T) {
+	t.Parallel()
 	servers.NeedServers(t)
 	ctx := testContext(t)
 	sctx, cancel := context.WithTimeout(ctx, servers.StartTimeout)

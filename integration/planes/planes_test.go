@@ -35,7 +35,7 @@ import (
 var quiet = slog.New(slog.DiscardHandler)
 
 func testContext(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -170,6 +170,7 @@ func apply(ctx context.Context, t *testing.T, r *replica, rs ...*configv1.Resour
 // TestOneChange walks a change from the admin API to a proxy and back as an
 // acknowledgement.
 func TestOneChange(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	n := startNode(t, t.TempDir(), nil, nil, cp.Addrs().Discovery)
@@ -213,6 +214,7 @@ func TestOneChange(t *testing.T) {
 // TestRefusalsOfApply: a change that is wrong is refused as a whole, with every
 // problem.
 func TestRefusalsOfApply(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	bad := topic("demo", "a..b")
@@ -249,6 +251,7 @@ func TestRefusalsOfApply(t *testing.T) {
 // on. That holds over a resync, at another replica, and over a restart from
 // disk; a newer good version ends it.
 func TestLastGood(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e := startEtcd(ctx, t)
 	first := startReplica(ctx, t, e)
@@ -300,6 +303,7 @@ func TestLastGood(t *testing.T) {
 
 // TestScope: a proxy gets the namespaces that it serves and nothing else.
 func TestScope(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	apply(ctx, t, cp, eventStore("a", "x", "1"), eventStore("b", "x", "1"))
@@ -315,6 +319,7 @@ func TestScope(t *testing.T) {
 
 // TestManyChunks: a sync that takes several responses is applied as a whole.
 func TestManyChunks(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	big := strings.Repeat("x", 63)
@@ -341,6 +346,7 @@ func TestManyChunks(t *testing.T) {
 // TestDamagedDisk: a damaged generation is noticed and the one before it is
 // used; without any the proxy has no configuration.
 func TestDamagedDisk(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	dir := t.TempDir()
@@ -388,6 +394,7 @@ func TestDamagedDisk(t *testing.T) {
 // configuration again, however many of its generations are damaged, goes on the way
 // from the newest that is whole, and writes good ones.
 func TestDamagedDiskMended(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	dir := t.TempDir()
@@ -431,6 +438,7 @@ func TestDamagedDiskMended(t *testing.T) {
 // TestEmptiedEtcd: a control plane whose etcd lost everything empties no proxy, until
 // somebody declares that this is so.
 func TestEmptiedEtcd(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	a, b := startReplica(ctx, t, startEtcd(ctx, t)), startReplica(ctx, t, startEtcd(ctx, t))
 	apply(ctx, t, a, eventStore("demo", "main", "1"))

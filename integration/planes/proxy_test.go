@@ -241,6 +241,7 @@ func connections(t *testing.T, g *gateway) string {
 
 // TestOneEvent walks events from each way in to each way out.
 func TestOneEvent(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	pushed := make(chan string, 100)
@@ -321,6 +322,7 @@ func TestOneEvent(t *testing.T) {
 // TestAccessChanges: a rule that changes takes effect on open connections and
 // subscriptions, both ways, and names itself; the connections stay.
 func TestAccessChanges(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	g := startProxy(ctx, t, filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)
@@ -374,6 +376,7 @@ func TestAccessChanges(t *testing.T) {
 
 // TestKeyWithdrawn: a key that is taken back ends the session that it opened.
 func TestKeyWithdrawn(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	g := startProxy(ctx, t, filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)
@@ -416,6 +419,7 @@ func TestKeyWithdrawn(t *testing.T) {
 // TestWithoutControlPlane: with the control plane gone events flow, and a proxy
 // that starts again does so from its disk, with what was not settled.
 func TestWithoutControlPlane(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {

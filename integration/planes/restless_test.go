@@ -64,6 +64,7 @@ func (s interruptedStore) EnsureGroup(ctx context.Context, topic, group string, 
 // itself is looked at again; and no topic is admitted before the groups are fixed of
 // a Subscription that came meanwhile, nor before a Subscription that waits.
 func TestProvisioningAmidChanges(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	const ns = "demo"
 	physical := func(name string) string { return names.Physical(ns, name) }

@@ -23,6 +23,7 @@ import (
 // new one is sent nothing, while one that is known goes on; one that was declared dead is
 // sent nothing more, over the stream that it has and over any other, until it is revived.
 func TestRoster(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	if err != nil {

@@ -108,6 +108,7 @@ func until(ctx context.Context, t *testing.T, what string, holds func() error) {
 // certificates are refused. A file that cannot be used is logged and shown, and what
 // was there stays in force.
 func TestCertificatesRotate(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	a, b := newAuthority(t), newAuthority(t)
 	bundle := filepath.Join(t.TempDir(), "authorities.pem")

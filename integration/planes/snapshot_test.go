@@ -74,6 +74,7 @@ func signingKey(t *testing.T) (private, public string) {
 // signed file and serves; a control plane that comes back takes it up by its token,
 // without a full sync, and tells it what changed.
 func TestStartsFromSnapshot(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e := startEtcd(ctx, t)
 	private, public := signingKey(t)
@@ -125,6 +126,7 @@ func TestStartsFromSnapshot(t *testing.T) {
 // TestSnapshotRefused: a proxy ends with an error that says what is wrong with its
 // snapshot file, and has no part of it in force.
 func TestSnapshotRefused(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	apply(ctx, t, cp, eventStore("demo", "main", "1"), eventStore("shop", "main", "1"))
@@ -171,6 +173,7 @@ func TestSnapshotRefused(t *testing.T) {
 // TestExportIsWhatIsServed: an export has the version before a quarantined one, or
 // says that there is none, and comes in parts.
 func TestExportIsWhatIsServed(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e := startEtcd(ctx, t)
 	cp := startReplica(ctx, t, e)

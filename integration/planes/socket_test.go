@@ -78,6 +78,7 @@ func publishOver(ctx context.Context, t *testing.T, c *http.Client, id string, h
 // trusted, and nobody where it is not. No page of a browser is. The files go with the
 // proxy, before it is gone.
 func TestUnixSockets(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	apply(ctx, t, cp, eventStore("demo", "main", "1"), topic("demo", "orders"), subscriptionRes("billing", "", "orders"), policyOf(everything("local")))
@@ -166,6 +167,7 @@ func TestUnixSockets(t *testing.T) {
 
 // TestUnixSocketBesideTLS: what listens on TCP has TLS, the socket beside it has none.
 func TestUnixSocketBesideTLS(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	apply(ctx, t, cp, eventStore("demo", "main", "1"), topic("demo", "orders"), policyOf(everything("local")))

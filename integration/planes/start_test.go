@@ -23,6 +23,7 @@ import (
 // its field, and nothing is fixed. Groups that the broker has lost are made again and
 // begin there, or where nothing is left out.
 func TestStart(t *testing.T) {
+	t.Parallel()
 	servers.NeedServers(t)
 	ctx := testContext(t)
 	mq, ns := servers.SharedRocketMQ(t), servers.Namespace(t)

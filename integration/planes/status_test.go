@@ -76,6 +76,7 @@ func stalled(ctx context.Context, t *testing.T, addr, node string) {
 // reports, whichever replica is asked; one that goes is remembered with what it
 // had; a replica that stops is no longer shown.
 func TestFleetView(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e := startEtcd(ctx, t)
 	var rs []*replica
@@ -163,6 +164,7 @@ func TestFleetView(t *testing.T) {
 // TestWait: weft wait, and apply --wait, end well when every proxy has the
 // revision, and else name the one that has not, and why.
 func TestWait(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e := startEtcd(ctx, t)
 	one, other := startReplica(ctx, t, e), startReplica(ctx, t, e)
@@ -198,6 +200,7 @@ func TestWait(t *testing.T) {
 // its own, stops gracefully: what it has acknowledged is there, and its supervisor
 // sees it end well.
 func TestDrainCommand(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e := startEtcd(ctx, t)
 	one, other := startReplica(ctx, t, e), startReplica(ctx, t, e)
@@ -247,6 +250,7 @@ func TestDrainCommand(t *testing.T) {
 
 // TestResyncCommand: a proxy that is told to syncs its whole scope again.
 func TestResyncCommand(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	g := startProxy(ctx, t, filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)
@@ -272,6 +276,7 @@ func TestResyncCommand(t *testing.T) {
 // TestReportCredential: only who holds the credential of a node's discovery stream
 // reports for it; replicas reach each other with their admin certificates.
 func TestReportCredential(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	a := newAuthority(t)
 	e := startEtcd(ctx, t)

@@ -21,6 +21,7 @@ import (
 // condition of its Subscription with the reason, beside it being ready, and listed
 // before what is well; it goes when the target works again, or is another one.
 func TestTargetFailing(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	g := startProxy(ctx, t, filepath.Join(t.TempDir(), "data"), cp.Addrs().Discovery)

@@ -167,6 +167,7 @@ func (g *gateway) openSessions(bearer string) map[string]func() error {
 // that was opened with them, also those that are idle, and no other session and
 // no connection. What a client shows afterwards is judged anew.
 func TestTokensEnd(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	issuer := newSigner(t)
 	const key, other = "weft_abcdefgh_0123456789abcdef", "weft_ijklmnop_0123456789abcdef"
@@ -236,6 +237,7 @@ func TestTokensEnd(t *testing.T) {
 // TestTokensAreRenewed: a client whose token ends goes on with the one that it
 // has by then, without an error; one that has none then hears so.
 func TestTokensAreRenewed(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	issuer := newSigner(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
@@ -324,6 +326,7 @@ func unauthenticated(err error) bool {
 // back. What is refused is counted by reason, how old the keys are is shown, and an
 // outage is one line of the log, and its end another.
 func TestIssuerOutage(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	issuer := newSigner(t)
 	var down atomic.Bool

@@ -131,6 +131,7 @@ func awaitCondition(ctx context.Context, t *testing.T, admin adminv1.AdminServic
 // says what is missing, and goes on once that is there. An EventStore that is deleted
 // is closed and forgotten.
 func TestProvisioningVerify(t *testing.T) {
+	t.Parallel()
 	servers.NeedServers(t)
 	ctx := testContext(t)
 	mq, ns, etcd := servers.SharedRocketMQ(t), servers.Namespace(t), startEtcd(ctx, t)

@@ -28,6 +28,7 @@ import (
 // TestSotwClient: go-control-plane's State-of-the-World client is given everything,
 // and everything again when something changes.
 func TestSotwClient(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	cp := startReplica(ctx, t, startEtcd(ctx, t))
 	apply(ctx, t, cp, eventStore("demo", "a", "1"), eventStore("other", "b", "1"))
@@ -185,6 +186,7 @@ func (c *deltaClient) acked(want string) said {
 // is not sent again and others are; it resumes at another replica by the versions
 // that it has; a name that is not there is said to be so, and comes when it is.
 func TestDeltaClient(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	e := startEtcd(ctx, t)
 	first, second := startReplica(ctx, t, e), startReplica(ctx, t, e)

@@ -5,16 +5,12 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sort"
-	"strconv"
 	"strings"
 	"syscall"
 )
@@ -178,41 +174,4 @@ func goBinary(ctx context.Context, pkg, name, version string, progress func(stri
 		return nil
 	})
 	return filepath.Join(dir, name), err
-}
-
-// Ports below the range from which the kernel takes ports by itself, so that
-// a server that is down keeps its own.
-const (
-	minPort = 10240
-	maxPort = 32000
-)
-
-// FreePort finds a loopback port p such that p and p+offset are free for each
-// offset.
-func FreePort(offsets ...int) (int, error) {
-	for range 1000 {
-		p := minPort + rand.IntN(maxPort-minPort)
-		if free(p) && !anyTaken(p, offsets) {
-			return p, nil
-		}
-	}
-	return 0, errors.New("no free loopback port found")
-}
-
-func anyTaken(p int, offsets []int) bool {
-	for _, o := range offsets {
-		if !free(p + o) {
-			return true
-		}
-	}
-	return false
-}
-
-func free(port int) bool {
-	l, err := net.Listen("tcp", ":"+strconv.Itoa(port))
-	if err != nil {
-		return false
-	}
-	_ = l.Close()
-	return true
 }
