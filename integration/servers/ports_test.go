@@ -12,6 +12,9 @@ import (
 // another, though nothing listens on it yet.
 func TestFreePort(t *testing.T) {
 	if given := os.Getenv("WEFT_TEST_PORTS"); given != "" { // the other process
+		if _, err := FreePort(); err != nil {
+			t.Fatal(err)
+		}
 		ports.Lock()
 		defer ports.Unlock()
 		for p := range strings.SplitSeq(given, ",") {
