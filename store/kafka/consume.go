@@ -12,11 +12,17 @@ import (
 	"github.com/weft-mesh/weft/store/sendqueue"
 )
 
-// prefetch and prefetchBytes are how many messages of a partition, and bytes of them,
-// wait here before no more are fetched.
+// How many messages of a partition, and bytes of them, wait here.
 const (
-	prefetch      = 512
-	prefetchBytes = 4 << 20
+	// few is up to how many the client is asked for more. What it has fetched of any
+	// partition comes then, as much as fetchBytes of each.
+	few        = 256
+	fetchBytes = 1 << 19
+	// maxBuffered and maxBufferedBytes are from when on a partition is not fetched any
+	// more, which makes the client drop what it has of it: so many wait only where
+	// others go on.
+	maxBuffered      = 16384
+	maxBufferedBytes = 4 << 20
 )
 
 // subscription is one member of a group, for as long as a session lasts: after it
@@ -165,13 +171,17 @@ func (x *subscription) fetchLocked(dst []store.Message) (n int, more []int32) {
 			dst[n] = *m
 			n++
 		}
-		o.buffer = slices.Delete(o.buffer, 0, k)
+		clear(o.buffer[:k])
+		o.buffer = o.buffer[k:]
 		if len(o.buffer) == 0 {
 			o.window.Skip(o.end)
 		}
-		if o.paused && len(o.buffer) <= prefetch/2 && o.bytes <= prefetchBytes/2 {
-			o.paused = false
-			more = append(more, o.partition)
+		if o.wantsMore() {
+			if o.paused {
+				o.paused = false
+				more = append(more, o.partition)
+			}
+			poke(o.x.hungry)
 		}
 	}
 	if len(x.order) > 1 {
@@ -179,6 +189,11 @@ func (x *subscription) fetchLocked(dst []store.Message) (n int, more []int32) {
 		x.order = append(x.order[1:], x.order[0])
 	}
 	return n, more
+}
+
+// wantsMore reports whether what is here will soon be gone.
+func (o *ownership) wantsMore() bool {
+	return len(o.buffer) <= few && o.bytes <= maxBufferedBytes/2
 }
 
 // finished reports whether an owner before has settled what is at offset. Offsets

@@ -1,30 +1,106 @@
 package kafka
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/store"
 )
+
+// fetchBytesRead counts the bytes of brokers' answers to fetches.
+type fetchBytesRead struct{ atomic.Int64 }
+
+func (c *fetchBytesRead) OnBrokerRead(_ kgo.BrokerMetadata, key int16, n int, _, _ time.Duration, _ error) {
+	if key == int16(kmsg.Fetch) {
+		c.Add(int64(n))
+	}
+}
+
+// TestFetchedOnce: what brokers send of a backlog is not dropped and sent again because a
+// consumer takes it in smaller parts, of small events or of large ones, and all of it
+// comes.
+func TestFetchedOnce(t *testing.T) {
+	broker := servers.SharedKafka(t)
+	var read fetchBytesRead
+	hooks = []kgo.Hook{&read}
+	t.Cleanup(func() { hooks = nil })
+	s := open(t, Options{Brokers: []string{broker}}, 0)
+	shut(t, s.Close)
+	for size, n := range map[int]int{100: 60000, 1 << 10: 20000, 64 << 10: 600} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			ctx, topic := t.Context(), servers.Namespace(t)
+			if err := s.EnsureTopic(ctx, store.TopicSpec{Name: topic, Partitions: 4}); err != nil {
+				t.Fatal(err)
+			}
+			data, wire := bytes.Repeat([]byte{'x'}, size), 0
+			for i := 0; i < n; i += 100 {
+				all := make([]store.Outgoing, 100)
+				for j := range all {
+					key := fmt.Sprint(i + j)
+					all[j] = store.Outgoing{Key: key, Event: &event.Event{ID: key, Source: "/s", Type: "t", Data: data}}
+					wire += size + 70
+				}
+				if err := s.Publish(ctx, topic, all, make([]store.Result, len(all))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.EnsureGroup(ctx, topic, "g", store.Start{}); err != nil {
+				t.Fatal(err)
+			}
+			sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: "g"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			shut(t, sub.Close)
+			read.Store(0)
+			dst, got := make([]store.Message, 50), 0
+			for got < n {
+				k, err := sub.Fetch(ctx, dst)
+				if err != nil {
+					t.Fatal(err)
+				}
+				settled := make([]*store.Message, k)
+				for i := range k {
+					settled[i] = &dst[i]
+				}
+				if stale := sub.Settle(settled); stale > 0 {
+					t.Fatalf("%d are stale", stale)
+				}
+				got += k
+			}
+			if sent := read.Load(); got != n || sent > int64(wire)*5/4 {
+				t.Errorf("%d of %d came, for %.2f of their bytes", got, n, float64(sent)/float64(wire))
+			} else {
+				t.Logf("%.2f of their bytes", float64(sent)/float64(wire))
+			}
+		})
+	}
+}
 
 // TestHeldBack: a partition of which enough waits here is fetched again once there is
 // room, whenever that is: also where there is room before the client has heard that it
 // is to wait, and where the partition has gone to another member and come back meanwhile.
 func TestHeldBack(t *testing.T) {
-	s := open(t, Options{Brokers: []string{"127.0.0.1:1"}}, 0) // nothing is sent
+	s := open(t, Options{Brokers: []string{"127.0.0.1:1"}}, 4*maxBuffered) // nothing is sent
 	shut(t, s.Close)
 	x := &subscription{s: s, topic: "t", group: "g", settle: make(chan struct{}, 1), owned: map[int32]*ownership{}, wake: make(chan struct{})}
-	n := &session{sub: x, beat: make(chan struct{}, 1), c: s.c}
+	n := &session{sub: x, beat: make(chan struct{}, 1), hungry: make(chan struct{}, 1), c: s.c}
 	n.life, n.end = context.WithCancel(t.Context())
 	x.now = n
 	over, end := context.WithCancel(t.Context())
 	end()
 	fetch := func() (n int) {
 		t.Helper()
-		dst := make([]store.Message, prefetch)
+		dst := make([]store.Message, maxBuffered)
 		n, err := x.Fetch(over, dst)
 		if err != nil && n != 0 {
 			t.Fatal(err)
@@ -43,7 +119,7 @@ func TestHeldBack(t *testing.T) {
 		t.Helper()
 		p := kgo.FetchTopicPartition{Topic: "t"}
 		p.Partition = 3
-		for range prefetch {
+		for range maxBuffered {
 			p.Records = append(p.Records, &kgo.Record{Topic: "t", Partition: 3, Offset: offset, Value: []byte("v")})
 			offset++
 		}
@@ -59,13 +135,13 @@ func TestHeldBack(t *testing.T) {
 	if held() != 1 {
 		t.Fatal("the client fetches on")
 	}
-	if got := fetch(); got != prefetch || held() != 0 {
+	if got := fetch(); got != maxBuffered || held() != 0 {
 		t.Fatalf("%d messages were given, and the client holds back %d partitions", got, held())
 	}
 
 	// There is room before the client hears of it.
 	enough()
-	if got := fetch(); got != prefetch {
+	if got := fetch(); got != maxBuffered {
 		t.Fatalf("%d messages were given", got)
 	}
 	n.steer([]int32{3})

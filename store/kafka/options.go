@@ -117,6 +117,7 @@ func (o *Options) client(id string, more ...kgo.Opt) (*kgo.Client, error) {
 		kgo.RetryBackoffFn(backoff),
 		kgo.MetadataMinAge(250 * time.Millisecond),
 		kgo.MetadataMaxAge(metadataAge),
+		kgo.WithHooks(hooks...),
 	}, more...)
 	if m := o.mechanism(); m != nil {
 		opts = append(opts, kgo.SASL(m))
@@ -127,6 +128,9 @@ func (o *Options) client(id string, more ...kgo.Opt) (*kgo.Client, error) {
 	}
 	return c, nil
 }
+
+// hooks are called by every client; tests count by them.
+var hooks []kgo.Hook
 
 // backoff is how long to wait after so many failures one after the other.
 func backoff(fails int) time.Duration {

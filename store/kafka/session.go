@@ -38,9 +38,11 @@ type session struct {
 	c     *kgo.Client
 	lease lease
 	beat  chan struct{} // look after the lease now; capacity 1
-	life  context.Context
-	end   context.CancelFunc
-	left  sync.Once
+	// hungry: a partition may want more than there is here; capacity 1.
+	hungry chan struct{}
+	life   context.Context
+	end    context.CancelFunc
+	left   sync.Once
 
 	steering   sync.Mutex // held while the client is told what to fetch
 	committing sync.Mutex // held while offsets are committed, so that no commit overtakes another
@@ -49,7 +51,7 @@ type session struct {
 
 // join begins a membership.
 func (x *subscription) join() (*session, error) {
-	n := &session{sub: x, beat: make(chan struct{}, 1)}
+	n := &session{sub: x, beat: make(chan struct{}, 1), hungry: make(chan struct{}, 1)}
 	n.life, n.end = context.WithCancel(x.life)
 	var err error
 	n.c, err = x.s.op.client(x.s.clientID(),
@@ -59,7 +61,7 @@ func (x *subscription) join() (*session, error) {
 		// A partition that came after the group, or whose events at the offset have gone.
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
-		kgo.FetchMaxBytes(8<<20), kgo.FetchMaxPartitionBytes(1<<20),
+		kgo.FetchMaxBytes(8<<20), kgo.FetchMaxPartitionBytes(fetchBytes),
 		kgo.OnOffsetsFetched(n.fetched), kgo.OnPartitionsAssigned(func(context.Context, *kgo.Client, map[string][]int32) {}),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { n.gone(lost[x.topic], true) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, lost map[string][]int32) { n.gone(lost[x.topic], false) }))
@@ -147,6 +149,7 @@ func (n *session) fetched(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFet
 	}
 	x.wakeLocked()
 	poke(n.beat)
+	poke(n.hungry)
 	return nil
 }
 
@@ -161,6 +164,7 @@ func (n *session) gone(lost []int32, commit bool) {
 		}
 		return false
 	})
+	poke(n.hungry)
 	if commit && len(gone) > 0 {
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
@@ -168,11 +172,19 @@ func (n *session) gone(lost []int32, commit bool) {
 	}
 }
 
-// poll has records delivered until the session ends.
+// poll has records delivered until the session ends. While no partition wants more the
+// client keeps what it has fetched, and fetches nothing.
 func (n *session) poll() {
 	x := n.sub
 	for n.life.Err() == nil {
-		fetches := n.c.PollRecords(n.life, prefetch)
+		if !n.wantsMore() {
+			select {
+			case <-n.hungry:
+			case <-n.life.Done():
+			}
+			continue
+		}
+		fetches := n.c.PollFetches(n.life)
 		var enough []int32
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 			if p.Err != nil && n.life.Err() == nil {
@@ -190,6 +202,23 @@ func (n *session) poll() {
 			return
 		}
 	}
+}
+
+// wantsMore reports whether a partition wants more than there is here, or there is none.
+func (n *session) wantsMore() bool {
+	x := n.sub
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	none := true
+	for _, o := range x.order {
+		if o.x == n {
+			if o.wantsMore() {
+				return true
+			}
+			none = false
+		}
+	}
+	return none
 }
 
 // steer has the client fetch, or not, what partitions want now. Whoever changes that
@@ -244,7 +273,7 @@ func (n *session) push(p kgo.FetchTopicPartition) (enough bool) {
 		o.window.Skip(o.end)
 		poke(x.settle)
 	}
-	o.paused = o.paused || len(o.buffer) >= prefetch || o.bytes >= prefetchBytes
+	o.paused = o.paused || len(o.buffer) >= maxBuffered || o.bytes >= maxBufferedBytes
 	x.wakeLocked()
 	return o.paused
 }
