@@ -80,8 +80,8 @@ BENCH ?= .
 SLICE ?= 4s
 ROUNDS ?= 3
 .PHONY: bench
-bench: deps ## The mesh beside what it stands on, into bench.txt (BENCH=regexp SLICE=4s ROUNDS=3)
-	go run ./integration/bench -run '$(BENCH)' -slice $(SLICE) -rounds $(ROUNDS) -out bench.txt
+bench: deps ## The mesh beside what it stands on, into bench.txt (BENCH=regexp SLICE=4s ROUNDS=3 BENCHFLAGS=-apart)
+	go run ./integration/bench -run '$(BENCH)' -slice $(SLICE) -rounds $(ROUNDS) $(BENCHFLAGS) -out bench.txt
 
 .PHONY: microbench
 microbench: ## Benchmarks of single steps, with allocations

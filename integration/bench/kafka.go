@@ -25,6 +25,11 @@ func (r *run) kafka(ctx context.Context) (broker string, pid int, err error) {
 			return "", 0, err
 		}
 		r.stops = append(r.stops, r.kafkaNode.Stop)
+		if r.apart {
+			if err := onlyOn(ctx, r.kafkaNode.Nodes[0].PID(), "0"); err != nil {
+				return "", 0, err
+			}
+		}
 	}
 	return r.kafkaNode.Brokers[0], r.kafkaNode.Nodes[0].PID(), nil
 }

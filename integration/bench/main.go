@@ -35,6 +35,8 @@ type settings struct {
 	// curves is the file that the picture of the curves is written to; none when
 	// empty.
 	curves string
+	// apart gives Kafka's broker a CPU of its own.
+	apart bool
 }
 
 // figure is one thing that is measured.
@@ -103,6 +105,7 @@ func bench(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.IntVar(&s.size, "size", 1024, "bytes of an event's data")
 	flags.StringVar(&s.profiles, "profiles", "", "folder for CPU profiles of the proxy, one for each way of using it")
 	flags.StringVar(&s.curves, "curves", "", "file for the picture of the curves, SVG")
+	flags.BoolVar(&s.apart, "apart", false, "give Kafka's broker the first CPU alone, and clients and proxies the others: what binds is then not who shares a machine with it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -120,6 +123,11 @@ func bench(ctx context.Context, args []string, out io.Writer) (err error) {
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
 		out = io.MultiWriter(out, f)
+	}
+	if s.apart {
+		if err := keepApart(ctx); err != nil {
+			return err
+		}
 	}
 	r, err := newRun(ctx, s, out)
 	if err != nil {
