@@ -21,7 +21,7 @@ const kafkaRetention = 3 << 29
 // once what topics do not keep.
 func (r *run) kafka(ctx context.Context) (broker string, pid int, err error) {
 	if r.kafkaNode == nil {
-		if r.kafkaNode, err = servers.StartKafka(ctx, servers.KafkaOptions{Properties: []string{"log.segment.bytes=33554432", "log.retention.check.interval.ms=1000", "log.segment.delete.delay.ms=1000"}}); err != nil {
+		if r.kafkaNode, err = servers.StartKafka(ctx, servers.KafkaOptions{Properties: []string{"log.segment.bytes=33554432", fmt.Sprintf("log.retention.bytes=%d", kafkaRetention/8), "log.retention.check.interval.ms=1000", "log.segment.delete.delay.ms=1000"}}); err != nil {
 			return "", 0, err
 		}
 		r.stops = append(r.stops, r.kafkaNode.Stop)

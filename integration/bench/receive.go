@@ -35,10 +35,12 @@ func franzConsumer(ctx context.Context, broker, topic, group string, at kgo.Offs
 	return ctx.Err()
 }
 
-// named gives the topic mesh of kafkaYAML a name for native clients.
+// named gives the topic mesh of kafkaYAML a name for native clients. Such a topic keeps
+// what the broker keeps of any.
 func (r *run) named(yaml string) (_, physical string) {
 	physical = strings.ReplaceAll(r.ns, "-", "_") + "_consume"
-	return strings.ReplaceAll(yaml, "name: mesh}\nspec: {store: main", "name: mesh}\nspec: {store: main, physical_name: "+physical), physical
+	head, _, _ := strings.Cut(yaml, ", retention: ")
+	return strings.ReplaceAll(head, "name: mesh}\nspec: {store: main", "name: mesh}\nspec: {store: main, physical_name: "+physical) + "}\n", physical
 }
 
 // consumeKafka compares receiving through a proxy, every event acknowledged by itself,
@@ -131,7 +133,7 @@ func receiveKafka(ctx context.Context, r *run) error {
 		}
 		defer m.end()
 		yaml, physical := r.named(kafkaYAML(broker, "mesh"))
-		if err := m.apply(ctx, yaml+"---\napiVersion: weft/v1alpha1\nkind: Subscription\nmetadata: {namespace: NS, name: all}\nspec: {topics: [mesh], start: end, max_in_flight: 16384}\n"); err != nil {
+		if err := m.apply(ctx, yaml); err != nil {
 			return err
 		}
 		saturated, stop, err := franz(broker, physical, load{64, 1}, r.size, 0, nil)
@@ -154,8 +156,13 @@ func receiveKafka(ctx context.Context, r *run) error {
 			}); err != nil {
 				return fmt.Errorf("franz-go: %w", err)
 			}
+			// Of its own, so that it begins behind what came before.
+			subscription := fmt.Sprintf("round%d", i)
+			if err := m.apply(ctx, "apiVersion: weft/v1alpha1\nkind: Subscription\nmetadata: {namespace: NS, name: "+subscription+"}\nspec: {topics: [mesh], start: end, max_in_flight: 16384}\n"); err != nil {
+				return err
+			}
 			if err := weft.measure(ctx, r, broker, physical, rate, func(ctx context.Context, received func([]byte)) error {
-				return reader{m: m, subscription: "all", received: func(list []*eventsv1.Delivery) {
+				return reader{m: m, subscription: subscription, received: func(list []*eventsv1.Delivery) {
 					for _, d := range list {
 						received(d.Event.GetBinaryData())
 					}
@@ -205,9 +212,10 @@ func (d *delays) measure(ctx context.Context, r *run, broker, topic string, rate
 		})
 	}()
 	var failed atomic.Pointer[error]
-	publish := func(ctx context.Context, rate float64, until <-chan struct{}) {
+	// franz-go gives up all records of a partition with one whose context has ended.
+	publish := func(while context.Context, rate float64, until <-chan struct{}) {
 		began := time.Now()
-		for n := 0; ctx.Err() == nil; n++ {
+		for n := 0; while.Err() == nil; n++ {
 			select {
 			case <-until:
 				return
@@ -215,7 +223,7 @@ func (d *delays) measure(ctx context.Context, r *run, broker, topic string, rate
 			}
 			at := began.Add(time.Duration(float64(n) / rate * float64(time.Second)))
 			if early := time.Until(at); early > 0 {
-				wait(ctx, early)
+				wait(while, early)
 			}
 			data := make([]byte, max(8, r.size))
 			binary.BigEndian.PutUint64(data, uint64(at.UnixNano())) //nolint:gosec // after 1970
