@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 
@@ -125,8 +126,9 @@ func (s *Store) steadily(ctx context.Context, op string, ask func(context.Contex
 	retry := minRetry
 	for {
 		err := ask(ctx)
-		var answer *kerr.Error
-		if err == nil || ctx.Err() != nil || !errors.As(err, &answer) || !answer.Retriable || answer == kerr.UnknownTopicOrPartition {
+		answer, answered := errors.AsType[*kerr.Error](err)
+		_, cut := errors.AsType[*net.OpError](err) // who was found has died since
+		if err == nil || ctx.Err() != nil || !cut && (!answered || !answer.Retriable || answer == kerr.UnknownTopicOrPartition) {
 			return unreachable(ctx, op, err)
 		}
 		pause(ctx, &retry)
