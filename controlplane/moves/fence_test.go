@@ -171,8 +171,8 @@ func TestFenceNone(t *testing.T) {
 // TestFenceBack: where publishers write to the old place again it has no fence, whoever
 // began it, and a move is withdrawn after that only.
 func TestFenceBack(t *testing.T) {
-	for name, wish := range map[string]configv1.Migration_Wish{"held": pause, "withdrawn": rollBack} {
-		t.Run(name, func(t *testing.T) {
+	for _, wish := range []configv1.Migration_Wish{rollBack, pause} {
+		ok := t.Run(wish.String(), func(t *testing.T) {
 			w := newWorld(t)
 			b := w.fence("uid-a", store.FenceEnforced, away)
 			b.down = away
@@ -213,6 +213,9 @@ func TestFenceBack(t *testing.T) {
 			}
 			stop()
 		})
+		if !ok {
+			return // the other would fail as well, and only when its time is over
+		}
 	}
 }
 

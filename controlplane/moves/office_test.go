@@ -2,6 +2,7 @@ package moves
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -166,7 +167,10 @@ func TestOldProxies(t *testing.T) {
 	w.must(err)
 	version := snap.Get(binding).Version()
 	w.wish(goOn)
-	w.untilTold("of 3 proxies these do not know moves, as their version is older, or have not said that they do: p3, p7. Upgrade them")
+	w.eventually("it is told or begins", func() bool { return w.told() != "" || w.binding().Move != nil })
+	if want := "of 3 proxies these do not know moves, as their version is older, or have not said that they do: p3, p7. Upgrade them"; !strings.Contains(w.told(), want) {
+		t.Fatalf("it is told %q; the binding is %v", w.told(), w.binding())
+	}
 	w.looks(2)
 	if snap, err = w.store.Current(); err != nil || snap.Get(binding).Version() != version {
 		t.Fatalf("the binding was changed: %v %v", snap.Get(binding).Resource, err)

@@ -261,9 +261,15 @@ func (w *world) until(what string, is func(b *configv1.TopicBinding) bool) *conf
 	}
 }
 
+// phase waits until a move is at a phase. One that has ended does not come to any.
 func (w *world) phase(want configv1.Move_Phase) *configv1.TopicBinding {
 	w.Helper()
-	return w.until(want.String(), func(b *configv1.TopicBinding) bool { return b.GetMove().GetPhase() == want })
+	return w.until(want.String(), func(b *configv1.TopicBinding) bool {
+		if b.GetMove() == nil && want != preparing {
+			w.Fatalf("the move has ended before %v; the binding is %v; told: %s", want, b, w.told())
+		}
+		return b.GetMove().GetPhase() == want
+	})
 }
 
 // told is what is told of the Migration.
