@@ -87,7 +87,7 @@ func (w *world) markedAt(offset uint64, state configv1.Fence_State, why string) 
 	b := w.phase(draining)
 	e := b.Epochs[0]
 	if len(e.Cut) != 1 || e.Cut[0].Offset != offset || e.Fence.GetState() != state || !strings.Contains(e.Fence.GetReason(), why) {
-		w.Errorf("it has left %v", e)
+		w.Fatalf("it has left %v", e)
 	}
 	if b.Epochs[1].Fence != nil {
 		w.Errorf("it has come to %v", b.Epochs[1])
@@ -123,7 +123,7 @@ func TestFence(t *testing.T) {
 	w.read("uid-a", "ns_t", "group", 4)
 	w.phase(drained)
 	w.wish(finish)
-	w.untilTold("wait for another attempt")
+	w.toldIn(drained, "wait for another attempt")
 	w.jump.Add(int64(time.Minute + lateness))
 	w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
 	if !b.around("ns_t") {
@@ -260,7 +260,7 @@ func TestFenceAhead(t *testing.T) {
 	ahead := w.phase(preparing).Epochs[1].PhysicalName
 	b.be(func() { b.stands[ahead] = true })
 	w.admit()
-	w.untilTold(fmt.Sprintf("a fence around %s of EventStore b is lifted: ", ahead))
+	w.toldIn(preparing, fmt.Sprintf("a fence around %s of EventStore b is lifted: ", ahead))
 	w.looks(2)
 	if got := w.binding().Move.Phase; got != preparing {
 		t.Fatalf("it is at %v", got)
