@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -446,4 +447,36 @@ func TestLeaves(t *testing.T) {
 	if len(left) != 1 || left[0] != "mine" {
 		t.Errorf("%v left", left)
 	}
+}
+
+// TestWordOfLastSession: what a replica wrote under a lease that it gave up, and etcd did
+// not yet, is there again once that ends: its proxies say nothing new.
+func TestWordOfLastSession(t *testing.T) {
+	w := newWorld(t)
+	words := newWords(w.store, quiet0)
+	words.come("n")
+	words.say("n", map[string]*discoveryv1.Held{"topic": {Version: "7"}})
+	last, err := w.etcd.Grant(w.ctx, 60)
+	w.must(err)
+	_, err = words.flush(w.ctx, last.ID)
+	w.must(err)
+	w.run(words.run)
+	key := w.store.StatusKey("move/topic/n")
+	w.eventually("it is met", func() bool {
+		words.mu.Lock()
+		defer words.mu.Unlock()
+		return words.now[key].foreign
+	})
+	if got := w.words()["n"]; got.GetVersion() != "7" {
+		t.Errorf("etcd has %v", got)
+	}
+	_, err = w.etcd.Revoke(w.ctx, last.ID)
+	w.must(err)
+	enough := time.Now().Add(10 * foreignEvery)
+	w.eventually("it is there again", func() bool {
+		if time.Now().After(enough) {
+			w.Fatal("it is gone, and the proxy is here")
+		}
+		return w.words()["n"].GetVersion() == "7"
+	})
 }
