@@ -42,3 +42,24 @@ func TestUnmadeGroup(t *testing.T) {
 		Driver: &configv1.EventStore_Rocketmq{Rocketmq: &configv1.RocketMQ{NameServers: []string{"a"}}}}}})
 	w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
 }
+
+// TestAtTheCut: what somebody writes where the fence found the end of the old place holds up
+// the end of the move until it is followed. Where there is no fence the marker is there.
+func TestAtTheCut(t *testing.T) {
+	for _, tc := range []struct {
+		fence     configv1.Fence_State
+		committed uint64
+		waits     bool
+	}{
+		{configv1.Fence_STATE_ENFORCED, 4, true},
+		{configv1.Fence_STATE_ENFORCED, 5, false},
+		{configv1.Fence_STATE_ADVISORY, 4, false},
+		{configv1.Fence_STATE_NONE, 4, false},
+	} {
+		m := &move{b: &configv1.TopicBinding{Epochs: []*configv1.Epoch{{Number: 1, Store: "a", Cut: []*configv1.Cut{{Partition: "0", Offset: 4}}, Fence: &configv1.Fence{State: tc.fence}}, {Number: 2}}},
+			seen: &sighting{look: &look{followed: map[uint32]*trail{1: {store: "a", lag: []store.PartitionLag{{Partition: "0", Committed: tc.committed, End: 5}}, ends: map[string]uint64{"0": 5}}}}}}
+		if waits := m.unforwarded(); (len(waits) > 0) != tc.waits {
+			t.Errorf("%+v: %q", tc, waits)
+		}
+	}
+}
