@@ -1,6 +1,7 @@
 package moves
 
 import (
+	"strings"
 	"testing"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -19,13 +20,15 @@ func TestNatives(t *testing.T) {
 	w.publish("uid-a", "ns_t", "native")
 	w.toldIn(drained, "native producers wrote 1 messages to EventStore a behind its end, of which 1 are not in the topic yet")
 	w.wish(finish)
-	w.toldIn(drained, "1 of what native producers wrote to EventStore a are not in the topic yet")
+	w.within(20*lookEvery, "it waits for what native producers wrote", func() bool {
+		return strings.Contains(w.told(), "1 of what native producers wrote to EventStore a are not in the topic yet")
+	})
 	w.jump.Add(int64(lateness) * 10)
 	w.publish("uid-a", "ns_t", "after")
 	w.toldIn(drained, "native producers wrote 2 messages")
 	w.phase(drained)
 	w.read("uid-a", "ns_t", follow, 3) // with what is before the cut, and its marker
-	w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
+	w.within(20*lookEvery, "the end", func() bool { return w.binding().Move == nil })
 }
 
 // TestUnmadeGroup: a move does not end while nobody can have followed native producers,

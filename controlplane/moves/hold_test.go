@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -353,7 +352,7 @@ func TestWords(t *testing.T) {
 	}
 	is := func(what string, want func(*discoveryv1.Held) bool) {
 		t.Helper()
-		w.eventually(what, func() bool { return want(w.words()["n"]) })
+		w.within(20*foreignEvery, what, func() bool { return want(w.words()["n"]) })
 	}
 	first := w.dial(addr)
 	says(first, &discoveryv1.Held{Version: "1", Able: true, Trouble: "a\nb" + strings.Repeat("x", 5000)})
@@ -472,11 +471,5 @@ func TestWordOfLastSession(t *testing.T) {
 	}
 	_, err = w.etcd.Revoke(w.ctx, last.ID)
 	w.must(err)
-	enough := time.Now().Add(10 * foreignEvery)
-	w.eventually("it is there again", func() bool {
-		if time.Now().After(enough) {
-			w.Fatal("it is gone, and the proxy is here")
-		}
-		return w.words()["n"].GetVersion() == "7"
-	})
+	w.within(10*foreignEvery, "it is there again", func() bool { return w.words()["n"].GetVersion() == "7" })
 }

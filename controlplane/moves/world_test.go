@@ -479,6 +479,19 @@ func (w *world) words() map[string]*discoveryv1.Held {
 	return out
 }
 
+// within is eventually, of what takes long only where it never comes.
+func (w *world) within(d time.Duration, what string, is func() bool) {
+	w.Helper()
+	began := time.Now()
+	w.eventually(what, func() bool {
+		there := is()
+		if !there && time.Since(began) > d {
+			w.Fatalf("waited for %v until %s; the binding is %v; told: %s", d, what, w.binding(), w.told())
+		}
+		return there
+	})
+}
+
 // eventually waits until something is so.
 func (w *world) eventually(what string, is func() bool) {
 	w.Helper()
