@@ -225,8 +225,13 @@ func TestReader(t *testing.T) {
 	if first := <-got; first["a"].phase != cutover.Leasing {
 		t.Errorf("the first is told %v", first)
 	}
-	if names := <-began; !slices.Equal(names, []string{"b"}) {
-		t.Fatalf("it reads %v", names)
+	select {
+	case names := <-began:
+		if !slices.Equal(names, []string{"b"}) {
+			t.Fatalf("it reads %v", names)
+		}
+	case second := <-got:
+		t.Fatalf("the second is told what was read before it asked: %v", second)
 	}
 	answers <- map[string]place{"b": {cutover.Stopping, 1}}
 	if second := <-got; second["b"].phase != cutover.Stopping {
