@@ -30,8 +30,8 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 	if p, ok := peer.FromContext(ctx); ok {
 		st.peer = p.Addr.String()
 	}
-	if n := len(node.GetId()); n == 0 || n > 128 || names.Text(node.Id, n) != node.Id {
-		return nil, status.Error(codes.InvalidArgument, "node.id must have 1 to 128 characters, and no control characters")
+	if !names.ValidNodeID(node.GetId()) { // on the roster, moves of topics wait for what it says with Hold
+		return nil, status.Error(codes.InvalidArgument, "node.id must have 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'")
 	}
 	st.nodeID = node.Id
 	// Before anything else that it says of the node is believed.

@@ -87,7 +87,7 @@ func (w *world) markedAt(offset uint64, state configv1.Fence_State, why string) 
 	b := w.phase(draining)
 	e := b.Epochs[0]
 	if len(e.Cut) != 1 || e.Cut[0].Offset != offset || e.Fence.GetState() != state || !strings.Contains(e.Fence.GetReason(), why) {
-		w.Errorf("it has left %v", e)
+		w.Fatalf("it has left %v", e)
 	}
 	if b.Epochs[1].Fence != nil {
 		w.Errorf("it has come to %v", b.Epochs[1])
@@ -123,7 +123,7 @@ func TestFence(t *testing.T) {
 	w.read("uid-a", "ns_t", "group", 4)
 	w.phase(drained)
 	w.wish(finish)
-	w.untilTold("wait for another attempt")
+	w.toldIn(drained, "wait for another attempt")
 	w.jump.Add(int64(time.Minute + lateness))
 	w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
 	if !b.around("ns_t") {
@@ -171,8 +171,8 @@ func TestFenceNone(t *testing.T) {
 // TestFenceBack: where publishers write to the old place again it has no fence, whoever
 // began it, and a move is withdrawn after that only.
 func TestFenceBack(t *testing.T) {
-	for name, wish := range map[string]configv1.Migration_Wish{"held": pause, "withdrawn": rollBack} {
-		t.Run(name, func(t *testing.T) {
+	for _, wish := range []configv1.Migration_Wish{rollBack, pause} {
+		ok := t.Run(wish.String(), func(t *testing.T) {
 			w := newWorld(t)
 			b := w.fence("uid-a", store.FenceEnforced, away)
 			b.down = away
@@ -213,6 +213,9 @@ func TestFenceBack(t *testing.T) {
 			}
 			stop()
 		})
+		if !ok {
+			return // the other would fail as well, and only when its time is over
+		}
 	}
 }
 
@@ -257,7 +260,7 @@ func TestFenceAhead(t *testing.T) {
 	ahead := w.phase(preparing).Epochs[1].PhysicalName
 	b.be(func() { b.stands[ahead] = true })
 	w.admit()
-	w.untilTold(fmt.Sprintf("a fence around %s of EventStore b is lifted: ", ahead))
+	w.toldIn(preparing, fmt.Sprintf("a fence around %s of EventStore b is lifted: ", ahead))
 	w.looks(2)
 	if got := w.binding().Move.Phase; got != preparing {
 		t.Fatalf("it is at %v", got)

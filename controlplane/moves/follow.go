@@ -107,7 +107,11 @@ func (m *move) unforwarded() (waits []string) {
 		}
 		var left uint64
 		for _, p := range x.lag {
-			if at := max(p.Committed, beyond(m.b, e.Number, p.Partition)); at < x.ends[p.Partition] {
+			from := beyond(m.b, e.Number, p.Partition)
+			if from > 0 && e.Fence.GetState() == configv1.Fence_STATE_ENFORCED {
+				from-- // the cut may be where the fence found the end, and no marker
+			}
+			if at := max(p.Committed, from); at < x.ends[p.Partition] {
 				left += x.ends[p.Partition] - at
 			}
 		}

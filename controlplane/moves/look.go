@@ -197,7 +197,9 @@ func (o *Office) drain(ctx context.Context, l *look, snap *configstore.Snapshot,
 // comes after it.
 func (o *Office) measure(ctx context.Context, l *look, snap *configstore.Snapshot, ns string, e, next *configv1.Epoch) {
 	list, why := o.partitions(ctx, snap.Get(resource.Name(resource.EventStore, ns, e.Store)), e.PhysicalName)
-	if why == "" {
+	if n := len(list); n > maxCut { // no proxy could say where they end
+		why = fmt.Sprintf("%s has %d, and a topic that moves has at most %d", e.PhysicalName, n, maxCut)
+	} else if why == "" {
 		if left := o.lift(ctx, snap.Get(resource.Name(resource.EventStore, ns, next.Store)), next.PhysicalName); left != "" {
 			why = "and a fence around " + next.PhysicalName + " of EventStore " + next.Store + " is lifted: " + left
 		}

@@ -2,6 +2,7 @@ package moves
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,12 +50,12 @@ func TestReplaced(t *testing.T) {
 	replace()
 	w.admit()
 	w.phase(leasing)
-	w.untilTold("1 of 2 proxies have not heard of it: one")
+	w.toldIn(leasing, "1 of 2 proxies have not heard of it: one")
 	replace()
 	w.eventually("a lease", func() bool { return two.holds() })
 	one.be(func(p *proxy) { p.deaf = false })
 	w.phase(stopping)
-	w.untilTold("1 of 2 proxies have not said that nothing is on its way: one")
+	w.toldIn(stopping, "1 of 2 proxies have not said that nothing is on its way: one")
 	if w.eventually("no lease", func() bool { return !two.holds() }); one.holds() {
 		t.Error("a lease is granted while writes are stopped")
 	}
@@ -64,23 +65,23 @@ func TestReplaced(t *testing.T) {
 	if b.Move.Marker != "one" || b.Move.Attempt != 1 {
 		t.Errorf("%s marks, attempt %d", b.Move.Marker, b.Move.Attempt)
 	}
-	w.untilTold("proxy one marks where EventStore a ends: full")
+	w.toldIn(marking, "proxy one marks where EventStore a ends: full")
 	replace()
 	one.be(func(p *proxy) { p.failing = "" })
 	b = w.phase(draining)
 	if cut := b.Epochs[0].Cut; len(cut) != 1 || cut[0].Offset != 1 || b.Move.Marker != "" {
 		t.Errorf("the cut is %v, of %v", cut, b)
 	}
-	w.untilTold("subscription/ns/s in EventStore a: partition \"\" is 1 behind")
+	w.toldIn(draining, "subscription/ns/s in EventStore a: partition \"\" is 1 behind")
 	replace()
 	w.read("uid-a", "ns_t", "group", 1) // the marker itself need not be
 	w.phase(drained)
-	w.untilTold("stays until the Migration's wish is FINISH or ROLL_BACK")
+	w.toldIn(drained, "stays until the Migration's wish is FINISH or ROLL_BACK")
 	replace()
 
 	// What waits for another attempt is nowhere to be seen.
 	w.wish(finish)
-	w.untilTold("events in EventStore a that wait for another attempt")
+	w.toldIn(drained, "events in EventStore a that wait for another attempt")
 	w.jump.Add(int64(time.Minute + lateness))
 	b = w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
 	if len(b.Epochs) != 1 || b.Epochs[0].Number != 2 || b.Ended != "migration-1" {
@@ -141,7 +142,7 @@ func TestDeaf(t *testing.T) {
 	w.phase(preparing)
 	w.admit()
 	w.phase(leasing)
-	w.untilTold("1 of 2 proxies have not heard of it: never")
+	w.toldIn(leasing, "1 of 2 proxies have not heard of it: never")
 	w.jump.Add(int64(time.Hour)) // time changes nothing
 	w.looks(2)
 	if got := w.binding().Move.Phase; got != leasing {
@@ -166,7 +167,10 @@ func TestOldProxies(t *testing.T) {
 	w.must(err)
 	version := snap.Get(binding).Version()
 	w.wish(goOn)
-	w.untilTold("of 3 proxies these do not know moves, as their version is older, or have not said that they do: p3, p7. Upgrade them")
+	w.eventually("it is told or begins", func() bool { return w.told() != "" || w.binding().Move != nil })
+	if want := "of 3 proxies these do not know moves, as their version is older, or have not said that they do: p3, p7. Upgrade them"; !strings.Contains(w.told(), want) {
+		t.Fatalf("it is told %q; the binding is %v", w.told(), w.binding())
+	}
 	w.looks(2)
 	if snap, err = w.store.Current(); err != nil || snap.Get(binding).Version() != version {
 		t.Fatalf("the binding was changed: %v %v", snap.Get(binding).Resource, err)
@@ -194,7 +198,7 @@ func TestBusy(t *testing.T) {
 	w := newWorld(t)
 	stop := w.office()
 	w.to(stopping)
-	w.untilTold("have not said that nothing is on its way: p")
+	w.toldIn(stopping, "have not said that nothing is on its way: p")
 	stop()
 	before := w.binding()
 	w.jump.Add(int64(time.Hour)) // before the next one takes office
@@ -219,7 +223,7 @@ func TestLeft(t *testing.T) {
 	w.nodes = nil
 	w.mu.Unlock()
 	w.looks(2)
-	w.untilTold("1 of 1 proxies have not said that nothing is on its way: p")
+	w.toldIn(stopping, "1 of 1 proxies have not said that nothing is on its way: p")
 	if got := w.binding().Move.Phase; got != stopping {
 		t.Fatalf("it is at %v", got)
 	}
@@ -242,7 +246,7 @@ func TestMarkers(t *testing.T) {
 	w.until("another proxy", func(b *configv1.TopicBinding) bool { return b.Move.Marker != first.Move.Marker && b.Move.Attempt > 1 })
 	w.jump.Add(int64(cutover.StuckAfter))
 	back := w.phase(leasing)
-	w.untilTold("the last attempt was given up: proxy ")
+	w.toldIn(leasing, "the last attempt was given up: proxy ")
 	w.eventually("a lease", func() bool { return one.holds() && two.holds() })
 
 	// The markers of an earlier attempt come late, and it is said of them that they are
@@ -280,12 +284,29 @@ func TestPartitions(t *testing.T) {
 	if len(b.Move.Partitions) != 1 || b.Move.Partitions[0] != "" {
 		t.Errorf("the partitions are %q", b.Move.Partitions)
 	}
-	w.untilTold("found no partition ")
+	w.toldIn(marking, "found no partition ")
 	w.jump.Add(int64(cutover.StuckAfter))
 	w.phase(leasing)
 	p.be(func(p *proxy) { p.elsewhere = false })
 	w.jump.Add(int64(cutover.RetryAfter))
 	w.phase(draining)
+}
+
+// TestTooManyPartitions: a topic of which no proxy could say where it ends, as it has more
+// partitions than a word may have, does not move, and it is told why before anybody waits.
+func TestTooManyPartitions(t *testing.T) {
+	w := newWorld(t)
+	w.wide = maxCut + 1
+	w.office()
+	w.join("one", w.addr, nil)
+	w.wish(goOn)
+	w.phase(preparing)
+	w.admit()
+	w.toldIn(preparing, "ns_t has 2049, and a topic that moves has at most 2048")
+	w.looks(2)
+	if got := w.binding().Move.Phase; got != preparing {
+		t.Errorf("it is at %v; told: %s", got, w.told())
+	}
 }
 
 // TestDivided: a topic leaves an embedded store, and comes to one, where there is one
@@ -300,7 +321,7 @@ func TestDivided(t *testing.T) {
 		w.wish(goOn)
 		w.phase(preparing)
 		w.admit()
-		w.untilTold("EventStore " + name + " is embedded, so each of 2 proxies has one of its own")
+		w.toldIn(preparing, "EventStore "+name+" is embedded, so each of 2 proxies has one of its own")
 		two.stop()
 		w.mu.Lock()
 		w.nodes = []string{"one"}

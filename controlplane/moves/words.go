@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"google.golang.org/protobuf/proto"
@@ -58,6 +59,8 @@ type word struct {
 	written bool
 	// left: the node is not here any more; forgotten when it is written.
 	left bool
+	// foreign: etcd has one of another lease, and keeps it; see again.
+	foreign bool
 }
 
 func newWords(s *configstore.Store, log *slog.Logger) words {
@@ -154,11 +157,9 @@ func (w *words) session(ctx context.Context) error {
 		return err
 	}
 	defer s.Close()
-	w.mu.Lock()
-	for _, x := range w.now {
-		x.written = false
-	}
-	w.mu.Unlock()
+	w.again(func(*word) bool { return true })
+	tick := time.NewTicker(foreignEvery)
+	defer tick.Stop()
 	for {
 		more, err := w.flush(ctx, s.Lease())
 		if err != nil {
@@ -169,6 +170,8 @@ func (w *words) session(ctx context.Context) error {
 		}
 		select {
 		case <-w.news:
+		case <-tick.C:
+			w.again(func(x *word) bool { return x.foreign })
 		case <-s.Done():
 			return concurrency.ErrSessionExpired
 		case <-ctx.Done():
@@ -177,9 +180,25 @@ func (w *words) session(ctx context.Context) error {
 	}
 }
 
+// foreignEvery is how often words are written again that etcd has from another lease.
+const foreignEvery = time.Second
+
+// again has some words written again. Those which etcd has from another lease may be of
+// this replica's last one, which etcd knew for longer: they go with it.
+func (w *words) again(some func(*word) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range w.now {
+		if some(x) {
+			x.written, x.foreign = false, false
+		}
+	}
+}
+
 // flush writes some of what is not written; more tells whether there may be others.
 func (w *words) flush(ctx context.Context, lease clientv3.LeaseID) (more bool, err error) {
 	var ops []clientv3.Op
+	var keys []string // of ops
 	size := 0
 	taken := map[string]*word{}
 	w.mu.Lock()
@@ -200,7 +219,7 @@ func (w *words) flush(ctx context.Context, lease clientv3.LeaseID) (more bool, e
 		}
 		size += len(b)
 		ops = append(ops, x.op(key, string(b), lease))
-		taken[key] = x
+		keys, taken[key] = append(keys, key), x
 	}
 	w.mu.Unlock()
 	if len(ops) == 0 {
@@ -208,13 +227,15 @@ func (w *words) flush(ctx context.Context, lease clientv3.LeaseID) (more bool, e
 	}
 	tctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := w.store.Client().Txn(tctx).Then(ops...).Commit(); err != nil {
+	resp, err := w.store.Client().Txn(tctx).Then(ops...).Commit()
+	if err != nil {
 		return false, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for key, x := range taken {
-		x.written = true
+	for i, key := range keys {
+		x := taken[key]
+		x.written, x.foreign = true, x.held != nil && !x.left && !took(resp.Responses[i])
 		now := w.now[key]
 		if now == nil || now.visit != x.visit {
 			continue // the node came again
@@ -229,6 +250,20 @@ func (w *words) flush(ctx context.Context, lease clientv3.LeaseID) (more bool, e
 		}
 	}
 	return true, nil
+}
+
+// took reports whether an op of a word that is not to be removed has written it.
+func took(resp *etcdserverpb.ResponseOp) bool {
+	for {
+		txn := resp.GetResponseTxn()
+		switch {
+		case txn == nil:
+			return true // it is the put
+		case len(txn.Responses) == 0:
+			return false
+		}
+		resp = txn.Responses[0]
+	}
 }
 
 // op writes a word, unless the node has said something at another replica since.

@@ -51,6 +51,8 @@ type world struct {
 	where  map[string]store.Store // by EventStore uid
 	// barriers are the fences of stores that have some; likewise.
 	barriers map[string]*barrier
+	// wide is how many partitions topics have in EventStore "a", as that says; 0 is as they are.
+	wide int
 	// freeze lets the copy of the configuration be what it is.
 	freeze func()
 
@@ -75,11 +77,24 @@ type lent struct {
 
 func (lent) Close(context.Context) error { return nil }
 
+// wide says of topics that they have so many partitions.
+type wide int
+
+func (n wide) Extents(context.Context, string) (list []store.Extent, err error) {
+	for i := range n {
+		list = append(list, store.Extent{Partition: fmt.Sprint(i)})
+	}
+	return list, nil
+}
+
 func (shared) Kind() string { return "shared" }
 
 func (d shared) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	st := d.w.where[cfg.UID]
 	l := lent{st, st.(store.Admin), st.(store.Measurer)}
+	if d.w.wide > 0 && cfg.UID == "uid-a" {
+		l.Measurer = wide(d.w.wide)
+	}
 	if b := d.w.barriers[cfg.UID]; b != nil {
 		return struct {
 			lent
@@ -261,9 +276,15 @@ func (w *world) until(what string, is func(b *configv1.TopicBinding) bool) *conf
 	}
 }
 
+// phase waits until a move is at a phase. One that has ended does not come to any.
 func (w *world) phase(want configv1.Move_Phase) *configv1.TopicBinding {
 	w.Helper()
-	return w.until(want.String(), func(b *configv1.TopicBinding) bool { return b.GetMove().GetPhase() == want })
+	return w.until(want.String(), func(b *configv1.TopicBinding) bool {
+		if b.GetMove() == nil && want != preparing {
+			w.Fatalf("the move has ended before %v; the binding is %v; told: %s", want, b, w.told())
+		}
+		return b.GetMove().GetPhase() == want
+	})
 }
 
 // told is what is told of the Migration.
@@ -283,6 +304,17 @@ func (w *world) told() string {
 func (w *world) untilTold(want string) {
 	w.Helper()
 	w.eventually("it is told "+want, func() bool { return strings.Contains(w.told(), want) })
+}
+
+// toldIn waits until something is told of a move that does not leave its phase before.
+func (w *world) toldIn(phase configv1.Move_Phase, want string) {
+	w.Helper()
+	w.eventually("it is told "+want, func() bool {
+		if b := w.binding(); b.GetMove().GetPhase() != phase {
+			w.Fatalf("it has left %v before it is told %s; the binding is %v; told: %s", phase, want, b, w.told())
+		}
+		return strings.Contains(w.told(), want)
+	})
 }
 
 // proxy is a simulated one: it says by itself what the rules ask of it, over a real
@@ -445,6 +477,19 @@ func (w *world) words() map[string]*discoveryv1.Held {
 		out[string(kv.Key[len(prefix):])] = h
 	}
 	return out
+}
+
+// within is eventually, of what takes long only where it never comes.
+func (w *world) within(d time.Duration, what string, is func() bool) {
+	w.Helper()
+	began := time.Now()
+	w.eventually(what, func() bool {
+		there := is()
+		if !there && time.Since(began) > d {
+			w.Fatalf("waited for %v until %s; the binding is %v; told: %s", d, what, w.binding(), w.told())
+		}
+		return there
+	})
 }
 
 // eventually waits until something is so.

@@ -307,29 +307,35 @@ func (r *Roster) follow(ctx context.Context) error {
 	return nil
 }
 
-// begin takes what was read as all there is. lost are those that were there and are not
-// any more since etcd went back, as it does when it is restored from a backup: they have
-// their configuration all the same.
+// begin takes what was read as all there is, at once: whoever asks meanwhile finds every
+// node that was there before. lost are those that were there and are not any more since
+// etcd went back, as it does when it is restored from a backup: they have their
+// configuration all the same.
 func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
+	known := make(map[string]entry, len(resp.Kvs))
+	for _, kv := range resp.Kvs {
+		id := strings.TrimPrefix(string(kv.Key), r.cfg.Prefix)
+		known[id] = entry{r.parse(id, kv.Value), kv.ModRevision}
+	}
 	r.mu.Lock()
 	back := resp.Header.Revision < r.seen
-	before := r.known
-	r.known, r.seen = map[string]entry{}, resp.Header.Revision
-	r.mu.Unlock()
-	for _, kv := range resp.Kvs {
-		r.note(kv, false)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for id, e := range before {
-		if back && r.known[id].node == nil {
+	for id, e := range r.known {
+		switch {
+		case back && known[id].node == nil:
 			lost = append(lost, e.node)
+		case !back && e.mod > resp.Header.Revision:
+			known[id] = e // it has come since
 		}
 	}
+	r.known, r.seen = known, resp.Header.Revision
 	select {
 	case <-r.read:
 	default:
 		close(r.read)
+	}
+	r.mu.Unlock()
+	for id, e := range known {
+		r.died(id, e.node)
 	}
 	return lost
 }
@@ -367,7 +373,14 @@ func (r *Roster) note(kv *mvccpb.KeyValue, gone bool) {
 		r.known[id] = entry{n, kv.ModRevision}
 	}
 	r.mu.Unlock()
-	if !gone && n.Dead != nil && r.cfg.Died != nil {
+	if !gone {
+		r.died(id, n)
+	}
+}
+
+// died tells of a node that was declared dead.
+func (r *Roster) died(id string, n *Node) {
+	if n.Dead != nil && r.cfg.Died != nil {
 		r.cfg.Died(id, refused(n))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
@@ -270,6 +271,35 @@ func TestRestored(t *testing.T) {
 	if lost := read(2000); len(lost) > 0 {
 		t.Errorf("%v is lost, and was forgotten", lost)
 	}
+}
+
+// TestReadAgain: a roster that is read again, as where its watch broke off, has every node
+// that it had, while it is read too, and those that have come since.
+func TestReadAgain(t *testing.T) {
+	var r *Roster
+	kv := func(id, more string, mod int64) *mvccpb.KeyValue {
+		return &mvccpb.KeyValue{Key: []byte("/p/" + id), Value: fmt.Appendf(nil, `{"id":%q,"namespaces":["ns"]%s}`, id, more), ModRevision: mod}
+	}
+	has := func(ids ...string) {
+		t.Helper()
+		for _, id := range ids {
+			if !r.May(id, "ns") {
+				t.Errorf("node %s is not there", id)
+			}
+		}
+	}
+	told := 0
+	r = New(Config{Prefix: "/p/", Log: slog.New(slog.DiscardHandler), Died: func(string, error) { told++; has("a", "dead", "z") }})
+	resp := &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: 5}, Kvs: []*mvccpb.KeyValue{kv("a", "", 1), kv("dead", `,"dead":{}`, 2), kv("z", "", 3)}}
+	for i := range 2 {
+		if lost := r.begin(resp); len(lost) > 0 || told != i+1 {
+			t.Errorf("%v are lost, and %d times somebody is dead", lost, told)
+		}
+		has("a", "dead", "z")
+		r.wrote(&clientv3.TxnResponse{Succeeded: true, Header: &etcdserverpb.ResponseHeader{Revision: 6}}, map[string]*Node{"new": {ID: "new", All: true}}, nil)
+	}
+	r.begin(resp)
+	has("a", "dead", "z", "new")
 }
 
 // TestLeave: a node that leaves is on the roster no more, and is written down again before

@@ -33,6 +33,11 @@ import (
 // deltaServer speaks the protocol as a test says, over a real connection.
 type deltaServer struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	discoveryv1.UnimplementedMoveServiceServer
+	// leave takes a node off the roster, and entry is the header that it needs; none of an
+	// older version.
+	leave   func(*discoveryv1.LeaveRequest) error
+	entry   string
 	addr    string
 	streams chan *serverStream
 	stop    func()
@@ -64,6 +69,11 @@ func (s *deltaServer) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscove
 	if st.first, err = rpc.Recv(); err != nil {
 		return err
 	}
+	if s.entry != "" {
+		if err := rpc.SetHeader(metadata.Pairs(entryHeader, s.entry)); err != nil {
+			return err
+		}
+	}
 	select {
 	case s.streams <- st:
 	case <-rpc.Context().Done():
@@ -77,15 +87,23 @@ func (s *deltaServer) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscove
 	}
 }
 
-func startDelta(t *testing.T, addr string) *deltaServer {
+func (s *deltaServer) Leave(_ context.Context, req *discoveryv1.LeaveRequest) (*discoveryv1.LeaveResponse, error) {
+	return &discoveryv1.LeaveResponse{}, s.leave(req)
+}
+
+func startDelta(t *testing.T, addr string, how ...func(*deltaServer)) *deltaServer {
 	t.Helper()
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &deltaServer{addr: l.Addr().String(), streams: make(chan *serverStream)}
+	for _, f := range how {
+		f(s)
+	}
 	g := grpc.NewServer()
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
+	discoveryv1.RegisterMoveServiceServer(g, s)
 	ended := make(chan error, 1)
 	go func() { ended <- g.Serve(l) }()
 	s.stop = sync.OnceFunc(func() {

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -212,6 +213,8 @@ func begins(topic *snapshot.Topic, from store.Start, after []position.Token) (*r
 	}
 	const op = "delivery.tail"
 	switch written := topic.Written().Number; {
+	case slices.ContainsFunc(after, func(tok position.Token) bool { return tok.Pos.Offset > math.MaxInt64 }):
+		return nil, fault.New(fault.Precondition, op, "position-unknown", "a position has an offset that no store has")
 	case oldest == 0 || newest > written && !topic.Has(newest):
 		return nil, fault.New(fault.Precondition, op, "position-unknown", "a position is of epoch %d of topic %s, which is in epoch %d", max(newest, oldest), topic.Name, written)
 	case newest > written:

@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -227,6 +228,7 @@ func TestTokensOfEpochs(t *testing.T) {
 			"of the epoch that it is in": {after: []position.Token{token(1, first)}, want: "1"},
 			"of one not heard of yet":    {after: []position.Token{token(2, second)}, class: fault.Unavailable},
 			"of none":                    {after: []position.Token{token(3, second)}, class: fault.Precondition},
+			"of no store":                {after: []position.Token{token(1, store.Position{Offset: math.MaxInt64 + 1})}, class: fault.Precondition},
 		},
 		cutover.Drained: {
 			"of the old one":        {from: store.Start{End: true}, after: []position.Token{token(1, first)}, want: "1"},

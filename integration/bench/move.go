@@ -137,25 +137,45 @@ func move(ctx context.Context, r *run) error {
 	return nil
 }
 
+// gaps are the times between two events of each of some publishers.
+type gaps struct {
+	began         time.Time
+	last, longest []atomic.Int64 // since began; of those that have ended
+}
+
+func newGaps(publishers int) *gaps {
+	return &gaps{time.Now(), make([]atomic.Int64, publishers), make([]atomic.Int64, publishers)}
+}
+
+// published notes that a publisher has published, or begins to.
+func (g *gaps) published(i int) {
+	now := int64(time.Since(g.began))
+	g.longest[i].Store(max(g.longest[i].Load(), now-g.last[i].Swap(now)))
+}
+
+// take is the longest gap since it was asked last, in milliseconds; one that lasts still
+// counts from its beginning.
+func (g *gaps) take() float64 {
+	most := int64(0)
+	for i := range g.longest {
+		last := g.last[i].Load()
+		most = max(most, g.longest[i].Swap(0), int64(time.Since(g.began))-last)
+	}
+	return float64(time.Duration(most).Microseconds()) / 1000
+}
+
 // pauses moves a topic and tells the longest pause of a publisher meanwhile, and that in
 // one slice before, in milliseconds.
 func (m *mesh) pauses(ctx context.Context, topic, to string) (before, during float64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := m.overGRPC("publishers", topic, load{16, 1}, nil)
-	longest := make([]atomic.Int64, len(c.workers))
-	take := func() float64 {
-		most := int64(0)
-		for i := range longest {
-			most = max(most, longest[i].Swap(0))
-		}
-		return float64(time.Duration(most).Microseconds()) / 1000
-	}
+	g := newGaps(len(c.workers))
 	failures := make(chan error, len(c.workers))
 	var wg sync.WaitGroup
 	for i, w := range c.workers {
 		wg.Go(func() {
-			last := time.Now() // it published
+			g.published(i)
 			for ctx.Err() == nil {
 				n, err := w(ctx)
 				if err != nil {
@@ -164,22 +184,19 @@ func (m *mesh) pauses(ctx context.Context, topic, to string) (before, during flo
 					}
 					return
 				}
-				if n == 0 {
-					continue // it is to try again
+				if n > 0 { // else it is to try again
+					g.published(i)
 				}
-				now := time.Now()
-				longest[i].Store(max(longest[i].Load(), int64(now.Sub(last))))
-				last = now
 			}
 		})
 	}
 	wait(ctx, m.r.slice/10)
-	take()
+	g.take()
 	wait(ctx, m.r.slice)
-	before = take()
+	before = g.take()
 	err = m.migrate(ctx, topic, to, "DRAINED")
 	wait(ctx, m.r.slice/10)
-	during = take()
+	during = g.take()
 	cancel()
 	wg.Wait()
 	if err == nil {

@@ -10,12 +10,15 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -160,6 +163,46 @@ spec: {store: main, needs: {order: true, delay: 1h}}
 	m.want(0, []string{"proxies", "list"}, "does not know moves of topics")
 	m.must("proxies", "declare-dead", "p3", "--reason", "test", "--yes")
 	m.want(0, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "1 proxy must hear of it")
+}
+
+// stored answers with resources.
+type stored struct {
+	adminv1.AdminServiceClient
+	all []*configv1.Resource
+}
+
+func (s stored) Get(_ context.Context, req *adminv1.GetRequest, _ ...grpc.CallOption) (*adminv1.GetResponse, error) {
+	for _, r := range s.all {
+		if resource.NameOf(r) == req.Name {
+			return &adminv1.GetResponse{Resource: r}, nil
+		}
+	}
+	return nil, status.Error(codes.NotFound, req.Name)
+}
+
+// TestPlanOfMoved: what a topic is to be called where it moves next is derived from its
+// first name, also once the place that had that is given up; and what native producers write
+// meanwhile is said to come into it.
+func TestPlanOfMoved(t *testing.T) {
+	md := func(name string) *configv1.Metadata { return &configv1.Metadata{Namespace: "demo", Name: name} }
+	topic := &configv1.Resource{Metadata: md("orders"), Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{Store: "first"}}}
+	c := stored{all: []*configv1.Resource{
+		{Metadata: md("rocket"), Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Rocketmq{Rocketmq: &configv1.RocketMQ{}}}}},
+		{Metadata: md("kafka"), Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Kafka{Kafka: &configv1.Kafka{}}}}},
+	}}
+	for from, to := range map[string]string{"rocket": "kafka", "kafka": "rocket"} {
+		p := &movePlan{Namespace: "demo", Topic: "orders"}
+		b := &configv1.TopicBinding{TopicUid: "uid", Epochs: []*configv1.Epoch{{Number: 2, Store: from, PhysicalName: names.Epoch("demo_orders", 2, "uid")}}}
+		if err := p.places(t.Context(), c, topic, b, &configv1.Migration{To: to}); err != nil {
+			t.Fatal(err)
+		}
+		if want := names.Epoch(names.Physical("demo", "orders"), 3, "uid"); p.To.PhysicalName != want {
+			t.Errorf("it is to be %s, want %s", p.To.PhysicalName, want)
+		}
+		if len(p.Notes) != 1 || !strings.Contains(p.Notes[0], "is brought into the topic until the move is finished") {
+			t.Errorf("%q", p.Notes)
+		}
+	}
 }
 
 // TestMigrationsAreNotPruned: that files do not have a Migration means nothing, unless

@@ -16,6 +16,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/duration"
 	"github.com/weft-mesh/weft/pkg/names"
@@ -137,7 +138,7 @@ func (p *movePlan) places(ctx context.Context, c adminv1.AdminServiceClient, top
 	if len(b.GetEpochs()) == 0 {
 		return fmt.Errorf("topic %s is in no store yet", p.Topic)
 	}
-	first, last := b.Epochs[0], b.Epochs[len(b.Epochs)-1]
+	last := b.Epochs[len(b.Epochs)-1]
 	from, err := get(ctx, c, resource.EventStore, p.Namespace, last.Store)
 	if err != nil {
 		return err
@@ -148,7 +149,7 @@ func (p *movePlan) places(ctx context.Context, c adminv1.AdminServiceClient, top
 	}
 	next := max(b.Highest, last.Number) + 1
 	p.From = movePlace{last.Store, storeKind(from.Resource.GetEventStore()), last.Number, last.PhysicalName}
-	p.To = movePlace{m.To, storeKind(to.Resource.GetEventStore()), next, cmp.Or(m.PhysicalName, names.Epoch(first.PhysicalName, next, b.TopicUid))}
+	p.To = movePlace{m.To, storeKind(to.Resource.GetEventStore()), next, cmp.Or(m.PhysicalName, names.Epoch(validate.PhysicalName(topic), next, b.TopicUid))}
 	p.Target = "nothing is known of it yet"
 	for _, k := range to.Conditions {
 		if k.Type == "Reachable" {
@@ -171,9 +172,9 @@ func (p *movePlan) notes(t *configv1.Topic) {
 	}
 	switch p.From.Kind {
 	case "kafka":
-		note("native producers of %s are kept out by an ACL once the topic has left it, where Kafka has an authorizer, ACLs cover the topic, and the mesh may change them; else they are not stopped, which weft migrate status says", p.From.PhysicalName)
+		note("native producers of %s are kept out by an ACL once the topic has left it, where Kafka has an authorizer, ACLs cover the topic, and the mesh may change them; else they are not stopped, which weft migrate status says, and what they write is brought into the topic until the move is finished", p.From.PhysicalName)
 	case "rocketmq":
-		note("native producers of %s learn that they may not write to it any more when they next ask where it is, by default within 30 s: stop them first, what they write until then is not read", p.From.PhysicalName)
+		note("native producers of %s learn that they may not write to it any more when they next ask where it is, by default within 30 s; what they write until then is brought into the topic until the move is finished", p.From.PhysicalName)
 	}
 	if p.From.Kind == "embedded" && p.To.Kind != "embedded" {
 		note("what is in %s is read by the proxy that has it, until that is drained: keep it running", p.From.Store)

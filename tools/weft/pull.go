@@ -111,8 +111,12 @@ asks for more time. They are settled at the proxy that they were pulled from.`,
 			if again && !nack {
 				return errors.New("--delay and --reason go with --nack")
 			}
-			if nack && extend != 0 {
+			extends := cmd.Flags().Changed("extend")
+			if nack && extends {
 				return errors.New("--nack and --extend exclude each other")
+			}
+			if extends && extend <= 0 {
+				return errors.New("--extend is more than 0s, up to 1h")
 			}
 			c, err := proxy.dial()
 			if err != nil {
@@ -123,7 +127,7 @@ asks for more time. They are settled at the proxy that they were pulled from.`,
 			defer cancel()
 			var s client.Settlement
 			switch {
-			case extend != 0:
+			case extends:
 				s.Extend = []client.Extension{{IDs: args[1:], By: extend}}
 			case nack:
 				n := client.Nack{IDs: args[1:]}
