@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -264,12 +265,15 @@ type parked struct {
 
 // fetch waits until something is due, or comes.
 func (m *member) fetch() error {
+	if m.full() {
+		m.forget()
+	}
 	ctx, cancel := m.s.life, context.CancelFunc(func() {})
 	if len(m.held) > 0 {
 		ctx, cancel = context.WithTimeout(m.s.life, max(m.held[0].due.Sub(m.s.clock.Now()), 0))
 	}
 	defer cancel()
-	if len(m.held) >= maxHeld || m.bytes >= maxBytes {
+	if m.full() {
 		<-ctx.Done()
 		return m.s.life.Err()
 	}
@@ -291,6 +295,21 @@ func (m *member) fetch() error {
 	return err
 }
 
+func (m *member) full() bool { return len(m.held) >= maxHeld || m.bytes >= maxBytes }
+
+// forget drops what came from partitions that this member has lost: it comes again, to
+// whoever has them now.
+func (m *member) forget() {
+	m.held = slices.DeleteFunc(m.held, func(p parked) bool {
+		lost := !m.sub.Holds(p.msg)
+		if lost {
+			m.bytes -= p.msg.Size()
+		}
+		return lost
+	})
+	heap.Init(&m.held)
+}
+
 // release writes what is due where it belongs.
 func (m *member) release() error {
 	due := map[string][]*store.Message{}
@@ -298,7 +317,9 @@ func (m *member) release() error {
 	for len(m.held) > 0 && !m.held[0].due.After(now) {
 		p := heap.Pop(&m.held).(parked)
 		m.bytes -= p.msg.Size()
-		due[p.to] = append(due[p.to], p.msg)
+		if m.sub.Holds(p.msg) { // else it is another's to write
+			due[p.to] = append(due[p.to], p.msg)
+		}
 	}
 	for topic, msgs := range due {
 		if err := m.write(topic, msgs); err != nil {

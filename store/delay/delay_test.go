@@ -218,6 +218,57 @@ func TestTopicGone(t *testing.T) {
 	closeAll(t, s, sub)
 }
 
+// moving is a member of a group that loses a partition: what it has fetched, of which it
+// holds what held has.
+type moving struct {
+	store.Subscription
+	msgs []store.Message
+	held map[string]bool
+}
+
+func (f *moving) Fetch(_ context.Context, dst []store.Message) (int, error) {
+	n := copy(dst, f.msgs)
+	f.msgs = f.msgs[n:]
+	return n, nil
+}
+
+func (f *moving) Settle([]*store.Message) int { return 0 }
+
+func (f *moving) Holds(m *store.Message) bool { return f.held[m.ID] }
+
+// TestPartitionLost: what a member held of a partition that another one has now is that
+// one's to write, and takes no room here.
+func TestPartitionLost(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	s := world(t, d)
+	message := func(id string, due time.Time) store.Message {
+		return store.Message{Event: event.Event{ID: id, Source: "/s", Type: "t", Mesh: []event.Attr{{Name: headerDue, Value: fmt.Sprint(due.UnixNano())}, {Name: headerTopic, Value: "t"}}}}
+	}
+	sub := &moving{held: map[string]bool{"ours": true, "later": true}, msgs: []store.Message{message("another's", time.Now()), message("ours", time.Now())}}
+	m := &member{s: s, sub: sub}
+	must(t, m.fetch())
+	must(t, m.release())
+	lag, err := s.Extents(t.Context(), "t")
+	must(t, err)
+	if n := lag[0].End - lag[0].Begin; n != 1 || len(m.held) > 0 || m.bytes != 0 {
+		t.Errorf("%d events were written, %d are held with %d bytes, want one and none", n, len(m.held), m.bytes)
+	}
+	for range maxHeld {
+		sub.msgs = append(sub.msgs, message("another's", time.Now().Add(time.Hour)))
+	}
+	for len(sub.msgs) > 0 {
+		must(t, m.fetch())
+	}
+	sub.msgs = []store.Message{message("later", time.Now().Add(time.Hour))}
+	over := time.AfterFunc(patience, s.end)
+	must(t, m.fetch())
+	over.Stop()
+	if len(m.held) != 1 || m.held[0].msg.ID != "later" || m.bytes != m.held[0].msg.Size() {
+		t.Errorf("%d are held with %d bytes, want one that is this member's", len(m.held), m.bytes)
+	}
+	must(t, s.Close(t.Context()))
+}
+
 // TestMany: more than a member holds are all there in the end, and none before it
 // is due.
 func TestMany(t *testing.T) {
