@@ -241,10 +241,10 @@ func (s *Store) follow(topic string, good func()) error {
 		if err := m.fetch(); err != nil {
 			return err
 		}
-		good()
 		if err := m.release(); err != nil {
 			return err
 		}
+		good()
 	}
 }
 
@@ -311,7 +311,7 @@ func (m *member) forget() {
 }
 
 // release writes what is due where it belongs.
-func (m *member) release() error {
+func (m *member) release() (failed error) {
 	due := map[string][]*store.Message{}
 	now := m.s.clock.Now()
 	for len(m.held) > 0 && !m.held[0].due.After(now) {
@@ -322,11 +322,12 @@ func (m *member) release() error {
 		}
 	}
 	for topic, msgs := range due {
-		if err := m.write(topic, msgs); err != nil {
-			return err // what is not settled comes again
+		// What is not settled comes again; one topic that fails is not to hold up others.
+		if err := m.write(topic, msgs); failed == nil {
+			failed = err
 		}
 	}
-	return nil
+	return failed
 }
 
 // write writes messages to their topic, and settles them. What has no topic any
