@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -262,23 +263,16 @@ func TestRefusals(t *testing.T) {
 	cut := w.put(cutover.Marker(uidTopic, 1, 1))
 	w.put(native("1", "k"), native("large", "k"), native("2", "k"), native("3", "k"))
 	calls := 0
-	w.fails = func(events []store.Outgoing, res []store.Result) error {
-		calls++
-		err := error(fault.New(fault.Unavailable, "", "down", "down"))
-		for i, e := range events {
-			switch {
-			case calls == 2 && e.ID == "large":
-				err = fault.New(fault.TooLarge, "", "large", "large")
-				res[i].Err = err
-			default:
-				res[i].Err = fault.New(fault.Unavailable, "", "down", "down")
-			}
+	w.fails = func(events []store.Outgoing, res []store.Result) (err error) {
+		if calls++; calls == 1 {
+			err = fault.New(fault.Unavailable, "", "down", "down")
+		} else if slices.ContainsFunc(events, func(e store.Outgoing) bool { return e.ID == "large" }) {
+			err = fault.New(fault.TooLarge, "", "large", "large")
 		}
-		if calls < 3 {
-			return err
+		for i := range res {
+			res[i].Err = err // as every store does
 		}
-		clear(res)
-		return nil
+		return err
 	}
 	w.snaps.Store(at(cutover.Draining, &cut))
 	w.run()

@@ -3,6 +3,7 @@ package follow
 import (
 	"context"
 	"log/slog"
+	"slices"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
@@ -58,17 +59,34 @@ func (f *follower) member(ctx context.Context, good func()) error {
 		for i := range left {
 			left[i] = &msgs[i]
 		}
-		for retry := minRetry; len(left) > 0; retry = min(2*retry, maxRetry) {
-			if left, err = f.forward(ctx, sub, left); len(left) == 0 {
-				break
-			}
-			f.writes.Is(err)
-			if wait(ctx, retry); ctx.Err() != nil {
-				return ctx.Err()
+		// Stores refuse all of a call for one event in it: of what was refused together fewer
+		// go together, until one goes alone.
+		most, retry := maxFetch, minRetry
+		for len(left) > 0 {
+			some := left[:min(most, len(left))]
+			again, err := f.forward(ctx, sub, some)
+			left = slices.Concat(again, left[len(some):])
+			switch {
+			case len(again) == 0:
+				most = min(2*most, maxFetch)
+			case most > 1 && untakeable(err):
+				most = max(len(some)/2, 1)
+			default:
+				f.writes.Is(err)
+				if wait(ctx, retry); ctx.Err() != nil {
+					return ctx.Err()
+				}
+				retry = min(2*retry, maxRetry)
 			}
 		}
 		f.writes.Is(nil)
 	}
+}
+
+// untakeable reports whether a store that fails with err never takes an event of the call.
+func untakeable(err error) bool {
+	c := fault.ClassOf(err)
+	return c == fault.TooLarge || c == fault.Invalid
 }
 
 // forward publishes what counts of msgs, settles what is done with and gives what is not.
@@ -105,7 +123,7 @@ func (f *follower) forward(ctx context.Context, sub store.Subscription, msgs []*
 		switch {
 		case res[i].Err == nil:
 			n++
-		case fault.ClassOf(res[i].Err) == fault.TooLarge, fault.ClassOf(res[i].Err) == fault.Invalid:
+		case len(wrote) == 1 && untakeable(res[i].Err):
 			f.m.events.WithLabelValues(refused).Inc()
 			f.log.Error("an event of a native producer is not what the topic's store takes; it stays where it is", "partition", msg.Pos.Partition, "offset", msg.Pos.Offset, "error", res[i].Err)
 		default:

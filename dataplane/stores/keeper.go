@@ -165,8 +165,14 @@ func (k *keeper) leave() bool {
 		return false
 	}
 	delete(k.m.keepers, k.uid)
-	k.m.metrics.open.DeleteLabelValues(k.name)
-	k.m.metrics.failures.DeleteLabelValues(k.name)
+	again := false // it was deleted and made again, with another uid
+	for _, other := range k.m.keepers {
+		again = again || other.name == k.name
+	}
+	if !again {
+		k.m.metrics.open.DeleteLabelValues(k.name)
+		k.m.metrics.failures.DeleteLabelValues(k.name)
+	}
 	// From here on another keeper may open the same store, if it is not one
 	// that lives here: its folder is locked until this one is closed.
 	k.m.setLocked(k.uid, entry{})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
@@ -419,6 +420,41 @@ func TestRemove(t *testing.T) {
 	m.Apply(t.Context(), s)
 	if topic.NotReady != "" || get(t, m, uid1) == first {
 		t.Errorf("back again: %q", topic.NotReady)
+	}
+}
+
+// TestMadeAgain: a store that was deleted and made again under its name is counted, also
+// once the one before it is closed; without it nothing is.
+func TestMadeAgain(t *testing.T) {
+	d := &troubled{}
+	m := manager(t, d, nil)
+	m.Apply(t.Context(), with(map[string]*configv1.EventStore{uid1: elsewhere("one")}))
+	open := func() (out []*dto.Metric) {
+		t.Helper()
+		all, err := m.cfg.Metrics.(*prometheus.Registry).Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range all {
+			if f.GetName() == "weft_proxy_store_open" {
+				out = f.Metric
+			}
+		}
+		return out
+	}
+	first := get(t, m, uid1)
+	again := with(map[string]*configv1.EventStore{uid2: elsewhere("one")})
+	again.Stores[uid2].Key = k("s1")
+	m.Apply(t.Context(), again)
+	<-first.(*watched).closed
+	if got := open(); len(got) != 1 || got[0].Gauge.GetValue() != 1 {
+		t.Errorf("%v says which are open, want one", got)
+	}
+	second := get(t, m, uid2)
+	m.Apply(t.Context(), with(nil))
+	<-second.(*watched).closed
+	if got := open(); len(got) != 0 {
+		t.Errorf("%v says which are open, want none", got)
 	}
 }
 

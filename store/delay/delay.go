@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -240,10 +241,10 @@ func (s *Store) follow(topic string, good func()) error {
 		if err := m.fetch(); err != nil {
 			return err
 		}
-		good()
 		if err := m.release(); err != nil {
 			return err
 		}
+		good()
 	}
 }
 
@@ -264,12 +265,15 @@ type parked struct {
 
 // fetch waits until something is due, or comes.
 func (m *member) fetch() error {
+	if m.full() {
+		m.forget()
+	}
 	ctx, cancel := m.s.life, context.CancelFunc(func() {})
 	if len(m.held) > 0 {
 		ctx, cancel = context.WithTimeout(m.s.life, max(m.held[0].due.Sub(m.s.clock.Now()), 0))
 	}
 	defer cancel()
-	if len(m.held) >= maxHeld || m.bytes >= maxBytes {
+	if m.full() {
 		<-ctx.Done()
 		return m.s.life.Err()
 	}
@@ -291,21 +295,39 @@ func (m *member) fetch() error {
 	return err
 }
 
+func (m *member) full() bool { return len(m.held) >= maxHeld || m.bytes >= maxBytes }
+
+// forget drops what came from partitions that this member has lost: it comes again, to
+// whoever has them now.
+func (m *member) forget() {
+	m.held = slices.DeleteFunc(m.held, func(p parked) bool {
+		lost := !m.sub.Holds(p.msg)
+		if lost {
+			m.bytes -= p.msg.Size()
+		}
+		return lost
+	})
+	heap.Init(&m.held)
+}
+
 // release writes what is due where it belongs.
-func (m *member) release() error {
+func (m *member) release() (failed error) {
 	due := map[string][]*store.Message{}
 	now := m.s.clock.Now()
 	for len(m.held) > 0 && !m.held[0].due.After(now) {
 		p := heap.Pop(&m.held).(parked)
 		m.bytes -= p.msg.Size()
-		due[p.to] = append(due[p.to], p.msg)
-	}
-	for topic, msgs := range due {
-		if err := m.write(topic, msgs); err != nil {
-			return err // what is not settled comes again
+		if m.sub.Holds(p.msg) { // else it is another's to write
+			due[p.to] = append(due[p.to], p.msg)
 		}
 	}
-	return nil
+	for topic, msgs := range due {
+		// What is not settled comes again; one topic that fails is not to hold up others.
+		if err := m.write(topic, msgs); failed == nil {
+			failed = err
+		}
+	}
+	return failed
 }
 
 // write writes messages to their topic, and settles them. What has no topic any

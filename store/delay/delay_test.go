@@ -218,6 +218,93 @@ func TestTopicGone(t *testing.T) {
 	closeAll(t, s, sub)
 }
 
+// moving is a member of a group that loses a partition: what it has fetched, of which it
+// holds what held has.
+type moving struct {
+	store.Subscription
+	msgs []store.Message
+	held map[string]bool
+}
+
+func (f *moving) Fetch(_ context.Context, dst []store.Message) (int, error) {
+	n := copy(dst, f.msgs)
+	f.msgs = f.msgs[n:]
+	return n, nil
+}
+
+func (f *moving) Settle([]*store.Message) int { return 0 }
+
+func (f *moving) Holds(m *store.Message) bool { return f.held[m.ID] }
+
+func parkedFor(topic, id string, due time.Time) store.Message {
+	return store.Message{Event: event.Event{ID: id, Source: "/s", Type: "t", Mesh: []event.Attr{{Name: headerDue, Value: fmt.Sprint(due.UnixNano())}, {Name: headerTopic, Value: topic}}}}
+}
+
+// TestOthersNotHeldUp: topics that cannot be written keep nothing from others, and to read
+// what is parked for them again and again is not taken for success.
+func TestOthersNotHeldUp(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	s := world(t, d)
+	sub := &moving{held: map[string]bool{}}
+	for i := range 12 {
+		topic := fmt.Sprint("t", i)
+		must(t, s.EnsureTopic(t.Context(), store.TopicSpec{Name: topic}))
+		sub.held[topic] = true
+		sub.msgs = append(sub.msgs, parkedFor(topic, topic, time.Now()))
+		if i%3 == 0 {
+			d.last.set(topic, fault.New(fault.Unavailable, "test", "store-access-denied", "not this one"))
+		}
+	}
+	m := &member{s: s, sub: sub}
+	must(t, m.fetch())
+	if err := m.release(); fault.ClassOf(err) != fault.Unavailable {
+		t.Errorf("that topics cannot be written is told as %v", err)
+	}
+	for i := range 12 {
+		have, err := s.Extents(t.Context(), fmt.Sprint("t", i))
+		must(t, err)
+		if written := have[0].End > have[0].Begin; written != (i%3 != 0) {
+			t.Errorf("topic %d has what was parked for it: %t", i, written)
+		}
+	}
+	e := parkedFor("t0", "again", time.Now()).Event
+	must(t, s.Publish(t.Context(), s.topic(0), []store.Outgoing{{Event: &e}}, make([]store.Result, 1)))
+	if err := s.follow(s.topic(0), func() { t.Error("it is taken for success") }); err == nil {
+		t.Error("it does not fail")
+	}
+	must(t, s.Close(t.Context()))
+}
+
+// TestPartitionLost: what a member held of a partition that another one has now is that
+// one's to write, and takes no room here.
+func TestPartitionLost(t *testing.T) {
+	d := &driver{fs: vfs.NewMem()}
+	s := world(t, d)
+	sub := &moving{held: map[string]bool{"ours": true, "later": true}, msgs: []store.Message{parkedFor("t", "another's", time.Now()), parkedFor("t", "ours", time.Now())}}
+	m := &member{s: s, sub: sub}
+	must(t, m.fetch())
+	must(t, m.release())
+	lag, err := s.Extents(t.Context(), "t")
+	must(t, err)
+	if n := lag[0].End - lag[0].Begin; n != 1 || len(m.held) > 0 || m.bytes != 0 {
+		t.Errorf("%d events were written, %d are held with %d bytes, want one and none", n, len(m.held), m.bytes)
+	}
+	for range maxHeld {
+		sub.msgs = append(sub.msgs, parkedFor("t", "another's", time.Now().Add(time.Hour)))
+	}
+	for len(sub.msgs) > 0 {
+		must(t, m.fetch())
+	}
+	sub.msgs = []store.Message{parkedFor("t", "later", time.Now().Add(time.Hour))}
+	over := time.AfterFunc(patience, s.end)
+	must(t, m.fetch())
+	over.Stop()
+	if len(m.held) != 1 || m.held[0].msg.ID != "later" || m.bytes != m.held[0].msg.Size() {
+		t.Errorf("%d are held with %d bytes, want one that is this member's", len(m.held), m.bytes)
+	}
+	must(t, s.Close(t.Context()))
+}
+
 // TestMany: more than a member holds are all there in the end, and none before it
 // is due.
 func TestMany(t *testing.T) {

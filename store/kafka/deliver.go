@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -120,6 +121,10 @@ func again(err error) bool {
 	return true // of connections
 }
 
+// buffers are those of batches that brokers have answered: partitions to which nothing is
+// on its way hold none.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
 // attempt sends a batch once. doubts: it failed, and the broker may have it.
 func (s *Store) attempt(sn *sender, batch []*outgoing, fresh bool) (first int64, doubts bool, err error) {
 	t, err := s.topic(s.life, sn.topic, fresh)
@@ -143,18 +148,18 @@ func (s *Store) attempt(sn *sender, batch []*outgoing, fresh bool) (first int64,
 			return 0, false, err
 		}
 	}
-	sn.buffer = appendBatch(sn.buffer[:0], sn, batch, s.op.Clock.Now().UnixMilli())
+	buffer := buffers.Get().(*[]byte) //nolint:forcetypeassert // there is nothing else in it
+	*buffer = appendBatch((*buffer)[:0], sn, batch, s.op.Clock.Now().UnixMilli())
 	req := &produce{ProduceRequest: kmsg.NewPtrProduceRequest()}
 	req.Acks, req.TimeoutMillis = -1, int32(sendTimeout.Milliseconds())
 	req.Topics = []kmsg.ProduceRequestTopic{{Topic: sn.topic, TopicID: t.id,
-		Partitions: []kmsg.ProduceRequestTopicPartition{{Partition: sn.partition, Records: sn.buffer}}}}
+		Partitions: []kmsg.ProduceRequestTopicPartition{{Partition: sn.partition, Records: *buffer}}}}
 	resp, err := s.c.Broker(int(leader)).Request(ctx, req)
 	if err != nil {
-		sn.buffer = nil // a connection may still have it
-		return 0, req.written.Load(), err
+		return 0, req.written.Load(), err // a connection may still have the buffer
 	}
-	if cap(sn.buffer) > 2*maxBatchBytes {
-		sn.buffer = nil
+	if cap(*buffer) <= 2*maxBatchBytes {
+		buffers.Put(buffer)
 	}
 	answer, ok := resp.(*kmsg.ProduceResponse)
 	if !ok || len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {

@@ -37,7 +37,6 @@ type sender struct {
 	producer int64 // 0: none yet
 	epoch    int16
 	sequence int32 // of the next event
-	buffer   []byte
 }
 
 // outgoing is one event on its way.

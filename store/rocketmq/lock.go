@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
@@ -18,11 +19,14 @@ const (
 	lockAgain = 250 * time.Millisecond
 )
 
+// bootNow is the clock of locks: brokers forget them also while the machine sleeps.
+var bootNow = clock.SinceBoot
+
 // lock is a queue's lock at its broker, as of when it was last renewed. Brokers keep
 // locks in memory: one that started anew may have given it to another member, so a
 // lock lasts no longer than the connection on which it was asked for.
 type lock struct {
-	at   time.Time
+	at   time.Duration // of bootNow
 	conn *remoting.Conn
 }
 
@@ -39,7 +43,7 @@ func (x *subscription) holdsLocked(o *ownership) bool {
 	case <-o.lock.conn.Done():
 		return false
 	default:
-		return time.Since(o.lock.at) < lockFor
+		return bootNow()-o.lock.at < lockFor
 	}
 }
 
@@ -74,7 +78,7 @@ func (x *subscription) lock(ctx context.Context, r *route, want []queue, alive m
 		if len(of) == 0 {
 			continue
 		}
-		held := lock{at: time.Now(), conn: x.c.current(r.brokers[name])}
+		held := lock{at: bootNow(), conn: x.c.current(r.brokers[name])}
 		// Not cut short by Close: what the broker locks after it would stay locked.
 		cmd, err := x.c.ask(context.WithoutCancel(ctx), r.brokers[name], reqLock, nil, x.lockBody(of))
 		if err != nil || held.conn == nil {
@@ -104,7 +108,7 @@ func (x *subscription) lock(ctx context.Context, r *route, want []queue, alive m
 		case still && x.holdsLocked(o):
 			o.lock = held
 		case !still && answered[q.broker]:
-			o.lock.at = time.Time{} // it is another's
+			o.lock.at = -lockFor // it is another's
 		}
 	}
 	return ours, failed

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
@@ -26,7 +27,7 @@ func TestLockLasts(t *testing.T) {
 	x := &subscription{ordered: true, moved: make(chan struct{}, 1)}
 	o := &ownership{lock: lock{conn: conn}}
 	held := func(ago time.Duration) bool {
-		o.lock.at = time.Now().Add(-ago)
+		o.lock.at = bootNow() - ago
 		return x.Holds(&store.Message{Handle: handle{o: o}})
 	}
 	if !held(0) || !held(25*time.Second) || len(x.moved) > 0 {
@@ -37,6 +38,12 @@ func TestLockLasts(t *testing.T) {
 	}
 	if len(x.moved) == 0 {
 		t.Error("what is not held any more is not looked after at once")
+	}
+	held(0)
+	bootNow = func() time.Duration { return clock.SinceBoot() + time.Minute }
+	t.Cleanup(func() { bootNow = clock.SinceBoot })
+	if x.Holds(&store.Message{Handle: handle{o: o}}) {
+		t.Error("a lock that the broker has forgotten while the machine slept counts")
 	}
 	conn.Close()
 	<-conn.Done()
