@@ -69,7 +69,10 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	resp := &adminv1.GetStatusResponse{Lineage: snap.Lineage, Revision: snap.Revision, Version: s.cfg.Version}
+	// What was changed last, and not where etcd was when this replica read it, which may be
+	// further than where the others have: nobody lacks anything for that.
+	newest := snap.Generation
+	resp := &adminv1.GetStatusResponse{Lineage: snap.Lineage, Revision: newest, Version: s.cfg.Version}
 	for _, a := range s.cfg.Alarms {
 		resp.Alarms = append(resp.Alarms, a.Alarms()...)
 	}
@@ -91,7 +94,7 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	}
 	revision := req.AtRevision
 	if revision == 0 {
-		revision = snap.Revision
+		revision = newest
 	}
 	said := told(here)
 	resp.Fleet = census.Summarize(here, snap.Lineage, revision)

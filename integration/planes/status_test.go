@@ -102,6 +102,17 @@ func TestFleetView(t *testing.T) {
 			return p.GetReport().GetConfig().GetRevision() == 0 || len(p.GetReport().GetStores()) > 0
 		})
 	})
+	// A replica that has read etcd later, at a revision at which nothing was changed.
+	if _, err := e.Client().Put(ctx, "anothers", ""); err != nil {
+		t.Fatal(err)
+	}
+	late := startReplica(ctx, t, e)
+	if st := awaitStatus(ctx, t, late, "both proxies at a replica that came later", &adminv1.GetStatusRequest{}, func(st *adminv1.GetStatusResponse) bool {
+		return st.Fleet.Connected == 2 && len(st.Replicas) == 4
+	}); st.Fleet.Current != 2 {
+		t.Errorf("of what a replica knows that came later: %v", st.Fleet)
+	}
+	late.stop()
 	streams := uint32(0)
 	for _, r := range st.Replicas {
 		streams += r.Streams

@@ -1615,7 +1615,7 @@ type GetStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The lineage of etcd's content.
 	Lineage string `protobuf:"bytes,1,opt,name=lineage,proto3" json:"lineage,omitempty"`
-	// The newest revision that the replica has read.
+	// The revision of the newest change that the replica has read.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Proxies, known to any replica: those that lack something first, then by node id.
 	Proxies []*ProxyStatus `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
