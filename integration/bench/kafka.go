@@ -104,6 +104,12 @@ func publishKafka(ctx context.Context, r *run) error {
 			if l.batch == 1 {
 				ours = append(ours, m.unary("weft, gRPC calls", "mesh", l.publishers, through))
 			}
+			shared, stop, err := m.shared("weft, the Go client", "mesh", l, through)
+			if err != nil {
+				return err
+			}
+			shared.id = ours[0].id
+			ours = append(ours, shared)
 			var theirs []*contender
 			for _, linger := range []time.Duration{0, 5 * time.Millisecond} {
 				c, stop, err := franz(broker, r.ns+"_native", l, r.size, linger, native)
@@ -113,7 +119,11 @@ func publishKafka(ctx context.Context, r *run) error {
 				defer stop()
 				theirs = append(theirs, c)
 			}
-			if err := r.compare(ctx, append(theirs, ours...)...); err != nil {
+			err = r.compare(ctx, append(theirs, ours...)...)
+			if serr := stop(); err == nil {
+				err = serr
+			}
+			if err != nil {
 				return err
 			}
 			aim := ""

@@ -30,7 +30,8 @@ type settings struct {
 	slice  time.Duration // of each measurement
 	rounds int           // how often each is repeated, alternated
 	size   int           // bytes of an event's data
-	// profiles is a folder for CPU profiles of the proxy; none when empty.
+	// profiles is a folder for CPU profiles of the proxy and of this process; none when
+	// empty.
 	profiles string
 	// curves is the file that the picture of the curves is written to; none when
 	// empty.
@@ -103,7 +104,7 @@ func bench(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.DurationVar(&s.slice, "slice", 4*time.Second, "length of one measurement")
 	flags.IntVar(&s.rounds, "rounds", 3, "measurements of each kind, alternated")
 	flags.IntVar(&s.size, "size", 1024, "bytes of an event's data")
-	flags.StringVar(&s.profiles, "profiles", "", "folder for CPU profiles of the proxy, one for each way of using it")
+	flags.StringVar(&s.profiles, "profiles", "", "folder for CPU profiles of the proxy and of this process, for each way of using them")
 	flags.StringVar(&s.curves, "curves", "", "file for the picture of the curves, SVG")
 	flags.BoolVar(&s.apart, "apart", false, "give Kafka's broker the first CPU alone, and clients and proxies the others: what binds is then not who shares a machine with it")
 	if err := flags.Parse(args); err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -93,6 +94,11 @@ func (r *run) measure(ctx context.Context, c *contender) error {
 	n, began, cpu := done.Load(), time.Now(), c.spent()
 	if r.profiles != "" && c.ops != "" {
 		wg.Go(func() { r.profile(ctx, c) })
+		stop, err := r.profileSelf(c)
+		if err != nil {
+			return err
+		}
+		defer stop()
 	}
 	wait(ctx, r.slice)
 	n, took, after := done.Load()-n, time.Since(began), c.spent()
@@ -121,14 +127,37 @@ func (r *run) profileOf(ctx context.Context, s *configServer, id string) (wait f
 	return wg.Wait
 }
 
-// profile keeps a CPU profile of the proxy over one measurement.
-func (r *run) profile(ctx context.Context, c *contender) {
-	name := filepath.Join(r.profiles, strings.Map(func(x rune) rune {
+// profileName is the file of a contender's profile; whose says of which process, where it
+// is not the proxy.
+func (r *run) profileName(c *contender, whose string) string {
+	return filepath.Join(r.profiles, strings.Map(func(x rune) rune {
 		if x >= 'a' && x <= 'z' || x >= '0' && x <= '9' {
 			return x
 		}
 		return '-'
-	}, strings.ToLower(c.name))+"-"+c.id+".pprof")
+	}, strings.ToLower(c.name))+"-"+c.id+whose+".pprof")
+}
+
+// profileSelf keeps a CPU profile of this process, the load's side, until stop.
+func (r *run) profileSelf(c *contender) (stop func(), err error) {
+	f, err := os.Create(r.profileName(c, "-"+own))
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		if err := f.Close(); err != nil {
+			r.printf("  no profile: %v\n", err)
+		}
+	}, nil
+}
+
+// profile keeps a CPU profile of the proxy over one measurement.
+func (r *run) profile(ctx context.Context, c *contender) {
+	name := r.profileName(c, "")
 	err := func() error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", c.ops, max(1, int(r.slice.Seconds())-1)), nil)
 		if err != nil {

@@ -23,13 +23,16 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/buffers"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/pkg/unixaddr"
@@ -70,6 +73,7 @@ type Client struct {
 	rpc     eventsv1.EventServiceClient
 	dead    eventsv1.DeadLetterServiceClient
 	inspect eventsv1.InspectServiceClient
+	pool    mem.BufferPool // of messages
 }
 
 // New makes a client. It connects when it is first used.
@@ -90,12 +94,14 @@ func New(cfg Config) (*Client, error) {
 		secure = false
 	}
 	dial := &dialer{allowed: func(string) error { return nil }, dial: (&net.Dialer{}).DialContext, known: map[string]struct{}{}}
+	pool := buffers.New()
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
 		// A proxy that is away for a moment is waited for, as long as the call may take.
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.WaitForReady(true), grpc.ForceCodecV2(newCodec())),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.WaitForReady(true), grpc.ForceCodecV2(newCodec(pool))),
+		experimental.WithBufferPool(pool), grpc.WithReadBufferSize(64 << 10), grpc.WithWriteBufferSize(64 << 10),
 	}
 	target := cfg.Target
 	switch {
@@ -141,7 +147,7 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	return &Client{conn, eventsv1.NewEventServiceClient(conn), eventsv1.NewDeadLetterServiceClient(conn), eventsv1.NewInspectServiceClient(conn)}, nil
+	return &Client{conn, eventsv1.NewEventServiceClient(conn), eventsv1.NewDeadLetterServiceClient(conn), eventsv1.NewInspectServiceClient(conn), pool}, nil
 }
 
 // socket is what gRPC is told of a Unix socket.
@@ -242,7 +248,7 @@ func (c *Client) Publish(ctx context.Context, namespace, topic string, e event.E
 		return "", &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
 	resp := &eventsv1.PublishResponse{}
-	if err := c.conn.Invoke(ctx, eventsv1.EventService_Publish_FullMethodName, append(request(namespace, topic), encode(&e)), resp); err != nil {
+	if err := c.conn.Invoke(ctx, eventsv1.EventService_Publish_FullMethodName, append(request(namespace, topic), encode(&e, c.pool)), resp); err != nil {
 		return "", toError(err)
 	}
 	return resp.Position, nil
@@ -259,7 +265,7 @@ type Result struct {
 func (c *Client) PublishBatch(ctx context.Context, namespace, topic string, events []event.Event) ([]Result, error) {
 	req := request(namespace, topic)
 	for i := range events {
-		req = append(req, encode(&events[i]))
+		req = append(req, encode(&events[i], c.pool))
 	}
 	resp := &eventsv1.PublishBatchResponse{}
 	if err := c.conn.Invoke(ctx, eventsv1.EventService_PublishBatch_FullMethodName, req, resp); err != nil {

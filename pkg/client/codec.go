@@ -18,9 +18,14 @@ import (
 
 // codec is protobuf's wire. Publish requests are encoded straight from events and
 // responses of Subscribe decoded straight to them; the stock codec has the rest.
-type codec struct{ encoding.CodecV2 }
+type codec struct {
+	encoding.CodecV2
+	pool mem.BufferPool
+}
 
-func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
+func newCodec(pool mem.BufferPool) codec {
+	return codec{encoding.GetCodecV2(grpcproto.Name), pool}
+}
 
 // Marshal encodes a message.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
@@ -36,7 +41,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	buf := data.MaterializeToBuffer(c.pool)
 	defer buf.Free()
 	return m.unmarshal(buf.ReadOnlyData())
 }
@@ -55,16 +60,36 @@ func request(namespace, topic string) encoded {
 	return encoded{mem.SliceBuffer(b)}
 }
 
-// maxPrefix is the longest tag and length of an event, in bytes.
-const maxPrefix = 1 + 10
+// omitPositions is the field of a PublishStreamRequest that asks for no positions.
+var omitPositions = mem.SliceBuffer(protowire.AppendVarint(protowire.AppendTag(nil, 4, protowire.VarintType), 1))
 
-// encode is e as the part of a request, which has events as field 3.
-func encode(e *event.Event) mem.SliceBuffer {
-	b := cloudevents.AppendProto(make([]byte, maxPrefix, maxPrefix+e.Size()+64+24*(len(e.Ext)+6)), e)
-	n := uint64(len(b) - maxPrefix) //nolint:gosec // not negative
-	from := maxPrefix - 1 - protowire.SizeVarint(n)
-	protowire.AppendVarint(protowire.AppendTag(b[from:from], 3, protowire.BytesType), n)
-	return b[from:]
+// prefix is what stands before an event in a request, which has events as field 3: the
+// tag, and its length in as many bytes as any needs (protobuf takes a varint that is
+// longer than it has to be), since the length is known last.
+const prefix = 1 + 4
+
+// encode is e as the part of a request, in a buffer of pool. Whoever sends it more than
+// once takes a reference each time.
+func encode(e *event.Event, pool mem.BufferPool) mem.Buffer {
+	size := prefix + e.Size() + 64 + 24*(len(e.Ext)+6)
+	if mem.IsBelowBufferPoolingThreshold(size) {
+		return mem.SliceBuffer(appendEvent(make([]byte, 0, size), e))
+	}
+	b := pool.Get(size)
+	*b = appendEvent((*b)[:0], e)
+	return mem.NewBuffer(b, pool)
+}
+
+// appendEvent appends e to an empty slice.
+func appendEvent(b []byte, e *event.Event) []byte {
+	b = cloudevents.AppendProto(append(b, make([]byte, prefix)...), e)
+	n := len(b) - prefix
+	b[0] = byte(protowire.EncodeTag(3, protowire.BytesType))
+	for i := 1; i < prefix; i++ {
+		b[i], n = byte(n&0x7f|0x80), n>>7
+	}
+	b[prefix-1] &= 0x7f
+	return b
 }
 
 // fromProto is an event that generated code has read.

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -16,6 +15,7 @@ import (
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/buffers"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fuzztest"
@@ -35,22 +35,24 @@ func gen(t testing.TB, e event.Event) *cev1.CloudEvent {
 	return out
 }
 
+var pool = buffers.New()
+
 // TestEncoded: a request in parts is what generated code would send, whatever the
 // lengths of its events.
 func TestEncoded(t *testing.T) {
 	req, want := request("demo", "orders"), &eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders"}
 	for i, size := range []int{0, 1, 20, 60, 100, 127, 128, 1000, 16300, 16384, 3 << 20} {
 		e := full(strings.Repeat("i", i+1), size)
-		req = append(req, encode(&e))
+		req = append(req, encode(&e, pool))
 		want.Events = append(want.Events, gen(t, e))
 	}
-	b, err := newCodec().Marshal(req)
+	b, err := newCodec(pool).Marshal(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := &eventsv1.PublishStreamRequest{}
-	if err := proto.Unmarshal(b.Materialize(), got); err != nil || !proto.Equal(got, want) || b.Len() != proto.Size(want) {
-		t.Errorf("%v: %d bytes, %d expected", err, b.Len(), proto.Size(want))
+	if err := proto.Unmarshal(b.Materialize(), got); err != nil || !proto.Equal(got, want) || b.Len() > proto.Size(want)+3*len(want.Events) {
+		t.Errorf("%v: %d bytes, generated code has %d", err, b.Len(), proto.Size(want))
 	}
 }
 
@@ -61,11 +63,11 @@ func TestEncodedRequest(t *testing.T) {
 		req       encoded
 		got, want proto.Message
 	}{
-		{asking("demo", "orders", &e, 90*time.Second), &eventsv1.RequestRequest{}, &eventsv1.RequestRequest{Namespace: "demo", Topic: "orders", Event: gen(t, e), Timeout: durationpb.New(90 * time.Second)}},
-		{asking("demo", "orders", &e, 0), &eventsv1.RequestRequest{}, &eventsv1.RequestRequest{Namespace: "demo", Topic: "orders", Event: gen(t, e)}},
-		{append(request("demo", ""), encode(&e)), &eventsv1.ReplyRequest{}, &eventsv1.ReplyRequest{Namespace: "demo", Event: gen(t, e)}},
+		{(&Client{pool: pool}).asking("demo", "orders", &e, 90*time.Second), &eventsv1.RequestRequest{}, &eventsv1.RequestRequest{Namespace: "demo", Topic: "orders", Event: gen(t, e), Timeout: durationpb.New(90 * time.Second)}},
+		{(&Client{pool: pool}).asking("demo", "orders", &e, 0), &eventsv1.RequestRequest{}, &eventsv1.RequestRequest{Namespace: "demo", Topic: "orders", Event: gen(t, e)}},
+		{append(request("demo", ""), encode(&e, pool)), &eventsv1.ReplyRequest{}, &eventsv1.ReplyRequest{Namespace: "demo", Event: gen(t, e)}},
 	} {
-		b, err := newCodec().Marshal(tc.req)
+		b, err := newCodec(pool).Marshal(tc.req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,15 +190,15 @@ func BenchmarkEncode(b *testing.B) {
 	e := full("1", 1024)
 	b.ReportAllocs()
 	for b.Loop() {
-		encode(&e)
+		encode(&e, pool).Free()
 	}
 }
 
-// TestEncodeAllocations: an event is encoded with one allocation.
+// TestEncodeAllocations: an event of some size is encoded into memory that events before
+// it had.
 func TestEncodeAllocations(t *testing.T) {
 	e := full("1", 1024)
-	var kept mem.Buffer
-	if n := testing.AllocsPerRun(100, func() { kept = encode(&e) }); n > 2 { // and the interface
-		t.Errorf("%.0f allocations, %d bytes", n, kept.Len())
+	if n := testing.AllocsPerRun(100, func() { encode(&e, pool).Free() }); n > 1 { // the race detector empties pools
+		t.Errorf("%.0f allocations", n)
 	}
 }

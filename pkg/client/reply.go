@@ -23,15 +23,15 @@ func (c *Client) Request(ctx context.Context, namespace, topic string, e event.E
 		return event.Event{}, &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
 	resp := &eventsv1.RequestResponse{}
-	if err := c.conn.Invoke(ctx, eventsv1.EventService_Request_FullMethodName, asking(namespace, topic, &e, timeout), resp); err != nil {
+	if err := c.conn.Invoke(ctx, eventsv1.EventService_Request_FullMethodName, c.asking(namespace, topic, &e, timeout), resp); err != nil {
 		return event.Event{}, toError(err)
 	}
 	return fromProto(resp.Event)
 }
 
 // asking is a RequestRequest.
-func asking(namespace, topic string, e *event.Event, timeout time.Duration) encoded {
-	req := append(request(namespace, topic), encode(e))
+func (c *Client) asking(namespace, topic string, e *event.Event, timeout time.Duration) encoded {
+	req := append(request(namespace, topic), encode(e, c.pool))
 	if timeout != 0 {
 		var d []byte                                                                                             // a Duration
 		d = protowire.AppendVarint(protowire.AppendTag(d, 1, protowire.VarintType), uint64(timeout/time.Second)) //nolint:gosec // as protobuf has what is negative
@@ -53,5 +53,5 @@ func (c *Client) Reply(ctx context.Context, namespace string, asked, e event.Eve
 		return &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
 	e.Ext = event.With(e.Ext, event.AttrReplyTo, token)
-	return toError(c.conn.Invoke(ctx, eventsv1.EventService_Reply_FullMethodName, append(request(namespace, ""), encode(&e)), &eventsv1.ReplyResponse{}))
+	return toError(c.conn.Invoke(ctx, eventsv1.EventService_Reply_FullMethodName, append(request(namespace, ""), encode(&e, c.pool)), &eventsv1.ReplyResponse{}))
 }

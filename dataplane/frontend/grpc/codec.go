@@ -20,16 +20,6 @@ type codec struct{ pool mem.BufferPool }
 
 var _ encoding.CodecV2 = codec{}
 
-// newPool makes the pool that messages are read into and written from. Its sizes
-// are close together: a message that waits holds its whole buffer.
-func newPool() mem.BufferPool {
-	pool, err := mem.NewBinaryTieredBufferPool(8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
-	if err != nil {
-		panic(err) // the sizes are wrong, always
-	}
-	return pool
-}
-
 // uncompressed refuses messages in gzip, which is registered in every process that
 // exports traces: a few bytes would become as large as a message may be, in each call of
 // a connection. What else may be compressed with is not registered.

@@ -192,6 +192,9 @@ func (st *publishStream) together(list []*publishRequest) int {
 	return len(list)
 }
 
+// merges have room for the events of messages that are published together.
+var merges = sync.Pool{New: func() any { return new([]event.Event) }}
+
 // publish publishes the events of messages; the error ends the stream.
 func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (*eventsv1.PublishStreamResponse, error) {
 	first := group[0]
@@ -209,9 +212,13 @@ func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (
 		// Its events have no sequences: an answer would acknowledge others.
 		return nil, fault.New(fault.Invalid, "grpc", "bad-batch", "a message has at most %d events", pipeline.MaxBatch)
 	}
-	events := first.events
-	for _, r := range group[1:] {
-		events = append(events, r.events...)
+	events, merged := first.events, (*[]event.Event)(nil)
+	if len(group) > 1 {
+		merged = merges.Get().(*[]event.Event) //nolint:forcetypeassert // there is nothing else in it
+		for _, r := range group {
+			*merged = append(*merged, r.events...)
+		}
+		events = *merged
 	}
 	n := len(events)
 	if n == 0 {
@@ -246,6 +253,11 @@ func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (
 	if kept {
 		for _, r := range group {
 			r.release()
+		}
+		if merged != nil {
+			clear(events)
+			*merged = events[:0]
+			merges.Put(merged)
 		}
 	}
 	return resp, nil

@@ -24,6 +24,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/pkg/buffers"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/listener"
 )
@@ -70,7 +71,7 @@ func New(cfg Config) *Server {
 	if cfg.DrainTime == 0 {
 		cfg.DrainTime = 10 * time.Second
 	}
-	return &Server{cfg: cfg, calls: newCalls(cfg.Metrics), held: newHeld(cfg.Metrics), pool: newPool(), draining: make(chan struct{})}
+	return &Server{cfg: cfg, calls: newCalls(cfg.Metrics), held: newHeld(cfg.Metrics), pool: buffers.New(), draining: make(chan struct{})}
 }
 
 // Serve serves on l, which it takes, until ctx ends; then it tells clients to go

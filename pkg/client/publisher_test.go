@@ -1,0 +1,107 @@
+package client
+
+import (
+	"fmt"
+	"net"
+	"testing"
+
+	"google.golang.org/grpc"
+
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/event"
+)
+
+// slow is a proxy that answers a message when it is told to.
+type slow struct {
+	eventsv1.UnimplementedEventServiceServer
+	messages chan *eventsv1.PublishStreamRequest
+	answers  chan struct{}
+}
+
+func (s *slow) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) error {
+	next := uint64(1)
+	read := make(chan int, 1000)
+	go func() {
+		defer close(read)
+		for {
+			req, err := rpc.Recv()
+			if err != nil {
+				return
+			}
+			read <- len(req.Events)
+			s.messages <- req
+		}
+	}()
+	for range s.answers {
+		n, ok := <-read
+		if !ok {
+			return nil
+		}
+		if err := rpc.Send(&eventsv1.PublishStreamResponse{FirstSequence: next, Count: uint32(n)}); err != nil {
+			return err
+		}
+		next += uint64(n)
+	}
+	return nil
+}
+
+// TestPublisherGathers: what is published while two messages are unanswered goes together
+// in one, which is full before another follows.
+func TestPublisherGathers(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &slow{messages: make(chan *eventsv1.PublishStreamRequest, 1000), answers: make(chan struct{}, 1000)}
+	server := grpc.NewServer()
+	eventsv1.RegisterEventServiceServer(server, proxy)
+	go func() { _ = server.Serve(l) }()
+	defer server.Stop()
+	defer close(proxy.answers)
+	c, err := New(Config{Addresses: []string{l.Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	p := c.Publisher("demo", "orders", PublisherOptions{OmitPositions: true})
+	published, received := 0, 0
+	publish := func(n int) {
+		for range n {
+			published++
+			if _, err := p.Publish(t.Context(), event.Event{ID: fmt.Sprint(published), Source: "/s", Type: "t", Data: make([]byte, 2000)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	expect := func(n int) {
+		t.Helper()
+		req := <-proxy.messages
+		if len(req.Events) != n || !req.OmitPositions {
+			t.Fatalf("a message has %d events, %d expected; without positions: %v", len(req.Events), n, req.OmitPositions)
+		}
+		for _, e := range req.Events {
+			if received++; e.Id != fmt.Sprint(received) {
+				t.Fatalf("event %s comes as the %d.", e.Id, received)
+			}
+		}
+	}
+	publish(1)
+	expect(1)
+	publish(1)
+	expect(1) // a second one waits for nothing
+	publish(100)
+	proxy.answers <- struct{}{}
+	expect(100)
+	publish(maxSend + 10)
+	expect(maxSend) // a full one does not either
+	proxy.answers <- struct{}{}
+	proxy.answers <- struct{}{}
+	expect(10)
+	for range 10 {
+		proxy.answers <- struct{}{}
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
