@@ -117,6 +117,12 @@ func (s *Service) ForgetNodes(ctx context.Context, req *adminv1.ForgetNodesReque
 			return nil, err
 		}
 	}
+	seen := s.connections(ctx, "")
+	for _, id := range req.NodeIds {
+		if p := seen[id]; p.GetConnected() {
+			return nil, status.Errorf(codes.FailedPrecondition, "node %s is connected to replica %s: it lives, or that replica has not heard yet that it was declared dead; nobody was forgotten", names.Text(id, 128), p.Replica)
+		}
+	}
 	if err := s.cfg.Roster.Forget(ctx, req.NodeIds); err != nil {
 		return nil, toStatus(err)
 	}

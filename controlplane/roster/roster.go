@@ -117,7 +117,8 @@ type Config struct {
 	// Head asks etcd of which revision the last change of the configuration is.
 	Head func(ctx context.Context) (lineage string, revision int64, err error)
 	// Died is called, if set, with each node that is seen to be declared dead, and the
-	// error that it is refused with.
+	// error that it is refused with; and with one that has gone from the roster unseen,
+	// which may join again: it is to be written down first.
 	Died    func(node string, err error)
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
@@ -321,12 +322,15 @@ func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
 	}
 	r.mu.Lock()
 	back := resp.Header.Revision < r.seen
+	var gone []string
 	for id, e := range r.known {
 		switch {
 		case back && known[id].node == nil:
 			lost = append(lost, e.node)
 		case !back && e.mod > resp.Header.Revision:
 			known[id] = e // it has come since
+		case known[id].node == nil:
+			gone = append(gone, id)
 		}
 	}
 	r.known, r.seen = known, resp.Header.Revision
@@ -338,6 +342,11 @@ func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
 	r.mu.Unlock()
 	for id, e := range known {
 		r.died(id, e.node)
+	}
+	for _, id := range gone {
+		if r.cfg.Died != nil {
+			r.cfg.Died(id, fault.New(fault.Unavailable, "roster", "roster", "node %s was taken off the roster; it may join again", id))
+		}
 	}
 	return lost
 }

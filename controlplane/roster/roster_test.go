@@ -337,6 +337,20 @@ func TestReadAgain(t *testing.T) {
 	}
 	r.begin(resp)
 	has("a", "dead", "z", "new")
+	// One that was forgotten while nobody looked must be written down before it has more.
+	var ended []string
+	r.cfg.Died = func(node string, err error) {
+		if fault.ClassOf(err) == fault.Unavailable {
+			ended = append(ended, node)
+		}
+	}
+	resp.Header.Revision, resp.Kvs = 7, resp.Kvs[1:]
+	if lost := r.begin(resp); len(lost) > 0 || r.May("a", "ns") {
+		t.Errorf("%v are lost; one that was forgotten is there: %v", lost, r.May("a", "ns"))
+	}
+	if slices.Sort(ended); !slices.Equal(ended, []string{"a", "new"}) {
+		t.Errorf("the streams of %v end", ended)
+	}
 }
 
 // TestLeave: a node that leaves is on the roster no more, and is written down again before

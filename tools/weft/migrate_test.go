@@ -172,7 +172,7 @@ spec: {store: main, needs: {order: true, delay: 1h}}
 	if len(left) != 1 || left[0] == "p3" {
 		t.Errorf("the roster has %q", left)
 	}
-	m.want(1, []string{"proxies", "forget", left[0], "--yes"}, "was not declared dead", "declare-dead")
+	m.want(1, []string{"proxies", "forget", left[0], "--yes"}, "it lives")
 }
 
 // stored answers with resources.
