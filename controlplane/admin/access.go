@@ -188,7 +188,7 @@ func needs(req any) (all []need, ok bool) {
 		return []need{{role: Admin, namespace: mesh, replicas: r.Local}}, true
 	case *adminv1.ListNodesRequest:
 		return []need{{role: Viewer, namespace: cmp.Or(r.Namespace, mesh)}}, true
-	case *adminv1.DeclareNodeDeadRequest, *adminv1.ReviveNodeRequest:
+	case *adminv1.DeclareNodeDeadRequest, *adminv1.ReviveNodeRequest, *adminv1.ForgetNodesRequest:
 		return []need{{role: Admin, namespace: mesh}}, true
 	case *adminv1.DeclareRestoreRequest, *adminv1.CreateJoinTokenRequest, *adminv1.ListJoinTokensRequest, *adminv1.RevokeJoinTokensRequest:
 		return []need{{role: Admin, namespace: mesh}}, true

@@ -295,6 +295,10 @@ func calls(rev int64) []struct {
 			_, err := c.ReviveNode(ctx, &adminv1.ReviveNodeRequest{NodeId: "x"})
 			return err
 		}},
+		{"forget proxies", Admin, mesh, func(ctx context.Context, c api, _ string) error {
+			_, err := c.ForgetNodes(ctx, &adminv1.ForgetNodesRequest{NodeIds: []string{"x"}})
+			return err
+		}},
 		{"make a join token", Admin, mesh, func(ctx context.Context, c api, _ string) error {
 			_, err := c.CreateJoinToken(ctx, &adminv1.CreateJoinTokenRequest{NodeId: "x"})
 			return err

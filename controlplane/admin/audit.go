@@ -277,6 +277,12 @@ func act(req any) string {
 		return names.Text(r.NodeId, 128) + " is dead: " + names.Text(r.Reason, maxNodeReason)
 	case *adminv1.ReviveNodeRequest:
 		return names.Text(r.NodeId, 128) + " is not dead"
+	case *adminv1.ForgetNodesRequest:
+		all := make([]string, len(r.NodeIds))
+		for i, id := range r.NodeIds {
+			all[i] = names.Text(id, 128)
+		}
+		return strings.Join(all, ", ")
 	}
 	return ""
 }
@@ -286,7 +292,7 @@ func writes(req any) bool {
 	switch req.(type) {
 	case *adminv1.ApplyRequest, *adminv1.DeleteRequest, *adminv1.RollbackRequest,
 		*adminv1.DeclareRestoreRequest, *adminv1.CommandProxiesRequest, *adminv1.CreateJoinTokenRequest, *adminv1.RevokeJoinTokensRequest,
-		*adminv1.DeclareNodeDeadRequest, *adminv1.ReviveNodeRequest:
+		*adminv1.DeclareNodeDeadRequest, *adminv1.ReviveNodeRequest, *adminv1.ForgetNodesRequest:
 		return true
 	}
 	return false

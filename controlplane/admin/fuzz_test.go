@@ -59,7 +59,7 @@ func FuzzCalls(f *testing.F) {
 		"DeclareRestore":  {&adminv1.DeclareRestoreRequest{Reason: "why"}},
 		"CommandProxies":  {&adminv1.CommandProxiesRequest{NodeIds: []string{"n"}, Command: adminv1.CommandProxiesRequest_COMMAND_DRAIN, Local: true}},
 		"CreateJoinToken": {&adminv1.CreateJoinTokenRequest{NodeId: "n", Namespaces: []string{"demo"}, ExpiresAt: timestamppb.New(time.Unix(1<<33, 0))}},
-		"ListNodes":       {&adminv1.ListNodesRequest{After: "a", MaxNodes: 2, Namespace: "demo"}}, "DeclareNodeDead": {&adminv1.DeclareNodeDeadRequest{NodeId: "n", Reason: "why"}}, "ReviveNode": {&adminv1.ReviveNodeRequest{NodeId: "n"}},
+		"ListNodes":       {&adminv1.ListNodesRequest{After: "a", MaxNodes: 2, Namespace: "demo"}}, "DeclareNodeDead": {&adminv1.DeclareNodeDeadRequest{NodeId: "n", Reason: "why"}}, "ReviveNode": {&adminv1.ReviveNodeRequest{NodeId: "n"}}, "ForgetNodes": {&adminv1.ForgetNodesRequest{NodeIds: []string{"n", "m"}}},
 		"ListJoinTokens": {&adminv1.ListJoinTokensRequest{}}, "RevokeJoinTokens": {&adminv1.RevokeJoinTokensRequest{Ids: []string{"x"}}},
 	}
 	desc := adminv1.AdminService_ServiceDesc

@@ -107,6 +107,28 @@ func (s *Service) ReviveNode(ctx context.Context, req *adminv1.ReviveNodeRequest
 	return &adminv1.ReviveNodeResponse{}, nil
 }
 
+// ForgetNodes removes proxies that were declared dead.
+func (s *Service) ForgetNodes(ctx context.Context, req *adminv1.ForgetNodesRequest) (*adminv1.ForgetNodesResponse, error) {
+	if n := len(req.NodeIds); n == 0 || n > roster.MaxForget {
+		return nil, status.Errorf(codes.InvalidArgument, "node_ids must have 1 to %d items", roster.MaxForget)
+	}
+	for _, id := range req.NodeIds {
+		if err := checkNodeID(id); err != nil {
+			return nil, err
+		}
+	}
+	seen := s.connections(ctx, "")
+	for _, id := range req.NodeIds {
+		if p := seen[id]; p.GetConnected() {
+			return nil, status.Errorf(codes.FailedPrecondition, "node %s is connected to replica %s: it lives, or that replica has not heard yet that it was declared dead; nobody was forgotten", names.Text(id, 128), p.Replica)
+		}
+	}
+	if err := s.cfg.Roster.Forget(ctx, req.NodeIds); err != nil {
+		return nil, toStatus(err)
+	}
+	return &adminv1.ForgetNodesResponse{}, nil
+}
+
 func checkNodeID(id string) error {
 	if n := len(id); n == 0 || n > 128 || names.Text(id, n) != id {
 		return status.Error(codes.InvalidArgument, "node_id must have 1 to 128 characters, and no control characters")

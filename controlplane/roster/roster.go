@@ -3,7 +3,7 @@
 // Whoever must know that nobody is left out, as the move of a topic must, asks it.
 //
 // A node counts until an operator says otherwise: one that is declared dead is kept, so
-// that it is refused from then on. Or until it leaves: it has written for the last time,
+// that it is refused from then on, until he has it forgotten. Or until it leaves: it has written for the last time,
 // has nothing to start from any more, and so is written down again before it could write.
 package roster
 
@@ -30,6 +30,8 @@ const (
 	// maxNamespaces bounds those of one that are told apart; a node with more counts
 	// as one that may have all.
 	maxNamespaces = 200
+	// MaxForget bounds how many are forgotten at once: in one transaction.
+	MaxForget = maxBatch
 	// joinTime bounds the wait of a node that joins.
 	joinTime = 5 * time.Second
 	// headTime bounds one question to etcd for where it is.
@@ -115,7 +117,8 @@ type Config struct {
 	// Head asks etcd of which revision the last change of the configuration is.
 	Head func(ctx context.Context) (lineage string, revision int64, err error)
 	// Died is called, if set, with each node that is seen to be declared dead, and the
-	// error that it is refused with.
+	// error that it is refused with; and with one that has gone from the roster unseen,
+	// which may join again: it is to be written down first.
 	Died    func(node string, err error)
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
@@ -255,7 +258,7 @@ func (r *Roster) knows(j *join) (bool, error) {
 	defer r.mu.Unlock()
 	switch n := r.known[j.Node].node; {
 	case n == nil && len(r.known) >= maxNodes:
-		return false, fault.New(fault.Throttled, "roster", "too-many-nodes", "%d nodes may have configuration, which is the most: \"weft proxies list\" shows them", maxNodes)
+		return false, fault.New(fault.Throttled, "roster", "too-many-nodes", "%d nodes may have configuration, which is the most: those that never come back are declared dead, and forgotten then (\"weft proxies list --absent\", \"declare-dead\", \"forget\")", maxNodes)
 	case n == nil:
 		return false, nil
 	case n.Dead != nil:
@@ -319,12 +322,15 @@ func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
 	}
 	r.mu.Lock()
 	back := resp.Header.Revision < r.seen
+	var gone []string
 	for id, e := range r.known {
 		switch {
 		case back && known[id].node == nil:
 			lost = append(lost, e.node)
 		case !back && e.mod > resp.Header.Revision:
 			known[id] = e // it has come since
+		case known[id].node == nil:
+			gone = append(gone, id)
 		}
 	}
 	r.known, r.seen = known, resp.Header.Revision
@@ -336,6 +342,11 @@ func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
 	r.mu.Unlock()
 	for id, e := range known {
 		r.died(id, e.node)
+	}
+	for _, id := range gone {
+		if r.cfg.Died != nil {
+			r.cfg.Died(id, fault.New(fault.Unavailable, "roster", "roster", "node %s was taken off the roster; it may join again", id))
+		}
 	}
 	return lost
 }
@@ -475,16 +486,55 @@ func (r *Roster) Leave(ctx context.Context, node string, entry int64) error {
 	return nil
 }
 
-// Forget removes a node, dead or not; nil if there is none. It may join as any other.
-func (r *Roster) Forget(ctx context.Context, node string) error {
-	return r.edit(ctx, node, func(*Node) (*Node, error) { return nil, nil })
+// Forget removes nodes that were declared dead, at most MaxForget, or none of them: from
+// then on they may join as any other. Those that are not on the roster are no error; the
+// error is Precondition where one was not declared dead.
+func (r *Roster) Forget(ctx context.Context, nodes []string) error {
+	for {
+		var gets []clientv3.Op
+		for _, id := range nodes {
+			gets = append(gets, clientv3.OpGet(r.cfg.Prefix+id))
+		}
+		away := fault.New(fault.Unavailable, "roster", "etcd", "etcd does not answer; the proxies may or may not be forgotten")
+		there, err := r.cfg.Etcd.Txn(ctx).Then(gets...).Commit()
+		if err != nil {
+			return away
+		}
+		var (
+			same    []clientv3.Cmp
+			deletes []clientv3.Op
+		)
+		for _, op := range there.Responses {
+			for _, kv := range op.GetResponseRange().Kvs {
+				key := string(kv.Key)
+				if n := r.parse(strings.TrimPrefix(key, r.cfg.Prefix), kv.Value); n.Dead == nil {
+					return fault.New(fault.Precondition, "roster", "not-dead", "node %s was not declared dead, and counts until it is: \"weft proxies declare-dead\"; nobody was forgotten", n.ID)
+				}
+				same = append(same, clientv3.Compare(clientv3.ModRevision(key), "=", kv.ModRevision))
+				deletes = append(deletes, clientv3.OpDelete(key))
+			}
+		}
+		if len(deletes) == 0 {
+			return nil
+		}
+		resp, err := r.cfg.Etcd.Txn(ctx).If(same...).Then(deletes...).Commit()
+		if err != nil {
+			return away
+		}
+		if resp.Succeeded {
+			for _, op := range deletes {
+				r.note(&mvccpb.KeyValue{Key: op.KeyBytes(), ModRevision: resp.Header.Revision}, true)
+			}
+			return nil
+		}
+	}
 }
 
 func unknown(node string) error {
 	return fault.New(fault.NotFound, "roster", "node-unknown", "no proxy %s was ever sent configuration; \"weft proxies list\" shows those that were", node)
 }
 
-// edit changes what etcd has of a node; change gives nil to remove it.
+// edit changes what etcd has of a node.
 func (r *Roster) edit(ctx context.Context, node string, change func(*Node) (*Node, error)) error {
 	key := r.cfg.Prefix + node
 	away := fault.New(fault.Unavailable, "roster", "etcd", "etcd does not answer; node %s may or may not be changed", node)
@@ -501,19 +551,16 @@ func (r *Roster) edit(ctx context.Context, node string, change func(*Node) (*Nod
 		if err != nil || to == now.node {
 			return err
 		}
-		op, value := clientv3.OpDelete(key), []byte(nil)
-		if to != nil {
-			if value, err = json.Marshal(to); err != nil {
-				return err
-			}
-			op = clientv3.OpPut(key, string(value))
+		value, err := json.Marshal(to)
+		if err != nil {
+			return err
 		}
-		resp, err := r.cfg.Etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", now.mod)).Then(op).Commit()
+		resp, err := r.cfg.Etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", now.mod)).Then(clientv3.OpPut(key, string(value))).Commit()
 		if err != nil {
 			return away
 		}
 		if resp.Succeeded {
-			r.note(&mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: resp.Header.Revision}, to == nil)
+			r.note(&mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: resp.Header.Revision}, false)
 			return nil
 		}
 	}

@@ -177,12 +177,49 @@ func TestDead(t *testing.T) {
 	}
 	w.join(r, "a", false, "shop")
 	w.nodes(r, "shop", "a", "b")
-	if err := r.Forget(w.ctx, "a"); err != nil {
+}
+
+// TestForget: one that was declared dead is forgotten, and joins then as any other; one
+// that counts is not, nor anybody who is named with it.
+func TestForget(t *testing.T) {
+	w := newWorld(t)
+	r, other := w.replica(nil), w.replica(nil)
+	for _, id := range []string{"a", "b", "c"} {
+		w.join(r, id, false, "shop")
+	}
+	for _, id := range []string{"a", "b"} {
+		if err := r.DeclareDead(w.ctx, id, "ops"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Forget(w.ctx, []string{"a", "c"}); fault.ClassOf(err) != fault.Precondition || !strings.Contains(err.Error(), "node c was not declared dead") {
+		t.Errorf("one that counts is forgotten: %v", err)
+	}
+	if err := r.Refusal("a"); err == nil {
+		t.Error("one is forgotten that was named with one that counts")
+	}
+	w.nodes(r, "shop", "c")
+	if err := r.Forget(w.ctx, []string{"a", "nobody"}); err != nil {
 		t.Fatal(err)
 	}
-	w.nodes(r, "shop", "b")
-	w.join(r, "a", false, "shop")
-	w.nodes(r, "shop", "a", "b")
+	for name, at := range map[string]*Roster{"here": r, "elsewhere": other, "later": w.replica(nil)} {
+		for at.Refusal("a") != nil { // until the watch has it
+			if w.ctx.Err() != nil {
+				t.Fatalf("%s it is refused for ever", name)
+			}
+		}
+		if err := at.Refusal("b"); err == nil {
+			t.Errorf("%s another one that is dead is not refused any more", name)
+		}
+	}
+	if at := w.join(r, "a", false, "bank"); at == (At{}) {
+		t.Error("it joins without being written down")
+	}
+	w.nodes(r, "shop", "c")
+	w.nodes(r, "bank", "a")
+	if err := r.Forget(w.ctx, []string{"a"}); fault.ClassOf(err) != fault.Precondition {
+		t.Errorf("it is forgotten though it has joined again: %v", err)
+	}
 }
 
 // TestEtcdAway: without etcd those that are known are let in, and nobody else is.
@@ -300,6 +337,20 @@ func TestReadAgain(t *testing.T) {
 	}
 	r.begin(resp)
 	has("a", "dead", "z", "new")
+	// One that was forgotten while nobody looked must be written down before it has more.
+	var ended []string
+	r.cfg.Died = func(node string, err error) {
+		if fault.ClassOf(err) == fault.Unavailable {
+			ended = append(ended, node)
+		}
+	}
+	resp.Header.Revision, resp.Kvs = 7, resp.Kvs[1:]
+	if lost := r.begin(resp); len(lost) > 0 || r.May("a", "ns") {
+		t.Errorf("%v are lost; one that was forgotten is there: %v", lost, r.May("a", "ns"))
+	}
+	if slices.Sort(ended); !slices.Equal(ended, []string{"a", "new"}) {
+		t.Errorf("the streams of %v end", ended)
+	}
 }
 
 // TestLeave: a node that leaves is on the roster no more, and is written down again before

@@ -100,6 +100,25 @@ func TestRoster(t *testing.T) {
 	if err != nil {
 		t.Errorf("a proxy that was revived: %v", err)
 	}
+	// One that counts is not forgotten; one that does not may join anew.
+	if _, err := cp.admin.ForgetNodes(ctx, &adminv1.ForgetNodesRequest{NodeIds: []string{"other"}}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "node other is connected") {
+		t.Errorf("a proxy that counts is forgotten: %v", err)
+	}
+	if _, err := e.Client().Put(ctx, "/weft/v1/s/node/gone", `{"id":"gone","all":true,"dead":{"at":"2026-01-02T03:04:05Z","by":"ops"}}`); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(listed(), " "); got != "gone dead by ops node-1 other" {
+		t.Errorf("the roster is %s", got)
+	}
+	if _, err := cp.admin.ForgetNodes(ctx, &adminv1.ForgetNodesRequest{NodeIds: []string{"gone", "nobody"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(listed(), " "); got != "node-1 other" {
+		t.Errorf("the roster is %s", got)
+	}
+	if _, _, err := first("gone"); err != nil || strings.Join(listed(), " ") != "gone node-1 other" {
+		t.Errorf("a proxy that was forgotten: %v, with %v on the roster", err, listed())
+	}
 	// As another replica does it, to which the proxy is not connected.
 	if _, err := e.Client().Put(ctx, "/weft/v1/s/node/node-1", `{"id":"node-1","all":true,"dead":{"at":"2026-01-02T03:04:05Z","by":"ops"}}`); err != nil {
 		t.Fatal(err)

@@ -163,6 +163,16 @@ spec: {store: main, needs: {order: true, delay: 1h}}
 	m.want(0, []string{"proxies", "list"}, "does not know moves of topics")
 	m.must("proxies", "declare-dead", "p3", "--reason", "test", "--yes")
 	m.want(0, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "1 proxy must hear of it")
+	m.want(1, []string{"proxies", "forget"}, "--dead-for DURATION")
+	m.want(1, []string{"proxies", "forget", "p3", "--dead-for", "0s"}, "not both")
+	m.want(1, []string{"proxies", "forget", "p3"}, "nobody can be asked here")
+	m.want(0, []string{"proxies", "forget", "--dead-for", "1h", "--yes"}, "0 proxies forgotten")
+	m.want(0, []string{"proxies", "forget", "--dead-for", "0s", "--yes"}, "1 proxy forgotten")
+	left := strings.Fields(m.must("proxies", "list", "--names"))
+	if len(left) != 1 || left[0] == "p3" {
+		t.Errorf("the roster has %q", left)
+	}
+	m.want(1, []string{"proxies", "forget", left[0], "--yes"}, "it lives")
 }
 
 // stored answers with resources.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -20,7 +21,7 @@ func proxiesCommand() *cobra.Command {
 waits for each of them, connected or not, since it may write where it always has.
 weft status shows what connected proxies do.`,
 		Example: "  weft proxies list\n  weft proxies declare-dead gateway-7 --reason \"its machine was scrapped\""},
-		proxiesList(), proxiesDeclareDead(), proxiesRevive())
+		proxiesList(), proxiesDeclareDead(), proxiesRevive(), proxiesForget())
 }
 
 func proxiesList() *cobra.Command {
@@ -28,6 +29,7 @@ func proxiesList() *cobra.Command {
 		admin     adminFlags
 		namespace string
 		absent    bool
+		bare      bool
 	)
 	cmd := &cobra.Command{Use: "list", Short: "List every proxy that may have configuration, connected or not", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -37,9 +39,15 @@ func proxiesList() *cobra.Command {
 			}
 			defer done()
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "PROXY\tNAMESPACES\tJOINED\tSTATE")
+			if !bare {
+				fmt.Fprintln(w, "PROXY\tNAMESPACES\tJOINED\tSTATE")
+			}
 			err = eachNode(cmd.Context(), c, namespace, func(n *adminv1.Node) {
 				if absent && (n.Connected || n.DeadAt != nil) {
+					return
+				}
+				if bare {
+					fmt.Fprintln(w, n.NodeId)
 					return
 				}
 				spaces := "all"
@@ -56,6 +64,7 @@ func proxiesList() *cobra.Command {
 	admin.add(cmd)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "those that may have configuration of this namespace")
 	cmd.Flags().BoolVar(&absent, "absent", false, "only those that are neither connected nor declared dead")
+	cmd.Flags().BoolVar(&bare, "names", false, "only their names, one a line")
 	return cmd
 }
 
@@ -107,11 +116,11 @@ func proxiesDeclareDead() *cobra.Command {
 		reason string
 		yes    bool
 	)
-	cmd := &cobra.Command{Use: "declare-dead PROXY --reason TEXT", Short: "Declare that a proxy never writes again", Args: cobra.ExactArgs(1), ValidArgsFunction: completeProxies(&admin, 1),
+	cmd := &cobra.Command{Use: "declare-dead PROXY... --reason TEXT", Short: "Declare that proxies never write again", Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeProxies(&admin, 0),
 		Long: `Declares that a proxy never writes again, so that moves of topics wait for it no more. It
 is refused from then on: its streams end, and it joins with an empty data folder, which
 gives it another id, or after weft proxies revive. A proxy that is connected cannot be
-declared dead.
+declared dead. It stays on the roster until weft proxies forget.
 
 ` + deathRisk,
 		Example: "  weft proxies declare-dead gateway-7 --reason \"its machine was scrapped\"",
@@ -124,7 +133,7 @@ declared dead.
 					return errors.New("nobody can be asked here: say --yes, knowing that a proxy which runs on loses what it acknowledges (weft proxies declare-dead --help)")
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), deathRisk)
-				if err := confirm(cmd, "Declare "+args[0]+" dead?"); err != nil {
+				if err := confirm(cmd, "Declare "+strings.Join(args, ", ")+" dead?"); err != nil {
 					return err
 				}
 			}
@@ -133,13 +142,18 @@ declared dead.
 				return err
 			}
 			defer done()
-			ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
-			defer cancel()
-			if _, err := c.DeclareNodeDead(ctx, &adminv1.DeclareNodeDeadRequest{NodeId: args[0], Reason: reason}); err != nil {
-				return err
+			for _, proxy := range args {
+				ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+				_, err := c.DeclareNodeDead(ctx, &adminv1.DeclareNodeDeadRequest{NodeId: proxy, Reason: reason})
+				cancel()
+				if err != nil {
+					return err
+				}
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is dead; it is refused until weft proxies revive %s\n", proxy, proxy); err != nil {
+					return err
+				}
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is dead; it is refused until weft proxies revive %s\n", args[0], args[0])
-			return err
+			return nil
 		}}
 	admin.add(cmd)
 	cmd.Flags().StringVar(&reason, "reason", "", "how it is known, for the audit record")
@@ -169,5 +183,80 @@ it, what it acknowledged in the old store is lost: rather give it an empty data 
 			return err
 		}}
 	admin.add(cmd)
+	return cmd
+}
+
+// maxForget is how many proxies one call takes off the roster.
+const maxForget = 50
+
+func proxiesForget() *cobra.Command {
+	var (
+		admin   adminFlags
+		deadFor time.Duration
+		yes     bool
+	)
+	cmd := &cobra.Command{Use: "forget PROXY... | --dead-for DURATION", Short: "Take proxies that were declared dead off the roster", ValidArgsFunction: completeProxies(&admin, 0),
+		Long: `Takes proxies that were declared dead off the roster, which has room for 100,000, dead ones
+too. They are not refused any more: one that comes all the same joins as any other, and is
+written down again. So forget none whose data folder may still be used: the longer ago it
+was declared dead, the better.`,
+		Example: `  weft proxies forget gateway-7
+  weft proxies forget --dead-for 720h
+  weft proxies list --absent --names | xargs weft proxies declare-dead --yes --reason "scaled down"`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			bulk := cmd.Flags().Changed("dead-for")
+			switch {
+			case bulk && len(args) > 0:
+				return errors.New("name proxies, or say --dead-for, not both")
+			case !bulk && len(args) == 0:
+				return errors.New("name proxies that were declared dead, or say --dead-for DURATION for all that have been for as long")
+			case deadFor < 0:
+				return errors.New("--dead-for: at least 0s")
+			}
+			c, done, err := admin.dial()
+			if err != nil {
+				return err
+			}
+			defer done()
+			if bulk {
+				before := time.Now().Add(-deadFor)
+				if err := eachNode(cmd.Context(), c, "", func(n *adminv1.Node) {
+					if n.DeadAt != nil && !n.DeadAt.AsTime().After(before) {
+						args = append(args, n.NodeId)
+					}
+				}); err != nil {
+					return err
+				}
+			}
+			args = slices.Compact(slices.Sorted(slices.Values(args)))
+			if len(args) > 0 && !yes {
+				if !isTerminal(cmd.OutOrStdout()) || !isTerminal(cmd.InOrStdin()) {
+					return errors.New("nobody can be asked here: say --yes, knowing that what is forgotten is refused no more (weft proxies forget --help)")
+				}
+				if err := confirm(cmd, fmt.Sprintf("Forget %s?", counted(len(args), "proxy", "proxies"))); err != nil {
+					return err
+				}
+			}
+			forgotten, progress := 0, progressOf(cmd.ErrOrStderr())
+			for some := range slices.Chunk(args, maxForget) {
+				ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+				_, err := c.ForgetNodes(ctx, &adminv1.ForgetNodesRequest{NodeIds: some})
+				cancel()
+				if err != nil {
+					if forgotten > 0 {
+						return fmt.Errorf("%s forgotten, and then: %w", counted(forgotten, "proxy", "proxies"), err)
+					}
+					return err
+				}
+				forgotten += len(some)
+				progress.show("%d of %d", forgotten, len(args))
+			}
+			progress.end()
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s forgotten\n", counted(forgotten, "proxy", "proxies"))
+			return err
+		}}
+	admin.add(cmd)
+	cmd.Flags().DurationVar(&deadFor, "dead-for", 0, "all that were declared dead at least this long ago; 0s is all that were")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return cmd
 }

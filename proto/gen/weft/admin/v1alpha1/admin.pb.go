@@ -3797,6 +3797,89 @@ func (*ReviveNodeResponse) Descriptor() ([]byte, []int) {
 	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
 }
 
+// ForgetNodesRequest names proxies.
+type ForgetNodesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Their node ids. One that is not on the roster is no error.
+	NodeIds       []string `protobuf:"bytes,1,rep,name=node_ids,json=nodeIds,proto3" json:"node_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetNodesRequest) Reset() {
+	*x = ForgetNodesRequest{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetNodesRequest) ProtoMessage() {}
+
+func (x *ForgetNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetNodesRequest.ProtoReflect.Descriptor instead.
+func (*ForgetNodesRequest) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ForgetNodesRequest) GetNodeIds() []string {
+	if x != nil {
+		return x.NodeIds
+	}
+	return nil
+}
+
+// ForgetNodesResponse is empty.
+type ForgetNodesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetNodesResponse) Reset() {
+	*x = ForgetNodesResponse{}
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetNodesResponse) ProtoMessage() {}
+
+func (x *ForgetNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetNodesResponse.ProtoReflect.Descriptor instead.
+func (*ForgetNodesResponse) Descriptor() ([]byte, []int) {
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
+}
+
 // CreateJoinTokenRequest says what a token is good for.
 type CreateJoinTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3812,7 +3895,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3824,7 +3907,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3837,7 +3920,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CreateJoinTokenRequest) GetNodeId() string {
@@ -3874,7 +3957,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3886,7 +3969,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3899,7 +3982,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -3925,7 +4008,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3937,7 +4020,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3950,7 +4033,7 @@ func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 // ListJoinTokensResponse has them, by id.
@@ -3964,7 +4047,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4059,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4072,7 @@ func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListJoinTokensResponse) GetTokens() []*JoinToken {
@@ -4018,7 +4101,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4030,7 +4113,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4043,7 +4126,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *JoinToken) GetId() string {
@@ -4092,7 +4175,7 @@ type RevokeJoinTokensRequest struct {
 
 func (x *RevokeJoinTokensRequest) Reset() {
 	*x = RevokeJoinTokensRequest{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4104,7 +4187,7 @@ func (x *RevokeJoinTokensRequest) String() string {
 func (*RevokeJoinTokensRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4117,7 +4200,7 @@ func (x *RevokeJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RevokeJoinTokensRequest) GetIds() []string {
@@ -4136,7 +4219,7 @@ type RevokeJoinTokensResponse struct {
 
 func (x *RevokeJoinTokensResponse) Reset() {
 	*x = RevokeJoinTokensResponse{}
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4148,7 +4231,7 @@ func (x *RevokeJoinTokensResponse) String() string {
 func (*RevokeJoinTokensResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_weft_admin_v1alpha1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4161,7 +4244,7 @@ func (x *RevokeJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
+	return file_weft_admin_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 var File_weft_admin_v1alpha1_admin_proto protoreflect.FileDescriptor
@@ -4465,7 +4548,10 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x11ReviveNodeRequest\x12#\n" +
 	"\anode_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06nodeId\"\x14\n" +
-	"\x12ReviveNodeResponse\"\xa5\x01\n" +
+	"\x12ReviveNodeResponse\"F\n" +
+	"\x12ForgetNodesRequest\x120\n" +
+	"\bnode_ids\x18\x01 \x03(\tB\x15\xbaH\x12\x92\x01\x0f\b\x01\x102\x18\x01\"\ar\x05\x10\x01\x18\x80\x01R\anodeIds\"\x15\n" +
+	"\x13ForgetNodesResponse\"\xa5\x01\n" +
 	"\x16CreateJoinTokenRequest\x12#\n" +
 	"\anode_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06nodeId\x12+\n" +
@@ -4493,7 +4579,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x17RevokeJoinTokensRequest\x12\x1c\n" +
 	"\x03ids\x18\x01 \x03(\tB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x03ids\"\x1a\n" +
-	"\x18RevokeJoinTokensResponse2\xb4\r\n" +
+	"\x18RevokeJoinTokensResponse2\x96\x0e\n" +
 	"\fAdminService\x12N\n" +
 	"\x05Apply\x12!.weft.admin.v1alpha1.ApplyRequest\x1a\".weft.admin.v1alpha1.ApplyResponse\x12H\n" +
 	"\x03Get\x12\x1f.weft.admin.v1alpha1.GetRequest\x1a .weft.admin.v1alpha1.GetResponse\x12K\n" +
@@ -4510,7 +4596,8 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\tListNodes\x12%.weft.admin.v1alpha1.ListNodesRequest\x1a&.weft.admin.v1alpha1.ListNodesResponse\x12l\n" +
 	"\x0fDeclareNodeDead\x12+.weft.admin.v1alpha1.DeclareNodeDeadRequest\x1a,.weft.admin.v1alpha1.DeclareNodeDeadResponse\x12]\n" +
 	"\n" +
-	"ReviveNode\x12&.weft.admin.v1alpha1.ReviveNodeRequest\x1a'.weft.admin.v1alpha1.ReviveNodeResponse\x12l\n" +
+	"ReviveNode\x12&.weft.admin.v1alpha1.ReviveNodeRequest\x1a'.weft.admin.v1alpha1.ReviveNodeResponse\x12`\n" +
+	"\vForgetNodes\x12'.weft.admin.v1alpha1.ForgetNodesRequest\x1a(.weft.admin.v1alpha1.ForgetNodesResponse\x12l\n" +
 	"\x0fCreateJoinToken\x12+.weft.admin.v1alpha1.CreateJoinTokenRequest\x1a,.weft.admin.v1alpha1.CreateJoinTokenResponse\x12i\n" +
 	"\x0eListJoinTokens\x12*.weft.admin.v1alpha1.ListJoinTokensRequest\x1a+.weft.admin.v1alpha1.ListJoinTokensResponse\x12o\n" +
 	"\x10RevokeJoinTokens\x12,.weft.admin.v1alpha1.RevokeJoinTokensRequest\x1a-.weft.admin.v1alpha1.RevokeJoinTokensResponseBGZEgithub.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1;adminv1alpha1b\x06proto3"
@@ -4528,7 +4615,7 @@ func file_weft_admin_v1alpha1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_weft_admin_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_weft_admin_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_weft_admin_v1alpha1_admin_proto_goTypes = []any{
 	(ApplyResult_Outcome)(0),              // 0: weft.admin.v1alpha1.ApplyResult.Outcome
 	(NeedAnswer_Means)(0),                 // 1: weft.admin.v1alpha1.NeedAnswer.Means
@@ -4582,74 +4669,76 @@ var file_weft_admin_v1alpha1_admin_proto_goTypes = []any{
 	(*DeclareNodeDeadResponse)(nil),       // 49: weft.admin.v1alpha1.DeclareNodeDeadResponse
 	(*ReviveNodeRequest)(nil),             // 50: weft.admin.v1alpha1.ReviveNodeRequest
 	(*ReviveNodeResponse)(nil),            // 51: weft.admin.v1alpha1.ReviveNodeResponse
-	(*CreateJoinTokenRequest)(nil),        // 52: weft.admin.v1alpha1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),       // 53: weft.admin.v1alpha1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),         // 54: weft.admin.v1alpha1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),        // 55: weft.admin.v1alpha1.ListJoinTokensResponse
-	(*JoinToken)(nil),                     // 56: weft.admin.v1alpha1.JoinToken
-	(*RevokeJoinTokensRequest)(nil),       // 57: weft.admin.v1alpha1.RevokeJoinTokensRequest
-	(*RevokeJoinTokensResponse)(nil),      // 58: weft.admin.v1alpha1.RevokeJoinTokensResponse
-	nil,                                   // 59: weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
-	(*v1alpha1.Resource)(nil),             // 60: weft.config.v1alpha1.Resource
-	(*timestamppb.Timestamp)(nil),         // 61: google.protobuf.Timestamp
-	(*v1alpha11.NodeInfo)(nil),            // 62: weft.discovery.v1alpha1.NodeInfo
-	(*v1alpha11.Rejection)(nil),           // 63: weft.discovery.v1alpha1.Rejection
-	(*v1alpha11.ReportStatusRequest)(nil), // 64: weft.discovery.v1alpha1.ReportStatusRequest
-	(*v1alpha1.Withheld)(nil),             // 65: weft.config.v1alpha1.Withheld
+	(*ForgetNodesRequest)(nil),            // 52: weft.admin.v1alpha1.ForgetNodesRequest
+	(*ForgetNodesResponse)(nil),           // 53: weft.admin.v1alpha1.ForgetNodesResponse
+	(*CreateJoinTokenRequest)(nil),        // 54: weft.admin.v1alpha1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),       // 55: weft.admin.v1alpha1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),         // 56: weft.admin.v1alpha1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),        // 57: weft.admin.v1alpha1.ListJoinTokensResponse
+	(*JoinToken)(nil),                     // 58: weft.admin.v1alpha1.JoinToken
+	(*RevokeJoinTokensRequest)(nil),       // 59: weft.admin.v1alpha1.RevokeJoinTokensRequest
+	(*RevokeJoinTokensResponse)(nil),      // 60: weft.admin.v1alpha1.RevokeJoinTokensResponse
+	nil,                                   // 61: weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
+	(*v1alpha1.Resource)(nil),             // 62: weft.config.v1alpha1.Resource
+	(*timestamppb.Timestamp)(nil),         // 63: google.protobuf.Timestamp
+	(*v1alpha11.NodeInfo)(nil),            // 64: weft.discovery.v1alpha1.NodeInfo
+	(*v1alpha11.Rejection)(nil),           // 65: weft.discovery.v1alpha1.Rejection
+	(*v1alpha11.ReportStatusRequest)(nil), // 66: weft.discovery.v1alpha1.ReportStatusRequest
+	(*v1alpha1.Withheld)(nil),             // 67: weft.config.v1alpha1.Withheld
 }
 var file_weft_admin_v1alpha1_admin_proto_depIdxs = []int32{
-	60, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
+	62, // 0: weft.admin.v1alpha1.ApplyRequest.resources:type_name -> weft.config.v1alpha1.Resource
 	17, // 1: weft.admin.v1alpha1.ApplyRequest.delete:type_name -> weft.admin.v1alpha1.DeleteTarget
-	59, // 2: weft.admin.v1alpha1.ApplyRequest.planned_removals:type_name -> weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
+	61, // 2: weft.admin.v1alpha1.ApplyRequest.planned_removals:type_name -> weft.admin.v1alpha1.ApplyRequest.PlannedRemovalsEntry
 	6,  // 3: weft.admin.v1alpha1.ApplyResponse.results:type_name -> weft.admin.v1alpha1.ApplyResult
 	0,  // 4: weft.admin.v1alpha1.ApplyResult.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	60, // 5: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
+	62, // 5: weft.admin.v1alpha1.ApplyResult.before:type_name -> weft.config.v1alpha1.Resource
 	7,  // 6: weft.admin.v1alpha1.ApplyResult.needs:type_name -> weft.admin.v1alpha1.NeedAnswer
 	1,  // 7: weft.admin.v1alpha1.NeedAnswer.means:type_name -> weft.admin.v1alpha1.NeedAnswer.Means
-	60, // 8: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
+	62, // 8: weft.admin.v1alpha1.GetResponse.resource:type_name -> weft.config.v1alpha1.Resource
 	29, // 9: weft.admin.v1alpha1.GetResponse.conditions:type_name -> weft.admin.v1alpha1.Condition
 	7,  // 10: weft.admin.v1alpha1.GetResponse.needs:type_name -> weft.admin.v1alpha1.NeedAnswer
 	10, // 11: weft.admin.v1alpha1.GetResponse.move:type_name -> weft.admin.v1alpha1.MoveProgress
 	11, // 12: weft.admin.v1alpha1.MoveProgress.groups:type_name -> weft.admin.v1alpha1.MoveGroup
 	13, // 13: weft.admin.v1alpha1.MoveProgress.proxies:type_name -> weft.admin.v1alpha1.MoveProxy
 	12, // 14: weft.admin.v1alpha1.MoveGroup.partitions:type_name -> weft.admin.v1alpha1.MovePartition
-	60, // 15: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
+	62, // 15: weft.admin.v1alpha1.ListResponse.resources:type_name -> weft.config.v1alpha1.Resource
 	17, // 16: weft.admin.v1alpha1.DeleteRequest.targets:type_name -> weft.admin.v1alpha1.DeleteTarget
-	60, // 17: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
+	62, // 17: weft.admin.v1alpha1.WatchResponse.changed:type_name -> weft.config.v1alpha1.Resource
 	26, // 18: weft.admin.v1alpha1.GetStatusResponse.proxies:type_name -> weft.admin.v1alpha1.ProxyStatus
 	27, // 19: weft.admin.v1alpha1.GetStatusResponse.resources:type_name -> weft.admin.v1alpha1.ResourceStatus
 	23, // 20: weft.admin.v1alpha1.GetStatusResponse.fleet:type_name -> weft.admin.v1alpha1.FleetSummary
 	24, // 21: weft.admin.v1alpha1.GetStatusResponse.replicas:type_name -> weft.admin.v1alpha1.ReplicaStatus
 	25, // 22: weft.admin.v1alpha1.GetStatusResponse.alarms:type_name -> weft.admin.v1alpha1.Alarm
-	61, // 23: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
-	62, // 24: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
-	61, // 25: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
-	63, // 26: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
-	61, // 27: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
-	64, // 28: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
-	65, // 29: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
+	63, // 23: weft.admin.v1alpha1.Alarm.since:type_name -> google.protobuf.Timestamp
+	64, // 24: weft.admin.v1alpha1.ProxyStatus.info:type_name -> weft.discovery.v1alpha1.NodeInfo
+	63, // 25: weft.admin.v1alpha1.ProxyStatus.connected_at:type_name -> google.protobuf.Timestamp
+	65, // 26: weft.admin.v1alpha1.ProxyStatus.rejections:type_name -> weft.discovery.v1alpha1.Rejection
+	63, // 27: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	66, // 28: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
+	67, // 29: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
 	29, // 30: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
 	28, // 31: weft.admin.v1alpha1.ResourceStatus.lacking:type_name -> weft.admin.v1alpha1.ResourceLack
 	2,  // 32: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
-	61, // 33: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
-	61, // 34: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
+	63, // 33: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
+	63, // 34: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
 	32, // 35: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
-	61, // 36: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	63, // 36: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
 	33, // 37: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
 	0,  // 38: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
 	36, // 39: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	60, // 40: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
-	60, // 41: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
+	62, // 40: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
+	62, // 41: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
 	36, // 42: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
 	3,  // 43: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
 	47, // 44: weft.admin.v1alpha1.ListNodesResponse.nodes:type_name -> weft.admin.v1alpha1.Node
-	61, // 45: weft.admin.v1alpha1.Node.since:type_name -> google.protobuf.Timestamp
-	61, // 46: weft.admin.v1alpha1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	61, // 47: weft.admin.v1alpha1.Node.dead_at:type_name -> google.protobuf.Timestamp
-	61, // 48: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
-	56, // 49: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
-	61, // 50: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	61, // 51: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	63, // 45: weft.admin.v1alpha1.Node.since:type_name -> google.protobuf.Timestamp
+	63, // 46: weft.admin.v1alpha1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	63, // 47: weft.admin.v1alpha1.Node.dead_at:type_name -> google.protobuf.Timestamp
+	63, // 48: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	58, // 49: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
+	63, // 50: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	63, // 51: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
 	4,  // 52: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
 	8,  // 53: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
 	14, // 54: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
@@ -4665,29 +4754,31 @@ var file_weft_admin_v1alpha1_admin_proto_depIdxs = []int32{
 	45, // 64: weft.admin.v1alpha1.AdminService.ListNodes:input_type -> weft.admin.v1alpha1.ListNodesRequest
 	48, // 65: weft.admin.v1alpha1.AdminService.DeclareNodeDead:input_type -> weft.admin.v1alpha1.DeclareNodeDeadRequest
 	50, // 66: weft.admin.v1alpha1.AdminService.ReviveNode:input_type -> weft.admin.v1alpha1.ReviveNodeRequest
-	52, // 67: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
-	54, // 68: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
-	57, // 69: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
-	5,  // 70: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
-	9,  // 71: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
-	15, // 72: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
-	18, // 73: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
-	20, // 74: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
-	22, // 75: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
-	31, // 76: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
-	35, // 77: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
-	38, // 78: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
-	40, // 79: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
-	42, // 80: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
-	44, // 81: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
-	46, // 82: weft.admin.v1alpha1.AdminService.ListNodes:output_type -> weft.admin.v1alpha1.ListNodesResponse
-	49, // 83: weft.admin.v1alpha1.AdminService.DeclareNodeDead:output_type -> weft.admin.v1alpha1.DeclareNodeDeadResponse
-	51, // 84: weft.admin.v1alpha1.AdminService.ReviveNode:output_type -> weft.admin.v1alpha1.ReviveNodeResponse
-	53, // 85: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
-	55, // 86: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
-	58, // 87: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
-	70, // [70:88] is the sub-list for method output_type
-	52, // [52:70] is the sub-list for method input_type
+	52, // 67: weft.admin.v1alpha1.AdminService.ForgetNodes:input_type -> weft.admin.v1alpha1.ForgetNodesRequest
+	54, // 68: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
+	56, // 69: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
+	59, // 70: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
+	5,  // 71: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
+	9,  // 72: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
+	15, // 73: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
+	18, // 74: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
+	20, // 75: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
+	22, // 76: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
+	31, // 77: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
+	35, // 78: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
+	38, // 79: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
+	40, // 80: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
+	42, // 81: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
+	44, // 82: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
+	46, // 83: weft.admin.v1alpha1.AdminService.ListNodes:output_type -> weft.admin.v1alpha1.ListNodesResponse
+	49, // 84: weft.admin.v1alpha1.AdminService.DeclareNodeDead:output_type -> weft.admin.v1alpha1.DeclareNodeDeadResponse
+	51, // 85: weft.admin.v1alpha1.AdminService.ReviveNode:output_type -> weft.admin.v1alpha1.ReviveNodeResponse
+	53, // 86: weft.admin.v1alpha1.AdminService.ForgetNodes:output_type -> weft.admin.v1alpha1.ForgetNodesResponse
+	55, // 87: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
+	57, // 88: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
+	60, // 89: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
+	71, // [71:90] is the sub-list for method output_type
+	52, // [52:71] is the sub-list for method input_type
 	52, // [52:52] is the sub-list for extension type_name
 	52, // [52:52] is the sub-list for extension extendee
 	0,  // [0:52] is the sub-list for field type_name
@@ -4704,7 +4795,7 @@ func file_weft_admin_v1alpha1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_admin_v1alpha1_admin_proto_rawDesc), len(file_weft_admin_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   56,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,7 @@ const (
 	AdminService_ListNodes_FullMethodName        = "/weft.admin.v1alpha1.AdminService/ListNodes"
 	AdminService_DeclareNodeDead_FullMethodName  = "/weft.admin.v1alpha1.AdminService/DeclareNodeDead"
 	AdminService_ReviveNode_FullMethodName       = "/weft.admin.v1alpha1.AdminService/ReviveNode"
+	AdminService_ForgetNodes_FullMethodName      = "/weft.admin.v1alpha1.AdminService/ForgetNodes"
 	AdminService_CreateJoinToken_FullMethodName  = "/weft.admin.v1alpha1.AdminService/CreateJoinToken"
 	AdminService_ListJoinTokens_FullMethodName   = "/weft.admin.v1alpha1.AdminService/ListJoinTokens"
 	AdminService_RevokeJoinTokens_FullMethodName = "/weft.admin.v1alpha1.AdminService/RevokeJoinTokens"
@@ -90,6 +91,9 @@ type AdminServiceClient interface {
 	DeclareNodeDead(ctx context.Context, in *DeclareNodeDeadRequest, opts ...grpc.CallOption) (*DeclareNodeDeadResponse, error)
 	// Takes back that a proxy was declared dead.
 	ReviveNode(ctx context.Context, in *ReviveNodeRequest, opts ...grpc.CallOption) (*ReviveNodeResponse, error)
+	// Removes proxies that were declared dead from the roster; they may join as any
+	// other then. All or none: FAILED_PRECONDITION where one was not declared dead.
+	ForgetNodes(ctx context.Context, in *ForgetNodesRequest, opts ...grpc.CallOption) (*ForgetNodesResponse, error)
 	// Makes a token with which one proxy may join.
 	CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error)
 	// The join tokens, without their secrets.
@@ -274,6 +278,16 @@ func (c *adminServiceClient) ReviveNode(ctx context.Context, in *ReviveNodeReque
 	return out, nil
 }
 
+func (c *adminServiceClient) ForgetNodes(ctx context.Context, in *ForgetNodesRequest, opts ...grpc.CallOption) (*ForgetNodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForgetNodesResponse)
+	err := c.cc.Invoke(ctx, AdminService_ForgetNodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateJoinTokenResponse)
@@ -353,6 +367,9 @@ type AdminServiceServer interface {
 	DeclareNodeDead(context.Context, *DeclareNodeDeadRequest) (*DeclareNodeDeadResponse, error)
 	// Takes back that a proxy was declared dead.
 	ReviveNode(context.Context, *ReviveNodeRequest) (*ReviveNodeResponse, error)
+	// Removes proxies that were declared dead from the roster; they may join as any
+	// other then. All or none: FAILED_PRECONDITION where one was not declared dead.
+	ForgetNodes(context.Context, *ForgetNodesRequest) (*ForgetNodesResponse, error)
 	// Makes a token with which one proxy may join.
 	CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error)
 	// The join tokens, without their secrets.
@@ -413,6 +430,9 @@ func (UnimplementedAdminServiceServer) DeclareNodeDead(context.Context, *Declare
 }
 func (UnimplementedAdminServiceServer) ReviveNode(context.Context, *ReviveNodeRequest) (*ReviveNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReviveNode not implemented")
+}
+func (UnimplementedAdminServiceServer) ForgetNodes(context.Context, *ForgetNodesRequest) (*ForgetNodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForgetNodes not implemented")
 }
 func (UnimplementedAdminServiceServer) CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateJoinToken not implemented")
@@ -700,6 +720,24 @@ func _AdminService_ReviveNode_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ForgetNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForgetNodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ForgetNodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ForgetNodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ForgetNodes(ctx, req.(*ForgetNodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_CreateJoinToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateJoinTokenRequest)
 	if err := dec(in); err != nil {
@@ -812,6 +850,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReviveNode",
 			Handler:    _AdminService_ReviveNode_Handler,
+		},
+		{
+			MethodName: "ForgetNodes",
+			Handler:    _AdminService_ForgetNodes_Handler,
 		},
 		{
 			MethodName: "CreateJoinToken",
