@@ -59,7 +59,16 @@ func newNameLink(t *testing.T, to string) *nameLink {
 				_, _ = in.Close(), out.Close()
 			}
 			k.work.Go(func() { _, _ = io.Copy(in, out); _ = in.Close() })
-			k.work.Go(func() { k.carry(out, in); _ = out.Close() })
+			frames := make(chan held, 1<<10)
+			k.work.Go(func() { k.read(in, frames); close(frames); _ = out.Close() })
+			k.work.Go(func() {
+				for f := range frames {
+					if f.until != nil {
+						<-f.until
+					}
+					_, _ = out.Write(f.frame)
+				}
+			})
 		}
 	})
 	t.Cleanup(func() {
@@ -76,31 +85,32 @@ func newNameLink(t *testing.T, to string) *nameLink {
 	return k
 }
 
-// carry carries requests.
-func (k *nameLink) carry(w io.Writer, r io.Reader) {
+// held is a request, and until when it is held back; for no time where that is nil.
+type held struct {
+	frame []byte
+	until chan struct{}
+}
+
+// read reads requests.
+func (k *nameLink) read(r io.Reader, to chan<- held) {
 	for {
-		var head [4]byte
-		if _, err := io.ReadFull(r, head[:]); err != nil {
-			return
-		}
-		frame := make([]byte, binary.BigEndian.Uint32(head[:]))
+		frame := make([]byte, 4)
 		if _, err := io.ReadFull(r, frame); err != nil {
 			return
 		}
-		cmd, err := remoting.Decode(frame)
+		frame = append(frame, make([]byte, binary.BigEndian.Uint32(frame))...)
+		if _, err := io.ReadFull(r, frame[4:]); err != nil {
+			return
+		}
+		cmd, err := remoting.Decode(frame[4:])
 		if err != nil {
 			return
 		}
 		k.mu.Lock()
 		k.asked[cmd.Code]++
-		frozen := k.frozen
+		until := k.frozen
 		k.mu.Unlock()
-		if frozen != nil {
-			<-frozen
-		}
-		if _, err := w.Write(append(head[:], frame...)); err != nil {
-			return
-		}
+		to <- held{frame, until}
 	}
 }
 
@@ -240,7 +250,7 @@ func TestNamesFail(t *testing.T) {
 	if n := link.routes() - before; n > 1 {
 		t.Errorf("the name server was asked %d times", n)
 	}
-	if _, err := s.c.route(ctx, topic, true); fault.ClassOf(err) != fault.Unavailable {
+	if _, err := s.c.route(ctx, topic, true); err == nil || fault.ClassOf(err) != fault.Unavailable {
 		t.Errorf("who wants an answer of now got %v", err)
 	}
 	// The next look is not waited for either, as the last one has failed.
@@ -263,8 +273,14 @@ func TestDoubt(t *testing.T) {
 	link.freeze()
 	age(s, topic)
 	s.c.times.patience = time.Nanosecond
+	before := link.routes()
 	if _, err := s.c.route(ctx, topic, false); err != nil {
 		t.Fatal(err)
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for link.routes() == before {
+		<-tick.C
 	}
 	s.c.doubt(topic)
 	doubted := time.Now()
@@ -312,7 +328,7 @@ func TestNoTopic(t *testing.T) {
 	link := newNameLink(t, servers.SharedRocketMQ(t))
 	s, known := lookedFor(ctx, t, link.addr)
 	topic := names.Physical(servers.Namespace(t), "none"+uuid.NewString()[:4])
-	if _, err := s.c.route(ctx, topic, false); fault.ClassOf(err) != fault.NotFound {
+	if _, err := s.c.route(ctx, topic, false); err == nil || fault.ClassOf(err) != fault.NotFound {
 		t.Fatalf("of a topic that is not there: %v", err)
 	}
 	// One that goes.
@@ -325,7 +341,7 @@ func TestNoTopic(t *testing.T) {
 		t.Fatal(err)
 	}
 	age(s, known)
-	if _, err := s.c.route(ctx, known, false); fault.ClassOf(err) != fault.NotFound {
+	if _, err := s.c.route(ctx, known, false); err == nil || fault.ClassOf(err) != fault.NotFound {
 		t.Errorf("of a topic that was deleted: %v", err)
 	}
 	s.c.mu.Lock()
@@ -341,29 +357,37 @@ func TestNoTopic(t *testing.T) {
 	}
 }
 
-// TestLookEnds: a look ends with its store.
+// TestLookEnds: a look ends with its store, not with who began it.
 func TestLookEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	link := newNameLink(t, servers.SharedRocketMQ(t))
 	s, topic := lookedFor(ctx, t, link.addr)
+	s.c.times.patience = time.Nanosecond
 	link.freeze()
 	short, end := context.WithCancel(ctx)
 	end()
-	if _, err := s.c.route(short, topic, false); fault.ClassOf(err) != fault.Unavailable {
+	if _, err := s.c.route(short, topic, false); err == nil || fault.ClassOf(err) != fault.Unavailable {
 		t.Errorf("a caller who has gone: %v", err)
 	}
 	l := underWay(s, topic)
-	if l == nil {
-		t.Fatal("the look has ended with who began it")
+	link.thaw()
+	if l == nil || !l.wait(ctx, 0) || l.err != nil {
+		t.Fatalf("the look of a caller who has gone: %+v", l)
 	}
+	link.freeze()
+	age(s, topic)
+	if _, err := s.c.route(ctx, topic, false); err != nil {
+		t.Fatal(err)
+	}
+	l = underWay(s, topic)
 	if err := s.Close(ctx); err != nil {
 		t.Error(err)
 	}
-	if !l.wait(ctx, 0) || l.err == nil {
-		t.Errorf("the look of a store that is closed has found %+v", l.route)
+	if l == nil || !l.wait(ctx, 0) || l.err == nil {
+		t.Errorf("the look of a store that is closed: %+v", l)
 	}
-	if _, err := s.c.route(ctx, topic, false); fault.ClassOf(err) != fault.Unavailable {
+	if _, err := s.c.route(ctx, topic+"-other", false); err == nil || fault.ClassOf(err) != fault.Unavailable {
 		t.Errorf("of a store that is closed: %v", err)
 	}
 }
