@@ -30,6 +30,7 @@ var measures = map[string]string{
 	"dataplane/config/wanted.go":            "how long a name is not used",
 	"pkg/clock/boot_other.go":               "what leases are judged by, where no clock counts sleep",
 	"store/kafka/topic.go":                  "how old a topic's metadata are",
+	"store/kafka/publish.go":                "for how long a sender is not used",
 	"dataplane/delivery/feed.go":            "where a partition begins of which nothing was read",
 	"dataplane/delivery/measure.go":         "for how long a topic is not read",
 	"dataplane/delivery/member.go":          "acknowledgements' time-outs",
