@@ -80,7 +80,7 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 		}
 		switch {
 		case must && l.began.Before(asked):
-			// What it found is good only if that is remembered as such.
+			// It may have been answered before: only what it found counts, unless that is doubted.
 		case l.err == nil:
 			return l.route, nil
 		case old == nil || fault.ClassOf(l.err) == fault.NotFound:
