@@ -352,11 +352,24 @@ func (m *member) write(topic string, msgs []*store.Message) error {
 		return nil
 	}
 	for i := range res {
-		if res[i].Err == nil {
+		switch {
+		case res[i].Err == nil:
 			m.sub.Settle(msgs[i : i+1])
+		case refused(err) && len(msgs) > 1:
+			// It may be another one that the topic does not take, with which it would
+			// come again each time.
+			if again := m.write(topic, msgs[i:i+1]); again != nil && !refused(again) {
+				return again // the topic takes nothing now
+			}
 		}
 	}
 	return err
+}
+
+// refused reports whether a topic does not take an event for what it is.
+func refused(err error) bool {
+	class := fault.ClassOf(err)
+	return class == fault.TooLarge || class == fault.Invalid
 }
 
 // without is a parked message's headers without those of parking.

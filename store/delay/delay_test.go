@@ -1,6 +1,7 @@
 package delay
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -27,13 +28,16 @@ type plain struct {
 	store.Sealer
 
 	mu     sync.Mutex
-	broken map[string]error // Publish to a topic fails with it
+	broken map[string]error // Publish to a topic fails with it, or of an event by its id
 	tried  chan string      // a topic, for each try
 }
 
 func (p *plain) Publish(ctx context.Context, topic string, events []store.Outgoing, res []store.Result) error {
 	p.mu.Lock()
 	err := p.broken[topic]
+	for _, o := range events {
+		err = cmp.Or(err, p.broken[o.Event.ID])
+	}
 	p.mu.Unlock()
 	select {
 	case p.tried <- topic:
@@ -196,6 +200,32 @@ func TestTopicFails(t *testing.T) {
 	closeAll(t, s, sub)
 }
 
+// TestOneRefused: an event that its topic never takes keeps none of those that are due
+// with it from there, however often they come with it.
+func TestOneRefused(t *testing.T) {
+	for _, class := range []fault.Class{fault.TooLarge, fault.Invalid} {
+		d := &driver{fs: vfs.NewMem()}
+		s := world(t, d)
+		d.last.set("b", fault.New(class, "test", "event-too-large", "it is too large"))
+		sub := &moving{held: map[string]bool{}}
+		for _, id := range []string{"a", "b", "c", "d"} {
+			sub.held[id] = true
+			sub.msgs = append(sub.msgs, parkedFor("t", id, time.Now()))
+		}
+		m := &member{s: s, sub: sub}
+		must(t, m.fetch())
+		if err := m.release(); fault.ClassOf(err) != class {
+			t.Errorf("that an event is refused is told as %v", err)
+		}
+		have, err := s.Extents(t.Context(), "t")
+		must(t, err)
+		if n := have[0].End - have[0].Begin; n != 3 || sub.settled != 3 {
+			t.Errorf("%d events of 3 were written, %d settled", n, sub.settled)
+		}
+		must(t, s.Close(t.Context()))
+	}
+}
+
 // TestTopicGone: what is parked for a topic that was deleted holds up nothing, and
 // so does what is no parked event at all.
 func TestTopicGone(t *testing.T) {
@@ -224,6 +254,8 @@ type moving struct {
 	store.Subscription
 	msgs []store.Message
 	held map[string]bool
+
+	settled int
 }
 
 func (f *moving) Fetch(_ context.Context, dst []store.Message) (int, error) {
@@ -232,7 +264,10 @@ func (f *moving) Fetch(_ context.Context, dst []store.Message) (int, error) {
 	return n, nil
 }
 
-func (f *moving) Settle([]*store.Message) int { return 0 }
+func (f *moving) Settle(msgs []*store.Message) int {
+	f.settled += len(msgs)
+	return 0
+}
 
 func (f *moving) Holds(m *store.Message) bool { return f.held[m.ID] }
 

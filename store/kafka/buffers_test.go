@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/event"
@@ -39,5 +40,69 @@ func TestIdlePartitions(t *testing.T) {
 	}
 	if more := held() - before; len(used) < partitions || more > partitions*size/4 {
 		t.Errorf("%d partitions hold %d bytes", len(used), more)
+	}
+}
+
+// TestIdleSenders: what is known of topics to which nothing is sent any more is forgotten,
+// and nothing of it is missed where it is: keys keep their order. What is under way is
+// not.
+func TestIdleSenders(t *testing.T) {
+	s := open(t, Options{Brokers: []string{servers.SharedKafka(t)}}, 0)
+	shut(t, s.Close)
+	ctx, ns := t.Context(), servers.Namespace(t)
+	topics := []string{ns + "-a", ns + "-b", ns + "-c"}
+	for _, topic := range topics {
+		if err := s.EnsureTopic(ctx, store.TopicSpec{Name: topic, Partitions: 2}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish := func(topic string) store.Position {
+		t.Helper()
+		res := make([]store.Result, 1)
+		if err := s.Publish(ctx, topic, one("x", "k"), res); err != nil {
+			t.Fatal(err)
+		}
+		return res[0].Pos
+	}
+	first := publish(topics[0])
+	for _, topic := range topics[1:] {
+		publish(topic)
+	}
+	kept := func() (topics, senders int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.topics), len(s.senders)
+	}
+	if topics, senders := kept(); topics != 3 || senders != 3 {
+		t.Errorf("of topics in use %d are known, with %d senders", topics, senders)
+	}
+	free := make(chan struct{})
+	busy := &sender{senderKey: senderKey{"busy", 0}}
+	busy.Queue = s.out.Queue(func() { <-free; busy.Take(); busy.Take() })
+	if _, err := s.out.Give([]outgoing{{Size: 1, To: busy.Queue}}); err != nil {
+		t.Fatal(err)
+	}
+	defer close(free)
+	s.mu.Lock()
+	s.senders[busy.senderKey] = busy
+	s.idle = time.Nanosecond
+	s.mu.Unlock()
+	for i := range uint64(20) {
+		if at := publish(topics[0]); at.Partition != first.Partition || at.Offset != first.Offset+i+1 {
+			t.Errorf("event %d of a key is at %+v", i, at)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key := range s.senders {
+		if key.topic != topics[0] && key != busy.senderKey {
+			t.Errorf("a sender is kept of %s, to which nothing is sent", key.topic)
+		}
+	}
+	if s.senders[busy.senderKey] != busy {
+		t.Error("a sender that has something to do is forgotten")
+	}
+	if s.topics[topics[1]] != nil || s.topics[topics[2]] != nil {
+		t.Error("topics are known to which nothing is sent")
 	}
 }

@@ -61,7 +61,7 @@ func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, op: o, out: sendqueue.New[*kgo.Record]("kafka.publish", limits), topics: map[string]*topic{}, senders: map[senderKey]*sender{}}
+	s := &Store{cfg: cfg, op: o, out: sendqueue.New[*kgo.Record]("kafka.publish", limits), topics: map[string]*topic{}, senders: map[senderKey]*sender{}, idle: idleFor}
 	var err error
 	if s.c, err = o.client(s.clientID()); err != nil {
 		return nil, err
@@ -85,6 +85,8 @@ type Store struct {
 	mu      sync.Mutex // taken before the lock of out
 	topics  map[string]*topic
 	senders map[senderKey]*sender
+	swept   time.Time     // when those that were not used for long were forgotten last
+	idle    time.Duration // how long that is
 
 	members atomic.Int64 // for client ids
 }

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -19,6 +20,10 @@ const (
 	// busyTurn, where that one has more than it can send at once.
 	sameTurn = 64 << 10
 	busyTurn = maxBatchBytes / 2
+	// idleFor is how long what is known of a topic and its partitions is kept to which
+	// nothing is sent. A sender that comes again is another producer, which is a question
+	// to a broker.
+	idleFor = 10 * time.Minute
 )
 
 var limits = sendqueue.Limits{Events: maxBatchEvents, Bytes: maxBatchBytes, Waiting: 32 << 20}
@@ -37,6 +42,8 @@ type sender struct {
 	producer int64 // 0: none yet
 	epoch    int16
 	sequence int32 // of the next event
+
+	used time.Time // when it had nothing more to send; guarded by Store.mu
 }
 
 // outgoing is one event on its way.
@@ -84,6 +91,7 @@ func noPartition(op string) error {
 func (s *Store) hand(t *topic, name string, events []store.Outgoing, all []outgoing) (*sendqueue.Call[*kgo.Record], error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.sweepLocked()
 	n := len(t.leaders)
 	if n == 0 {
 		return nil, noPartition("kafka.publish")
@@ -110,6 +118,27 @@ func (s *Store) senderLocked(topic string, partition int32) *sender {
 		s.senders[key] = sn
 	}
 	return sn
+}
+
+// sweepLocked forgets senders and topics that were not used for long, once in a while:
+// topics come and go, and of those that go nobody tells. A sender to which something is
+// about to be given must not be among them, or another one would overtake it: so it is
+// called before any is chosen.
+func (s *Store) sweepLocked() {
+	if time.Since(s.swept) < s.idle {
+		return
+	}
+	s.swept = time.Now()
+	for key, sn := range s.senders {
+		if _, busy := sn.Load(); !busy && time.Since(sn.used) >= s.idle {
+			delete(s.senders, key)
+		}
+	}
+	for name, t := range s.topics {
+		if time.Since(t.at) >= s.idle {
+			delete(s.topics, name) // one that is used is looked up more often
+		}
+	}
 }
 
 // keylessLocked is where the next event without a key goes: some to one partition,
@@ -171,6 +200,9 @@ func (s *Store) send(sn *sender) {
 	for {
 		batch := sn.Take()
 		if batch == nil {
+			s.mu.Lock()
+			sn.used = time.Now()
+			s.mu.Unlock()
 			return
 		}
 		// What waits meanwhile would wait as long, for the same.

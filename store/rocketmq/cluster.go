@@ -79,7 +79,7 @@ type route struct {
 	away    []string          // brokers that have it, whose master is away
 	queues  map[string]int    // how many of each broker are to be written, if that is allowed
 	perms   map[string]int    // what each broker lets be done; the least that a name server says
-	at      time.Time
+	at      time.Time         // when name servers were asked for it
 }
 
 // cluster reaches name servers and brokers. It is safe for concurrent use.
@@ -87,11 +87,16 @@ type cluster struct {
 	op    Options
 	sign  *signer // nil where requests are not signed
 	notes func()  // a broker says that the members of a group have changed; may be nil
+	times times
+	life  context.Context // ends when it closes
+	end   context.CancelFunc
+	work  sync.WaitGroup // looks for routes
 
 	mu     sync.Mutex
 	conns  map[string]*remoting.Conn
-	routes map[string]*route
+	places map[string]*place
 	had    map[string]map[string]time.Time // when brokers were last seen to have a topic
+	first  string                          // the name server that answered last; "" at first
 	closed bool
 }
 
@@ -102,11 +107,22 @@ const (
 	routeAge    = 10 * time.Second
 )
 
+// times of a cluster that tests change.
+type times struct {
+	answer   time.Duration // how long an answer to a short question is waited for
+	patience time.Duration // how long a look may take until those with an old route wait for it no more
+	again    time.Duration // from a look that failed to the next one, for those with an old route
+}
+
 func newCluster(o Options, sign *signer, notes func()) *cluster {
-	return &cluster{op: o, sign: sign, notes: notes, conns: map[string]*remoting.Conn{}, routes: map[string]*route{}, had: map[string]map[string]time.Time{}}
+	c := &cluster{op: o, sign: sign, notes: notes, times: times{answer: callTimeout, patience: 250 * time.Millisecond, again: time.Second},
+		conns: map[string]*remoting.Conn{}, places: map[string]*place{}, had: map[string]map[string]time.Time{}}
+	c.life, c.end = context.WithCancel(context.Background())
+	return c
 }
 
 func (c *cluster) close() {
+	c.end()
 	c.mu.Lock()
 	c.closed = true
 	conns := slices.Collect(maps.Values(c.conns))
@@ -115,6 +131,7 @@ func (c *cluster) close() {
 	for _, conn := range conns {
 		conn.Close()
 	}
+	c.work.Wait()
 }
 
 // conn gives the connection to addr, a new one if there is none that lives.
@@ -193,7 +210,7 @@ func (c *cluster) call(ctx context.Context, addr string, code int, fields map[st
 // ask is call with its own time-out, for short questions, and with the codes of
 // success; any other answer is an error.
 func (c *cluster) ask(ctx context.Context, addr string, code int, fields map[string]string, body []byte) (*remoting.Command, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.times.answer)
 	defer cancel()
 	cmd, err := c.call(ctx, addr, code, fields, body)
 	if err != nil {
@@ -268,12 +285,20 @@ func quoteKeys(b []byte) []byte {
 	return out
 }
 
-// fromNames asks the name servers, one after the other.
+// fromNames asks the name servers, one after the other. The one that answered last is
+// asked first, as one that hangs takes its time each time.
 func (c *cluster) fromNames(ctx context.Context, code int, fields map[string]string) (*remoting.Command, error) {
+	c.mu.Lock()
+	from := max(slices.Index(c.op.NameServers, c.first), 0)
+	c.mu.Unlock()
 	var last error
-	for _, addr := range c.op.NameServers {
+	for i := range c.op.NameServers {
+		addr := c.op.NameServers[(from+i)%len(c.op.NameServers)]
 		cmd, err := c.ask(ctx, addr, code, fields, nil)
 		if err == nil || fault.ClassOf(err) == fault.NotFound {
+			c.mu.Lock()
+			c.first = addr
+			c.mu.Unlock()
 			return cmd, err
 		}
 		last = err
@@ -286,50 +311,6 @@ const (
 	permRead  = 4
 	permWrite = 2
 )
-
-// route finds a topic; fresh does not take a remembered answer.
-func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, error) {
-	c.mu.Lock()
-	old := c.routes[topic]
-	c.mu.Unlock()
-	if old != nil && !fresh && time.Since(old.at) < routeAge {
-		return old, nil
-	}
-	cmd, err := c.askRoute(ctx, topic)
-	if err != nil && fault.ClassOf(err) == fault.NotFound {
-		if cmd, err = c.missing(ctx, topic, old); err != nil {
-			return nil, err
-		}
-	}
-	if err != nil {
-		if old != nil && !fresh {
-			return old, nil // brokers may be there while name servers are not
-		}
-		return nil, err
-	}
-	r, err := decodeRoute(cmd.Body)
-	if err != nil {
-		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
-	}
-	c.mu.Lock()
-	c.rememberLocked(topic, r)
-	c.mu.Unlock()
-	return r, nil
-}
-
-func (c *cluster) askRoute(ctx context.Context, topic string) (*remoting.Command, error) {
-	return c.fromNames(ctx, reqRoute, map[string]string{"topic": topic, "acceptStandardJsonOnly": "true"})
-}
-
-func (c *cluster) rememberLocked(topic string, r *route) {
-	c.routes[topic] = r
-	if c.had[topic] == nil {
-		c.had[topic] = map[string]time.Time{}
-	}
-	for name := range r.brokers {
-		c.had[topic][name] = r.at
-	}
-}
 
 // maxQueues bounds the queues of a topic on a broker.
 const maxQueues = 16384
@@ -351,17 +332,17 @@ func (data *routeData) add(more routeData) {
 	data.BrokerDatas, data.QueueDatas = append(data.BrokerDatas, more.BrokerDatas...), append(data.QueueDatas, more.QueueDatas...)
 }
 
-// decodeRoute reads a name server's answer.
-func decodeRoute(b []byte) (*route, error) {
+// decodeRoute reads the answer of a name server that was asked at a time.
+func decodeRoute(b []byte, at time.Time) (*route, error) {
 	var data routeData
 	if err := decodeJSON(b, &data); err != nil {
 		return nil, err
 	}
-	return data.route()
+	return data.route(at)
 }
 
-func (data *routeData) route() (*route, error) {
-	r := &route{brokers: map[string]string{}, queues: map[string]int{}, perms: map[string]int{}, at: time.Now()}
+func (data *routeData) route(at time.Time) (*route, error) {
+	r := &route{brokers: map[string]string{}, queues: map[string]int{}, perms: map[string]int{}, at: at}
 	for _, b := range data.BrokerDatas {
 		if addr := b.BrokerAddrs["0"]; addr != "" {
 			r.brokers[b.BrokerName] = addr
@@ -447,25 +428,6 @@ func (c *cluster) complete(ctx context.Context, old *route) error {
 		}
 	}
 	return nil
-}
-
-// doubt has a route looked up again when it is used next.
-func (c *cluster) doubt(topic string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if old := c.routes[topic]; old != nil {
-		again := *old
-		again.at = time.Time{}
-		c.routes[topic] = &again
-	}
-}
-
-// forget drops the route of a topic that was deleted.
-func (c *cluster) forget(topic string) {
-	c.mu.Lock()
-	delete(c.routes, topic)
-	delete(c.had, topic)
-	c.mu.Unlock()
 }
 
 // masters are the addresses of the cluster's brokers, by name.

@@ -179,13 +179,13 @@ func TestRoute(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := decodeRoute(b)
+		r, err := decodeRoute(b, time.Time{})
 		if err != nil || len(r.read) != 1 || len(r.write) != 1 || r.write[0] != (queue{"broker-a", 0}) || !strings.HasPrefix(r.brokers["broker-a"], "127.0.0.1:") {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
 	for _, bad := range []string{`{"queueDatas":[{"brokerName":"b","perm":6,"readQueueNums":2000000000}],"brokerDatas":[{"brokerName":"b","brokerAddrs":{0:"a:1"}}]}`, "{", ""} {
-		if r, err := decodeRoute([]byte(bad)); err == nil {
+		if r, err := decodeRoute([]byte(bad), time.Time{}); err == nil {
 			t.Errorf("%s is %d queues", bad, len(r.read))
 		}
 	}
@@ -212,7 +212,7 @@ func FuzzAnswer(f *testing.F) {
 				t.Errorf("%v becomes %v and %v, %v %v", plain, got, quoted, err, qerr)
 			}
 		}
-		r, err := decodeRoute(b)
+		r, err := decodeRoute(b, time.Time{})
 		if err == nil && len(r.read)+len(r.write) > 5*maxQueues {
 			t.Errorf("%d queues", len(r.read)+len(r.write))
 		}

@@ -161,6 +161,7 @@ func (s *Store) send(sn *sender) {
 	for {
 		batch := sn.Take()
 		if batch == nil {
+			s.drop(sn)
 			return
 		}
 		if addr == "" {
@@ -178,6 +179,16 @@ func (s *Store) send(sn *sender) {
 		if r, err := s.c.route(s.life, sn.topic, false); err == nil && r.brokers[sn.queue.broker] != "" {
 			addr = r.brokers[sn.queue.broker]
 		}
+	}
+}
+
+// drop forgets a sender that has nothing to do: topics come and go. Whoever gives it
+// something holds mu until that is in its queue.
+func (s *Store) drop(sn *sender) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, busy := sn.Load(); !busy && s.senders[sn.senderKey] == sn {
+		delete(s.senders, sn.senderKey)
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
+	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
@@ -105,4 +107,38 @@ func TestLanes(t *testing.T) {
 			t.Errorf("call %d, %d events with key %q: by lane %v, expected in %d", i, c.n, c.ordered, got, c.lane)
 		}
 	}
+}
+
+// TestSendersEnd: of a topic to which nothing is on its way no sender is kept, and one
+// that was given something while it ended is: another one beside it would mix up keys.
+func TestSendersEnd(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
+	defer cancel()
+	s, topic := prepare(ctx, t, servers.SharedRocketMQ(t), 4)
+	shut(t, s.Close)
+	publishAll(ctx, t, s, topic, "a", 100)
+	kept := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.senders)
+	}
+	// The last of them is answered before its sender ends.
+	for tick := time.NewTicker(time.Millisecond); kept() > 0; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("%d senders are kept of a topic to which nothing is on its way", kept())
+		}
+	}
+	free := make(chan struct{})
+	busy := &sender{senderKey: senderKey{topic: "t"}}
+	busy.Queue = s.out.Queue(func() { <-free; busy.Take(); busy.Take() })
+	s.senders[busy.senderKey] = busy
+	if _, err := s.out.Give([]outgoing{{Size: 1, To: busy.Queue}}); err != nil {
+		t.Fatal(err)
+	}
+	if s.drop(busy); kept() != 1 {
+		t.Error("a sender that has something to do is forgotten")
+	}
+	close(free)
 }

@@ -53,6 +53,7 @@ const removedAfter = time.Hour
 // of them, or was seen to within a time, as name servers forget it with them; or while one
 // of those is that the options name, and then for no others.
 func (c *cluster) whole(ctx context.Context, topic string, within time.Duration) (*route, error) {
+	began := time.Now()
 	var all routeData
 	var gone, silent error
 	for _, addr := range c.op.NameServers {
@@ -76,16 +77,13 @@ func (c *cluster) whole(ctx context.Context, topic string, within time.Duration)
 		if gone == nil {
 			return nil, silent
 		}
-		c.mu.Lock()
-		old := c.routes[topic]
-		c.mu.Unlock()
-		_, err := c.missing(ctx, topic, old)
+		_, err := c.missing(ctx, topic, c.remembered(topic))
 		if err == nil {
 			err = unavailable(fmt.Errorf("a broker that has topic %s has just come back", topic))
 		}
 		return nil, err
 	}
-	r, err := all.route()
+	r, err := all.route(began)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
 	}

@@ -194,7 +194,7 @@ func TestRouteTogether(t *testing.T) {
 		}
 		all.add(one)
 	}
-	r, err := all.route()
+	r, err := all.route(time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
