@@ -296,6 +296,7 @@ func TestSecretsInOutputs(t *testing.T) {
 	admin("migrate", "list", "-n", m.ns)
 	admin("proxies", "list")
 	admin("proxies", "declare-dead", "p1", "--yes", "--reason", "to try it")
+	admin("proxies", "revive", "p1")
 	admin("proxies", "forget", "p1", "--yes")
 	admin("status", "p1")
 	admin("status", "-o", "json")
