@@ -3,8 +3,9 @@
 // Whoever must know that nobody is left out, as the move of a topic must, asks it.
 //
 // A node counts until an operator says otherwise: one that is declared dead is kept, so
-// that it is refused from then on, until he has it forgotten. Or until it leaves: it has written for the last time,
-// has nothing to start from any more, and so is written down again before it could write.
+// that it is refused from then on, until he has it forgotten. Or until it leaves: it has
+// written for the last time, has nothing to start from any more, and so is written down
+// again before it could write.
 package roster
 
 import (
