@@ -3,6 +3,7 @@ package client
 import (
 	"fmt"
 	"net"
+	"runtime"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -90,7 +91,12 @@ func TestPublisherGathers(t *testing.T) {
 	expect(1)
 	publish(1)
 	expect(1) // a second one waits for nothing
-	publish(100)
+	for range 100 {
+		publish(1)
+		for len(p.more) > 0 { // until it has looked
+			runtime.Gosched()
+		}
+	}
 	proxy.answers <- struct{}{}
 	expect(100)
 	publish(maxSend + 10)
