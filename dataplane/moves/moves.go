@@ -141,6 +141,7 @@ func leaving(t *snapshot.Topic) bool { return t.Move != nil && t.Move.Phase < cu
 // begin begins w, if it may by the configuration in force; else it tells what to wait
 // for.
 func (m *Manager) begin(w *Write) (replaced, granted <-chan struct{}, err error) {
+	at := m.cfg.Now() // a call of the kernel: others need not wait for it
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now, replaced := m.cfg.Snapshots.Load()
@@ -155,7 +156,7 @@ func (m *Manager) begin(w *Write) (replaced, granted <-chan struct{}, err error)
 		return nil, nil, nil
 	}
 	mv := m.moveLocked(w.uid)
-	if !writing.MayBegin(mv.lease, m.cfg.Now()) {
+	if !writing.MayBegin(mv.lease, at) {
 		return replaced, m.granted, nil
 	}
 	mv.writes++
@@ -172,7 +173,8 @@ func (w *Write) End(err error) error {
 	may := err == nil && w.judge()
 	w.m.mu.Lock()
 	if mv := w.under; mv != nil {
-		if mv.writes--; mv.writes == 0 {
+		// Only once none may begin: else it is idle after each write of one publisher.
+		if mv.writes--; mv.writes == 0 && w.m.stopping(w.key) {
 			w.m.say()
 		}
 	}
@@ -190,9 +192,11 @@ func (w *Write) End(err error) error {
 func (w *Write) judge() bool {
 	var patience <-chan time.Time
 	for {
+		// The store has acknowledged before now.
+		at := w.m.cfg.Now()
 		w.m.mu.Lock()
 		_, replaced := w.m.cfg.Snapshots.Load()
-		may, wait := w.mayLocked()
+		may, wait := w.mayLocked(at)
 		granted := w.m.granted
 		w.m.mu.Unlock()
 		if !wait {
@@ -214,11 +218,11 @@ func (w *Write) judge() bool {
 }
 
 // mayLocked reports whether what was written may be acknowledged, by the configuration
-// in force, or whether a lease is waited for.
+// in force, or whether a lease is waited for. at is when the store had acknowledged.
 //
 // What began without a lease is not among the writes on their way: that the proxy is
 // idle may have been said meanwhile. So it may not where the move has come to Stopping.
-func (w *Write) mayLocked() (may, wait bool) {
+func (w *Write) mayLocked(at time.Duration) (may, wait bool) {
 	t := w.m.cfg.Snapshots.Get().Topics[w.key]
 	if t == nil || t.UID != w.uid {
 		return false, false // deleted, or not used here any more: then where it is nobody tells
@@ -231,7 +235,7 @@ func (w *Write) mayLocked() (may, wait bool) {
 	if mv := w.m.moves[w.uid]; mv != nil {
 		lease = mv.lease
 	}
-	may = writing.MayAcknowledge(w.Epoch.Number, lease, w.m.cfg.Now())
+	may = writing.MayAcknowledge(w.Epoch.Number, lease, at)
 	return may, !may && writing.Leased && !writing.Closed && writing.Epoch == w.Epoch.Number
 }
 
@@ -268,6 +272,12 @@ func (m *Manager) leases() float64 {
 		}
 	}
 	return float64(n)
+}
+
+// stopping reports whether the control plane waits for the end of writes to a topic.
+func (m *Manager) stopping(key snapshot.Key) bool {
+	t := m.cfg.Snapshots.Get().Topics[key]
+	return t != nil && t.Move != nil && t.Move.Phase == cutover.Stopping
 }
 
 // say has the stream say what is new.

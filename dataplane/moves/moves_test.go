@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
@@ -178,6 +179,61 @@ func TestIdle(t *testing.T) {
 	p.snaps.Store(at(cutover.Leasing, 4))
 	if idle() {
 		t.Error("idle by what is not in force any more")
+	}
+}
+
+// TestIdleSaid: the control plane hears at once that nothing is on its way where it waits
+// for that, and is not told with each write before.
+func TestIdleSaid(t *testing.T) {
+	p := newProxy(at(cutover.Leasing, 2))
+	p.lease()
+	for _, tc := range []struct {
+		after *snapshot.Snapshot
+		said  bool
+	}{{at(cutover.Leasing, 2), false}, {at(cutover.Stopping, 3), true}, {&snapshot.Snapshot{}, false}} {
+		before := at(cutover.Leasing, 2)
+		p.snaps.Store(before)
+		w, err := p.begin(before)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.snaps.Store(tc.after)
+		_ = w.End(nil)
+		select {
+		case <-p.m.poke:
+			if !tc.said {
+				t.Errorf("%+v: it is said", tc.after.Topics[orders])
+			}
+		default:
+			if tc.said {
+				t.Errorf("%+v: it is not said", tc.after.Topics[orders])
+			}
+		}
+	}
+}
+
+// BenchmarkWrite is what a write costs beside the store: of a topic that does not move, and
+// under a lease.
+func BenchmarkWrite(b *testing.B) {
+	for name, snap := range map[string]*snapshot.Snapshot{"still": still(), "leased": at(cutover.Leasing, 2)} {
+		p := newProxy(snap)
+		p.m.cfg.Now = clock.SinceBoot
+		p.m.grant(map[string]uint32{uidTopic: 1}, clock.SinceBoot()+time.Hour)
+		t := snap.Topics[orders]
+		b.Run(name, func(b *testing.B) {
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					w, err := p.m.Begin(b.Context(), snap, t)
+					if err == nil {
+						err = w.End(nil)
+					}
+					if err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
 	}
 }
 
