@@ -367,15 +367,13 @@ func (p *Pipeline) store(ctx context.Context, snap *snapshot.Snapshot, t *snapsh
 	if err != nil {
 		return failAll(res, write.End(err))
 	}
+	if write.Leaving {
+		events = cutover.Placed(events, t.UID, epoch.Number)
+	}
 	c := newCall(len(events))
 	out, got := c.out, c.got
 	for i := range events {
 		out[i] = store.Outgoing{Event: &events[i], Key: events[i].Key(keyFrom)}
-		if write.Leaving {
-			e := events[i] // it is borrowed
-			e.Mesh = cutover.Placed(e.Mesh, t.UID, epoch.Number)
-			out[i].Event = &e
-		}
 	}
 	ctx, span := p.beginWrite(ctx, t, epoch.Physical, len(events))
 	began := time.Now()

@@ -2,6 +2,7 @@ package cutover
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/weft-mesh/weft/pkg/event"
 )
@@ -26,16 +27,26 @@ const headerPlace = "place"
 
 func place(topicUID string, epoch uint32) string { return fmt.Sprintf("%s/%d", topicUID, epoch) }
 
-// Placed are the headers of the mesh, mesh among them, of an event that a proxy writes to an
-// epoch which the topic moves away from.
+// Placed are copies of events, which they borrow, with the header of what a proxy writes to
+// an epoch which the topic moves away from.
 //
 // What comes too late there lies behind the cut, and its publisher has not heard that it
 // was kept: it may have gone on in the next epoch. So it is no event, where one of somebody
 // who writes past the mesh is. What was on its way since before the move began has no such
 // header, nor has what proxies of older versions write: it may come later than it should, of
 // which its publisher has not heard either.
-func Placed(mesh []event.Attr, topicUID string, epoch uint32) []event.Attr {
-	return event.With(mesh, headerPlace, place(topicUID, epoch))
+func Placed(events []event.Event, topicUID string, epoch uint32) []event.Event {
+	at := place(topicUID, epoch)
+	alone := []event.Attr{{Name: headerPlace, Value: at}}
+	out := slices.Clone(events)
+	for i := range out {
+		if mesh := out[i].Mesh; len(mesh) == 0 {
+			out[i].Mesh = alone
+		} else {
+			out[i].Mesh = event.With(mesh, headerPlace, at)
+		}
+	}
+	return out
 }
 
 // PlacedIn reports whether e, which it borrows, was written by a proxy to this epoch of a
