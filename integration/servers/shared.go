@@ -23,7 +23,8 @@ const (
 	EnvNacos    = "WEFT_TEST_NACOS"    // host:port
 	EnvKafka    = "WEFT_TEST_KAFKA"    // broker, host:port
 	// EnvTurn is a file that packages lock while they run: those with real
-	// servers and processes take turns, so that each has the machine.
+	// servers and processes take turns, so that each has the machine. Those of
+	// drivers, which wait for servers most of the time, have theirs together.
 	EnvTurn = "WEFT_TEST_TURN"
 )
 
@@ -40,11 +41,16 @@ var shared struct {
 
 // Main runs the tests of a package that uses real servers, when it is its turn,
 // and stops those that it started. Call it from TestMain: os.Exit(servers.Main(m)).
-func Main(m *testing.M) int {
+func Main(m *testing.M) int { return inTurn(m, syscall.LOCK_EX) }
+
+// DriverMain is Main for the tests of a driver.
+func DriverMain(m *testing.M) int { return inTurn(m, syscall.LOCK_SH) }
+
+func inTurn(m *testing.M, lock int) int {
 	if file := os.Getenv(EnvTurn); file != "" {
 		turn, err := os.OpenFile(file, os.O_RDWR, 0)
 		if err == nil {
-			err = syscall.Flock(int(turn.Fd()), syscall.LOCK_EX) // until the process ends
+			err = syscall.Flock(int(turn.Fd()), lock) // until the process ends
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "servers: waiting for a turn:", err)

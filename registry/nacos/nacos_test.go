@@ -15,7 +15,7 @@ import (
 	"github.com/weft-mesh/weft/registry/registrytest"
 )
 
-func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(servers.DriverMain(m)) }
 
 func open(t *testing.T, password string) *Registry {
 	t.Helper()

@@ -12,7 +12,7 @@ import (
 	"github.com/weft-mesh/weft/store/storetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(servers.DriverMain(m)) }
 
 func open(t testing.TB, o Options, window int) *Store {
 	t.Helper()

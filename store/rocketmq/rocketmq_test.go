@@ -13,7 +13,7 @@ import (
 	"github.com/weft-mesh/weft/store/storetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(servers.DriverMain(m)) }
 
 func open(t testing.TB, nameServer string, window int) *Store {
 	t.Helper()
