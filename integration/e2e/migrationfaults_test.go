@@ -4,6 +4,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/integration/servers"
@@ -163,6 +165,12 @@ func (m *migration) all() []fault {
 				defer disturb(0)()
 				return m.hold(s.Process)
 			}})
+		if soaking && s.store {
+			out = append(out, fault{s.Name + " can write no more", []any{s.Process}, func() error {
+				defer disturb(s.forgets)()
+				return m.fill(s.Process)
+			}})
+		}
 	}
 	m.rnd.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
 	return out
@@ -174,6 +182,21 @@ func (m *migration) startAgain(p *servers.Process) error {
 		return err
 	}
 	return p.Start(m.mesh.ctx)
+}
+
+// fill has a process's files grow no more, as where its disk is full, for longer than a
+// lease or until it ends of that, and starts it again with room.
+func (m *migration) fill(p *servers.Process) error {
+	var limit unix.Rlimit
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_FSIZE, nil, &limit); err != nil {
+		return err
+	}
+	limit.Cur = 4 << 10
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_FSIZE, &limit, nil); err != nil {
+		return err
+	}
+	m.beyondLease()
+	return m.startAgain(p)
 }
 
 // hold lets a process stand still for longer than a lease.
