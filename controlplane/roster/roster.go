@@ -117,10 +117,9 @@ type Config struct {
 	Prefix string
 	// Head asks etcd of which revision the last change of the configuration is.
 	Head func(ctx context.Context) (lineage string, revision int64, err error)
-	// Died is called, if set, with each node that is seen to be declared dead, and the
-	// error that it is refused with; and with one that has gone from the roster unseen,
-	// which may join again: it is to be written down first.
-	Died    func(node string, err error)
+	// End is called, if set, with each node that may not stay connected, and why: it was
+	// declared dead, or has gone from the roster unseen, and is to be written down first.
+	End     func(node string, err error)
 	Clock   clock.Clock
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
@@ -345,8 +344,8 @@ func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
 		r.died(id, e.node)
 	}
 	for _, id := range gone {
-		if r.cfg.Died != nil {
-			r.cfg.Died(id, fault.New(fault.Unavailable, "roster", "roster", "node %s was taken off the roster; it may join again", id))
+		if r.cfg.End != nil {
+			r.cfg.End(id, fault.New(fault.Unavailable, "roster", "roster", "node %s was taken off the roster; it may join again", id))
 		}
 	}
 	return lost
@@ -392,8 +391,8 @@ func (r *Roster) note(kv *mvccpb.KeyValue, gone bool) {
 
 // died tells of a node that was declared dead.
 func (r *Roster) died(id string, n *Node) {
-	if n.Dead != nil && r.cfg.Died != nil {
-		r.cfg.Died(id, refused(n))
+	if n.Dead != nil && r.cfg.End != nil {
+		r.cfg.End(id, refused(n))
 	}
 }
 

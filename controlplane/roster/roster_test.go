@@ -43,7 +43,7 @@ func newWorld(t *testing.T) *world {
 
 // replica is one that runs.
 func (w *world) replica(died func(string, error)) *Roster {
-	r := New(Config{Etcd: w.etcd.Client(), Prefix: "/weft/s/node/", Died: died, Log: slog.New(slog.DiscardHandler),
+	r := New(Config{Etcd: w.etcd.Client(), Prefix: "/weft/s/node/", End: died, Log: slog.New(slog.DiscardHandler),
 		Head: func(ctx context.Context) (string, int64, error) {
 			resp, err := w.etcd.Client().Get(ctx, "x")
 			if err != nil {
@@ -323,7 +323,7 @@ func TestReadAgain(t *testing.T) {
 		}
 	}
 	told := 0
-	r = New(Config{Prefix: "/p/", Log: slog.New(slog.DiscardHandler), Died: func(string, error) { told++; has("a", "dead", "z") }})
+	r = New(Config{Prefix: "/p/", Log: slog.New(slog.DiscardHandler), End: func(string, error) { told++; has("a", "dead", "z") }})
 	resp := &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: 5}, Kvs: []*mvccpb.KeyValue{kv("a", "", 1), kv("dead", `,"dead":{}`, 2), kv("z", "", 3)}}
 	for i := range 2 {
 		if lost := r.begin(resp); len(lost) > 0 || told != i+1 {
@@ -336,7 +336,7 @@ func TestReadAgain(t *testing.T) {
 	has("a", "dead", "z", "new")
 	// One that was forgotten while nobody looked must be written down before it has more.
 	var ended []string
-	r.cfg.Died = func(node string, err error) {
+	r.cfg.End = func(node string, err error) {
 		if fault.ClassOf(err) == fault.Unavailable {
 			ended = append(ended, node)
 		}

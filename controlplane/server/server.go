@@ -230,7 +230,7 @@ func New(cfg Config) (_ *Server, err error) {
 	s.paced = discovery.Pace(s.store, 0)
 	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
 	s.roster = roster.New(roster.Config{Etcd: cfg.Etcd, Prefix: s.store.StatusKey("node/"), Head: s.store.Changed,
-		Died: func(node string, err error) { s.discovery.EndNode(node, err) }, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
+		End: func(node string, err error) { s.discovery.EndNode(node, err) }, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.paced, Roster: s.roster, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
 	offices := &election.Offices{}
 	s.provision = provision.New(provision.Config{Store: s.store, Drivers: cfg.Drivers, Options: cfg.Options,
