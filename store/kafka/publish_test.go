@@ -1,11 +1,18 @@
 package kafka
 
 import (
+	"context"
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/ackwindow"
 )
 
@@ -58,5 +65,31 @@ func TestDone(t *testing.T) {
 		if got := decodeDone(bad, 5); got != nil {
 			t.Errorf("%q: %v", bad, got)
 		}
+	}
+}
+
+// TestTopicTakesLess: a topic takes smaller batches than is usual. What is small enough by
+// itself is kept, and the publisher of what is not is told so.
+func TestTopicTakesLess(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
+	defer cancel()
+	s := open(t, Options{Brokers: []string{servers.SharedKafka(t)}}, 0)
+	shut(t, s.Close)
+	topic, most := names.Physical(servers.Namespace(t), "less"+uuid.NewString()[:4]), "100000"
+	if _, err := s.adm.CreateTopic(ctx, 1, 1, map[string]*string{"max.message.bytes": &most}, topic); err != nil {
+		t.Fatal(err)
+	}
+	var events []store.Outgoing
+	for i := range 100 {
+		events = append(events, one(fmt.Sprint("e", i), "")[0])
+		events[i].Data = make([]byte, 5<<10)
+	}
+	if err := s.Publish(ctx, topic, events, make([]store.Result, len(events))); err != nil {
+		t.Errorf("100 events of 5 KiB: %v", err)
+	}
+	large := one("large", "")
+	large[0].Data = make([]byte, 200<<10)
+	if err := s.Publish(ctx, topic, large, make([]store.Result, 1)); fault.ClassOf(err) != fault.TooLarge {
+		t.Errorf("an event of 200 KiB: %v", err)
 	}
 }
