@@ -14,7 +14,6 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/ackwindow"
-	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 	"github.com/weft-mesh/weft/store/sendqueue"
 )
 
@@ -73,11 +72,10 @@ type ownership struct {
 	buffer    []store.Message
 	revoked   bool
 	committed int64
-	conn      *remoting.Conn // on which committed is known to be kept
-	again     int64          // below it messages may have been delivered before
-	room      chan struct{}  // closed when the buffer got shorter
-	back      bool           // its log has gone back: what was delivered is of another one
-	lock      lock           // with ordered
+	again     int64         // below it messages may have been delivered before
+	room      chan struct{} // closed when the buffer got shorter
+	back      bool          // its log has gone back: what was delivered is of another one
+	lock      lock          // with ordered
 }
 
 type handle struct {

@@ -109,21 +109,18 @@ func (x *subscription) members(ctx context.Context, addr string) ([]string, erro
 	return list.ConsumerIDList, nil
 }
 
-// recommit looks after the offsets of brokers that were away: one that was killed
-// has forgotten the commits of its last seconds, and a queue on which nothing
-// more is settled would not be committed again.
+// recommit looks after the offsets of queues on which nothing more is settled, which
+// would not be committed again. A broker that was killed has forgotten the commits of its
+// last seconds, and as long as it does not know all members yet, one of them may take
+// another's queue, begin where the broker is, and leave that behind as the group's place.
 func (x *subscription) recommit(ctx context.Context) {
 	x.mu.Lock()
-	var check []*ownership
-	for _, o := range x.order {
-		if now := x.c.current(o.addr); now != nil && now != o.conn {
-			check = append(check, o)
-		}
-	}
+	owned := slices.Clone(x.order)
 	x.mu.Unlock()
-	for _, o := range check {
-		if x.recommitOne(ctx, o) != nil {
-			return // the next heartbeat looks again
+	away := map[string]bool{}
+	for _, o := range owned {
+		if x.c.current(o.addr) != nil && !away[o.addr] {
+			away[o.addr] = x.recommitOne(ctx, o) != nil // the next heartbeat looks again
 		}
 	}
 }
@@ -131,7 +128,6 @@ func (x *subscription) recommit(ctx context.Context) {
 func (x *subscription) recommitOne(ctx context.Context, o *ownership) error {
 	o.commit.Lock()
 	defer o.commit.Unlock()
-	now := x.c.current(o.addr)
 	at, ok, err := x.c.committed(ctx, o.addr, x.topic, x.group, o.q)
 	if err != nil {
 		return err
@@ -147,13 +143,8 @@ func (x *subscription) recommitOne(ctx context.Context, o *ownership) error {
 		gone = want > end // the broker has lost more than commits; its puller learns it
 	}
 	if !gone && (!ok || at < want) {
-		if err := x.c.commit(ctx, o.addr, x.topic, x.group, o.q, want); err != nil {
-			return err
-		}
+		return x.c.commit(ctx, o.addr, x.topic, x.group, o.q, want)
 	}
-	x.mu.Lock()
-	o.conn = now
-	x.mu.Unlock()
 	return nil
 }
 
@@ -250,14 +241,13 @@ func (x *subscription) take(ctx context.Context, r *route, want []queue, alive m
 			continue
 		}
 		addr := r.brokers[q.broker]
-		conn := x.c.current(addr)
 		at, _, _, err := x.c.place(ctx, addr, x.topic, x.group, q)
 		if err != nil {
 			failed = cmp.Or(failed, err)
 			continue
 		}
 		octx, cancel := context.WithCancel(x.life)
-		o := &ownership{q: q, addr: addr, conn: conn, cancel: cancel, ended: make(chan struct{}), window: ackwindow.New(x.s.cfg.Window, at),
+		o := &ownership{q: q, addr: addr, cancel: cancel, ended: make(chan struct{}), window: ackwindow.New(x.s.cfg.Window, at),
 			committed: at, again: at + int64(x.s.cfg.Window), room: make(chan struct{}), lock: held}
 		x.mu.Lock()
 		x.owned[q] = o
