@@ -45,7 +45,12 @@ type Config struct {
 	// durably settled without a gap and the highest delivered one; delivery
 	// stops there. It is what a crash may repeat. The driver's default when 0.
 	Window int
-	Log    *slog.Logger
+	// Refused, if set, is given what was delayed and its topic does not take now that it
+	// is due, for what it is (fault.TooLarge, fault.Invalid), by drivers that find that out
+	// only then: package delay. It borrows the event. Where it returns nil the event is
+	// durable elsewhere; else it is kept, and tried again.
+	Refused func(ctx context.Context, topic string, e *event.Event, why error) error
+	Log     *slog.Logger
 }
 
 // Capabilities are what a store was observed to be able to do.

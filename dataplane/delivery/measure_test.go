@@ -203,7 +203,7 @@ func TestDeadLettersByCause(t *testing.T) {
 			w.nothing(m, "it is a dead letter")
 			<-time.After(2 * time.Second)
 			after := values(t, reg, "dead_letters_total")
-			if len(after) != 5 {
+			if len(after) != 6 {
 				t.Fatalf("the causes are %v", after)
 			}
 			for name := range after {

@@ -41,7 +41,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		retried:     counter("retries_total", "Events kept for another attempt."),
 		exhausted:   counter("exhausted_total", "Attempts that failed after the last that was asked for, of events that are repeated all the same."),
 		blockedKeys: gauge("blocked_keys", "Ordering keys that an event which failed holds up."),
-		deadLettered: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_delivery_dead_letters_total", Help: "Events written to the dead-letter topic, by the cause of the last attempt: it was given back (failed), not settled in time (timeout), or with a member whose connection ended (lost), as often as may be; or it was rejected, or the transform could not be applied, and no other attempt would change that."},
+		deadLettered: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_delivery_dead_letters_total", Help: "Events written to the dead-letter topic, by the cause of the last attempt: it was given back (failed), not settled in time (timeout), or with a member whose connection ended (lost), as often as may be; or it was rejected, or the transform could not be applied, or the retry topic does not take the event for another attempt (refused), and no other attempt would change that."},
 			[]string{"namespace", "subscription", "cause"}),
 		redriven:      counter("redriven_total", "Dead letters that were given back."),
 		filtered:      counter("filtered_total", "Events that the filter left out."),

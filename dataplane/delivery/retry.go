@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"strconv"
@@ -9,6 +10,8 @@ import (
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -29,10 +32,11 @@ const (
 	causeLost                       // the member went without a word
 	causeRejected                   // the member rejected it
 	causeUntransformed              // the transform could not be applied
+	causeRefused                    // the retry topic did not take it for another one
 	causes
 )
 
-var causeNames = [causes]string{causeFailed: "failed", causeTimeout: "timeout", causeLost: "lost", causeRejected: "rejected", causeUntransformed: "transform"}
+var causeNames = [causes]string{causeFailed: "failed", causeTimeout: "timeout", causeLost: "lost", causeRejected: "rejected", causeUntransformed: "transform", causeRefused: "refused"}
 
 // last reports whether another attempt would change nothing.
 func (c cause) last() bool { return c == causeRejected || c == causeUntransformed }
@@ -49,7 +53,7 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration, why
 	exhausted := it.msg.attempt >= r.sub.MaxAttempts
 	if r.sub.DeadLetter != "" && (last || exhausted && !r.sub.Block) {
 		r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error {
-			return r.deadLetter(ctx, sub, it, why, reason)
+			return r.m.deadLetter(ctx, sub, &r.metrics, &it.msg, why, reason)
 		})
 		return
 	}
@@ -175,25 +179,62 @@ const (
 )
 
 // deadLetter writes the event to the dead-letter topic with the reason.
-func (r *runtime) deadLetter(ctx context.Context, sub *snapshot.Subscription, it *item, why cause, reason string) error {
-	t := r.m.cfg.Snapshots.Get().Topics[snapshot.Key{Namespace: sub.Namespace, Name: sub.DeadLetter}]
+func (m *Manager) deadLetter(ctx context.Context, sub *snapshot.Subscription, metrics *subMetrics, msg *message, why cause, reason string) error {
+	t := m.cfg.Snapshots.Get().Topics[snapshot.Key{Namespace: sub.Namespace, Name: sub.DeadLetter}]
 	if t == nil || t.NotReady != "" {
 		return errNoDeadLetter
 	}
-	e := it.msg.stored.Event
-	e.Mesh = event.With(Forwarded(Forwards(&e)), headerDead, r.m.cfg.Clock.Now().UTC().Format(time.RFC3339))
-	for _, a := range []event.Attr{{Name: AttrDeadReason, Value: clean(reason)}, {Name: AttrDeadSubscription, Value: sub.Name}, {Name: AttrDeadTopic, Value: it.msg.topic},
-		{Name: AttrDeadPosition, Value: it.msg.token.String()}, {Name: AttrDeadAttempts, Value: strconv.Itoa(it.msg.attempt)}} {
+	e := msg.stored.Event
+	e.Mesh = event.With(Forwarded(Forwards(&e)), headerDead, m.cfg.Clock.Now().UTC().Format(time.RFC3339))
+	for _, a := range []event.Attr{{Name: AttrDeadReason, Value: clean(reason)}, {Name: AttrDeadSubscription, Value: sub.Name}, {Name: AttrDeadTopic, Value: msg.topic},
+		{Name: AttrDeadPosition, Value: msg.token.String()}, {Name: AttrDeadAttempts, Value: strconv.Itoa(msg.attempt)}} {
 		if a.Value != "" {
 			e.Ext = event.With(e.Ext, a.Name, a.Value)
 		}
 	}
-	if err := r.m.cfg.Write(ctx, t, []event.Event{e}); err != nil {
+	if err := m.cfg.Write(ctx, t, []event.Event{e}); err != nil {
 		return err
 	}
-	r.metrics.deadLettered[why].Inc()
-	r.remember(r.m.cfg.Facts.Now(), facts.DeadLettered, &it.msg, "to "+t.Name+": "+reason)
+	metrics.deadLettered[why].Inc()
+	m.remember(m.cfg.Facts.Now(), facts.DeadLettered, sub.Namespace, sub.Name, msg.topic, msg.token, msg.attempt, &msg.stored.Event, "to "+t.Name+": "+reason)
 	return nil
+}
+
+// Refused makes an event a dead letter that a retry topic does not take, for what it is,
+// when it is due for another attempt: no other would change that. The error says why it is
+// none: then it is to be kept.
+func (m *Manager) Refused(ctx context.Context, topic string, e *event.Event, why error) error {
+	var sub *snapshot.Subscription
+	for _, s := range m.cfg.Snapshots.Get().Subscriptions {
+		if names.RetryTopic(s.UID) == topic {
+			sub = s
+		}
+	}
+	if sub == nil || sub.DeadLetter == "" {
+		return errNobody
+	}
+	m.mu.Lock()
+	m.counted[sub.Key] = struct{}{}
+	m.mu.Unlock()
+	metrics := m.metrics.of(sub.Namespace, sub.Name)
+	var msg message
+	(&source{retry: true}).message(&store.Message{Event: *e}, &msg)
+	msg.attempt-- // this one is none
+	err := m.deadLetter(ctx, sub, &metrics, &msg, causeRefused, refusedReason(e, why))
+	if err != nil {
+		metrics.storeErrors.Inc()
+	}
+	return err
+}
+
+// refusedReason is why an event is given up that the retry topic does not take.
+func refusedReason(e *event.Event, why error) string {
+	f := fault.From(why)
+	out := "the retry topic does not take it for another attempt: " + cmp.Or(f.Msg, f.Reason, f.Class.String())
+	if last, ok := event.Lookup(e.Mesh, headerReason); ok {
+		out += "; the last one failed: " + last
+	}
+	return out[:min(len(out), maxReason)]
 }
 
 // clean makes text fit for an attribute: no control characters, valid UTF-8.

@@ -306,5 +306,6 @@ func (s *source) settle(items []*item) {
 // Reasons why an event that failed cannot be written away.
 var (
 	errNoDelay      = fault.New(fault.Precondition, "delivery.park", "no-delay", "the store cannot hold events back")
+	errNobody       = fault.New(fault.Precondition, "delivery.dead-letter", "no-dead-letter-topic", "no Subscription that this proxy has, with a dead_letter_topic, is retried in it")
 	errNoDeadLetter = fault.New(fault.Unavailable, "delivery.dead-letter", "topic-not-ready", "the dead-letter topic is not ready")
 )

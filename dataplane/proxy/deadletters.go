@@ -7,6 +7,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
@@ -41,4 +42,10 @@ func (m *mesh) Redrive(ctx context.Context, who *policy.Principal, r delivery.Re
 		return delivery.Redriven{}, err
 	}
 	return m.dead.Redrive(ctx, who, r, report)
+}
+
+// refused takes what was delayed and its topic does not take, for the stores, which are
+// made before what delivers.
+func (p *Proxy) refused(ctx context.Context, topic string, e *event.Event, why error) error {
+	return p.deliveries.Refused(ctx, topic, e, why)
 }

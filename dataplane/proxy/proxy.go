@@ -193,7 +193,7 @@ func (p *Proxy) compose() error {
 		}
 	}
 	p.stores = stores.New(stores.Config{Drivers: p.cfg.Drivers, Options: p.cfg.Options, ClientID: p.incarnation, Dir: filepath.Join(p.cfg.DataDir, "stores"),
-		Window: p.cfg.Window, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
+		Window: p.cfg.Window, Refused: p.refused, Prepared: p.applyAgain, Metrics: p.registry, Log: p.cfg.Log})
 	var pin func(config.Name) func()
 	if p.cfg.OnDemand {
 		pin = func(n config.Name) func() { return p.client.Pin(n) }

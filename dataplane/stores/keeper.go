@@ -353,7 +353,7 @@ func (k *keeper) connect(ctx context.Context, spec *configv1.EventStore) (store.
 	ctx, cancel := context.WithTimeout(ctx, k.m.cfg.OpenTimeout)
 	defer cancel()
 	return d.Open(ctx, store.Config{Name: k.name, UID: k.uid, ClientID: k.m.cfg.ClientID, Dir: filepath.Join(k.m.cfg.Dir, k.uid), Options: options,
-		Window: k.m.cfg.Window, Log: k.m.cfg.Log.With("store", k.name)})
+		Window: k.m.cfg.Window, Refused: k.m.cfg.Refused, Log: k.m.cfg.Log.With("store", k.name)})
 }
 
 func (k *keeper) closeLater(st store.Store) {

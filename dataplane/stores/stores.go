@@ -22,6 +22,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 )
@@ -48,6 +49,8 @@ type Config struct {
 	CheckEvery time.Duration
 	// Window is store.Config.Window.
 	Window int
+	// Refused is store.Config.Refused.
+	Refused func(ctx context.Context, topic string, e *event.Event, why error) error
 	// Prepared is called, if set, when a store that Apply did not wait for is
 	// prepared: Apply's answer would be another one now.
 	Prepared func()

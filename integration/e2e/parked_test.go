@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,9 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/client"
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/names"
 )
 
 // TestRetryOutlivesProxy: an event that waits for its retry waits in its store and not
@@ -99,5 +104,63 @@ func retryOutlives(t *testing.T, main string) {
 		}
 	case <-m.ctx.Done():
 		t.Error("it does not come again")
+	}
+}
+
+// TestRefusedIsDeadLetter: an event that waits for its retry, and that its retry topic does
+// not take any more when it is due, is a dead letter. What waits with it comes as ever.
+func TestRefusedIsDeadLetter(t *testing.T) {
+	t.Parallel()
+	main := onKafka(t)
+	m := newMesh(t, servers.SharedEtcd(t))
+	key, identity := m.key("shop")
+	p := m.proxy("p1")
+	m.apply(main + topicYAML("orders", "dead") + subscriptionYAML("billing", "orders", "dead_letter_topic: dead, retry: {max_attempts: 100, min_backoff: 3s, max_backoff: 3s}") + policyYAML("shop") + identity)
+	m.settled(1)
+	var sub struct{ Metadata struct{ UID string } }
+	out, err := m.administer("", "get", "subscription", "billing", "-n", m.ns, "-o", "json")
+	m.must(err)
+	m.must(json.Unmarshal([]byte(out), &sub))
+	c, err := kgo.NewClient(kgo.SeedBrokers(servers.SharedKafka(t)))
+	m.must(err)
+	defer c.Close()
+	most := "4096"
+	done, err := kadm.NewClient(c).AlterTopicConfigs(m.ctx, []kadm.AlterConfig{{Name: "max.message.bytes", Value: &most}}, names.RetryTopic(sub.Metadata.UID))
+	m.must(err)
+	m.must(done[0].Err)
+
+	cl := m.client(key, p)
+	again := make(chan struct{})
+	came := sync.OnceFunc(func() { close(again) })
+	ctx, cancel := context.WithCancel(m.ctx)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- cl.Subscribe(ctx, m.ns, "billing", func(_ context.Context, d client.Delivery) error {
+			if d.Event.ID == "small" && d.Attempt > 1 {
+				came()
+				return nil
+			}
+			return errors.New("it is to come later")
+		}, client.SubscribeOptions{})
+	}()
+	defer func() { cancel(); <-ended }()
+	for id, data := range map[string]string{"large": strings.Repeat("x", 32<<10), "small": "data"} {
+		_, err = cl.Publish(m.ctx, m.ns, "orders", textEvent(id, data))
+		m.must(err)
+	}
+	m.await("the large one is a dead letter", func() error {
+		out, err := m.weft("", "dlq", "list", "--proxy", p.grpc, "--api-key-file", key, "-n", m.ns, "-s", "billing", "--reason", "the retry topic does not take it")
+		if err == nil && !strings.Contains(out, "large") {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	if n := p.metric(fmt.Sprintf(`weft_proxy_delivery_dead_letters_total{cause="refused",namespace=%q,subscription="billing"}`, m.ns)); n < 1 {
+		t.Errorf("%v dead letters count as refused", n)
+	}
+	select {
+	case <-again:
+	case <-m.ctx.Done():
+		t.Error("the small one does not come again")
 	}
 }

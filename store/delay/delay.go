@@ -9,6 +9,7 @@
 package delay
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"errors"
@@ -40,6 +41,8 @@ const (
 	maxFetch = 32
 	minRetry = 50 * time.Millisecond
 	maxRetry = 2 * time.Second
+	// referTimeout bounds what others wait for who takes what topics do not take.
+	referTimeout = 5 * time.Second
 	// closeTimeout bounds leaving a group.
 	closeTimeout = 5 * time.Second
 )
@@ -254,6 +257,8 @@ type member struct {
 	sub   store.Subscription
 	held  byDue
 	bytes int
+	// refused are those that their topics do not take, until refer.
+	refused []refusal
 }
 
 // parked is a message that waits.
@@ -261,6 +266,13 @@ type parked struct {
 	msg *store.Message
 	to  string // the topic where it belongs
 	due time.Time
+}
+
+// refusal is a message that its topic does not take for what it is, and why.
+type refusal struct {
+	msg   *store.Message
+	topic string
+	why   error
 }
 
 // fetch waits until something is due, or comes.
@@ -327,11 +339,35 @@ func (m *member) release() (failed error) {
 			failed = err
 		}
 	}
+	return cmp.Or(m.refer(), failed)
+}
+
+// refer gives what topics do not take to somebody else, and settles what that takes.
+// It is last, since it may take a while.
+func (m *member) refer() (failed error) {
+	ctx, cancel := context.WithTimeout(m.s.life, referTimeout)
+	defer cancel()
+	for _, r := range m.refused {
+		err := r.why
+		if m.s.cfg.Refused != nil {
+			e := r.msg.Event
+			e.Mesh = without(e.Mesh)
+			if err = m.s.cfg.Refused(ctx, r.topic, &e, r.why); err != nil {
+				err = fmt.Errorf("%w; it goes nowhere else: %w", r.why, err)
+			}
+		}
+		if err == nil {
+			m.sub.Settle([]*store.Message{r.msg})
+			continue
+		}
+		failed = err
+	}
+	m.refused = nil
 	return failed
 }
 
 // write writes messages to their topic, and settles them. What has no topic any
-// more has no reader: it is dropped.
+// more has no reader: it is dropped. What the topic does not take is left to refer.
 func (m *member) write(topic string, msgs []*store.Message) error {
 	out, res := make([]store.Outgoing, len(msgs)), make([]store.Result, len(msgs))
 	for i, msg := range msgs {
@@ -351,19 +387,29 @@ func (m *member) write(topic string, msgs []*store.Message) error {
 		m.sub.Settle(msgs)
 		return nil
 	}
+	if refused(err) && len(msgs) == 1 {
+		m.refused = append(m.refused, refusal{msgs[0], topic, err})
+		return nil
+	}
+	var others []*store.Message
 	for i := range res {
-		switch {
-		case res[i].Err == nil:
+		if res[i].Err == nil {
 			m.sub.Settle(msgs[i : i+1])
-		case refused(err) && len(msgs) > 1:
-			// It may be another one that the topic does not take, with which it would
-			// come again each time.
-			if again := m.write(topic, msgs[i:i+1]); again != nil && !refused(again) {
-				return again // the topic takes nothing now
-			}
+		} else {
+			others = append(others, msgs[i])
 		}
 	}
-	return err
+	if !refused(err) {
+		return err
+	}
+	// It may be another one that the topic does not take, with which it would come again
+	// each time.
+	for i := range others {
+		if err := m.write(topic, others[i:i+1]); err != nil {
+			return err // the topic takes nothing now
+		}
+	}
+	return nil
 }
 
 // refused reports whether a topic does not take an event for what it is.

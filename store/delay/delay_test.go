@@ -3,6 +3,7 @@ package delay
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -221,6 +222,57 @@ func TestOneRefused(t *testing.T) {
 		must(t, err)
 		if n := have[0].End - have[0].Begin; n != 3 || sub.settled != 3 {
 			t.Errorf("%d events of 3 were written, %d settled", n, sub.settled)
+		}
+		must(t, s.Close(t.Context()))
+	}
+}
+
+// TestRefusedElsewhere: what a topic never takes is given to who may take it, as it was and
+// once others are where they belong. What that takes is done with; what it does not is kept.
+func TestRefusedElsewhere(t *testing.T) {
+	for _, takes := range []bool{true, false} {
+		d := &driver{fs: vfs.NewMem()}
+		s := world(t, d)
+		for _, topic := range []string{"never", "other"} {
+			must(t, s.EnsureTopic(t.Context(), store.TopicSpec{Name: topic}))
+		}
+		why := fault.New(fault.TooLarge, "test", "event-too-large", "it is too large")
+		d.last.set("b", why)
+		d.last.set("never", fault.New(fault.Unavailable, "test", "store-unreachable", "not now"))
+		written := func(topic string) uint64 {
+			t.Helper()
+			have, err := s.Extents(t.Context(), topic)
+			must(t, err)
+			return have[0].End - have[0].Begin
+		}
+		given := 0
+		s.cfg.Refused = func(_ context.Context, topic string, e *event.Event, err error) error {
+			if given++; topic != "t" || e.ID != "b" || string(e.Data) != "data" || len(e.Mesh) != 1 || e.Mesh[0].Name != "retry-attempt" || !errors.Is(err, why) {
+				t.Errorf("of topic %s it gets %+v: %v", topic, e, err)
+			}
+			if n, other := written("t"), written("other"); n != 2 || other != 1 {
+				t.Errorf("%d and %d of the others are written before", n, other)
+			}
+			if takes {
+				return nil
+			}
+			return errors.New("not this one")
+		}
+		sub := &moving{held: map[string]bool{}}
+		for _, of := range [][2]string{{"t", "a"}, {"t", "b"}, {"t", "c"}, {"other", "d"}, {"never", "e"}} {
+			sub.held[of[1]] = true
+			msg := parkedFor(of[0], of[1], time.Now())
+			msg.Data, msg.Mesh = []byte("data"), append(msg.Mesh, event.Attr{Name: "retry-attempt", Value: "3"})
+			sub.msgs = append(sub.msgs, msg)
+		}
+		m := &member{s: s, sub: sub}
+		must(t, m.fetch())
+		err, want, class := m.release(), 4, fault.Unavailable // the topic that fails is told still
+		if !takes {
+			want, class = 3, fault.TooLarge
+		}
+		if given != 1 || sub.settled != want || err == nil || fault.ClassOf(err) != class || len(m.refused) > 0 {
+			t.Errorf("taken: %t; it was given away %d times, %d of 5 are settled, want %d; %d are refused still: %v", takes, given, sub.settled, want, len(m.refused), err)
 		}
 		must(t, s.Close(t.Context()))
 	}
