@@ -1,6 +1,7 @@
 package rocketmq
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,11 +72,23 @@ type queue struct {
 // name is the partition's stable name.
 func (q queue) name() string { return q.broker + "/" + strconv.Itoa(q.id) }
 
+// compare sorts queues.
+func (q queue) compare(other queue) int {
+	return cmp.Or(strings.Compare(q.broker, other.broker), q.id-other.id)
+}
+
+// had is what a broker was seen to have of a topic.
+type had struct {
+	at    time.Time
+	write int // queues to be written
+}
+
 // route is where a topic is.
 type route struct {
 	brokers map[string]string // address of each broker's master
 	read    []queue           // sorted
 	write   []queue           // sorted
+	keyed   []queue           // write, with the queues of brokers that are away and are waited for; sorted
 	all     []queue           // whatever is allowed; sorted
 	away    []string          // brokers that have it, whose master is away
 	queues  map[string]int    // how many of each broker are to be written, if that is allowed
@@ -95,8 +109,8 @@ type cluster struct {
 	mu     sync.Mutex
 	conns  map[string]*remoting.Conn
 	places map[string]*place
-	had    map[string]map[string]time.Time // when brokers were last seen to have a topic
-	first  string                          // the name server that answered last; "" at first
+	had    map[string]map[string]had // what brokers were last seen to have of a topic
+	first  string                    // the name server that answered last; "" at first
 	closed bool
 }
 
@@ -116,7 +130,7 @@ type times struct {
 
 func newCluster(o Options, sign *signer, notes func()) *cluster {
 	c := &cluster{op: o, sign: sign, notes: notes, times: times{answer: callTimeout, patience: 250 * time.Millisecond, again: time.Second},
-		conns: map[string]*remoting.Conn{}, places: map[string]*place{}, had: map[string]map[string]time.Time{}}
+		conns: map[string]*remoting.Conn{}, places: map[string]*place{}, had: map[string]map[string]had{}}
 	c.life, c.end = context.WithCancel(context.Background())
 	return c
 }
@@ -375,17 +389,8 @@ func (data *routeData) route(at time.Time) (*route, error) {
 			}
 		}
 	}
-	order := func(a, b queue) int {
-		if a.broker != b.broker {
-			if a.broker < b.broker {
-				return -1
-			}
-			return 1
-		}
-		return a.id - b.id
-	}
 	for _, of := range []*[]queue{&r.read, &r.write, &r.all} {
-		slices.SortFunc(*of, order)
+		slices.SortFunc(*of, queue.compare)
 		*of = slices.Compact(*of)
 	}
 	return r, nil

@@ -3,6 +3,7 @@ package rocketmq
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -62,7 +63,7 @@ func (c *cluster) route(ctx context.Context, topic string, fresh bool) (*route, 
 		old, must, most := p.route, p.route == nil, time.Duration(0)
 		if old != nil {
 			doubted := old.at.Before(p.doubted)
-			if !doubted && time.Since(old.at) < routeAge || p.look == nil && time.Since(p.failed) < c.times.again {
+			if !doubted && time.Since(old.at) < c.age(old) || p.look == nil && time.Since(p.failed) < c.times.again {
 				c.mu.Unlock()
 				return old, nil
 			}
@@ -136,10 +137,66 @@ func (c *cluster) find(ctx context.Context, topic string) (*route, error) {
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
 	}
+	r = c.withoutRemoved(ctx, topic, r)
 	c.mu.Lock()
 	c.rememberLocked(topic, r)
 	c.mu.Unlock()
 	return r, nil
+}
+
+// withoutRemoved has brokers waited for no more from which a topic was taken while they
+// are there, and gives what is its route by then. They are looked for between two routes,
+// as one may just have come back.
+func (c *cluster) withoutRemoved(ctx context.Context, topic string, r *route) *route {
+	absent := func(r *route) (names []string) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for name := range c.had[topic] {
+			if r.brokers[name] == "" {
+				names = append(names, name)
+			}
+		}
+		return names
+	}
+	away := absent(r)
+	if len(away) == 0 {
+		return r
+	}
+	there, err := c.masters(ctx)
+	if err != nil {
+		return r
+	}
+	away = slices.DeleteFunc(away, func(name string) bool { return there[name] == "" })
+	if len(away) == 0 {
+		return r
+	}
+	began := time.Now()
+	cmd, err := c.askRoute(ctx, topic)
+	if err != nil {
+		return r
+	}
+	later, err := decodeRoute(cmd.Body, began)
+	if err != nil {
+		return r
+	}
+	gone := absent(later)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range away {
+		if slices.Contains(gone, name) {
+			delete(c.had[topic], name)
+		}
+	}
+	return later
+}
+
+// heartbeat is how soon a member of a group of a topic looks after its queues again: those
+// of a broker that is away go on once it is back.
+func (c *cluster) heartbeat(topic string) time.Duration {
+	if r := c.remembered(topic); r != nil && c.age(r) < routeAge {
+		return maxRetry
+	}
+	return heartbeatEvery
 }
 
 func (c *cluster) askRoute(ctx context.Context, topic string) (*remoting.Command, error) {
@@ -172,11 +229,44 @@ func (c *cluster) rememberLocked(topic string, r *route) {
 		p.route = r // or one that was asked for later has overtaken it
 	}
 	if c.had[topic] == nil {
-		c.had[topic] = map[string]time.Time{}
+		c.had[topic] = map[string]had{}
 	}
 	for name := range r.brokers {
-		c.had[topic][name] = r.at
+		c.had[topic][name] = had{at: r.at}
 	}
+	for _, q := range r.write {
+		h := c.had[topic][q.broker]
+		h.write++
+		c.had[topic][q.broker] = h
+	}
+	r.keyed = slices.Clone(r.write)
+	for name, h := range c.had[topic] {
+		if r.brokers[name] == "" && c.waitedFor(name, h) {
+			for i := range h.write {
+				r.keyed = append(r.keyed, queue{name, i})
+			}
+		}
+	}
+	slices.SortFunc(r.keyed, queue.compare)
+}
+
+// waitedFor reports whether events wait for a broker that is away, whose queues have
+// their keys: elsewhere they would overtake what is in it and was not read yet. It is one
+// that the options name or, where they name none, that has not been away for so long that
+// it was removed.
+func (c *cluster) waitedFor(name string, h had) bool {
+	if len(c.op.Brokers) > 0 {
+		return slices.Contains(c.op.Brokers, name)
+	}
+	return time.Since(h.at) < removedAfter
+}
+
+// age is how old a route may be: while a broker is away it is looked for more often.
+func (c *cluster) age(r *route) time.Duration {
+	if len(r.keyed) > len(r.write) {
+		return c.times.again
+	}
+	return routeAge
 }
 
 // doubt has a route looked up again when it is used next.

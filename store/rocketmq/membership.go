@@ -33,7 +33,7 @@ func (x *subscription) membership() {
 			x.wakeLocked()
 			x.mu.Unlock()
 		} else {
-			retry = minRetry
+			retry, wait = minRetry, min(wait, x.c.heartbeat(x.topic))
 		}
 		timer := time.NewTimer(wait)
 		select {

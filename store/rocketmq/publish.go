@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strconv"
 	"time"
 
@@ -48,7 +49,7 @@ type sender struct {
 
 // encoded is an event as brokers take it.
 type encoded struct {
-	addr       string // of the broker, when it was given to its sender
+	addr       string // of the broker, when it was given to its sender; "" where that was away
 	properties string
 	body       []byte
 }
@@ -88,29 +89,69 @@ func (s *Store) Publish(ctx context.Context, topic string, events []store.Outgoi
 			return fail(tooLarge(op, o))
 		}
 	}
-	c, err := s.hand(r, topic, events, all)
-	if err != nil {
-		return fail(err)
+	for tried := []string(nil); ; {
+		q, ok := s.keyless(r, tried)
+		if !ok {
+			return res[0].Err
+		}
+		c, err := s.hand(r, topic, events, all, q)
+		if err != nil {
+			return fail(err)
+		}
+		if err := c.Wait(ctx, res); err == nil || ctx.Err() != nil || !mayGoElsewhere(events, res) {
+			return err
+		}
+		tried = append(tried, q.broker)
+		again := make([]outgoing, len(all)) // those before are the first call's
+		for i := range again {
+			again[i].Event, again[i].Size = all[i].Event, all[i].Size
+		}
+		all = again
 	}
-	return c.Wait(ctx, res)
+}
+
+// keyless is the queue for a call's events without a key: the next one, of a broker that
+// was not tried for them.
+func (s *Store) keyless(r *route, tried []string) (queue, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.turn++
+	for i := range r.write {
+		if q := r.write[(s.turn+i)%len(r.write)]; !slices.Contains(tried, q.broker) {
+			return q, true
+		}
+	}
+	return queue{}, false
+}
+
+// mayGoElsewhere reports whether all of a call, whose events have no key, was surely not
+// kept, since the broker was not reached or takes nothing: another one may take it.
+func mayGoElsewhere(events []store.Outgoing, res []store.Result) bool {
+	for i := range events {
+		if events[i].Key != "" || res[i].Err == nil || fault.ClassOf(res[i].Err) != fault.Unavailable {
+			return false
+		}
+	}
+	reason := fault.From(res[0].Err).Reason
+	return reason == "store-unreachable" || reason == "store-refused"
 }
 
 func tooLarge(op string, o *outgoing) error {
 	return fault.New(fault.TooLarge, op, "event-too-large", "the event has %d bytes, the store takes %d", o.Size, maxMessage)
 }
 
-// hand chooses a queue for each event, and gives it to its sender.
-func (s *Store) hand(r *route, topic string, events []store.Outgoing, all []outgoing) (*sendqueue.Call[encoded], error) {
+// hand chooses a queue for each event, q for those without a key, and gives it to its
+// sender.
+func (s *Store) hand(r *route, topic string, events []store.Outgoing, all []outgoing, q queue) (*sendqueue.Call[encoded], error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.turn++
-	keyless := s.laneLocked(senderKey{topic: topic, queue: r.write[s.turn%len(r.write)]}, len(all))
+	keyless := s.laneLocked(senderKey{topic: topic, queue: q}, len(all))
 	for i := range all {
 		to := keyless
 		if k := events[i].Key; k != "" {
 			h := fnv.New32a()
 			_, _ = h.Write([]byte(k))
-			to = senderKey{topic: topic, queue: r.write[int(h.Sum32()%uint32(len(r.write)))]} //nolint:gosec // a topic has few queues
+			to = senderKey{topic: topic, queue: r.keyed[int(h.Sum32()%uint32(len(r.keyed)))]} //nolint:gosec // a topic has few queues
 		}
 		s.addressLocked(&all[i], r, to)
 	}
@@ -166,6 +207,10 @@ func (s *Store) send(sn *sender) {
 		}
 		if addr == "" {
 			addr = batch[0].Event.addr
+		}
+		if addr == "" {
+			sn.Failed(batch, unavailable(fmt.Errorf("broker %s, which has the queue of these keys, is away", sn.queue.broker)))
+			continue
 		}
 		first, err := s.request(s.life, sn.senderKey, addr, batch)
 		if err == nil {

@@ -59,7 +59,7 @@ func TestOnlyOneAnswerAcknowledges(t *testing.T) {
 // others.
 func TestLanes(t *testing.T) {
 	q := queue{broker: "a", id: 1}
-	r := &route{write: []queue{q}}
+	r := &route{write: []queue{q}, keyed: []queue{q}}
 	s := &Store{out: sendqueue.New[encoded]("test", limits), senders: map[senderKey]*sender{}}
 	free := make(chan struct{})
 	defer s.out.Close(t.Context(), func() {})
@@ -87,7 +87,7 @@ func TestLanes(t *testing.T) {
 			events[i].Key, all[i].Size = ordered, size
 		}
 		before := waiting()
-		if _, err := s.hand(r, "t", events, all); err != nil {
+		if _, err := s.hand(r, "t", events, all, q); err != nil {
 			t.Fatal(err)
 		}
 		got := map[int]int{}

@@ -90,8 +90,8 @@ func (c *cluster) whole(ctx context.Context, topic string, within time.Duration)
 	away := r.away
 	c.mu.Lock()
 	c.rememberLocked(topic, r)
-	for name, seen := range c.had[topic] {
-		if r.brokers[name] == "" && time.Since(seen) < within {
+	for name, h := range c.had[topic] {
+		if r.brokers[name] == "" && time.Since(h.at) < within {
 			away = append(away, name)
 		}
 	}

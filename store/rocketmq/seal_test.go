@@ -160,7 +160,7 @@ func TestSealBrokers(t *testing.T) {
 	}
 	// After a while it was removed, for those who only look.
 	s.c.mu.Lock()
-	s.c.had[topic]["broker-b"] = time.Now().Add(-2 * removedAfter)
+	s.c.had[topic]["broker-b"] = had{at: time.Now().Add(-2 * removedAfter)}
 	s.c.mu.Unlock()
 	if got, err := s.Extents(ctx, topic); err != nil || len(got) != 2 {
 		t.Errorf("extents, after a broker was removed: %+v, %v", got, err)
