@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/validate"
+	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -41,7 +42,8 @@ type look struct {
 	// behind is why something is not read to its end; "" where it was. parts is how far.
 	behind map[item]string
 	parts  map[item][]*adminv1.MovePartition
-	// quiet is since when nothing has come to a retry topic, all of which was read.
+	// quiet is since when nothing has come to a retry topic, all of which was read, as all
+	// else that its Subscription had there.
 	quiet map[item]quiet
 
 	// followed is what came behind the cuts of epochs of shared stores, by their numbers;
@@ -60,11 +62,11 @@ type item struct {
 	epoch        uint32
 	store        string // the EventStore's canonical name
 	topic, group string // as they are in the store
-	// retry: the topic has a subscription's events between attempts, which may take so
-	// long; else the topic is read up to its cut.
-	retry   bool
-	backoff time.Duration
-	local   bool
+	// retry: the topic has a subscription's events between attempts, of which each shows
+	// there once in so long; else the topic is read up to its cut.
+	retry  bool
+	hidden time.Duration
+	local  bool
 }
 
 // readers are the Subscriptions that read a topic.
@@ -121,11 +123,12 @@ func items(snap *configstore.Snapshot, topic *configv1.Resource, b *configv1.Top
 				continue
 			}
 			at.topic, at.group, at.retry = src.RetryTopic, src.RetryGroup, true
-			at.backoff = defaultBackoff
-			if d := sub.GetSubscription().GetRetry().GetMaxBackoff(); d != nil {
-				at.backoff = d.AsDuration()
+			retry, backoff := sub.GetSubscription().GetRetry(), defaultBackoff
+			if d := retry.GetMaxBackoff(); d != nil {
+				backoff = d.AsDuration()
 			}
-			at.epoch = 0 // of all epochs in that store
+			at.hidden = cutover.Hidden(max(backoff, retry.GetMinBackoff().AsDuration())) // as proxies have it
+			at.epoch = 0                                                                 // of all epochs in that store
 			if !slices.Contains(all, at) {
 				all = append(all, at)
 			}
@@ -167,6 +170,7 @@ func (o *Office) look(l *look, now time.Duration, work func()) {
 
 // drain looks whether items of remote stores were read.
 func (o *Office) drain(ctx context.Context, l *look, snap *configstore.Snapshot, b *configv1.TopicBinding, all []item) {
+	ends := map[item]uint64{} // of retry topics
 	for _, at := range all {
 		l.mu.Lock()
 		why, looked := l.behind[at]
@@ -175,7 +179,6 @@ func (o *Office) drain(ctx context.Context, l *look, snap *configstore.Snapshot,
 			continue // what was read stays so
 		}
 		end, parts, why := o.behind(ctx, snap, b, at)
-		now := o.cfg.SinceBoot()
 		l.mu.Lock()
 		if l.behind == nil {
 			l.behind, l.parts, l.quiet = map[item]string{}, map[item][]*adminv1.MovePartition{}, map[item]quiet{}
@@ -184,12 +187,28 @@ func (o *Office) drain(ctx context.Context, l *look, snap *configstore.Snapshot,
 		if parts != nil {
 			l.parts[at] = parts
 		}
-		if q, was := l.quiet[at]; why != "" {
+		if at.retry {
+			ends[at] = end
+		}
+		l.mu.Unlock()
+	}
+	l.calm(all, ends, o.cfg.SinceBoot())
+}
+
+// calm keeps since when retry topics are quiet, after a look at where they end. One is not
+// while its Subscription has more to read in that store, of which each event may fail yet.
+func (l *look) calm(all []item, ends map[item]uint64, now time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for at, end := range ends {
+		reads := slices.ContainsFunc(all, func(other item) bool {
+			return other.subscription == at.subscription && other.store == at.store && l.behind[other] != ""
+		})
+		if q, was := l.quiet[at]; reads {
 			delete(l.quiet, at)
 		} else if !was || q.end != end {
 			l.quiet[at] = quiet{now, end}
 		}
-		l.mu.Unlock()
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -82,7 +83,7 @@ func TestReplaced(t *testing.T) {
 	// What waits for another attempt is nowhere to be seen.
 	w.wish(finish)
 	w.toldIn(drained, "events in EventStore a that wait for another attempt")
-	w.jump.Add(int64(time.Minute + lateness))
+	w.jump.Add(int64(cutover.Hidden(time.Minute) + lateness))
 	b = w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
 	if len(b.Epochs) != 1 || b.Epochs[0].Number != 2 || b.Ended != "migration-1" {
 		t.Errorf("it ends with %v", b)
@@ -97,6 +98,44 @@ func TestReplaced(t *testing.T) {
 		t.Errorf("another one begins with %v", b)
 	}
 	stop()
+}
+
+// TestLastOneFails: a store is not given up as soon as the last event in it is settled,
+// however long nothing has waited for another attempt by then: that one may. Nor before
+// it comes, as late as the schedule lets it.
+func TestLastOneFails(t *testing.T) {
+	const schedule = 10 * time.Minute
+	w := newWorld(t)
+	w.put(meta("s", "sub"), &configv1.Resource{Spec: &configv1.Resource_Subscription{Subscription: &configv1.Subscription{Topics: []string{"t"},
+		Retry: &configv1.Retry{MinBackoff: durationpb.New(schedule)}}}})
+	stop := w.office()
+	w.publish("uid-a", "ns_t", "1")
+	w.join("one", w.addr, func(*proxy) {})
+	w.wish(finish)
+	w.phase(preparing)
+	w.admit()
+	w.phase(draining)
+	w.toldIn(draining, "partition \"\" is 1 behind")
+	w.jump.Add(int64(2 * schedule))
+	w.anew()
+	w.read("uid-a", "ns_t", "group", 1)
+	w.phase(drained)
+	w.toldIn(drained, "events in EventStore a that wait for another attempt")
+	w.jump.Add(int64(schedule + lateness + time.Second))
+	w.anew()
+	w.toldIn(drained, "events in EventStore a that wait for another attempt")
+	w.jump.Add(int64(schedule / 10))
+	w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
+	stop()
+}
+
+// anew waits until the office has looked at the store anew, and passed since.
+func (w *world) anew() {
+	w.Helper()
+	lags := w.lags.Load()
+	w.eventually("another look", func() bool { return w.lags.Load() > lags+4 })
+	passes := w.passes.Load()
+	w.eventually("another pass", func() bool { return w.passes.Load() > passes+1 })
 }
 
 // holds reports whether the last answer granted a lease.

@@ -48,7 +48,9 @@ type world struct {
 	jump atomic.Int64
 	// passes counts what the office that was started last has looked at.
 	passes *atomic.Int64
-	where  map[string]store.Store // by EventStore uid
+	// lags counts how often stores were asked how far a group is.
+	lags  atomic.Int64
+	where map[string]store.Store // by EventStore uid
 	// barriers are the fences of stores that have some; likewise.
 	barriers map[string]*barrier
 	// wide is how many partitions topics have in EventStore "a", as that says; 0 is as they are.
@@ -73,9 +75,16 @@ type lent struct {
 	store.Store
 	store.Admin
 	store.Measurer
+	lags *atomic.Int64
 }
 
 func (lent) Close(context.Context) error { return nil }
+
+func (l lent) Lag(ctx context.Context, topic, group string) ([]store.PartitionLag, error) {
+	lag, err := l.Admin.Lag(ctx, topic, group)
+	l.lags.Add(1)
+	return lag, err
+}
 
 // wide says of topics that they have so many partitions.
 type wide int
@@ -91,7 +100,7 @@ func (shared) Kind() string { return "shared" }
 
 func (d shared) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	st := d.w.where[cfg.UID]
-	l := lent{st, st.(store.Admin), st.(store.Measurer)}
+	l := lent{st, st.(store.Admin), st.(store.Measurer), &d.w.lags}
 	if d.w.wide > 0 && cfg.UID == "uid-a" {
 		l.Measurer = wide(d.w.wide)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/route"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
@@ -207,6 +208,58 @@ func TestRetryOutlivesTheProcess(t *testing.T) {
 		t.Errorf("%+v, first %+v", d, first)
 	}
 	m.Ack(d.ID)
+}
+
+// hurried is a store whose clock stands but for what it holds back, which makes it go on.
+type hurried struct {
+	store.Store
+	store.Admin
+	mu    sync.Mutex
+	now   time.Time
+	shown []time.Duration // how long each was held back
+}
+
+func (h *hurried) clock() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.now
+}
+
+func (h *hurried) PublishDelayed(ctx context.Context, topic string, events []store.Outgoing, due []time.Time, res []store.Result) error {
+	h.mu.Lock()
+	h.shown = append(h.shown, due[0].Sub(h.now))
+	h.now = due[0]
+	h.mu.Unlock()
+	return h.Publish(ctx, topic, events, res)
+}
+
+// TestLongDelayShows: what waits longer than its Subscription's schedule knows shows in
+// the retry topic before, as often as whoever gives that up counts on, and is given to
+// nobody until it is due.
+func TestLongDelayShows(t *testing.T) {
+	w := newWorld(t, nil)
+	began := time.Unix(1_800_000_000, 0)
+	h := &hurried{Store: w.st, Admin: w.st.(store.Admin), now: began}
+	w.stop()
+	w.clock, w.others = h.clock, map[string]store.Store{uidStore: h}
+	w.start()
+	hidden := cutover.Hidden(time.Millisecond) // by the schedule of the world
+	w.publish("a")
+	m := w.join(10)
+	defer m.Close()
+	first := w.next(m, 1)[0]
+	m.Nack("busy", 3*hidden+time.Second, first.ID)
+	d := w.next(m, 1)[0]
+	if waited := h.clock().Sub(began); waited != 3*hidden+time.Second || d.Event.ID != "a" || d.Attempt != 2 || d.Topic != "orders" || d.Position != first.Position || string(d.Event.Data) != "data of a" {
+		t.Errorf("after %s came %+v, first %+v", waited, d, first)
+	}
+	h.mu.Lock()
+	if want := []time.Duration{hidden, hidden, hidden, time.Second}; !slices.Equal(h.shown, want) {
+		t.Errorf("it was held back for %v, not %v", h.shown, want)
+	}
+	h.mu.Unlock()
+	m.Ack(d.ID)
+	w.settled()
 }
 
 // TestDeadLetterBeforeSettle: while the dead-letter topic cannot be written, the

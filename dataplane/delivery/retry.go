@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
@@ -79,7 +81,7 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration, why
 		return
 	}
 	due := r.m.cfg.Clock.Now().Add(delay)
-	r.write(it, func(ctx context.Context, _ *snapshot.Subscription) error { return r.park(ctx, it, due, reason) })
+	r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error { return r.park(ctx, sub, it, due, reason) })
 }
 
 // backoff is the delay after an attempt: exponential, with jitter of a fifth.
@@ -146,15 +148,7 @@ func (r *runtime) written() {
 }
 
 // park writes the event to the retry topic, to come back at due.
-func (r *runtime) park(ctx context.Context, it *item, due time.Time, reason string) error {
-	st, err := r.m.cfg.Store(it.src.storeUID)
-	if err != nil {
-		return err
-	}
-	d, ok := st.(store.Delayer)
-	if !ok {
-		return errNoDelay
-	}
+func (r *runtime) park(ctx context.Context, sub *snapshot.Subscription, it *item, due time.Time, reason string) error {
 	e := it.msg.stored.Event
 	e.Mesh = Forwarded(Forwards(&e))
 	for _, h := range []event.Attr{{Name: headerAttempt, Value: strconv.Itoa(it.msg.attempt)}, {Name: headerReason, Value: clean(reason)}, {Name: headerTopic, Value: it.msg.topic},
@@ -164,8 +158,42 @@ func (r *runtime) park(ctx context.Context, it *item, due time.Time, reason stri
 	if it.msg.suspect {
 		e.Mesh = event.With(e.Mesh, headerSuspect, "1")
 	}
+	return r.hold(ctx, sub, it.src, e, due)
+}
+
+// hold has the store hold a parked event back until due. It shows in the retry topic once
+// in a while before that: who gives up a place can see no more of what waits there.
+func (r *runtime) hold(ctx context.Context, sub *snapshot.Subscription, src *source, e event.Event, due time.Time) error {
+	st, err := r.m.cfg.Store(src.storeUID)
+	if err != nil {
+		return err
+	}
+	d, ok := st.(store.Delayer)
+	if !ok {
+		return errNoDelay
+	}
+	at := due
+	if shows := r.m.cfg.Clock.Now().Add(cutover.Hidden(sub.MaxBackoff)); due.After(shows) {
+		at = shows
+		e.Mesh = event.With(e.Mesh, headerDue, strconv.FormatInt(due.UnixNano(), 10))
+	}
 	var res [1]store.Result
-	return d.PublishDelayed(ctx, it.src.retryTopic, []store.Outgoing{{Event: &e}}, []time.Time{due}, res[:])
+	return d.PublishDelayed(ctx, src.retryTopic, []store.Outgoing{{Event: &e}}, []time.Time{at}, res[:])
+}
+
+// notYet has the store hold back again what has shown before it is due.
+func (r *runtime) notYet(s *source, early map[*item]time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over != nil || r.sources[s.key()] != s {
+		return // the source gives them back
+	}
+	for it, due := range early {
+		r.heldLocked(it)
+		e := it.msg.stored.Event
+		e.Mesh = slices.DeleteFunc(slices.Clone(e.Mesh), func(a event.Attr) bool { return a.Name == headerDue })
+		r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error { return r.hold(ctx, sub, s, e, due) })
+	}
 }
 
 // Extension attributes of a dead letter. Identity, data and all other

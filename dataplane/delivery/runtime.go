@@ -275,6 +275,16 @@ func (r *runtime) wantedLocked() int {
 	return n
 }
 
+// heldLocked counts an item.
+func (r *runtime) heldLocked(it *item) {
+	r.held++
+	r.bytes += it.msg.stored.Size()
+	r.m.held.add(it.msg.stored.Size())
+	if it.msg.suspect {
+		r.suspects++
+	}
+}
+
 // dropLocked forgets an item.
 func (r *runtime) dropLocked(it *item) {
 	r.held--
@@ -307,12 +317,7 @@ func (r *runtime) offered(s *source, items []*item) (past []*item) {
 			continue
 		}
 		if s.holds(it) { // else it comes again
-			r.held++
-			r.bytes += it.msg.stored.Size()
-			r.m.held.add(it.msg.stored.Size())
-			if it.msg.suspect {
-				r.suspects++
-			}
+			r.heldLocked(it)
 			r.enterLocked(it)
 		}
 	}

@@ -223,6 +223,7 @@ func (s *source) take(sub store.Subscription, fetched []store.Message) {
 	out := make([]*item, 0, len(fetched))
 	var done []*store.Message
 	filtered := 0
+	var early map[*item]time.Time
 	at, unjudged := r.m.cfg.Facts.Now(), func(error) { r.metrics.filterErrors.Inc() }
 	for i := range fetched {
 		m, it := &fetched[i], &item{src: s}
@@ -238,16 +239,41 @@ func (s *source) take(sub store.Subscription, fetched []store.Message) {
 			continue
 		}
 		it.msg.judged = filter
+		if s.retry {
+			if due := dueOf(m); due.After(r.m.cfg.Clock.Now()) {
+				if early == nil {
+					early = map[*item]time.Time{}
+				}
+				early[it] = due
+				continue
+			}
+		}
 		out = append(out, it)
 	}
 	if len(done) > 0 {
 		r.metrics.filtered.Add(float64(filtered))
 		sub.Settle(done)
 	}
+	if len(early) > 0 {
+		r.notYet(s, early)
+	}
 	if len(out) > 0 {
 		r.m.tried.recall(r.uid, out)
 		r.offer(s, out)
 	}
+}
+
+// dueOf is when an event is due that shows before; zero of others.
+func dueOf(m *store.Message) time.Time {
+	v, ok := event.Lookup(m.Mesh, headerDue)
+	if !ok {
+		return time.Time{}
+	}
+	ns, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
 }
 
 // Mesh headers of an event that waits for another attempt.
@@ -258,6 +284,7 @@ const (
 	headerPosition = "retry-position" // the position token in that topic
 	headerSince    = "retry-since"    // when the first attempt was, RFC 3339
 	headerSuspect  = "retry-suspect"  // there where a member that had it was lost
+	headerDue      = "retry-due"      // of one that shows before it is due: when, in nanoseconds since 1970
 )
 
 // message makes what is delivered of what is stored.

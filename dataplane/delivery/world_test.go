@@ -18,6 +18,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/names"
@@ -52,6 +53,8 @@ type world struct {
 	others map[string]store.Store
 	// metrics are none unless a test starts the Manager again with some.
 	metrics prometheus.Registerer
+	// clock is the machine's, likewise.
+	clock clock.Clock
 }
 
 // newWorld opens everything; change may alter the subscription.
@@ -108,7 +111,7 @@ func allowAll() []*configv1.AccessRule {
 
 // start starts a Manager, as a proxy that starts again would.
 func (w *world) start() {
-	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Log: slog.New(slog.DiscardHandler),
+	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Clock: w.clock, Log: slog.New(slog.DiscardHandler),
 		Store: func(uid string) (store.Store, error) {
 			if st := w.others[uid]; st != nil {
 				return st, nil

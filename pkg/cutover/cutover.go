@@ -31,6 +31,17 @@ package cutover
 
 import "time"
 
+// minHidden bounds how often an event that waits long is written again.
+const minHidden = 10 * time.Second
+
+// Hidden is for how long, at most, an event that waits for another attempt is nowhere to
+// be seen in its store, where it is held back: the longest delay of its Subscription's
+// schedule, jitter included. One that waits longer, as its member asked for, shows after
+// that and is held back again. So a place has none left where none came for so long.
+func Hidden(maxBackoff time.Duration) time.Duration {
+	return max(maxBackoff+maxBackoff/10, minHidden)
+}
+
 // Phase is how far a move is.
 type Phase uint8
 
