@@ -49,7 +49,7 @@ func (t countedTail) Close(ctx context.Context) error {
 func TestOneReader(t *testing.T) {
 	w := newWorld(t, nil)
 	counted := &countedStore{Store: w.st}
-	w.m.cfg.Store = func(string) (store.Store, error) { return counted, nil }
+	w.through(func() store.Store { return counted })
 	w.publish(ids(10)...)
 	const tails = 50
 	var all []Tail
@@ -113,7 +113,7 @@ func TestSlowTail(t *testing.T) {
 func TestOvertaken(t *testing.T) {
 	w := newWorld(t, nil)
 	counted := &countedStore{Store: w.st}
-	w.m.cfg.Store = func(string) (store.Store, error) { return counted, nil }
+	w.through(func() store.Store { return counted })
 	slow, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}, From: store.Start{End: true}})
 	w.must(err)
 	defer slow.Close()
@@ -195,7 +195,7 @@ func tailModel(t *testing.T, rnd *rand.Rand) {
 	var current atomic.Pointer[failingStore]
 	exchange := func() { current.Store(&failingStore{Store: w.st, rnd: rand.New(rand.NewPCG(rnd.Uint64(), 2))}) }
 	exchange()
-	w.m.cfg.Store = func(string) (store.Store, error) { return current.Load(), nil }
+	w.through(func() store.Store { return current.Load() })
 	w.must(w.st.(store.Admin).EnsureTopic(w.ctx, store.TopicSpec{Name: "later"}))
 	names := []string{"orders", "dead", "later"}
 	published := map[string]int{}
@@ -353,7 +353,7 @@ func TestOverlap(t *testing.T) {
 	w := newWorld(t, nil)
 	w.publish("a")
 	s := &overlapStore{Store: w.st, gate: make(chan struct{}), comes: sync.OnceFunc(func() { w.publish("b") })}
-	w.m.cfg.Store = func(string) (store.Store, error) { return s, nil }
+	w.through(func() store.Store { return s })
 	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
 	w.must(err)
 	defer tl.Close()
@@ -380,7 +380,7 @@ func TestNoFeedForSlow(t *testing.T) {
 	w := newWorld(t, nil)
 	s := &overlapStore{Store: w.st, gate: make(chan struct{}), comes: sync.OnceFunc(func() { w.publish(ids(2 * tailBuffer)...) })}
 	close(s.gate)
-	w.m.cfg.Store = func(string) (store.Store, error) { return s, nil }
+	w.through(func() store.Store { return s })
 	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
 	w.must(err)
 	defer tl.Close()

@@ -77,7 +77,7 @@ func TestTailOfATopicThatComes(t *testing.T) {
 	w := newWorld(t, nil)
 	w.must(w.st.(store.Admin).EnsureTopic(w.ctx, store.TopicSpec{Name: "later"}))
 	slow := &slowStore{Store: w.st, topic: "later", gate: make(chan struct{})}
-	w.m.cfg.Store = func(string) (store.Store, error) { return slow, nil }
+	w.through(func() store.Store { return slow })
 	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"*"}, From: store.Start{End: true}})
 	w.must(err)
 	defer tl.Close()

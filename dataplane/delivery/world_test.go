@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,6 +52,8 @@ type world struct {
 	seq   int
 	// others are more stores, by uid.
 	others map[string]store.Store
+	// instead is whose store there is in place of all; see through.
+	instead *atomic.Pointer[func() store.Store]
 	// metrics are none unless a test starts the Manager again with some.
 	metrics prometheus.Registerer
 	// clock is the machine's, likewise.
@@ -109,10 +112,19 @@ func allowAll() []*configv1.AccessRule {
 		Actions: []configv1.Action{configv1.Action_ACTION_CONSUME, configv1.Action_ACTION_SUBSCRIBE}, Topics: []string{">"}, Subscriptions: []string{">"}}}
 }
 
+// through has what begins from now on ask for a store that leads to the world's.
+func (w *world) through(st func() store.Store) { w.instead.Store(&st) }
+
 // start starts a Manager, as a proxy that starts again would.
 func (w *world) start() {
+	if w.instead == nil {
+		w.instead = &atomic.Pointer[func() store.Store]{}
+	}
 	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Clock: w.clock, Log: slog.New(slog.DiscardHandler),
 		Store: func(uid string) (store.Store, error) {
+			if instead := w.instead.Load(); instead != nil {
+				return (*instead)(), nil
+			}
 			if st := w.others[uid]; st != nil {
 				return st, nil
 			}
