@@ -72,11 +72,7 @@ func TestOneBrokerAway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	mq, err := servers.StartRocketMQ(ctx, servers.RocketMQOptions{})
-	must(err)
-	t.Cleanup(func() { must(mq.Stop()) })
-	other, err := mq.AddBroker(ctx, "broker-b")
-	must(err)
+	mq, other := twoBrokers(ctx, t)
 	s, topic := prepare(ctx, t, mq.NameServer, 2)
 	shut(t, s.Close)
 	publish := func(key string) (string, error) {
@@ -88,8 +84,9 @@ func TestOneBrokerAway(t *testing.T) {
 	at := map[string]string{}
 	for i := range keys {
 		key := fmt.Sprint("k", i)
-		at[key], err = publish(key)
+		partition, err := publish(key)
 		must(err)
+		at[key] = partition
 	}
 	// check publishes to each key, and some without one, while broker-b is away.
 	check := func(when string) {

@@ -191,19 +191,7 @@ func TestRolling(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*servers.StartTimeout)
 	defer cancel()
-	mq, err := servers.StartRocketMQ(ctx, servers.RocketMQOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := mq.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	other, err := mq.AddBroker(ctx, "broker-b")
-	if err != nil {
-		t.Fatal(err)
-	}
+	mq, other := twoBrokers(ctx, t)
 	before := runtime.NumGoroutine()
 	const queues, keys, others, members, rounds = 4, 8, 4, 2, 3
 	s, topic := prepare(ctx, t, mq.NameServer, queues)

@@ -79,12 +79,9 @@ func TestSealQueues(t *testing.T) {
 	}
 }
 
-// TestSealBrokers: every broker's queues are sealed. While one that has the topic is
-// away, or does not answer, nothing is said to be.
-func TestSealBrokers(t *testing.T) {
-	servers.NeedServers(t)
-	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
-	defer cancel()
+// twoBrokers starts a RocketMQ with a second broker, broker-b.
+func twoBrokers(ctx context.Context, t *testing.T) (*servers.RocketMQ, *servers.Process) {
+	t.Helper()
 	r, err := servers.StartRocketMQ(ctx, servers.RocketMQOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +95,16 @@ func TestSealBrokers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return r, b
+}
+
+// TestSealBrokers: every broker's queues are sealed. While one that has the topic is
+// away, or does not answer, nothing is said to be.
+func TestSealBrokers(t *testing.T) {
+	servers.NeedServers(t)
+	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
+	defer cancel()
+	r, b := twoBrokers(ctx, t)
 	s, topic := prepare(ctx, t, r.NameServer, 2)
 	want := []string{"broker-a/0", "broker-a/1", "broker-b/0", "broker-b/1"}
 	if got, err := sealed(ctx, s, topic); err != nil || !slices.Equal(got, want) {
