@@ -9,12 +9,10 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -35,16 +33,43 @@ const (
 // partitionName is a partition's stable name.
 func partitionName(p int32) string { return strconv.Itoa(int(p)) }
 
-// produce is a request that knows whether it began to be written to a connection: as
-// long as it did not, no broker has it.
+// produce is a request of one batch, which it encodes where the request is written: as
+// long as that was not begun, no broker has it.
 type produce struct {
-	*kmsg.ProduceRequest
-	written atomic.Bool
+	*kmsg.ProduceRequest // its one partition has no records
+	batch
+
+	mu      sync.Mutex
+	written bool // or it is being written
+	over    bool
 }
 
+// AppendTo appends the request with the batch. Without records it ends with their length
+// and an empty list of tags for each of three levels, or in the older form with a length
+// of four bytes. A request that is over has no records, which brokers refuse.
 func (p *produce) AppendTo(dst []byte) []byte {
-	p.written.Store(true)
-	return p.ProduceRequest.AppendTo(dst)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	dst = p.ProduceRequest.AppendTo(dst)
+	if p.over {
+		return dst
+	}
+	p.written = true
+	dst, n := dst[:len(dst)-4], p.size()
+	if !p.IsFlexible() {
+		return p.append(kbin.AppendInt32(dst, int32(n))) //nolint:gosec // bounded by maxBatchBytes and maxMessage
+	}
+	dst = p.append(kbin.AppendUvarint(dst, uint32(n)+1)) //nolint:gosec // likewise
+	return append(dst, 0, 0, 0)
+}
+
+// end has the batch not be written any more: its events are as they are until it is
+// settled, which another request may do. It reports whether a broker may have it.
+func (p *produce) end() (written bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	return p.written
 }
 
 // deliver has a batch kept, or answers its calls why not.
@@ -121,12 +146,8 @@ func again(err error) bool {
 	return true // of connections
 }
 
-// buffers are those of batches that brokers have answered: partitions to which nothing is
-// on its way hold none.
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
-
 // attempt sends a batch once. doubts: it failed, and the broker may have it.
-func (s *Store) attempt(sn *sender, batch []*outgoing, fresh bool) (first int64, doubts bool, err error) {
+func (s *Store) attempt(sn *sender, events []*outgoing, fresh bool) (first int64, doubts bool, err error) {
 	t, err := s.topic(s.life, sn.topic, fresh)
 	if err != nil {
 		if fault.ClassOf(err) == fault.NotFound {
@@ -148,18 +169,12 @@ func (s *Store) attempt(sn *sender, batch []*outgoing, fresh bool) (first int64,
 			return 0, false, err
 		}
 	}
-	buffer := buffers.Get().(*[]byte) //nolint:forcetypeassert // there is nothing else in it
-	*buffer = appendBatch((*buffer)[:0], sn, batch, s.op.Clock.Now().UnixMilli())
-	req := &produce{ProduceRequest: kmsg.NewPtrProduceRequest()}
+	req := &produce{ProduceRequest: kmsg.NewPtrProduceRequest(), batch: batch{events: events, producer: sn.producer, epoch: sn.epoch, sequence: sn.sequence, now: s.op.Clock.Now().UnixMilli()}}
 	req.Acks, req.TimeoutMillis = -1, int32(sendTimeout.Milliseconds())
-	req.Topics = []kmsg.ProduceRequestTopic{{Topic: sn.topic, TopicID: t.id,
-		Partitions: []kmsg.ProduceRequestTopicPartition{{Partition: sn.partition, Records: *buffer}}}}
+	req.Topics = []kmsg.ProduceRequestTopic{{Topic: sn.topic, TopicID: t.id, Partitions: []kmsg.ProduceRequestTopicPartition{{Partition: sn.partition}}}}
 	resp, err := s.c.Broker(int(leader)).Request(ctx, req)
 	if err != nil {
-		return 0, req.written.Load(), err // a connection may still have the buffer
-	}
-	if cap(*buffer) <= 2*maxBatchBytes {
-		buffers.Put(buffer)
+		return 0, req.end(), err
 	}
 	answer, ok := resp.(*kmsg.ProduceResponse)
 	if !ok || len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {
@@ -198,57 +213,69 @@ func (s *Store) newProducer(ctx context.Context, sn *sender) error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Places in a batch.
+// batch is what goes together to a partition, as a producer numbers it.
+type batch struct {
+	events   []*outgoing // not empty; their events stay as they are
+	producer int64
+	epoch    int16
+	sequence int32 // of the first
+	now      int64 // when it is said to be stored, ms; brokers date topics that are made here themselves
+}
+
+// Places in a batch, and what it has before its records.
 const (
 	batchLengthAt = 8
 	batchCRCAt    = 17
+	batchHead     = 61
 )
 
-// appendBatch appends the batch as brokers keep it, dated as of now, to an empty
-// slice. They date it themselves in topics that are made here.
-func appendBatch(b []byte, sn *sender, batch []*outgoing, now int64) []byte {
-	size := overhead
-	for _, o := range batch {
-		size += o.Size
+// size is how many bytes append appends.
+func (b *batch) size() int {
+	size := batchHead
+	for i, o := range b.events {
+		n := o.Event.length(int32(i)) //nolint:gosec // at most maxBatchEvents
+		size += kbin.VarintLen(n) + int(n)
 	}
-	head := kmsg.RecordBatch{PartitionLeaderEpoch: -1, Magic: 2, LastOffsetDelta: int32(len(batch) - 1), FirstTimestamp: now, MaxTimestamp: now, //nolint:gosec // at most maxBatchEvents
-		ProducerID: sn.producer, ProducerEpoch: sn.epoch, FirstSequence: sn.sequence, NumRecords: int32(len(batch))} //nolint:gosec // likewise
-	b = head.AppendTo(slices.Grow(b, size))
-	for i, o := range batch {
-		b = appendRecord(b, o.Event, int32(i)) //nolint:gosec // likewise
-	}
-	kbin.AppendInt32(b[:batchLengthAt], int32(len(b)-batchLengthAt-4)) //nolint:gosec // a batch is small
-	kbin.AppendUint32(b[:batchCRCAt], crc32.Checksum(b[batchCRCAt+4:], castagnoli))
-	return b
+	return size
 }
 
-// appendRecord appends a record of a batch.
-func appendRecord(b []byte, r *kgo.Record, delta int32) []byte {
-	n := 1 + kbin.VarlongLen(0) + kbin.VarintLen(delta) + lengthOf(r.Key) + lengthOf(r.Value) + kbin.VarintLen(int32(len(r.Headers))) //nolint:gosec // events have few attributes
-	for i := range r.Headers {
-		h := &r.Headers[i]
-		n += kbin.VarintLen(int32(len(h.Key))) + len(h.Key) + lengthOf(h.Value) //nolint:gosec // bounded by maxMessage
+// append appends the batch as brokers keep it.
+func (b *batch) append(dst []byte) []byte {
+	n := int32(len(b.events)) //nolint:gosec // at most maxBatchEvents
+	head := kmsg.RecordBatch{PartitionLeaderEpoch: -1, Magic: 2, LastOffsetDelta: n - 1, FirstTimestamp: b.now, MaxTimestamp: b.now,
+		ProducerID: b.producer, ProducerEpoch: b.epoch, FirstSequence: b.sequence, NumRecords: n}
+	from := len(dst)
+	dst = head.AppendTo(slices.Grow(dst, b.size()))
+	for i, o := range b.events {
+		dst = o.Event.append(dst, int32(i)) //nolint:gosec // at most maxBatchEvents
 	}
-	b = kbin.AppendVarint(b, int32(n)) //nolint:gosec // likewise
-	b = append(b, 0)                   // attributes
-	b = kbin.AppendVarlong(b, 0)       // later than the batch's first by
-	b = kbin.AppendVarint(b, delta)
-	b = kbin.AppendVarintBytes(b, r.Key)
-	b = kbin.AppendVarintBytes(b, r.Value)
-	b = kbin.AppendVarint(b, int32(len(r.Headers))) //nolint:gosec // likewise
-	for i := range r.Headers {
-		b = kbin.AppendVarintString(b, r.Headers[i].Key)
-		b = kbin.AppendVarintBytes(b, r.Headers[i].Value)
-	}
-	return b
+	it := dst[from:]
+	kbin.AppendInt32(it[:batchLengthAt], int32(len(it)-batchLengthAt-4)) //nolint:gosec // a batch is small
+	kbin.AppendUint32(it[:batchCRCAt], crc32.Checksum(it[batchCRCAt+4:], castagnoli))
+	return dst
 }
 
-// lengthOf is what nullable bytes take.
-func lengthOf(v []byte) int {
-	if v == nil {
-		return kbin.VarintLen(-1)
+// length is how many bytes a record of a batch takes behind its length.
+func (r *record) length(delta int32) int32 {
+	key := kbin.VarintLen(-1)
+	if r.key != "" {
+		key = kbin.VarintLen(int32(len(r.key))) + len(r.key) //nolint:gosec // bounded by maxMessage
 	}
-	return kbin.VarintLen(int32(len(v))) + len(v) //nolint:gosec // bounded by maxMessage
+	return int32(2 + kbin.VarintLen(delta) + key + kbin.VarintLen(int32(len(r.value))) + len(r.value) + len(r.headers)) //nolint:gosec // likewise
+}
+
+// append appends the record of a batch.
+func (r *record) append(dst []byte, delta int32) []byte {
+	dst = kbin.AppendVarint(dst, r.length(delta))
+	dst = append(dst, 0, 0) // attributes; how much later than the batch's first
+	dst = kbin.AppendVarint(dst, delta)
+	if r.key != "" {
+		dst = kbin.AppendVarintString(dst, r.key)
+	} else {
+		dst = kbin.AppendVarint(dst, -1)
+	}
+	dst = kbin.AppendVarintBytes(dst, r.value)
+	return append(dst, r.headers...)
 }
 
 // pause waits before another try.

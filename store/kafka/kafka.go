@@ -61,7 +61,7 @@ func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, op: o, out: sendqueue.New[*kgo.Record]("kafka.publish", limits), topics: map[string]*topic{}, senders: map[senderKey]*sender{}, idle: idleFor}
+	s := &Store{cfg: cfg, op: o, out: sendqueue.New[record]("kafka.publish", limits), topics: map[string]*topic{}, senders: map[senderKey]*sender{}, idle: idleFor}
 	var err error
 	if s.c, err = o.client(s.clientID()); err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ type Store struct {
 	adm  *kadm.Client
 	life context.Context // ends when the store closes
 	end  context.CancelFunc
-	out  *sendqueue.Queues[*kgo.Record]
+	out  *sendqueue.Queues[record]
 
 	mu      sync.Mutex // taken before the lock of out
 	topics  map[string]*topic

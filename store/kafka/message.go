@@ -9,6 +9,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weft-mesh/weft/pkg/cloudevents"
@@ -32,64 +33,84 @@ const (
 )
 
 // overhead bounds what a record takes in a batch beside its key, value and headers,
-// the batch's own header among it; headerOverhead is that of one header.
+// the batch's own header among it; headerOverhead is that of one header, with the
+// prefix of its name.
 const (
 	overhead       = 128
 	headerOverhead = 10
 )
 
-// encode makes a record of an event.
-func encode(o store.Outgoing, topic string) *kgo.Record {
+// record is an event as a batch has it.
+type record struct {
+	key     string // "": none
+	value   []byte // not nil
+	headers []byte // how many, and each
+}
+
+// encode makes a record of an event, with its headers behind what is in room, which it
+// returns. The record borrows the event's data.
+func encode(o store.Outgoing, room []byte) (r record, _ []byte) {
 	e := o.Event
-	r := &kgo.Record{Topic: topic}
-	if o.Key != "" {
-		r.Key = []byte(o.Key)
-	}
-	h := headers{list: make([]kgo.RecordHeader, 0, 8+len(e.Ext)+len(e.Mesh)), values: make([]byte, 0, 64+attributeBytes(e))}
+	h := headers{at: len(room), buf: append(room, make([]byte, maxCountBytes)...)}
+	r.key = o.Key
 	if binary(e) {
-		h.add("ce_specversion", event.SpecVersion)
-		h.add("ce_id", e.ID)
-		h.add("ce_source", e.Source)
-		h.add("ce_type", e.Type)
-		h.add("ce_subject", e.Subject)
-		h.add("ce_time", e.Time)
-		h.add("ce_dataschema", e.DataSchema)
-		h.add(contentType, e.DataContentType)
+		h.add("ce_specversion", "", event.SpecVersion)
+		h.add("ce_id", "", e.ID)
+		h.add("ce_source", "", e.Source)
+		h.add("ce_type", "", e.Type)
+		h.add("ce_subject", "", e.Subject)
+		h.add("ce_time", "", e.Time)
+		h.add("ce_dataschema", "", e.DataSchema)
+		h.add(contentType, "", e.DataContentType)
 		for i := range e.Ext {
-			h.add(cePrefix+e.Ext[i].Name, e.Ext[i].Value)
+			h.add(cePrefix, e.Ext[i].Name, e.Ext[i].Value)
 		}
-		if r.Value = e.Data; r.Value == nil {
-			r.Value = []byte{}
+		if r.value = e.Data; r.value == nil {
+			r.value = []byte{}
 		}
 	} else {
-		h.add(contentType, cloudevents.TypeJSON)
-		r.Value = cloudevents.AppendJSON(nil, e)
+		h.add(contentType, "", cloudevents.TypeJSON)
+		r.value = cloudevents.AppendJSON(nil, e)
 	}
 	for i := range e.Mesh {
-		h.add(meshPrefix+e.Mesh[i].Name, e.Mesh[i].Value)
+		h.add(meshPrefix, e.Mesh[i].Name, e.Mesh[i].Value)
 	}
-	r.Headers = h.list
-	return r
+	r.headers = h.end()
+	return r, h.buf
 }
 
-// headers are headers whose values share memory.
+// headers are written one by one, with room before them for how many they are.
 type headers struct {
-	list   []kgo.RecordHeader
-	values []byte
+	buf   []byte
+	at, n int
 }
 
-func (h *headers) add(name, value string) {
-	if value != "" {
-		from := len(h.values)
-		h.values = append(h.values, value...)
-		h.list = append(h.list, kgo.RecordHeader{Key: name, Value: h.values[from:len(h.values):len(h.values)]})
+const maxCountBytes = 5
+
+// add adds a header that has a value; its name is in two parts.
+func (h *headers) add(prefix, name, value string) {
+	if value == "" {
+		return
 	}
+	h.n++
+	h.buf = kbin.AppendVarint(h.buf, int32(len(prefix)+len(name))) //nolint:gosec // bounded by maxMessage
+	h.buf = append(append(h.buf, prefix...), name...)
+	h.buf = append(kbin.AppendVarint(h.buf, int32(len(value))), value...) //nolint:gosec // likewise
 }
 
-func attributeBytes(e *event.Event) int {
-	n := e.Size() - len(e.Data)
+// end writes how many they are, and gives them all.
+func (h *headers) end() []byte {
+	n := int32(h.n) //nolint:gosec // events have few attributes
+	from := h.at + maxCountBytes - kbin.VarintLen(n)
+	kbin.AppendVarint(h.buf[:from], n)
+	return h.buf[from:len(h.buf):len(h.buf)]
+}
+
+// headerBytes bounds what the headers of an event take.
+func headerBytes(e *event.Event) int {
+	n := 160 + e.Size() - len(e.Data) + headerOverhead*(len(e.Ext)+len(e.Mesh))
 	for i := range e.Mesh {
-		n += len(e.Mesh[i].Value)
+		n += len(e.Mesh[i].Name) + len(e.Mesh[i].Value)
 	}
 	return n
 }
@@ -115,13 +136,7 @@ func binary(e *event.Event) bool {
 }
 
 // size bounds what a record takes of the largest batch that brokers accept.
-func size(r *kgo.Record) int {
-	n := overhead + len(r.Key) + len(r.Value)
-	for i := range r.Headers {
-		n += headerOverhead + len(r.Headers[i].Key) + len(r.Headers[i].Value)
-	}
-	return n
-}
+func (r *record) size() int { return overhead + len(r.key) + len(r.value) + len(r.headers) }
 
 // headerUnreadable is the mesh's header of an event that stands for a record which
 // is not the event that it says it is: why.

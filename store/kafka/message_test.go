@@ -3,11 +3,15 @@ package kafka
 import (
 	"bytes"
 	"fmt"
+	"hash/crc32"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
@@ -16,12 +20,49 @@ import (
 )
 
 // record is a record of topic t at offset 7 of partition 3.
-func record(key, value []byte, kv ...string) *kgo.Record {
+func fetched(key, value []byte, kv ...string) *kgo.Record {
 	r := &kgo.Record{Topic: "t", Partition: 3, Offset: 7, Key: key, Value: value}
 	for i := 0; i < len(kv); i += 2 {
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: kv[i], Value: []byte(kv[i+1])})
 	}
 	return r
+}
+
+// written is the record of an event, as Kafka's other clients read the batch.
+func written(t testing.TB, o store.Outgoing) *kgo.Record {
+	t.Helper()
+	r, _ := encode(o, nil)
+	b := batch{events: []*outgoing{{Event: r}}}
+	return readBatch(t, b.append(nil))[0]
+}
+
+// readBatch reads a batch by generated code.
+func readBatch(t testing.TB, raw []byte) (out []*kgo.Record) {
+	t.Helper()
+	var b kmsg.RecordBatch
+	if err := b.ReadFrom(raw); err != nil {
+		t.Fatal(err)
+	}
+	if int(b.Length) != len(raw)-12 || uint32(b.CRC) != crc32.Checksum(raw[21:], crc32.MakeTable(crc32.Castagnoli)) { //nolint:gosec // it is a sum
+		t.Fatalf("the batch of %d bytes says that it has %d, and sum %x", len(raw), b.Length, b.CRC)
+	}
+	for rest := b.Records; len(rest) > 0; {
+		n, used := kbin.Varint(rest)
+		var r kmsg.Record
+		if err := r.ReadFrom(rest[:used+int(n)]); err != nil || int(r.OffsetDelta) != len(out) {
+			t.Fatalf("record %d: %+v, %v", len(out), r, err)
+		}
+		rest = rest[used+int(n):]
+		k := &kgo.Record{Topic: "t", Key: r.Key, Value: r.Value}
+		for _, h := range r.Headers {
+			k.Headers = append(k.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		}
+		out = append(out, k)
+	}
+	if len(out) != int(b.NumRecords) || int(b.LastOffsetDelta) != len(out)-1 {
+		t.Fatalf("the batch says that it has %d records, of which the last is %d; it has %d", b.NumRecords, b.LastOffsetDelta, len(out))
+	}
+	return out
 }
 
 func headersOf(r *kgo.Record) map[string]string {
@@ -37,22 +78,22 @@ var whole = event.Event{ID: "i", Source: "/s", Type: "t", Subject: "sub", Time: 
 
 // TestBinding: what is written is what CloudEvents' Kafka protocol binding says.
 func TestBinding(t *testing.T) {
-	r := encode(store.Outgoing{Event: &whole, Key: "k"}, "t")
+	r := written(t, store.Outgoing{Event: &whole, Key: "k"})
 	want := map[string]string{"ce_specversion": "1.0", "ce_id": "i", "ce_source": "/s", "ce_type": "t", "ce_subject": "sub", "ce_time": "2018-04-05T03:56:24Z", "ce_dataschema": "/schema",
 		"content-type": "application/avro", "ce_contenttype": "x", "ce_partitionkey": "k", "ce_traceparent": "00-1-2-01"}
 	if got := headersOf(r); !reflect.DeepEqual(got, want) || len(r.Headers) != len(want) {
 		t.Errorf("headers are %v, want %v", got, want)
 	}
-	if r.Topic != "t" || string(r.Key) != "k" || string(r.Value) != "x" {
+	if string(r.Key) != "k" || string(r.Value) != "x" {
 		t.Errorf("the record is %+v", r)
 	}
 	// A record always has a value, or it would remove others.
-	if r := encode(store.Outgoing{Event: &event.Event{ID: "i", Source: "/s", Type: "t", Data: []byte{}}}, "t"); string(r.Value) != `{"specversion":"1.0","id":"i","source":"/s","type":"t"}` || r.Key != nil ||
+	if r := written(t, store.Outgoing{Event: &event.Event{ID: "i", Source: "/s", Type: "t", Data: []byte{}}}); string(r.Value) != `{"specversion":"1.0","id":"i","source":"/s","type":"t"}` || r.Key != nil ||
 		!reflect.DeepEqual(headersOf(r), map[string]string{"content-type": "application/cloudevents+json"}) {
 		t.Errorf("an event without data and key is %+v", r)
 	}
 	// The key is of the record alone.
-	if e := decode(encode(store.Outgoing{Event: &event.Event{ID: "i", Source: "/s", Type: "t"}, Key: "k"}, "t")); len(e.Ext) > 0 {
+	if e := decode(written(t, store.Outgoing{Event: &event.Event{ID: "i", Source: "/s", Type: "t"}, Key: "k"})); len(e.Ext) > 0 {
 		t.Errorf("the record's key became an attribute: %+v", e)
 	}
 }
@@ -63,12 +104,12 @@ func TestRead(t *testing.T) {
 	json := cloudevents.AppendJSON(nil, &want)
 	proto := cloudevents.AppendProto(nil, &want)
 	for name, r := range map[string]*kgo.Record{
-		"binary":              record(nil, []byte("x"), "ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t", "ce_a", "1", "content-type", "text/plain", "other", "y"),
-		"names in upper case": record(nil, []byte("x"), "ce_specversion", "1.0", "ce_ID", "i", "ce_source", "/s", "ce_type", "t", "ce_A", "1", "content-type", "text/plain"),
-		"headers twice":       record(nil, []byte("x"), "ce_specversion", "0.3", "ce_id", "j", "ce_a", "0", "content-type", "x/y", "ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t", "ce_a", "1", "content-type", "text/plain"),
-		"JSON":                record([]byte("k"), json, "content-type", "application/cloudevents+json"),
-		"JSON, and headers":   record(nil, json, "content-type", "Application/CloudEvents+JSON ; charset=UTF-8", "ce_specversion", "1.0", "ce_id", "other"),
-		"protobuf":            record(nil, proto, "content-type", "application/cloudevents+protobuf"),
+		"binary":              fetched(nil, []byte("x"), "ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t", "ce_a", "1", "content-type", "text/plain", "other", "y"),
+		"names in upper case": fetched(nil, []byte("x"), "ce_specversion", "1.0", "ce_ID", "i", "ce_source", "/s", "ce_type", "t", "ce_A", "1", "content-type", "text/plain"),
+		"headers twice":       fetched(nil, []byte("x"), "ce_specversion", "0.3", "ce_id", "j", "ce_a", "0", "content-type", "x/y", "ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t", "ce_a", "1", "content-type", "text/plain"),
+		"JSON":                fetched([]byte("k"), json, "content-type", "application/cloudevents+json"),
+		"JSON, and headers":   fetched(nil, json, "content-type", "Application/CloudEvents+JSON ; charset=UTF-8", "ce_specversion", "1.0", "ce_id", "other"),
+		"protobuf":            fetched(nil, proto, "content-type", "application/cloudevents+protobuf"),
 	} {
 		if got := decode(r); !reflect.DeepEqual(tidy(got), want) {
 			t.Errorf("%s: got %+v, want %+v", name, got, want)
@@ -97,7 +138,7 @@ func TestRoundTrip(t *testing.T) {
 		"other letters":       {ID: "é%", Source: "/s", Type: "\u65e5\u672c", Data: []byte("x")},
 		"headers of the mesh": {ID: "i", Source: "/s", Type: "t", Data: []byte("x"), Mesh: []event.Attr{{Name: "a", Value: "b\x01\n"}, {Name: "b", Value: "c"}}},
 	} {
-		r := encode(store.Outgoing{Event: &e, Key: "k"}, "t")
+		r := written(t, store.Outgoing{Event: &e, Key: "k"})
 		if got := decode(r); !reflect.DeepEqual(tidy(got), e) {
 			t.Errorf("%s: got %+v, want %+v", name, got, e)
 		}
@@ -141,7 +182,7 @@ func TestNative(t *testing.T) {
 		"a batch":                  {[]string{"content-type", "application/cloudevents-batch+json"}, "does not read"},
 		"structured and in binary": {with("content-type", "application/cloudevents+json"), "JSON object"},
 	} {
-		r := record(nil, []byte("xyz"), c.headers...)
+		r := fetched(nil, []byte("xyz"), c.headers...)
 		e := decode(r)
 		why, _ := event.Lookup(e.Mesh, headerUnreadable)
 		if e.ID != "3-7" || e.Source != "/kafka/t" || e.Type != "org.apache.kafka.record" || string(e.Data) != "xyz" || e.DataContentType != "" || len(e.Ext) != 0 || e.Validate() != nil {
@@ -155,7 +196,7 @@ func TestNative(t *testing.T) {
 		}
 	}
 	// Structured mode is not taken for valid because it is JSON.
-	if e := decode(record(nil, []byte(`{"specversion":"1.0","id":"i","source":"/s"}`), "content-type", "application/cloudevents+json")); e.ID != "3-7" {
+	if e := decode(fetched(nil, []byte(`{"specversion":"1.0","id":"i","source":"/s"}`), "content-type", "application/cloudevents+json")); e.ID != "3-7" {
 		t.Errorf("an event without a type: %+v", e)
 	}
 }
@@ -170,12 +211,12 @@ func TestNativeKey(t *testing.T) {
 		"\xff":                     "/w==",
 		strings.Repeat("k", 9<<10): strings.Repeat("a2tr", 4<<10/3) + "aw==",
 	} {
-		e := decode(record([]byte(key), nil, "content-type", "text/plain"))
+		e := decode(fetched([]byte(key), nil, "content-type", "text/plain"))
 		if e.Key("") != want || e.Data != nil || e.DataContentType != "text/plain" || e.Validate() != nil {
 			t.Errorf("%.20q: got %.200v", key, e)
 		}
 	}
-	if e := decode(record(nil, []byte("x"), "content-type", "no\ntype")); e.DataContentType != "" {
+	if e := decode(fetched(nil, []byte("x"), "content-type", "no\ntype")); e.DataContentType != "" {
 		t.Errorf("the content type is %q", e.DataContentType)
 	}
 }
@@ -193,7 +234,7 @@ func TestDeadLetterStaysAnEvent(t *testing.T) {
 	for i := range 9 {
 		e.Ext = event.With(e.Ext, fmt.Sprintf("deadletter%d", i), strings.Repeat("x", 400))
 	}
-	r := encode(store.Outgoing{Event: &e}, "t")
+	r := written(t, store.Outgoing{Event: &e})
 	if got := decode(r); got.ID != "i" || len(got.Ext) != len(e.Ext) || r.Value == nil {
 		t.Errorf("got %s with %d attributes, value %v", got.ID, len(got.Ext), r.Value)
 	}
@@ -201,8 +242,8 @@ func TestDeadLetterStaysAnEvent(t *testing.T) {
 
 // TestBorrowed: an event holds on to nothing of the batch that its record came in.
 func TestBorrowed(t *testing.T) {
-	r := record([]byte("key"), []byte("value"), "ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t", "ce_a", "1", "weft_m", "2", "content-type", "a/b")
-	for _, r := range []*kgo.Record{r, record(r.Key, r.Value, "content-type", "a/b"), record(nil, []byte(`{"specversion":"1.0","id":"i","source":"/s","type":"t","data":1}`), "content-type", "application/cloudevents+json")} {
+	r := fetched([]byte("key"), []byte("value"), "ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t", "ce_a", "1", "weft_m", "2", "content-type", "a/b")
+	for _, r := range []*kgo.Record{r, fetched(r.Key, r.Value, "content-type", "a/b"), fetched(nil, []byte(`{"specversion":"1.0","id":"i","source":"/s","type":"t","data":1}`), "content-type", "application/cloudevents+json")} {
 		e := decode(r)
 		was := fmt.Sprintf("%+v", e)
 		for _, b := range append([][]byte{r.Key, r.Value}, values(r)...) {
@@ -223,15 +264,63 @@ func values(r *kgo.Record) (out [][]byte) {
 	return out
 }
 
-// TestSize: size is never less than what a broker counts.
+// TestSize: the size of a record is never less than what it takes of a batch, of which it
+// may be the only one, nor that of an event's headers.
 func TestSize(t *testing.T) {
-	r := encode(store.Outgoing{Event: &whole, Key: "k"}, "t")
-	n := len(r.Key) + len(r.Value)
-	for _, h := range r.Headers {
-		n += len(h.Key) + len(h.Value) + 2*5 // their lengths, at most
+	for _, e := range []event.Event{whole, {ID: "i", Source: "/s", Type: "t"}, {ID: "i", Source: "/s", Type: "t", Data: make([]byte, 1<<20), Mesh: []event.Attr{{Name: strings.Repeat("n", 200), Value: strings.Repeat("v", 70_000)}}}} {
+		r, headers := encode(store.Outgoing{Event: &e, Key: "k"}, nil)
+		b := batch{events: []*outgoing{{Event: r}}}
+		if got, n := r.size(), len(b.append(nil)); got < n || got > n+256 {
+			t.Errorf("%d bytes are said to be %d", n, got)
+		}
+		if got := headerBytes(&e); got < len(headers) || got > len(headers)+512 {
+			t.Errorf("headers of %d bytes are said to be %d", len(headers), got)
+		}
 	}
-	if got := size(r); got < n+61+5*7 || got > n+256 {
-		t.Errorf("%d bytes are said to be %d", n, got)
+}
+
+// TestRequest: a batch that is encoded where its request is written is what generated
+// code makes of both, in every version that has batches.
+func TestRequest(t *testing.T) {
+	var events []*outgoing
+	for i := range 200 {
+		e := whole
+		e.ID, e.Data = strconv.Itoa(i), bytes.Repeat([]byte("x"), i+1)
+		r, _ := encode(store.Outgoing{Event: &e, Key: strings.Repeat("k", i%3)}, nil)
+		events = append(events, &outgoing{Event: r})
+	}
+	b := batch{events: events, producer: 7, epoch: 3, sequence: 100, now: 1_700_000_000_000}
+	raw := b.append(nil)
+	if n := b.size(); n != len(raw) {
+		t.Fatalf("%d bytes are said to be %d", len(raw), n)
+	}
+	for i, r := range readBatch(t, raw) {
+		if headersOf(r)["ce_id"] != strconv.Itoa(i) || len(r.Value) != i+1 || len(r.Key) != i%3 {
+			t.Errorf("record %d is %+v", i, r)
+		}
+	}
+	for v := int16(3); v <= (&kmsg.ProduceRequest{}).MaxVersion(); v++ {
+		ask := func() *kmsg.ProduceRequest {
+			req := kmsg.NewPtrProduceRequest()
+			req.Version, req.Acks, req.TimeoutMillis = v, -1, 5
+			req.Topics = []kmsg.ProduceRequestTopic{{Topic: "t", TopicID: [16]byte{1}, Partitions: []kmsg.ProduceRequestTopicPartition{{Partition: 2}}}}
+			return req
+		}
+		want := ask()
+		want.Topics[0].Partitions[0].Records = raw
+		p := &produce{ProduceRequest: ask(), batch: b}
+		if !bytes.Equal(p.AppendTo([]byte("head")), want.AppendTo([]byte("head"))) {
+			t.Errorf("version %d: the request is another", v)
+		}
+		if !p.end() {
+			t.Errorf("version %d: no broker is said to have what was written", v)
+		}
+		// One that its sender has given up is not written any more: another may have settled
+		// its events, which are not as they were then.
+		p = &produce{ProduceRequest: ask(), batch: b}
+		if p.end() || !bytes.Equal(p.AppendTo(nil), ask().AppendTo(nil)) || p.end() {
+			t.Errorf("version %d: the request is written when it is over", v)
+		}
 	}
 }
 
@@ -244,7 +333,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add([]byte("k"), []byte(nil), []byte("ce_specversion\x001.0\x00ce_specversion\x000.3\x00ce_id\x00\xff\x00ce_\x00\x00CE_ID\x00i"))
 	f.Fuzz(func(t *testing.T, key, value, flat []byte) {
 		parts := strings.Split(string(flat), "\x00")
-		r := record(key, value, parts[:len(parts)/2*2]...)
+		r := fetched(key, value, parts[:len(parts)/2*2]...)
 		var e event.Event
 		if n := fuzztest.Allocated(func() { e = decode(r) }); n > 64*uint64(len(key)+len(value)+len(flat))+64<<10 {
 			t.Errorf("%d bytes for %d", n, len(key)+len(value)+len(flat))
@@ -258,7 +347,7 @@ func FuzzRecord(f *testing.F) {
 		if len(e.Ext) > event.MaxAttributes {
 			return // JSON has room for these alone
 		}
-		again := encode(store.Outgoing{Event: &e}, "t")
+		again := written(t, store.Outgoing{Event: &e})
 		if got := decode(again); !cloudevents.IsEvent(e.DataContentType) && !reflect.DeepEqual(present(got), present(e)) {
 			t.Fatalf("%+v became %+v", e, got)
 		}
@@ -282,10 +371,15 @@ func present(e event.Event) event.Event {
 // TestAllocations: an event takes few allocations, in either direction.
 func TestAllocations(t *testing.T) {
 	e := event.Event{ID: "i", Source: "/s", Type: "t", Subject: "s", Time: "2018-04-05T03:56:24Z", DataContentType: "application/json", Data: bytes.Repeat([]byte("x"), 1024)}
-	var r *kgo.Record
-	if n := testing.AllocsPerRun(100, func() { r = encode(store.Outgoing{Event: &e, Key: "k"}, "t") }); n > 4 {
+	o := store.Outgoing{Event: &e, Key: "k"}
+	room, dst := make([]byte, 0, headerBytes(&e)), make([]byte, 0, 2048)
+	if n := testing.AllocsPerRun(100, func() {
+		r, _ := encode(o, room)
+		dst = r.append(dst[:0], 0)
+	}); n > 0 {
 		t.Errorf("%.0f allocations to write", n)
 	}
+	r := written(t, o)
 	if n := testing.AllocsPerRun(100, func() { decode(r) }); n > 4 {
 		t.Errorf("%.0f allocations to read", n)
 	}

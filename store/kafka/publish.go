@@ -4,8 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/sendqueue"
@@ -36,7 +34,7 @@ type senderKey struct {
 // sender sends to one partition. It is a producer of its own for the brokers.
 type sender struct {
 	senderKey
-	*sendqueue.Queue[*kgo.Record]
+	*sendqueue.Queue[record]
 
 	// Of the run that sends.
 	producer int64 // 0: none yet
@@ -47,7 +45,7 @@ type sender struct {
 }
 
 // outgoing is one event on its way.
-type outgoing = sendqueue.Item[*kgo.Record]
+type outgoing = sendqueue.Item[record]
 
 // Publish writes events; see store.Store.
 func (s *Store) Publish(ctx context.Context, name string, events []store.Outgoing, res []store.Result) error {
@@ -66,10 +64,15 @@ func (s *Store) Publish(ctx context.Context, name string, events []store.Outgoin
 		return fail(err)
 	}
 	all := make([]outgoing, len(events))
+	room := 0
+	for i := range events {
+		room += headerBytes(events[i].Event)
+	}
+	headers := make([]byte, 0, room)
 	for i := range events {
 		o := &all[i]
-		o.Event = encode(events[i], name)
-		if o.Size = size(o.Event); o.Size > maxMessage {
+		o.Event, headers = encode(events[i], headers)
+		if o.Size = o.Event.size(); o.Size > maxMessage {
 			return fail(fault.New(fault.TooLarge, op, "event-too-large", "the event has %d bytes, the store takes %d", o.Size, maxMessage))
 		}
 	}
@@ -88,7 +91,7 @@ func noPartition(op string) error {
 }
 
 // hand chooses a partition for each event, and gives it to its sender.
-func (s *Store) hand(t *topic, name string, events []store.Outgoing, all []outgoing) (*sendqueue.Call[*kgo.Record], error) {
+func (s *Store) hand(t *topic, name string, events []store.Outgoing, all []outgoing) (*sendqueue.Call[record], error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweepLocked()
@@ -98,8 +101,8 @@ func (s *Store) hand(t *topic, name string, events []store.Outgoing, all []outgo
 	}
 	for i := range all {
 		var partition int32
-		if events[i].Key != "" {
-			partition = partitionOf(all[i].Event.Key, n)
+		if key := events[i].Key; key != "" {
+			partition = partitionOf(key, n)
 		} else {
 			partition = s.keylessLocked(t, name, all[i].Size)
 		}
@@ -161,12 +164,12 @@ func (s *Store) keylessLocked(t *topic, name string, size int) int32 {
 }
 
 // partitionOf is the partition of a key: that which Kafka's own clients choose.
-func partitionOf(key []byte, n int) int32 {
+func partitionOf(key string, n int) int32 {
 	return int32(murmur2(key)&0x7fffffff) % int32(n) //nolint:gosec // topics have few partitions
 }
 
 // murmur2 is the hash of keys that Kafka's own clients use.
-func murmur2(b []byte) uint32 {
+func murmur2(b string) uint32 {
 	const seed, m, r = 0x9747b28c, 0x5bd1e995, 24
 	h := seed ^ uint32(len(b)) //nolint:gosec // keys are short
 	for ; len(b) >= 4; b = b[4:] {

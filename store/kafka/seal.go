@@ -23,10 +23,10 @@ func (s *Store) Seal(ctx context.Context, name string, e *event.Event) ([]store.
 		return nil, noPartition("kafka.seal")
 	}
 	all := make([]outgoing, n)
-	record := encode(store.Outgoing{Event: e}, name)
+	record, _ := encode(store.Outgoing{Event: e}, nil)
 	s.mu.Lock()
 	for i := range all {
-		all[i] = outgoing{Event: record, Size: size(record), To: s.senderLocked(name, int32(i)).Queue} //nolint:gosec // topics have few partitions
+		all[i] = outgoing{Event: record, Size: record.size(), To: s.senderLocked(name, int32(i)).Queue} //nolint:gosec // topics have few partitions
 	}
 	c, err := s.out.Give(all)
 	s.mu.Unlock()
