@@ -15,8 +15,10 @@ const (
 	maxBatchBytes  = 1_000_000
 	maxBatchEvents = 4096
 	// sameTurn is after how many bytes events without a key go to another partition;
-	// busyTurn, where that one has more than it can send at once.
+	// callTurn, within what was published at once: few large requests take less than
+	// many small ones; busyTurn, where that one has more than it can send at once.
 	sameTurn = 64 << 10
+	callTurn = 256 << 10
 	busyTurn = maxBatchBytes / 2
 	// idleFor is how long what is known of a topic and its partitions is kept to which
 	// nothing is sent. A sender that comes again is another producer, which is a question
@@ -99,12 +101,13 @@ func (s *Store) hand(t *topic, name string, events []store.Outgoing, all []outgo
 	if n == 0 {
 		return nil, noPartition("kafka.publish")
 	}
+	turn := turnOf(all)
 	for i := range all {
 		var partition int32
 		if key := events[i].Key; key != "" {
 			partition = partitionOf(key, n)
 		} else {
-			partition = s.keylessLocked(t, name, all[i].Size)
+			partition = s.keylessLocked(t, name, all[i].Size, turn)
 		}
 		all[i].To = s.senderLocked(name, partition).Queue
 	}
@@ -144,11 +147,19 @@ func (s *Store) sweepLocked() {
 	}
 }
 
+// turnOf is how many bytes of what is published at once go to one partition.
+func turnOf(all []outgoing) int {
+	n := 0
+	for i := range all {
+		n += all[i].Size
+	}
+	return min(max(n, sameTurn), callTurn)
+}
+
 // keylessLocked is where the next event without a key goes: some to one partition,
 // then some to the next that has a leader, so that batches grow with load.
-func (s *Store) keylessLocked(t *topic, name string, size int) int32 {
+func (s *Store) keylessLocked(t *topic, name string, size, limit int) int32 {
 	n := len(t.leaders)
-	limit := sameTurn
 	if _, busy := s.senderLocked(name, int32(t.turn%n)).Load(); busy { //nolint:gosec // topics have few partitions
 		limit = busyTurn
 	}

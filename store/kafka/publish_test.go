@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/ackwindow"
+	"github.com/weft-mesh/weft/store/sendqueue"
 )
 
 // TestPartition: a key goes where Kafka's own clients have it go.
@@ -91,5 +93,45 @@ func TestTopicTakesLess(t *testing.T) {
 	large[0].Data = make([]byte, 200<<10)
 	if err := s.Publish(ctx, topic, large, make([]store.Result, 1)); fault.ClassOf(err) != fault.TooLarge {
 		t.Errorf("an event of 200 KiB: %v", err)
+	}
+}
+
+// TestTurns: events without a key go to one partition after the other that has a leader:
+// few at a time where they come one by one, many where they come at once.
+func TestTurns(t *testing.T) {
+	s := &Store{out: sendqueue.New[record]("test", limits), senders: map[senderKey]*sender{}}
+	// turns publishes as many calls of n events of 1 KiB, and gives how many events each
+	// partition got in a row.
+	turns := func(calls, n int) (out []string) {
+		to := &topic{leaders: []int32{0, -1, 0, 0}}
+		last, row := int32(-1), 0
+		for range calls {
+			all := make([]outgoing, n)
+			for i := range all {
+				all[i].Size = 1 << 10
+			}
+			for i := range all {
+				at := s.keylessLocked(to, "t", all[i].Size, turnOf(all))
+				if at != last && row > 0 {
+					out = append(out, fmt.Sprintf("%d of %d", row, last))
+					row = 0
+				}
+				last = at
+				row++
+			}
+		}
+		return append(out, fmt.Sprintf("%d of %d", row, last))
+	}
+	for _, c := range []struct {
+		calls, n int
+		want     []string
+	}{
+		{200, 1, []string{"64 of 0", "64 of 2", "64 of 3", "8 of 0"}},
+		{2, 100, []string{"100 of 0", "100 of 2"}},
+		{1, 600, []string{"256 of 0", "256 of 2", "88 of 3"}},
+	} {
+		if got := turns(c.calls, c.n); !slices.Equal(got, c.want) {
+			t.Errorf("%d calls of %d events: %v, want %v", c.calls, c.n, got, c.want)
+		}
 	}
 }
