@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"strings"
 	"time"
@@ -17,11 +18,13 @@ import (
 // disk.
 const kafkaRetention = 3 << 29
 
-// kafka starts one of one node, once: the CPU of its broker is measured. It removes at
-// once what topics do not keep.
+// removing has a broker remove soon what topics do not keep.
+var removing = []string{"log.segment.bytes=33554432", fmt.Sprintf("log.retention.bytes=%d", kafkaRetention/8), "log.retention.check.interval.ms=1000", "log.segment.delete.delay.ms=1000"}
+
+// kafka starts one of one node, once: the CPU of its broker is measured.
 func (r *run) kafka(ctx context.Context) (broker string, pid int, err error) {
 	if r.kafkaNode == nil {
-		if r.kafkaNode, err = servers.StartKafka(ctx, servers.KafkaOptions{Properties: []string{"log.segment.bytes=33554432", fmt.Sprintf("log.retention.bytes=%d", kafkaRetention/8), "log.retention.check.interval.ms=1000", "log.segment.delete.delay.ms=1000"}}); err != nil {
+		if r.kafkaNode, err = servers.StartKafka(ctx, servers.KafkaOptions{Properties: removing}); err != nil {
 			return "", 0, err
 		}
 		r.stops = append(r.stops, r.kafkaNode.Stop)
@@ -86,7 +89,32 @@ func publishKafka(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	m, err := r.startMesh(ctx, "publish-kafka", filepath.Join(r.dir, "publish-kafka"))
+	return r.publishKafka(ctx, "publish-kafka", "Kafka", broker, map[string]int{"broker": pid})
+}
+
+// publishReplicated is publishKafka with three brokers that each have every event before it
+// is acknowledged, or two of them: who needs more than one disk to keep events has such.
+func publishReplicated(ctx context.Context, r *run) (err error) {
+	k, err := servers.StartKafka(ctx, servers.KafkaOptions{Nodes: 3, Properties: removing})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if serr := k.Stop(); err == nil {
+			err = serr
+		}
+	}()
+	pids := map[string]int{}
+	for i, n := range k.Nodes {
+		pids[fmt.Sprintf("broker %d", i+1)] = n.PID()
+	}
+	return r.publishKafka(ctx, "publish-replicated", "Kafka, 3 replicas", k.Brokers[0], pids)
+}
+
+// publishKafka compares what publishKafka does, over brokers of which pids are the
+// processes.
+func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pids map[string]int) error {
+	m, err := r.startMesh(ctx, figure, filepath.Join(r.dir, figure))
 	if err != nil {
 		return err
 	}
@@ -94,8 +122,9 @@ func publishKafka(ctx context.Context, r *run) error {
 	if err := m.apply(ctx, kafkaYAML(broker, "mesh", "native")); err != nil {
 		return err
 	}
-	through, native := map[string]int{"proxy": m.proxy.PID(), "broker": pid}, map[string]int{"broker": pid}
-	r.printf("  both: 8 partitions, one node, idempotent, acks=all, no compression\n")
+	through := map[string]int{"proxy": m.proxy.PID()}
+	maps.Copy(through, pids)
+	r.printf("  both: 8 partitions, %d node(s), idempotent, acks=all, no compression\n", len(pids))
 	return r.eachSize(func(kib int) error {
 		for _, l := range []load{{1, 1}, {16, 1}, {256, 1}, {16, 64}} {
 			r.printf(" %d KiB, %v\n", kib, l)
@@ -112,7 +141,7 @@ func publishKafka(ctx context.Context, r *run) error {
 			ours = append(ours, shared)
 			var theirs []*contender
 			for _, linger := range []time.Duration{0, 5 * time.Millisecond} {
-				c, stop, err := franz(broker, r.ns+"_native", l, r.size, linger, native)
+				c, stop, err := franz(broker, r.ns+"_native", l, r.size, linger, pids)
 				if err != nil {
 					return err
 				}
@@ -132,7 +161,11 @@ func publishKafka(ctx context.Context, r *run) error {
 			}
 			for _, c := range ours {
 				quickest := best(theirs...)
-				r.note("publish, Kafka, %d KiB, %v: %s %s of franz-go's best%s, at %s times its CPU in the broker", kib, l, c.name, spread(ratio(c, quickest), "%.2f"), aim, spread(times(c, quickest, "broker"), "%.2f"))
+				cpu := ""
+				if pids["broker"] != 0 {
+					cpu = fmt.Sprintf(", at %s times its CPU in the broker", spread(times(c, quickest, "broker"), "%.2f"))
+				}
+				r.note("publish, %s, %d KiB, %v: %s %s of franz-go's best%s%s", what, kib, l, c.name, spread(ratio(c, quickest), "%.2f"), aim, cpu)
 			}
 		}
 		return nil

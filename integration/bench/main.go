@@ -51,6 +51,7 @@ var figures = []figure{
 	{"transport", transport},
 	{"publish-rocketmq", publishRocketMQ},
 	{"publish-kafka", publishKafka},
+	{"publish-replicated", publishReplicated},
 	{"publish-embedded", publishEmbedded},
 	{"latency-rocketmq", latencyRocketMQ},
 	{"latency-kafka", latencyKafka},
