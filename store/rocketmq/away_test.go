@@ -61,7 +61,7 @@ func TestKeysOfBrokersAway(t *testing.T) {
 
 // TestOneBrokerAway: of two brokers one goes. Events without a key go to the other one,
 // and nobody notices. Those whose key has a queue of the one that is away wait for it:
-// they must not overtake what is in it.
+// they must not overtake what is in it. Nobody waits for it once the topic is taken from it.
 func TestOneBrokerAway(t *testing.T) {
 	servers.NeedServers(t)
 	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
@@ -167,5 +167,12 @@ func TestOneBrokerAway(t *testing.T) {
 	r, err = s.c.route(ctx, topic, true)
 	if err != nil || !slices.Equal(r.keyed, r.write) {
 		t.Errorf("keys have %v, of %v, %v", r.keyed, r.write, err)
+	}
+	// Nor does a seal, however long it was away.
+	s.c.mu.Lock()
+	s.c.had[topic]["broker-b"] = had{at: time.Now().Add(-2 * removedAfter)}
+	s.c.mu.Unlock()
+	if got, err := sealed(ctx, s, topic); err != nil || !slices.Equal(got, []string{"broker-a/0", "broker-a/1"}) {
+		t.Errorf("the seal of a topic that was taken from a broker: %q, %v", got, err)
 	}
 }

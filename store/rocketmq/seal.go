@@ -50,8 +50,8 @@ const removedAfter = time.Hour
 
 // whole finds all queues of a topic, by what all name servers that answer say now: one
 // that has just started knows few brokers. It fails while a broker is away that has some
-// of them, or was seen to within a time, as name servers forget it with them; or while one
-// of those is that the options name, and then for no others.
+// of them, or was seen to within a time, as name servers forget it with them, unless it is
+// there without; or while one of those is that the options name, and then for no others.
 func (c *cluster) whole(ctx context.Context, topic string, within time.Duration) (*route, error) {
 	began := time.Now()
 	var all routeData
@@ -87,11 +87,15 @@ func (c *cluster) whole(ctx context.Context, topic string, within time.Duration)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
 	}
+	seen := func(_ string, h had) bool { return time.Since(h.at) < within }
+	if len(c.op.Brokers) == 0 {
+		c.withoutRemoved(ctx, topic, r, seen)
+	}
 	away := r.away
 	c.mu.Lock()
 	c.rememberLocked(topic, r)
 	for name, h := range c.had[topic] {
-		if r.brokers[name] == "" && time.Since(h.at) < within {
+		if r.brokers[name] == "" && seen(name, h) {
 			away = append(away, name)
 		}
 	}
