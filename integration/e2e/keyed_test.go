@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -96,6 +97,8 @@ type keyedReader struct {
 	ordered bool
 	// settles: it is of a Subscription, which repeats what is not settled.
 	settles bool
+	// late: it gives every fourth delivery back at first, and so may get more than one.
+	late bool
 }
 
 // newKeyed makes a load of a topic; publishers and readers are started by itself.
@@ -350,6 +353,9 @@ func (r *keyedReader) judge(t tolerance) (history.Report, history.Redelivery, []
 			wrong = append(wrong, fmt.Sprintf("%d events are in more places than their attempts explain: %s", len(ids), strings.Join(ids[:min(len(ids), 5)], " ")))
 		}
 		bound += again.Bound
+	}
+	if r.late {
+		bound = math.MaxInt
 	}
 	return report, again, append(wrong, report.Violations(bound, r.ordered)...)
 }

@@ -292,6 +292,7 @@ func (k *keyed) tailByCall(r *keyedReader, at *entrance) {
 
 // stream reads a stream at one proxy, and opens it again.
 func (k *keyed) stream(what string, r *keyedReader, at *entrance, open func() *eventsv1.SubscribeOpen) {
+	deliveries := 0
 	k.again(what, func() error {
 		owner := at.life() // known before the stream is open
 		s, err := at.rpc.open(k.subs, open(), credit)
@@ -299,6 +300,11 @@ func (k *keyed) stream(what string, r *keyedReader, at *entrance, open func() *e
 			return err
 		}
 		return s.receive(func(d *eventsv1.Delivery) bool {
+			if deliveries++; r.late && d.Attempt == 1 && deliveries%4 == 0 {
+				// Why it fails is what the stream ends with.
+				_ = s.stream.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Nack{Nack: &eventsv1.Nack{Ids: []uint64{d.Id}}}})
+				return false
+			}
 			e, err := received(d)
 			if err != nil {
 				k.Error(err)
