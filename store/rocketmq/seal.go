@@ -53,6 +53,10 @@ const removedAfter = time.Hour
 // of them, or was seen to within a time, as name servers forget it with them, unless it is
 // there without; or while one of those is that the options name, and then for no others.
 func (c *cluster) whole(ctx context.Context, topic string, within time.Duration) (*route, error) {
+	before, err := c.there(ctx)
+	if err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	var all routeData
 	var gone, silent error
@@ -101,9 +105,11 @@ func (c *cluster) whole(ctx context.Context, topic string, within time.Duration)
 	}
 	c.mu.Unlock()
 	if len(c.op.Brokers) > 0 {
-		if away, err = c.away(ctx, r); err != nil {
+		after, err := c.there(ctx)
+		if err != nil {
 			return nil, err
 		}
+		away = missed(c.op.Brokers, r, before, after)
 	}
 	if len(away) > 0 {
 		slices.Sort(away)
@@ -112,19 +118,24 @@ func (c *cluster) whole(ctx context.Context, topic string, within time.Duration)
 	return r, nil
 }
 
-// away are the brokers of the options that are not there. One that is there and has no
-// queue of the topic is not waited for.
-func (c *cluster) away(ctx context.Context, r *route) (away []string, err error) {
-	there, err := c.masters(ctx)
-	if err != nil {
-		return nil, err
+// there are the brokers that are there, where the options name some; else nil.
+func (c *cluster) there(ctx context.Context) (map[string]string, error) {
+	if len(c.op.Brokers) == 0 {
+		return nil, nil
 	}
-	for _, name := range c.op.Brokers {
-		if r.brokers[name] == "" && there[name] == "" {
+	return c.masters(ctx)
+}
+
+// missed are the brokers of some that a route may lack for being away. One that was there
+// before name servers were asked for it, and after that, has no queue of the topic: it is
+// not waited for.
+func missed(of []string, r *route, before, after map[string]string) (away []string) {
+	for _, name := range of {
+		if r.brokers[name] == "" && (before[name] == "" || after[name] == "") {
 			away = append(away, name)
 		}
 	}
-	return away, nil
+	return away
 }
 
 var _ store.Sealer = (*Store)(nil)
