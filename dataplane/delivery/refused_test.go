@@ -1,8 +1,10 @@
 package delivery
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -100,8 +102,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// refusingAtOnce is a store that does not take what is to be parked, after the first few:
-// those it shows at once.
+// refusingAtOnce is a store that does not take what is to be parked while there is a reason,
+// after the first few: those it shows at once.
 type refusingAtOnce struct {
 	store.Store
 	store.Admin
@@ -119,12 +121,15 @@ func (s *refusingAtOnce) PublishDelayed(ctx context.Context, topic string, event
 	case s.asked <- struct{}{}:
 	default:
 	}
-	return s.why.Load()
+	if why := s.why.Load(); why != nil {
+		return why
+	}
+	return nil
 }
 
 // TestRefusedParking: what the retry topic does not take is a dead letter at once, the first
 // time and when it has shown before it is due; but not while the store cannot be reached, nor
-// where the Subscription has no topic for it.
+// where the Subscription has no topic for it. Then it is tried again, of which one line is logged.
 func TestRefusedParking(t *testing.T) {
 	tooLarge := fault.New(fault.TooLarge, "test.publish", "event-too-large", "the event is larger than the event store takes")
 	for name, c := range map[string]struct {
@@ -145,7 +150,8 @@ func TestRefusedParking(t *testing.T) {
 			st := &refusingAtOnce{Store: w.st, Admin: w.st.(store.Admin), Measurer: w.st.(store.Measurer), asked: make(chan struct{}, 1)}
 			st.shows.Store(c.shows)
 			st.why.Store(c.why)
-			w.st, w.metrics = st, reg
+			var log bytes.Buffer
+			w.st, w.metrics, w.log = st, reg, slog.New(slog.NewTextHandler(&log, nil))
 			w.start()
 			m := w.join(8)
 			defer m.Close()
@@ -165,8 +171,13 @@ func TestRefusedParking(t *testing.T) {
 				if n := w.behind(); n != 1 || len(w.letters(none)) > 0 {
 					t.Errorf("%d are not settled; dead letters: %v", n, w.letters(none))
 				}
-				st.shows.Store(1)
+				st.why.Store(nil)
 				w.settled()
+				m.Close()
+				w.stop()
+				if text := log.String(); strings.Count(text, "cannot be written away") != 1 || strings.Count(text, "are written away again") != 1 {
+					t.Errorf("logged was\n%s", text)
+				}
 				return
 			}
 			w.settled()

@@ -120,11 +120,10 @@ func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			err := f(ctx, sub)
 			cancel()
-			if err == nil {
+			if r.writes.Is(err); err == nil {
 				break
 			}
 			r.metrics.storeErrors.Inc()
-			r.m.cfg.Log.Warn("an event that failed cannot be written away yet; trying again", "subscription", r.key, "error", err)
 			timer := time.NewTimer(retry/2 + rand.N(retry))
 			<-timer.C
 			retry = min(2*retry, maxRetry)

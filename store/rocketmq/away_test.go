@@ -60,7 +60,7 @@ func TestKeysOfBrokersAway(t *testing.T) {
 }
 
 // TestOneBrokerAway: of two brokers one goes. Events without a key go to the other one,
-// and nobody notices. Those whose key has a queue of the one that is away wait for it:
+// also those that are delayed, and nobody notices. Those whose key has a queue of the one that is away wait for it:
 // they must not overtake what is in it. Nobody waits for it once the topic is taken from it.
 func TestOneBrokerAway(t *testing.T) {
 	servers.NeedServers(t)
@@ -94,6 +94,10 @@ func TestOneBrokerAway(t *testing.T) {
 		for range 8 {
 			if p, err := publish(""); err != nil || !strings.HasPrefix(p, "broker-a/") {
 				t.Errorf("%s, without a key: %s, %v", when, p, err)
+			}
+			later := []store.Outgoing{{Event: &event.Event{ID: "later", Source: "/s", Type: "t"}}}
+			if err := s.PublishDelayed(ctx, topic, later, []time.Time{time.Now().Add(time.Hour)}, make([]store.Result, 1)); err != nil {
+				t.Errorf("%s, delayed: %v", when, err)
 			}
 		}
 		for key, before := range at {
