@@ -49,6 +49,7 @@ type keyed struct {
 	publishers int
 	publish    sync.WaitGroup
 	read       sync.WaitGroup
+	reading    sync.RWMutex // held for writing while nobody is to read
 	mu         sync.Mutex
 	pauses     []pause
 	waiting    map[string]time.Time // events that are on their way, and since when

@@ -269,6 +269,8 @@ func (k *keyed) end(what string, err error) {
 
 // note records an event that came.
 func (k *keyed) note(r *keyedReader, e event.Event, token, owner string) {
+	k.reading.RLock()
+	defer k.reading.RUnlock()
 	if e.Source != published {
 		k.Errorf("%s: %s came from %s, which nobody has published: %s", r.name, e.ID, e.Source, e.Type)
 		return
@@ -389,7 +391,9 @@ func (k *keyed) tail(r *keyedReader, at *entrance) {
 				if got.Source != published {
 					k.Errorf("%s: %s came from %s, which nobody has published: %s", r.name, got.ID, got.Source, got.Type)
 				}
+				k.reading.RLock()
 				r.log.Receive(got.ID, got.Data)
+				k.reading.RUnlock()
 				got = nil
 			}
 			if id != "" {
