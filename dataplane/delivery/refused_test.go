@@ -1,9 +1,12 @@
 package delivery
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,6 +99,108 @@ func TestRefused(t *testing.T) {
 	defer m.Close()
 	if d := w.next(m, 1)[0]; d.Event.ID != "a" || d.Attempt != 1 {
 		t.Errorf("it comes as %s at attempt %d", d.Event.ID, d.Attempt)
+	}
+}
+
+// refusingAtOnce is a store that does not take what is to be parked while there is a reason,
+// after the first few: those it shows at once.
+type refusingAtOnce struct {
+	store.Store
+	store.Admin
+	store.Measurer
+	shows atomic.Int64
+	why   atomic.Pointer[fault.Error]
+	asked chan struct{}
+}
+
+func (s *refusingAtOnce) PublishDelayed(ctx context.Context, topic string, events []store.Outgoing, _ []time.Time, res []store.Result) error {
+	if s.shows.Add(-1) >= 0 {
+		return s.Publish(ctx, topic, events, res)
+	}
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+	if why := s.why.Load(); why != nil {
+		return why
+	}
+	return nil
+}
+
+// TestRefusedParking: what the retry topic does not take is a dead letter at once, the first
+// time and when it has shown before it is due; but not while the store cannot be reached, nor
+// where the Subscription has no topic for it. Then it is tried again, of which one line is logged.
+func TestRefusedParking(t *testing.T) {
+	tooLarge := fault.New(fault.TooLarge, "test.publish", "event-too-large", "the event is larger than the event store takes")
+	for name, c := range map[string]struct {
+		why   *fault.Error
+		shows int64
+		dead  string
+	}{
+		"at first":                    {tooLarge, 0, "dead"},
+		"once it has shown":           {tooLarge, 1, "dead"},
+		"while it cannot be reached":  {fault.New(fault.Unavailable, "test.publish", "store-unreachable", "away"), 0, "dead"},
+		"without a dead-letter topic": {tooLarge, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, reg := newWorld(t, func(s *snapshot.Subscription) {
+				s.DeadLetter, s.MaxAttempts, s.MinBackoff, s.MaxBackoff = c.dead, 9, time.Hour, time.Hour
+			}), prometheus.NewRegistry()
+			w.stop()
+			st := &refusingAtOnce{Store: w.st, Admin: w.st.(store.Admin), Measurer: w.st.(store.Measurer), asked: make(chan struct{}, 1)}
+			st.shows.Store(c.shows)
+			st.why.Store(c.why)
+			var log bytes.Buffer
+			w.st, w.metrics, w.log = st, reg, slog.New(slog.NewTextHandler(&log, nil))
+			w.start()
+			m := w.join(8)
+			defer m.Close()
+			w.publish("a")
+			m.Nack("no room", 2*time.Hour, w.next(m, 1)[0].ID)
+			none := DeadLetterQuery{Topic: "dead"}
+			if c.why != tooLarge || c.dead == "" {
+				ctx, cancel := context.WithTimeout(w.ctx, patience)
+				defer cancel()
+				for range 2 {
+					select {
+					case <-st.asked:
+					case <-ctx.Done():
+						t.Fatalf("it is not tried again; dead letters: %v", w.letters(none))
+					}
+				}
+				if n := w.behind(); n != 1 || len(w.letters(none)) > 0 {
+					t.Errorf("%d are not settled; dead letters: %v", n, w.letters(none))
+				}
+				st.why.Store(nil)
+				w.settled()
+				m.Close()
+				w.stop()
+				if text := log.String(); strings.Count(text, "cannot be written away") != 1 || strings.Count(text, "are written away again") != 1 {
+					t.Errorf("logged was\n%s", text)
+				}
+				return
+			}
+			w.settled()
+			for began := time.Now(); len(w.letters(none)) == 0; {
+				w.nothing(m, "what is parked") // it is read while a member waits
+				if time.Since(began) > patience {
+					t.Fatal("it is no dead letter")
+				}
+			}
+			sum, err := w.m.DeadLetters(w.ctx, local, DeadLetterQuery{Namespace: "demo", Subscription: "billing"}, func(l *DeadLetter) error {
+				if l.Topic != "orders" || l.Attempts != 1 || l.TopicPosition == "" || len(l.Event.Ext) != 0 || string(l.Event.Data) != "data of a" ||
+					!strings.Contains(l.Reason, tooLarge.Msg) || !strings.HasSuffix(l.Reason, ": no room") {
+					t.Errorf("%+v", l)
+				}
+				return nil
+			})
+			if w.must(err); sum.Matched != 1 {
+				t.Errorf("%+v", sum)
+			}
+			if got := values(t, reg, "dead_letters_total")["refused"]; got[0] != 1 {
+				t.Errorf("%v dead letters count as refused", got[0])
+			}
+		})
 	}
 }
 

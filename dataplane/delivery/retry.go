@@ -120,11 +120,10 @@ func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			err := f(ctx, sub)
 			cancel()
-			if err == nil {
+			if r.writes.Is(err); err == nil {
 				break
 			}
 			r.metrics.storeErrors.Inc()
-			r.m.cfg.Log.Warn("an event that failed cannot be written away yet; trying again", "subscription", r.key, "error", err)
 			timer := time.NewTimer(retry/2 + rand.N(retry))
 			<-timer.C
 			retry = min(2*retry, maxRetry)
@@ -162,7 +161,8 @@ func (r *runtime) park(ctx context.Context, sub *snapshot.Subscription, it *item
 }
 
 // hold has the store hold a parked event back until due. It shows in the retry topic once
-// in a while before that: who gives up a place can see no more of what waits there.
+// in a while before that: who gives up a place can see no more of what waits there. What
+// the store does not take for what it is becomes a dead letter, if there is a topic for them.
 func (r *runtime) hold(ctx context.Context, sub *snapshot.Subscription, src *source, e event.Event, due time.Time) error {
 	st, err := r.m.cfg.Store(src.storeUID)
 	if err != nil {
@@ -178,7 +178,11 @@ func (r *runtime) hold(ctx context.Context, sub *snapshot.Subscription, src *sou
 		e.Mesh = event.With(e.Mesh, headerDue, strconv.FormatInt(due.UnixNano(), 10))
 	}
 	var res [1]store.Result
-	return d.PublishDelayed(ctx, src.retryTopic, []store.Outgoing{{Event: &e}}, []time.Time{at}, res[:])
+	err = d.PublishDelayed(ctx, src.retryTopic, []store.Outgoing{{Event: &e}}, []time.Time{at}, res[:])
+	if err != nil && fault.Untakeable(err) && sub.DeadLetter != "" {
+		return r.m.refused(ctx, sub, &r.metrics, &e, err)
+	}
+	return err
 }
 
 // notYet has the store hold back again what has shown before it is due.
@@ -245,14 +249,19 @@ func (m *Manager) Refused(ctx context.Context, topic string, e *event.Event, why
 	m.counted[sub.Key] = struct{}{}
 	m.mu.Unlock()
 	metrics := m.metrics.of(sub.Namespace, sub.Name)
-	var msg message
-	(&source{retry: true}).message(&store.Message{Event: *e}, &msg)
-	msg.attempt-- // this one is none
-	err := m.deadLetter(ctx, sub, &metrics, &msg, causeRefused, refusedReason(e, why))
+	err := m.refused(ctx, sub, &metrics, e, why)
 	if err != nil {
 		metrics.storeErrors.Inc()
 	}
 	return err
+}
+
+// refused makes an event a dead letter that was parked, or was to be, and is not taken.
+func (m *Manager) refused(ctx context.Context, sub *snapshot.Subscription, metrics *subMetrics, e *event.Event, why error) error {
+	var msg message
+	(&source{retry: true}).message(&store.Message{Event: *e}, &msg)
+	msg.attempt-- // this one is none
+	return m.deadLetter(ctx, sub, metrics, &msg, causeRefused, refusedReason(e, why))
 }
 
 // refusedReason is why an event is given up that the retry topic does not take.

@@ -13,6 +13,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/store/position"
 )
 
@@ -33,6 +34,7 @@ type runtime struct {
 	writers sync.WaitGroup
 	slots   chan struct{} // bounds writes to retry and dead-letter topics
 	writing int           // of them that are under way or wait; guarded by mu
+	writes  *outage.Log   // of them
 
 	mu       sync.Mutex
 	sub      *snapshot.Subscription
@@ -81,7 +83,8 @@ type item struct {
 }
 
 func newRuntime(m *Manager, sub *snapshot.Subscription) *runtime {
-	return &runtime{m: m, uid: sub.UID, key: sub.Key, sub: sub, metrics: m.metrics.of(sub.Namespace, sub.Name), wake: make(chan struct{}, 1),
+	writes := outage.New(m.cfg.Log.With("subscription", sub.Key), "events that failed cannot be written away; trying again", "events that failed are written away again")
+	return &runtime{m: m, writes: writes, uid: sub.UID, key: sub.Key, sub: sub, metrics: m.metrics.of(sub.Namespace, sub.Name), wake: make(chan struct{}, 1),
 		slots: make(chan struct{}, maxWriters), members: map[*member]struct{}{}, sources: map[sourceKey]*source{}, flights: map[uint64]*item{}, lanes: map[laneKey]*lane{}, stuck: map[*item]struct{}{}, seed: maphash.MakeSeed(), demand: make(chan struct{})}
 }
 

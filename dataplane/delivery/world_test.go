@@ -56,6 +56,8 @@ type world struct {
 	instead *atomic.Pointer[func() store.Store]
 	// metrics are none unless a test starts the Manager again with some.
 	metrics prometheus.Registerer
+	// log is where to log to, nil is nowhere; likewise.
+	log *slog.Logger
 	// clock is the machine's, likewise.
 	clock clock.Clock
 }
@@ -120,7 +122,11 @@ func (w *world) start() {
 	if w.instead == nil {
 		w.instead = &atomic.Pointer[func() store.Store]{}
 	}
-	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Clock: w.clock, Log: slog.New(slog.DiscardHandler),
+	log := w.log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Clock: w.clock, Log: log,
 		Store: func(uid string) (store.Store, error) {
 			if instead := w.instead.Load(); instead != nil {
 				return (*instead)(), nil

@@ -69,7 +69,7 @@ func (f *follower) member(ctx context.Context, good func()) error {
 			switch {
 			case len(again) == 0:
 				most = min(2*most, maxFetch)
-			case most > 1 && untakeable(err):
+			case most > 1 && fault.Untakeable(err):
 				most = max(len(some)/2, 1)
 			default:
 				f.writes.Is(err)
@@ -81,12 +81,6 @@ func (f *follower) member(ctx context.Context, good func()) error {
 		}
 		f.writes.Is(nil)
 	}
-}
-
-// untakeable reports whether a store that fails with err never takes an event of the call.
-func untakeable(err error) bool {
-	c := fault.ClassOf(err)
-	return c == fault.TooLarge || c == fault.Invalid
 }
 
 // forward publishes what counts of msgs, settles what is done with and gives what is not.
@@ -123,7 +117,7 @@ func (f *follower) forward(ctx context.Context, sub store.Subscription, msgs []*
 		switch {
 		case res[i].Err == nil:
 			n++
-		case len(wrote) == 1 && untakeable(res[i].Err):
+		case len(wrote) == 1 && fault.Untakeable(res[i].Err):
 			f.m.events.WithLabelValues(refused).Inc()
 			f.log.Error("an event of a native producer is not what the topic's store takes; it stays where it is", "partition", msg.Pos.Partition, "offset", msg.Pos.Offset, "error", res[i].Err)
 		default:

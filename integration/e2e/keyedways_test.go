@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
@@ -102,6 +104,7 @@ func (p *keyedPublisher) acknowledged() {
 type httpAnswer struct {
 	status int
 	body   string
+	again  string // when to try again
 }
 
 func (e *httpAnswer) Error() string { return fmt.Sprintf("%d %s", e.status, e.body) }
@@ -121,6 +124,30 @@ func outcome(err error) (again, unknown bool) {
 		return true, true
 	}
 	return !ok, true // a connection over HTTP
+}
+
+// answer is what an error says, in a few words.
+func answer(err error) string {
+	if h, ok := errors.AsType[*httpAnswer](err); ok {
+		if h.again != "" {
+			return fmt.Sprintf("%d, again", h.status)
+		}
+		return fmt.Sprint(h.status)
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	out := st.Code().String()
+	for _, d := range st.Details() {
+		if r, ok := d.(*errdetails.RetryInfo); ok && r.RetryDelay.AsDuration() > 0 {
+			return out + ", again"
+		}
+	}
+	if len(st.Details()) == 0 {
+		out += ", which no proxy has said: " + st.Message()
+	}
+	return out
 }
 
 func (p *keyedPublisher) byCall(ctx context.Context, at *entrance, e event.Event) error {
@@ -153,7 +180,7 @@ func (p *keyedPublisher) byHTTP(ctx context.Context, at *entrance, e event.Event
 	b, err := io.ReadAll(resp.Body)
 	p.http.answered(at.httpIn.addr, err == nil && !resp.Close)
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = &httpAnswer{resp.StatusCode, string(b)}
+		err = &httpAnswer{resp.StatusCode, string(b), resp.Header.Get("Retry-After")}
 	}
 	return err
 }
@@ -174,6 +201,9 @@ func (p *keyedPublisher) byStream(ctx context.Context, at *entrance, e event.Eve
 	}
 	stop := context.AfterFunc(ctx, s.end)
 	failed, err := p.send(s, e)
+	if err != nil && ctx.Err() == nil {
+		p.k.end("a publish stream to "+at.name, err)
+	}
 	if !stop() || err != nil {
 		s.end()
 		delete(p.streams, at)
@@ -196,7 +226,11 @@ func (p *keyedPublisher) send(s *keyedStream, e event.Event) (failed, err error)
 		err = status.Error(codes.Unavailable, "the stream has ended")
 	}
 	for _, f := range resp.GetFailed() {
-		st, err := status.New(codes.Code(f.Error.GetCode()), f.Error.GetMessage()).WithDetails(&errdetails.ErrorInfo{Reason: f.Error.GetReason()}) //nolint:gosec // a code
+		details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: f.Error.GetReason()}}
+		if again := f.Error.GetRetryAfter(); again != nil {
+			details = append(details, &errdetails.RetryInfo{RetryDelay: again})
+		}
+		st, err := status.New(codes.Code(f.Error.GetCode()), f.Error.GetMessage()).WithDetails(details...) //nolint:gosec // a code
 		if err != nil {
 			return nil, err
 		}
@@ -211,6 +245,9 @@ func (k *keyed) again(what string, f func() error) {
 	k.read.Go(func() {
 		for k.subs.Err() == nil {
 			err := f()
+			if err != nil && k.subs.Err() == nil {
+				k.end(what, err)
+			}
 			if again, _ := outcome(err); k.subs.Err() == nil && err != nil && !again && !errors.Is(err, io.EOF) {
 				k.Errorf("%s: %v", what, err)
 				return
@@ -223,8 +260,17 @@ func (k *keyed) again(what string, f func() error) {
 	})
 }
 
+// end notes that a stream has ended, or a call of a reader failed.
+func (k *keyed) end(what string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ended[what+": "+answer(err)]++
+}
+
 // note records an event that came.
 func (k *keyed) note(r *keyedReader, e event.Event, token, owner string) {
+	k.reading.RLock()
+	defer k.reading.RUnlock()
 	if e.Source != published {
 		k.Errorf("%s: %s came from %s, which nobody has published: %s", r.name, e.ID, e.Source, e.Type)
 		return
@@ -238,13 +284,29 @@ func (k *keyed) note(r *keyedReader, e event.Event, token, owner string) {
 
 // member is a member of the Subscription at one proxy, whenever that is there.
 func (k *keyed) member(r *keyedReader, name string, at *entrance) {
-	k.again("a member at "+at.name, func() error {
+	k.stream("a member at "+at.name, r, at, func() *eventsv1.SubscribeOpen { return subscription(name) })
+}
+
+// tailByCall follows the topic over gRPC at one proxy, from its beginning.
+func (k *keyed) tailByCall(r *keyedReader, at *entrance) {
+	k.stream("a gRPC tail at "+at.name, r, at, func() *eventsv1.SubscribeOpen { return tailOf(k.topic) })
+}
+
+// stream reads a stream at one proxy, and opens it again.
+func (k *keyed) stream(what string, r *keyedReader, at *entrance, open func() *eventsv1.SubscribeOpen) {
+	deliveries := 0
+	k.again(what, func() error {
 		owner := at.life() // known before the stream is open
-		s, err := at.rpc.open(k.subs, subscription(name), credit)
+		s, err := at.rpc.open(k.subs, open(), credit)
 		if err != nil {
 			return err
 		}
 		return s.receive(func(d *eventsv1.Delivery) bool {
+			if deliveries++; r.late && d.Attempt == 1 && deliveries%4 == 0 {
+				// Why it fails is what the stream ends with.
+				_ = s.stream.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Nack{Nack: &eventsv1.Nack{Ids: []uint64{d.Id}}}})
+				return false
+			}
 			e, err := received(d)
 			if err != nil {
 				k.Error(err)
@@ -301,7 +363,7 @@ func (k *keyed) tail(r *keyedReader, at *entrance) {
 		}
 		defer resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
-			return &httpAnswer{resp.StatusCode, "the tail"}
+			return &httpAnswer{resp.StatusCode, "the tail", resp.Header.Get("Retry-After")}
 		}
 		var id, kind string
 		var got *event.Event
@@ -329,7 +391,9 @@ func (k *keyed) tail(r *keyedReader, at *entrance) {
 				if got.Source != published {
 					k.Errorf("%s: %s came from %s, which nobody has published: %s", r.name, got.ID, got.Source, got.Type)
 				}
+				k.reading.RLock()
 				r.log.Receive(got.ID, got.Data)
+				k.reading.RUnlock()
 				got = nil
 			}
 			if id != "" {
@@ -337,6 +401,6 @@ func (k *keyed) tail(r *keyedReader, at *entrance) {
 			}
 			kind = ""
 		}
-		return lines.Err()
+		return cmp.Or(lines.Err(), io.EOF)
 	})
 }

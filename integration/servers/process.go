@@ -108,6 +108,20 @@ func (p *Process) Kill() error { return p.end(syscall.SIGKILL) }
 // waits until it is gone.
 func (p *Process) Stop() error { return p.end(syscall.SIGTERM) }
 
+// Terminate asks the process to end, as for an upgrade, and waits until it has, however
+// long that takes it. ctx bounds the wait.
+func (p *Process) Terminate(ctx context.Context) error {
+	if err := p.signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-p.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s does not end: %w", p.Name, ctx.Err())
+	}
+}
+
 // Pause stops the process in its tracks (SIGSTOP); Resume lets it go on.
 func (p *Process) Pause() error { return p.signal(syscall.SIGSTOP) }
 

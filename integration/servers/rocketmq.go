@@ -13,26 +13,29 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
 // rocketMQVersion is the one that java/rocketmq/pom.xml names.
 const rocketMQVersion = "5.3.3"
 
-// RocketMQ is a name server and one broker, or more (AddBroker).
+// RocketMQ is a name server and brokers.
 type RocketMQ struct {
 	// NameServer is "host:port".
 	NameServer string
-	// BrokerAddr is "host:port"; BrokerName its name in routes.
+	// BrokerAddr is "host:port" of the first broker; BrokerName its name in routes.
 	BrokerAddr, BrokerName string
 	// Data is the folder in which the first broker keeps what it has.
 	Data string
-	// Names and Broker are the processes.
+	// Names and Broker are the processes of the name server and the first broker.
 	Names, Broker *Process
-	more          []*Process
-	options       RocketMQOptions
-	classPath     string
-	dir           string
+	// Brokers are those of all brokers: broker-a, broker-b and so on.
+	Brokers   []*Process
+	options   RocketMQOptions
+	classPath string
+	dir       string
 	// accessKey and secretKey of the user who may do everything, if any.
 	accessKey, secretKey string
 }
@@ -40,9 +43,11 @@ type RocketMQ struct {
 // RocketMQOptions change what StartRocketMQ starts. The zero value is what the
 // mesh promises on.
 type RocketMQOptions struct {
+	// Brokers is how many; 1 when 0.
+	Brokers int
 	// AsyncFlush answers before the event is on disk.
 	AsyncFlush bool
-	// Broker has more lines for the broker's configuration.
+	// Broker has more lines for each broker's configuration.
 	Broker []string
 	// AccessKey and SecretKey, where set, have the broker take signed requests
 	// alone: those of this user, who may do everything, and of those whom it
@@ -52,8 +57,8 @@ type RocketMQOptions struct {
 	Progress func(string)
 }
 
-// StartRocketMQ starts a name server and a broker with sync flush and waits
-// until both serve.
+// StartRocketMQ starts a name server and brokers with sync flush and waits until all
+// serve.
 func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err error) {
 	dist, err := javaDir(ctx, "rocketmq", rocketMQVersion, progressOf(o.Progress))
 	if err != nil {
@@ -95,23 +100,26 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 	if r.Broker, r.BrokerAddr, err = r.newBroker(r.BrokerName, filepath.Base(r.Data)); err != nil {
 		return nil, err
 	}
+	r.Brokers = append(r.Brokers, r.Broker)
+	for i := 1; i < o.Brokers; i++ {
+		name := "broker-" + string(rune('a'+i))
+		p, _, err := r.newBroker(name, "store-"+name)
+		if err != nil {
+			return nil, err
+		}
+		r.Brokers = append(r.Brokers, p)
+	}
 	if err := need("java", "openjdk-17-jdk-headless"); err != nil {
 		return nil, err
 	}
 	if err := r.Names.Start(ctx); err != nil {
 		return nil, err
 	}
-	return r, r.Broker.Start(ctx)
-}
-
-// AddBroker starts another broker of the cluster, and waits until it serves.
-func (r *RocketMQ) AddBroker(ctx context.Context, name string) (*Process, error) {
-	p, _, err := r.newBroker(name, "store-"+name)
-	if err != nil {
-		return nil, err
+	var g errgroup.Group
+	for _, p := range r.Brokers {
+		g.Go(func() error { return p.Start(ctx) })
 	}
-	r.more = append(r.more, p)
-	return p, p.Start(ctx)
+	return r, g.Wait()
 }
 
 // newBroker is a broker that keeps its data in a folder, and where it will serve.
@@ -280,7 +288,7 @@ func (r *RocketMQ) administer(ctx context.Context, code int, fields map[string]s
 // Stop ends all processes and removes their data.
 func (r *RocketMQ) Stop() error {
 	var errs []error
-	for _, p := range append(r.more, r.Broker, r.Names) {
+	for _, p := range append(r.Brokers, r.Names) {
 		if p != nil {
 			// The data go away with it: there is nothing to flush for.
 			errs = append(errs, p.Kill())

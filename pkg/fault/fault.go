@@ -109,6 +109,13 @@ func From(err error) *Error {
 // ClassOf is the class of err; Internal for an unclassified one. err is not nil.
 func ClassOf(err error) Class { return From(err).Class }
 
+// Untakeable reports whether what was given is refused for what it is, or some of it: so it
+// is whenever it is tried again. err is not nil.
+func Untakeable(err error) bool {
+	class := ClassOf(err)
+	return class == TooLarge || class == Invalid
+}
+
 // Retryable reports whether trying again later may help without the caller
 // changing anything. An Ambiguous error counts: repeating a publish with the
 // same source and id is how its outcome is settled.

@@ -32,6 +32,15 @@ func TestFrom(t *testing.T) {
 	}
 }
 
+func TestUntakeable(t *testing.T) {
+	want := map[Class]bool{Invalid: true, TooLarge: true}
+	for _, c := range Classes() {
+		if got := Untakeable(&Error{Class: c}); got != want[c] {
+			t.Errorf("%v: %v", c, got)
+		}
+	}
+}
+
 func TestRetryable(t *testing.T) {
 	want := map[Class]bool{Throttled: true, Unavailable: true, Ambiguous: true}
 	seen := map[string]bool{}

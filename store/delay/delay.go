@@ -387,7 +387,7 @@ func (m *member) write(topic string, msgs []*store.Message) error {
 		m.sub.Settle(msgs)
 		return nil
 	}
-	if refused(err) && len(msgs) == 1 {
+	if fault.Untakeable(err) && len(msgs) == 1 {
 		m.refused = append(m.refused, refusal{msgs[0], topic, err})
 		return nil
 	}
@@ -399,7 +399,7 @@ func (m *member) write(topic string, msgs []*store.Message) error {
 			others = append(others, msgs[i])
 		}
 	}
-	if !refused(err) {
+	if !fault.Untakeable(err) {
 		return err
 	}
 	// It may be another one that the topic does not take, with which it would come again
@@ -410,12 +410,6 @@ func (m *member) write(topic string, msgs []*store.Message) error {
 		}
 	}
 	return nil
-}
-
-// refused reports whether a topic does not take an event for what it is.
-func refused(err error) bool {
-	class := fault.ClassOf(err)
-	return class == fault.TooLarge || class == fault.Invalid
 }
 
 // without is a parked message's headers without those of parking.

@@ -60,8 +60,8 @@ func TestKeysOfBrokersAway(t *testing.T) {
 }
 
 // TestOneBrokerAway: of two brokers one goes. Events without a key go to the other one,
-// and nobody notices. Those whose key has a queue of the one that is away wait for it:
-// they must not overtake what is in it.
+// also those that are delayed, and nobody notices. Those whose key has a queue of the one that is away wait for it:
+// they must not overtake what is in it. Nobody waits for it once the topic is taken from it.
 func TestOneBrokerAway(t *testing.T) {
 	servers.NeedServers(t)
 	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
@@ -94,6 +94,10 @@ func TestOneBrokerAway(t *testing.T) {
 		for range 8 {
 			if p, err := publish(""); err != nil || !strings.HasPrefix(p, "broker-a/") {
 				t.Errorf("%s, without a key: %s, %v", when, p, err)
+			}
+			later := []store.Outgoing{{Event: &event.Event{ID: "later", Source: "/s", Type: "t"}}}
+			if err := s.PublishDelayed(ctx, topic, later, []time.Time{time.Now().Add(time.Hour)}, make([]store.Result, 1)); err != nil {
+				t.Errorf("%s, delayed: %v", when, err)
 			}
 		}
 		for key, before := range at {
@@ -167,5 +171,12 @@ func TestOneBrokerAway(t *testing.T) {
 	r, err = s.c.route(ctx, topic, true)
 	if err != nil || !slices.Equal(r.keyed, r.write) {
 		t.Errorf("keys have %v, of %v, %v", r.keyed, r.write, err)
+	}
+	// Nor does a seal, however long it was away.
+	s.c.mu.Lock()
+	s.c.had[topic]["broker-b"] = had{at: time.Now().Add(-2 * removedAfter)}
+	s.c.mu.Unlock()
+	if got, err := sealed(ctx, s, topic); err != nil || !slices.Equal(got, []string{"broker-a/0", "broker-a/1"}) {
+		t.Errorf("the seal of a topic that was taken from a broker: %q, %v", got, err)
 	}
 }

@@ -137,22 +137,22 @@ func (c *cluster) find(ctx context.Context, topic string) (*route, error) {
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
 	}
-	r = c.withoutRemoved(ctx, topic, r)
+	r = c.withoutRemoved(ctx, topic, r, c.waitedFor)
 	c.mu.Lock()
 	c.rememberLocked(topic, r)
 	c.mu.Unlock()
 	return r, nil
 }
 
-// withoutRemoved has brokers waited for no more from which a topic was taken while they
-// are there, and gives what is its route by then. They are looked for between two routes,
-// as one may just have come back.
-func (c *cluster) withoutRemoved(ctx context.Context, topic string, r *route) *route {
+// withoutRemoved has brokers of a kind waited for no more from which a topic was taken
+// while they are there, and gives what is its route by then. They are looked for between
+// two routes, as one may just have come back.
+func (c *cluster) withoutRemoved(ctx context.Context, topic string, r *route, of func(name string, h had) bool) *route {
 	absent := func(r *route) (names []string) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		for name := range c.had[topic] {
-			if r.brokers[name] == "" {
+		for name, h := range c.had[topic] {
+			if r.brokers[name] == "" && of(name, h) {
 				names = append(names, name)
 			}
 		}

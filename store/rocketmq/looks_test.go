@@ -130,10 +130,13 @@ func (k *nameLink) thaw() {
 }
 
 // routes is how often it was asked for a route.
-func (k *nameLink) routes() int {
+func (k *nameLink) routes() int { return k.times(reqRoute) }
+
+// times is how often a request of a code was sent.
+func (k *nameLink) times(code int) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.asked[reqRoute]
+	return k.asked[code]
 }
 
 // lookedFor prepares a topic with a store that reaches its name servers by links and
@@ -317,6 +320,30 @@ func TestOtherNames(t *testing.T) {
 	}
 	if h, a := hangs.routes(), answers.routes(); h != 1 || a != looks {
 		t.Errorf("the one that hangs was asked %d times, the other one %d times", h, a)
+	}
+}
+
+// TestLookForTheRemoved: brokers are asked for while one that had the topic is waited for,
+// and no more once it was removed.
+func TestLookForTheRemoved(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	link := newNameLink(t, servers.SharedRocketMQ(t))
+	s, topic := lookedFor(ctx, t, link.addr)
+	for _, c := range []struct {
+		away time.Duration
+		want int // questions for brokers
+	}{{0, 1}, {removedAfter, 0}} {
+		s.c.mu.Lock()
+		s.c.had[topic] = map[string]had{"gone": {at: time.Now().Add(-c.away), write: 1}}
+		s.c.mu.Unlock()
+		routes, brokers := link.routes(), link.times(reqCluster)
+		if _, err := s.c.route(ctx, topic, true); err != nil {
+			t.Fatal(err)
+		}
+		if r, b := link.routes()-routes, link.times(reqCluster)-brokers; r != 1 || b != c.want {
+			t.Errorf("with a broker that is away for %v: %d questions for the route, %d for brokers, want 1 and %d", c.away, r, b, c.want)
+		}
 	}
 }
 

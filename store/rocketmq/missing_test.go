@@ -2,6 +2,7 @@ package rocketmq
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -37,6 +38,27 @@ func TestMissing(t *testing.T) {
 		})
 		if !errors.Is(err, tc.want) || (err == nil) != (cmd == found) {
 			t.Errorf("%s: %v, %v, want %v", name, cmd, err, tc.want)
+		}
+	}
+}
+
+// TestMissed: a broker that is named and has no queue in a route is waited for, unless it
+// was there before and after that.
+func TestMissed(t *testing.T) {
+	there, away := map[string]string{"a": "h:1", "b": "h:2"}, map[string]string{"a": "h:1"}
+	for name, tc := range map[string]struct {
+		before, after map[string]string
+		brokers       map[string]string // of the route
+		want          []string
+	}{
+		"it has some":           {there, there, there, nil},
+		"it has none":           {there, there, away, nil},
+		"it is away":            {away, away, away, []string{"b"}},
+		"it has just come back": {away, there, away, []string{"b"}},
+		"it leaves meanwhile":   {there, away, away, []string{"b"}},
+	} {
+		if got := missed([]string{"a", "b"}, &route{brokers: tc.brokers}, tc.before, tc.after); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %q are waited for, want %q", name, got, tc.want)
 		}
 	}
 }

@@ -132,8 +132,13 @@ func mayGoElsewhere(events []store.Outgoing, res []store.Result) bool {
 			return false
 		}
 	}
-	reason := fault.From(res[0].Err).Reason
-	return reason == "store-unreachable" || reason == "store-refused"
+	return elsewhere(res[0].Err)
+}
+
+// elsewhere reports whether a broker was not reached, or takes nothing.
+func elsewhere(err error) bool {
+	f := fault.From(err)
+	return f.Class == fault.Unavailable && (f.Reason == "store-unreachable" || f.Reason == "store-refused")
 }
 
 func tooLarge(op string, o *outgoing) error {
@@ -322,10 +327,6 @@ func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store
 		return fail(sendqueue.Closed(op))
 	}
 	defer done()
-	s.mu.Lock()
-	s.turn++
-	turn := s.turn
-	s.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
@@ -333,18 +334,26 @@ func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store
 	g.SetLimit(maxDelaying)
 	for i := range events {
 		g.Go(func() error {
-			q := r.write[(turn+i)%len(r.write)]
 			o := outgoing{}
 			if fill(&o, events[i].Event, due[i]); o.Size > maxMessage {
 				res[i].Err = tooLarge(op, &o)
 				return res[i].Err
 			}
-			_, err := s.request(ctx, senderKey{topic: topic, queue: q}, r.brokers[q.broker], []*outgoing{&o})
-			if err != nil && ctx.Err() != nil && fault.ClassOf(err) == fault.Unavailable {
-				err = fault.From(ctx.Err()) // it was not sent
+			for tried := []string(nil); ; {
+				q, ok := s.keyless(r, tried)
+				if !ok {
+					return res[i].Err
+				}
+				_, err := s.request(ctx, senderKey{topic: topic, queue: q}, r.brokers[q.broker], []*outgoing{&o})
+				if err != nil && ctx.Err() != nil && fault.ClassOf(err) == fault.Unavailable {
+					err = fault.From(ctx.Err()) // it was not sent
+				}
+				if res[i] = (store.Result{Err: err}); err == nil || !elsewhere(err) {
+					return err
+				}
+				s.c.doubt(topic)
+				tried = append(tried, q.broker)
 			}
-			res[i] = store.Result{Err: err}
-			return err
 		})
 	}
 	return g.Wait()

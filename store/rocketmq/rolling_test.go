@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -265,13 +264,8 @@ func TestRolling(t *testing.T) {
 			r.gate.Lock()
 			r.more(ctx, 20, everybody)
 			began := time.Now()
-			if err := syscall.Kill(broker.PID(), syscall.SIGTERM); err != nil {
+			if err := broker.Terminate(ctx); err != nil {
 				t.Fatal(err)
-			}
-			select {
-			case <-broker.Done():
-			case <-ctx.Done():
-				t.Fatal(name, " does not end")
 			}
 			down := time.Since(began)
 			r.more(ctx, 50, keyless)

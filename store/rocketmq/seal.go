@@ -50,9 +50,13 @@ const removedAfter = time.Hour
 
 // whole finds all queues of a topic, by what all name servers that answer say now: one
 // that has just started knows few brokers. It fails while a broker is away that has some
-// of them, or was seen to within a time, as name servers forget it with them; or while one
-// of those is that the options name, and then for no others.
+// of them, or was seen to within a time, as name servers forget it with them, unless it is
+// there without; or while one of those is that the options name, and then for no others.
 func (c *cluster) whole(ctx context.Context, topic string, within time.Duration) (*route, error) {
+	before, err := c.there(ctx)
+	if err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	var all routeData
 	var gone, silent error
@@ -87,19 +91,25 @@ func (c *cluster) whole(ctx context.Context, topic string, within time.Duration)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("route of %s: %w", topic, err))
 	}
+	seen := func(_ string, h had) bool { return time.Since(h.at) < within }
+	if len(c.op.Brokers) == 0 {
+		c.withoutRemoved(ctx, topic, r, seen)
+	}
 	away := r.away
 	c.mu.Lock()
 	c.rememberLocked(topic, r)
 	for name, h := range c.had[topic] {
-		if r.brokers[name] == "" && time.Since(h.at) < within {
+		if r.brokers[name] == "" && seen(name, h) {
 			away = append(away, name)
 		}
 	}
 	c.mu.Unlock()
 	if len(c.op.Brokers) > 0 {
-		if away, err = c.away(ctx, r); err != nil {
+		after, err := c.there(ctx)
+		if err != nil {
 			return nil, err
 		}
+		away = missed(c.op.Brokers, r, before, after)
 	}
 	if len(away) > 0 {
 		slices.Sort(away)
@@ -108,19 +118,24 @@ func (c *cluster) whole(ctx context.Context, topic string, within time.Duration)
 	return r, nil
 }
 
-// away are the brokers of the options that are not there. One that is there and has no
-// queue of the topic is not waited for.
-func (c *cluster) away(ctx context.Context, r *route) (away []string, err error) {
-	there, err := c.masters(ctx)
-	if err != nil {
-		return nil, err
+// there are the brokers that are there, where the options name some; else nil.
+func (c *cluster) there(ctx context.Context) (map[string]string, error) {
+	if len(c.op.Brokers) == 0 {
+		return nil, nil
 	}
-	for _, name := range c.op.Brokers {
-		if r.brokers[name] == "" && there[name] == "" {
+	return c.masters(ctx)
+}
+
+// missed are the brokers of some that a route may lack for being away. One that was there
+// before name servers were asked for it, and after that, has no queue of the topic: it is
+// not waited for.
+func missed(of []string, r *route, before, after map[string]string) (away []string) {
+	for _, name := range of {
+		if r.brokers[name] == "" && (before[name] == "" || after[name] == "") {
 			away = append(away, name)
 		}
 	}
-	return away, nil
+	return away
 }
 
 var _ store.Sealer = (*Store)(nil)

@@ -79,10 +79,10 @@ func TestSealQueues(t *testing.T) {
 	}
 }
 
-// twoBrokers starts a RocketMQ with a second broker, broker-b.
+// twoBrokers starts a RocketMQ with two brokers, and gives also the second one, broker-b.
 func twoBrokers(ctx context.Context, t *testing.T) (*servers.RocketMQ, *servers.Process) {
 	t.Helper()
-	r, err := servers.StartRocketMQ(ctx, servers.RocketMQOptions{})
+	r, err := servers.StartRocketMQ(ctx, servers.RocketMQOptions{Brokers: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,11 +91,7 @@ func twoBrokers(ctx context.Context, t *testing.T) (*servers.RocketMQ, *servers.
 			t.Error(err)
 		}
 	})
-	b, err := r.AddBroker(ctx, "broker-b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r, b
+	return r, r.Brokers[1]
 }
 
 // TestSealBrokers: every broker's queues are sealed. While one that has the topic is
