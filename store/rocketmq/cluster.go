@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
@@ -167,7 +168,7 @@ func (c *cluster) conn(ctx context.Context, addr string) (*remoting.Conn, error)
 	c.mu.Unlock()
 	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	conn, err := remoting.Dial(dctx, addr, func(cmd *remoting.Command) {
+	conn, err := remoting.Dial(dctx, addr, c.op.TLS, func(cmd *remoting.Command) {
 		if cmd.Code == reqNotice && c.notes != nil {
 			c.notes()
 		}
@@ -237,6 +238,9 @@ func (c *cluster) ask(ctx context.Context, addr string, code int, fields map[str
 }
 
 func unavailable(err error) error {
+	if store.Why(err) == "SecretMissing" {
+		return fault.From(err) // of the options: a file of TLS
+	}
 	return &fault.Error{Class: fault.Unavailable, Op: "rocketmq", Reason: "store-unreachable", RetryAfter: time.Second, Err: err, Msg: "the event store cannot be reached"}
 }
 
