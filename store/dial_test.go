@@ -71,7 +71,7 @@ func TestDial(t *testing.T) {
 		"without files": {addr: good, err: missing, want: missing.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			within := time.Minute
+			within := 20 * time.Second
 			if name == "hanging" {
 				within = 200 * time.Millisecond
 			}
@@ -91,7 +91,7 @@ func TestDial(t *testing.T) {
 				}
 				got <- err
 			}()
-			timer := time.NewTimer(2 * time.Minute)
+			timer := time.NewTimer(30 * time.Second)
 			defer timer.Stop()
 			select {
 			case err := <-got:
