@@ -70,7 +70,7 @@ func advise(err error) error {
 		invalid x509.CertificateInvalidError
 		record  tls.RecordHeaderError
 	)
-	advice := ""
+	var advice string
 	switch {
 	case errors.As(err, &unknown):
 		advice = "the server's certificate is of no authority that tls.ca_file has (the system's where it is empty): put the server's there"
