@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
 // minted is an authority, and a certificate of it for loopback with its key, in PEM.
@@ -140,6 +142,9 @@ func TestTLS(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if t.Failed() {
+		return
+	}
 	missing := fault.New(fault.Unavailable, "credentials", "store-secret-missing", "it is not there")
 	if _, err := (Driver{}).Open(ctx, store.Config{Options: Options{NameServers: []string{r.NameServer}, TLS: func() (*tls.Config, error) { return nil, missing }}}); store.Why(err) != "SecretMissing" {
 		t.Errorf("opened without its files: %v", err)
@@ -164,6 +169,74 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wait(ctx, t, 50+len(large))
+}
+
+// TestOneConnection: many who ask for the connection to a server at once share one; who
+// asks for so short a time that there is none yet does not spoil it for others.
+func TestOneConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var accepted atomic.Int64
+	server := tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{keyPair(t)}})
+	hold := make(chan struct{})
+	var work sync.WaitGroup
+	work.Go(func() {
+		for {
+			conn, err := server.Accept()
+			if err != nil {
+				return
+			}
+			accepted.Add(1)
+			work.Go(func() {
+				defer conn.Close()
+				<-hold
+				_, _ = conn.Read(make([]byte, 1)) // the handshake, and until it is closed
+			})
+		}
+	})
+	c := newCluster(Options{TLS: func() (*tls.Config, error) { return &tls.Config{InsecureSkipVerify: true}, nil }}, nil, nil) //nolint:gosec // who it is does not matter here
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.conn(gone, l.Addr().String()); !notSent(err) {
+		t.Errorf("who does not wait: %v", err)
+	}
+	const n = 50
+	got := make(chan *remoting.Conn, n)
+	for range n {
+		go func() {
+			conn, err := c.conn(t.Context(), l.Addr().String())
+			if err != nil {
+				t.Error(err)
+			}
+			got <- conn
+		}()
+	}
+	close(hold)
+	first := <-got
+	for range n - 1 {
+		if conn := <-got; conn != first {
+			t.Error("another connection")
+		}
+	}
+	if k := accepted.Load(); k != 1 {
+		t.Errorf("%d connections", k)
+	}
+	c.close()
+	_ = l.Close()
+	work.Wait()
+}
+
+// keyPair is the certificate of one who is nobody in particular.
+func keyPair(t *testing.T) tls.Certificate {
+	t.Helper()
+	m := mint(t, "nobody")
+	pair, err := tls.X509KeyPair(m.cert, m.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair
 }
 
 // TestTLSReplaced: the authority goes over to another one, and the certificates of both
