@@ -180,7 +180,7 @@ func TestOneConnection(t *testing.T) {
 	}
 	var accepted atomic.Int64
 	server := tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{keyPair(t)}})
-	hold := make(chan struct{})
+	hold, end := make(chan struct{}), make(chan struct{})
 	var work sync.WaitGroup
 	work.Go(func() {
 		for {
@@ -192,7 +192,8 @@ func TestOneConnection(t *testing.T) {
 			work.Go(func() {
 				defer conn.Close()
 				<-hold
-				_, _ = conn.Read(make([]byte, 1)) // the handshake, and until it is closed
+				_ = conn.(*tls.Conn).Handshake()
+				<-end
 			})
 		}
 	})
@@ -224,6 +225,7 @@ func TestOneConnection(t *testing.T) {
 		t.Errorf("%d connections", k)
 	}
 	c.close()
+	close(end)
 	_ = l.Close()
 	work.Wait()
 }
