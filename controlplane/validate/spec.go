@@ -26,6 +26,7 @@ func (c *collector) spec(r *configv1.Resource) {
 		rmq := s.EventStore.GetRocketmq()
 		c.keyPair("spec.rocketmq.credentials", rmq.GetCredentials())
 		c.keyPair("spec.rocketmq.admin_credentials", rmq.GetAdminCredentials())
+		c.tls("spec.rocketmq.tls", rmq.GetTls())
 		if k := s.EventStore.GetKafka(); k != nil {
 			c.kafka(k)
 		}
@@ -58,12 +59,7 @@ func (c *collector) spec(r *configv1.Resource) {
 func (c *collector) kafka(k *configv1.Kafka) {
 	c.keyPair("spec.kafka.credentials", k.Credentials)
 	c.keyPair("spec.kafka.admin_credentials", k.AdminCredentials)
-	c.absolute("spec.kafka.tls.ca_file", k.Tls.GetCaFile())
-	c.absolute("spec.kafka.tls.certificate_file", k.Tls.GetCertificateFile())
-	c.absolute("spec.kafka.tls.key_file", k.Tls.GetKeyFile())
-	if (k.Tls.GetCertificateFile() == "") != (k.Tls.GetKeyFile() == "") {
-		c.add("spec.kafka.tls", "key-pair", "must have certificate_file and key_file both, or neither")
-	}
+	c.tls("spec.kafka.tls", k.Tls)
 	none := k.SaslMechanism == configv1.SaslMechanism_SASL_MECHANISM_UNSPECIFIED
 	switch {
 	case none && (k.Credentials != nil || k.AdminCredentials != nil):
@@ -72,6 +68,15 @@ func (c *collector) kafka(k *configv1.Kafka) {
 		c.add("spec.kafka.credentials", "required", "must be there with sasl_mechanism")
 	case k.SaslMechanism == configv1.SaslMechanism_SASL_MECHANISM_PLAIN && k.Tls == nil:
 		c.add("spec.kafka.tls", "required", "must be there with sasl_mechanism plain, which sends the password as it is; tls: {} trusts the system's authorities")
+	}
+}
+
+func (c *collector) tls(path string, t *configv1.KafkaTls) {
+	c.absolute(path+".ca_file", t.GetCaFile())
+	c.absolute(path+".certificate_file", t.GetCertificateFile())
+	c.absolute(path+".key_file", t.GetKeyFile())
+	if (t.GetCertificateFile() == "") != (t.GetKeyFile() == "") {
+		c.add(path, "key-pair", "must have certificate_file and key_file both, or neither")
 	}
 }
 

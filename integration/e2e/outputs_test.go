@@ -75,7 +75,8 @@ func (o *outputs) begins(name, health string, args ...string) {
 
 // kafkaStores are EventStores of brokers that want SCRAM: one of which the proxies have
 // the password and the control plane has a wrong one, one the other way round, and two
-// whose credentials are never asked for: a certificate's key is none, and it would be TLS.
+// whose credentials are never asked for: a certificate's key is none, as of one of
+// RocketMQ's too, and it would be TLS.
 func (o *outputs) kafkaStores() string {
 	o.Helper()
 	k, err := servers.StartKafka(o.ctx, servers.KafkaOptions{Users: map[string]string{}})
@@ -93,6 +94,7 @@ func (o *outputs) kafkaStores() string {
 	pem := o.put("kafka/not.pem", "what is no key of Kafka's", "-----BEGIN PRIVATE KEY-----\n"+notKey+"\n-----END PRIVATE KEY-----")
 	o.secrets["what is no key of Kafka's"] = notKey
 	var all strings.Builder
+	fmt.Fprintf(&all, "\napiVersion: weft/v1alpha1\nkind: EventStore\nmetadata: {namespace: NS, name: rocketmq-key}\nspec: {rocketmq: {name_servers: [%q], tls: {ca_file: %s, certificate_file: %[2]s, key_file: %[2]s}}}\n---", k.Brokers[0], pem)
 	for name, more := range map[string]string{
 		"kafka-proxy":   "sasl_mechanism: scram_sha_512, credentials: " + good + ", admin_credentials: " + bad,
 		"kafka-control": "sasl_mechanism: scram_sha_512, credentials: " + bad + ", admin_credentials: " + good,
@@ -111,7 +113,7 @@ func (o *outputs) kafkaIsTried(status func() string) {
 	o.Helper()
 	o.await("Kafka's refusals", func() error {
 		out := status()
-		for _, of := range []string{"kafka-proxy", "kafka-control"} {
+		for _, of := range []string{"kafka-proxy", "kafka-control", "rocketmq-key"} {
 			if !strings.Contains(out, of) {
 				return errors.New(out)
 			}

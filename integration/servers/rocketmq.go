@@ -3,6 +3,7 @@ package servers
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
@@ -53,6 +55,10 @@ type RocketMQOptions struct {
 	// alone: those of this user, who may do everything, and of those whom it
 	// makes.
 	AccessKey, SecretKey string
+	// TLS, where set, has servers and clients speak nothing else, show the certificate
+	// (the key in PKCS #8) and ask for one of its authorities. Servers read files that
+	// change; a broker as the name servers' client reads them at its start.
+	TLS tlsconf.Files
 	// Progress is told about downloads; may be nil.
 	Progress func(string)
 }
@@ -89,6 +95,9 @@ func StartRocketMQ(ctx context.Context, o RocketMQOptions) (_ *RocketMQ, err err
 		"bindAddress=127.0.0.1",
 		"kvConfigPath="+filepath.Join(dir, "namesrv", "kv.json"),
 		"rocketmqHome="+dir); err != nil {
+		return nil, err
+	}
+	if err := r.writeTLS(); err != nil {
 		return nil, err
 	}
 	r.Names = &Process{
@@ -171,11 +180,38 @@ func (r *RocketMQ) newBroker(name, folder string) (_ *Process, addr string, err 
 
 // jvm is a process of RocketMQ's.
 func (r *RocketMQ) jvm(main, file, direct, heap string) []string {
-	return []string{"java", "-Drocketmq.home.dir=" + r.dir, "-Duser.home=" + r.dir, "-Djava.io.tmpdir=" + r.dir,
+	mode, enable := "permissive", "false"
+	if !r.options.TLS.Empty() {
+		mode, enable = "enforcing", "true"
+	}
+	return []string{"java", "-Dtls.config.file=" + r.tlsFile(), "-Dtls.server.mode=" + mode, "-Dtls.enable=" + enable, "-Drocketmq.home.dir=" + r.dir, "-Duser.home=" + r.dir, "-Djava.io.tmpdir=" + r.dir,
 		"--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
 		"--add-opens=java.base/sun.nio.ch=ALL-UNNAMED", "--add-opens=java.base/java.nio=ALL-UNNAMED",
 		"-Xms128m", "-Xmx" + heap, "-XX:MaxDirectMemorySize=" + direct, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4",
 		"-cp", r.classPath, main, "-c", file}
+}
+
+func (r *RocketMQ) tlsFile() string { return filepath.Join(r.dir, "tls.properties") }
+
+// writeTLS writes what both servers read of TLS.
+func (r *RocketMQ) writeTLS() error {
+	f := r.options.TLS
+	if f.Empty() {
+		return nil
+	}
+	lines := []string{"tls.test.mode.enable=false", "tls.server.need.client.auth=require", "tls.server.authClient=true", "tls.client.authServer=true"}
+	for _, side := range []string{"server", "client"} {
+		lines = append(lines, "tls."+side+".certPath="+f.Cert, "tls."+side+".keyPath="+f.Key, "tls."+side+".trustCertPath="+f.CA)
+	}
+	return writeLines(r.tlsFile(), lines...)
+}
+
+// dial connects to one of the servers, as they do to each other.
+func (r *RocketMQ) dial(ctx context.Context, addr string) (*remoting.Conn, error) {
+	if r.options.TLS.Empty() {
+		return remoting.Dial(ctx, addr, nil, nil)
+	}
+	return remoting.Dial(ctx, addr, func() (*tls.Config, error) { return tlsconf.Client(r.options.TLS) }, nil)
 }
 
 // accessControl is the broker's configuration for RocketMQ's access control, with
@@ -203,7 +239,7 @@ func (r *RocketMQ) brokerReady(ctx context.Context, addr string, output []byte) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	c, err := remoting.Dial(ctx, r.NameServer, nil)
+	c, err := r.dial(ctx, r.NameServer)
 	if err != nil {
 		return err
 	}
@@ -270,7 +306,7 @@ func (r *RocketMQ) decide(ctx context.Context, user, decision string, resources 
 }
 
 func (r *RocketMQ) administer(ctx context.Context, code int, fields map[string]string, body []byte) error {
-	c, err := remoting.Dial(ctx, r.BrokerAddr, nil)
+	c, err := r.dial(ctx, r.BrokerAddr)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,9 @@ func of(es *configv1.EventStore, pair *configv1.KeyPair) (kind string, options a
 		if pair != nil {
 			o.Keys = func() (rocketmq.Keys, error) { return keys(pair) }
 		}
+		if d.Rocketmq.Tls != nil {
+			o.TLS = files(d.Rocketmq.Tls)
+		}
 		return rocketmq.Kind, o, nil
 	case *configv1.EventStore_Kafka:
 		o := kafka.Options{Brokers: d.Kafka.Brokers, Replicas: int(d.Kafka.ReplicationFactor)}

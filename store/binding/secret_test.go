@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"math/big"
@@ -136,23 +137,53 @@ func TestKafka(t *testing.T) {
 	}
 }
 
-// TestKafkaTLS: files that are not there say so, and are taken once they are.
-func TestKafkaTLS(t *testing.T) {
-	ca := filepath.Join(t.TempDir(), "ca")
-	_, o, err := Options(&configv1.EventStore{Driver: &configv1.EventStore_Kafka{Kafka: &configv1.Kafka{Tls: &configv1.KafkaTls{CaFile: ca, ServerName: "kafka"}}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conf := o.(kafka.Options).TLS
-	if _, err := conf(); store.Why(err) != "SecretMissing" || !strings.Contains(err.Error(), ca) {
-		t.Fatalf("without the file: %v", err)
-	}
-	if err := os.WriteFile(ca, authority(t), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c, err := conf()
-	if err != nil || c.ServerName != "kafka" || c.RootCAs == nil || c.InsecureSkipVerify {
-		t.Errorf("with it: %+v, %v", c, err)
+// TestTLS: files that are not there say so, and are taken once they are; of what they have
+// no error tells anything. Without tls connections are in the clear.
+func TestTLS(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spec func(*configv1.KafkaTls) *configv1.EventStore
+		conf func(any) func() (*tls.Config, error)
+	}{
+		"Kafka": {func(c *configv1.KafkaTls) *configv1.EventStore {
+			return &configv1.EventStore{Driver: &configv1.EventStore_Kafka{Kafka: &configv1.Kafka{Tls: c}}}
+		}, func(o any) func() (*tls.Config, error) { return o.(kafka.Options).TLS }},
+		"RocketMQ": {func(c *configv1.KafkaTls) *configv1.EventStore {
+			return &configv1.EventStore{Driver: &configv1.EventStore_Rocketmq{Rocketmq: &configv1.RocketMQ{Tls: c}}}
+		}, func(o any) func() (*tls.Config, error) { return o.(rocketmq.Options).TLS }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			ca, cert := filepath.Join(dir, "ca"), filepath.Join(dir, "cert")
+			of := func(c *configv1.KafkaTls) func() (*tls.Config, error) {
+				t.Helper()
+				_, o, err := Options(tc.spec(c))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return tc.conf(o)
+			}
+			if of(nil) != nil {
+				t.Error("TLS that nobody asked for")
+			}
+			conf := of(&configv1.KafkaTls{CaFile: ca, ServerName: "kafka"})
+			if _, err := conf(); store.Why(err) != "SecretMissing" || !strings.Contains(err.Error(), ca) {
+				t.Fatalf("without the file: %v", err)
+			}
+			if err := os.WriteFile(ca, authority(t), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			c, err := conf()
+			if err != nil || c.ServerName != "kafka" || c.RootCAs == nil || c.InsecureSkipVerify || c.GetClientCertificate != nil {
+				t.Errorf("with it: %+v, %v", c, err)
+			}
+			if err := os.WriteFile(cert, []byte("-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err = of(&configv1.KafkaTls{CaFile: ca, CertificateFile: cert, KeyFile: cert})()
+			if store.Why(err) != "SecretMissing" || !strings.Contains(err.Error(), cert) || strings.Contains(err.Error(), "canary") {
+				t.Errorf("with what is no certificate: %v", err)
+			}
+		})
 	}
 }
 

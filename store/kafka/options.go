@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
 )
 
 // Options of the driver.
@@ -158,20 +159,8 @@ func (o *Options) mechanism() sasl.Mechanism {
 }
 
 // dial connects to a broker, by TLS where the options say so.
-func (o *Options) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+func (o *Options) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	if o.TLS == nil {
-		return (&net.Dialer{}).DialContext(ctx, network, addr)
-	}
-	cfg, err := o.TLS()
-	if err != nil {
-		return nil, err
-	}
-	if cfg = cfg.Clone(); cfg.ServerName == "" {
-		if cfg.ServerName, _, err = net.SplitHostPort(addr); err != nil {
-			return nil, err
-		}
-	}
-	return (&tls.Dialer{Config: cfg}).DialContext(ctx, network, addr)
+	return store.Dial(ctx, &net.Dialer{}, addr, o.TLS)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
@@ -104,10 +105,11 @@ type cluster struct {
 	times times
 	life  context.Context // ends when it closes
 	end   context.CancelFunc
-	work  sync.WaitGroup // looks for routes
+	work  sync.WaitGroup // looks for routes, and connections that are being made
 
 	mu     sync.Mutex
 	conns  map[string]*remoting.Conn
+	dials  map[string]*dialing
 	places map[string]*place
 	had    map[string]map[string]had // what brokers were last seen to have of a topic
 	first  string                    // the name server that answered last; "" at first
@@ -130,7 +132,7 @@ type times struct {
 
 func newCluster(o Options, sign *signer, notes func()) *cluster {
 	c := &cluster{op: o, sign: sign, notes: notes, times: times{answer: callTimeout, patience: 250 * time.Millisecond, again: time.Second},
-		conns: map[string]*remoting.Conn{}, places: map[string]*place{}, had: map[string]map[string]had{}}
+		conns: map[string]*remoting.Conn{}, dials: map[string]*dialing{}, places: map[string]*place{}, had: map[string]map[string]had{}}
 	c.life, c.end = context.WithCancel(context.Background())
 	return c
 }
@@ -148,7 +150,8 @@ func (c *cluster) close() {
 	c.work.Wait()
 }
 
-// conn gives the connection to addr, a new one if there is none that lives.
+// conn gives the connection to addr. Where none lives, all who ask wait for the same new
+// one: a handshake of TLS costs both sides much.
 func (c *cluster) conn(ctx context.Context, addr string) (*remoting.Conn, error) {
 	c.mu.Lock()
 	if c.closed {
@@ -164,30 +167,48 @@ func (c *cluster) conn(ctx context.Context, addr string) (*remoting.Conn, error)
 			return conn, nil
 		}
 	}
+	d := c.dials[addr]
+	if d == nil {
+		d = &dialing{done: make(chan struct{})}
+		c.dials[addr] = d
+		c.work.Go(func() { c.dial(addr, d) })
+	}
 	c.mu.Unlock()
-	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	select {
+	case <-d.done:
+		return d.conn, d.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", remoting.ErrNotSent, ctx.Err())
+	}
+}
+
+// dialing is a connection that is being made.
+type dialing struct {
+	done chan struct{} // closed when one of the others is there
+	conn *remoting.Conn
+	err  error
+}
+
+func (c *cluster) dial(addr string, d *dialing) {
+	defer close(d.done)
+	ctx, cancel := context.WithTimeout(c.life, dialTimeout)
 	defer cancel()
-	conn, err := remoting.Dial(dctx, addr, func(cmd *remoting.Command) {
+	d.conn, d.err = remoting.Dial(ctx, addr, c.op.TLS, func(cmd *remoting.Command) {
 		if cmd.Code == reqNotice && c.notes != nil {
 			c.notes()
 		}
 	})
-	if err != nil {
-		return nil, err
-	}
 	c.mu.Lock()
-	other := c.conns[addr]
-	if other == nil && !c.closed {
-		c.conns[addr] = conn
-		c.mu.Unlock()
-		return conn, nil
+	defer c.mu.Unlock()
+	delete(c.dials, addr)
+	switch {
+	case d.err != nil:
+	case c.closed:
+		d.conn.Close()
+		d.conn, d.err = nil, fmt.Errorf("%w: the store is closed", remoting.ErrNotSent)
+	default:
+		c.conns[addr] = d.conn
 	}
-	c.mu.Unlock()
-	conn.Close() // another one was quicker
-	if other == nil {
-		return nil, fmt.Errorf("%w: the store is closed", remoting.ErrNotSent)
-	}
-	return other, nil
 }
 
 // current is the connection to addr that is used now; nil where there is none.
@@ -237,6 +258,9 @@ func (c *cluster) ask(ctx context.Context, addr string, code int, fields map[str
 }
 
 func unavailable(err error) error {
+	if store.Why(err) == "SecretMissing" {
+		return fault.From(err) // of the options: a file of TLS
+	}
 	return &fault.Error{Class: fault.Unavailable, Op: "rocketmq", Reason: "store-unreachable", RetryAfter: time.Second, Err: err, Msg: "the event store cannot be reached"}
 }
 

@@ -2,11 +2,13 @@ package rocketmq
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -76,10 +78,23 @@ func (f follower) wait(ctx context.Context, t *testing.T, n int) {
 }
 
 // TestHanging: a name server that takes connections and never answers, and one that
-// closes them at once, are unreachable; nobody asks them again and again.
+// closes them at once, are unreachable, by TLS and without; nobody asks them again and
+// again.
 func TestHanging(t *testing.T) {
-	for name, answer := range map[string]func(net.Conn){"silent": func(net.Conn) {}, "closing": func(c net.Conn) { _ = c.Close() }} {
+	silent, closing := func(net.Conn) {}, func(c net.Conn) { _ = c.Close() }
+	bare := func() (*tls.Config, error) { return &tls.Config{MinVersion: tls.VersionTLS12}, nil }
+	for name, tc := range map[string]struct {
+		answer func(net.Conn)
+		tls    func() (*tls.Config, error)
+		want   string
+	}{
+		"silent":          {silent, nil, ""},
+		"closing":         {closing, nil, "it may want TLS"},
+		"silent, by TLS":  {silent, bare, "does not answer the handshake"},
+		"closing, by TLS": {closing, bare, "look whether it speaks TLS there"},
+	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
@@ -95,14 +110,14 @@ func TestHanging(t *testing.T) {
 					}
 					connections.Add(1)
 					open = append(open, c)
-					answer(c)
+					tc.answer(c)
 				}
 				for _, c := range open {
 					_ = c.Close()
 				}
 			})
 			t.Cleanup(func() { _ = l.Close(); work.Wait() })
-			s := open(t, l.Addr().String(), 0)
+			s := openWith(t, 0, Options{NameServers: []string{l.Addr().String()}, TLS: tc.tls})
 			shut(t, s.Close)
 			ctx := t.Context()
 			var ask sync.WaitGroup
@@ -117,7 +132,7 @@ func TestHanging(t *testing.T) {
 				"TopicExists": func() error { return second(s.TopicExists(ctx, "t")) },
 			} {
 				ask.Go(func() {
-					if err := f(); fault.ClassOf(err) != fault.Unavailable || store.Why(err) != "Unreachable" || fault.From(err).RetryAfter <= 0 {
+					if err := f(); fault.ClassOf(err) != fault.Unavailable || store.Why(err) != "Unreachable" || fault.From(err).RetryAfter <= 0 || !strings.Contains(err.Error(), tc.want) {
 						t.Errorf("%s: %v", what, err)
 					}
 				})

@@ -19,7 +19,7 @@ func TestLockLasts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	conn, err := remoting.Dial(context.Background(), l.Addr().String(), nil)
+	conn, err := remoting.Dial(context.Background(), l.Addr().String(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

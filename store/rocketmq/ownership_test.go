@@ -108,7 +108,13 @@ func groupOf(topic string) string { return topic + "-g" }
 func prepare(ctx context.Context, t *testing.T, nameServer string, queues int) (*Store, string) {
 	t.Helper()
 	s := open(t, nameServer, testWindow)
-	topic := names.Physical(servers.Namespace(t), "own"+uuid.NewString()[:4])
+	return s, ensure(ctx, t, s, queues)
+}
+
+// ensure makes a topic with its group.
+func ensure(ctx context.Context, t *testing.T, s *Store, queues int) (topic string) {
+	t.Helper()
+	topic = names.Physical(servers.Namespace(t), "own"+uuid.NewString()[:4])
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -125,7 +131,7 @@ func prepare(ctx context.Context, t *testing.T, nameServer string, queues int) (
 	if err := s.EnsureGroup(ctx, topic, groupOf(topic), store.Start{}); err != nil {
 		t.Fatal(err)
 	}
-	return s, topic
+	return topic
 }
 
 // publishAll publishes n events with keys, again until each is acknowledged.

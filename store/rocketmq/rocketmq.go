@@ -15,6 +15,7 @@ package rocketmq
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -49,6 +50,11 @@ type Options struct {
 	// while servers refuse what it gave: so keys that were replaced are taken
 	// while the store is open. It is called concurrently.
 	Keys func() (Keys, error)
+	// TLS gives the settings of a connection to a name server or broker; nil:
+	// connections are in the clear. It is called by Open, which fails as it does, and
+	// for each new connection, concurrently. Without a ServerName a server's certificate
+	// must be for the host of its address.
+	TLS func() (*tls.Config, error)
 	// Clock dates what is sent.
 	Clock clock.Clock
 }
@@ -92,6 +98,11 @@ func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	sign, err := newSigner(o.Keys)
 	if err != nil {
 		return nil, err
+	}
+	if o.TLS != nil {
+		if _, err := o.TLS(); err != nil {
+			return nil, err
+		}
 	}
 	s := &Store{cfg: cfg, op: o, c: newCluster(o, sign, nil), out: sendqueue.New[encoded]("rocketmq.publish", limits), senders: map[senderKey]*sender{}}
 	s.life, s.end = context.WithCancel(context.Background())

@@ -17,7 +17,12 @@ func TestMain(m *testing.M) { os.Exit(servers.DriverMain(m)) }
 
 func open(t testing.TB, nameServer string, window int) *Store {
 	t.Helper()
-	st, err := Driver{}.Open(t.Context(), store.Config{Name: "test", ClientID: uuid.NewString(), Window: window, Options: Options{NameServers: []string{nameServer}}})
+	return openWith(t, window, Options{NameServers: []string{nameServer}})
+}
+
+func openWith(t testing.TB, window int, o Options) *Store {
+	t.Helper()
+	st, err := Driver{}.Open(t.Context(), store.Config{Name: "test", ClientID: uuid.NewString(), Window: window, Options: o})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -18,10 +19,16 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/weft-mesh/weft/store"
 )
 
 // maxFrame bounds a frame; brokers answer pulls with at most a few MiB.
 const maxFrame = 32 << 20
+
+// maxRecord is the body that over TLS is copied behind its header: in the clear one system
+// call writes both, TLS encrypts and writes each by itself.
+const maxRecord = 16 << 10
 
 // maxPending bounds requests without an answer on one connection.
 const maxPending = 4096
@@ -125,6 +132,7 @@ var ErrNotSent = errors.New("the request was not sent")
 // call fails; make another.
 type Conn struct {
 	conn   net.Conn
+	secure bool // by TLS
 	notice func(*Command)
 
 	wmu sync.Mutex // serialises writes
@@ -138,11 +146,11 @@ type Conn struct {
 	silent  time.Time // since when calls time out with no frame; zero when they do not
 }
 
-// Dial connects. notice is called, by the reading goroutine, for each request of
-// the server; it must not block.
-func Dial(ctx context.Context, addr string, notice func(*Command)) (*Conn, error) {
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 3 * time.Second, Count: 2}}
-	conn, err := d.DialContext(ctx, "tcp", addr)
+// Dial connects, by TLS where secure gives the settings; see store.Dial. notice is
+// called, by the reading goroutine, for each request of the server; it must not block.
+func Dial(ctx context.Context, addr string, secure func() (*tls.Config, error), notice func(*Command)) (*Conn, error) {
+	d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 3 * time.Second, Count: 2}}
+	conn, err := store.Dial(ctx, d, addr, secure)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
 	}
@@ -150,9 +158,20 @@ func Dial(ctx context.Context, addr string, notice func(*Command)) (*Conn, error
 }
 
 func newConn(conn net.Conn, notice func(*Command)) *Conn {
-	c := &Conn{conn: conn, notice: notice, pending: map[int32]chan *Command{}, done: make(chan struct{})}
+	_, secure := conn.(*tls.Conn)
+	c := &Conn{conn: conn, secure: secure, notice: notice, pending: map[int32]chan *Command{}, done: make(chan struct{})}
 	go c.read()
 	return c
+}
+
+// hangUp ends the connection at once. TLS would say so first, and wait for a server that
+// does not read.
+func (c *Conn) hangUp() {
+	if t, ok := c.conn.(*tls.Conn); ok {
+		_ = t.NetConn().Close()
+		return
+	}
+	_ = c.conn.Close()
 }
 
 // Done is closed when the connection is lost.
@@ -160,22 +179,39 @@ func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // Close ends the connection and waits until its goroutine has ended.
 func (c *Conn) Close() {
-	_ = c.conn.Close()
+	c.hangUp()
 	<-c.done
 }
 
 func (c *Conn) read() {
 	r := bufio.NewReaderSize(c.conn, 64<<10)
-	err := c.readAll(r)
-	_ = c.conn.Close()
+	_ = c.lose(c.readAll(r))
 	c.mu.Lock()
-	c.err = fmt.Errorf("%w: %w", ErrClosed, err)
 	for id, ch := range c.pending {
 		close(ch)
 		delete(c.pending, id)
 	}
 	c.mu.Unlock()
 	close(c.done)
+}
+
+// lose ends the connection because of err, unless it has ended already, and gives what
+// its calls are told.
+func (c *Conn) lose(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		lost := ErrClosed
+		if c.frames == 0 {
+			if store.RefusedTLS(err) {
+				lost = ErrNotSent // the server did not come as far as to requests
+			}
+			err = fmt.Errorf("%s: %w", c.conn.RemoteAddr(), store.Unanswered(c.secure, err))
+		}
+		c.err = fmt.Errorf("%w: %w", lost, err)
+	}
+	c.hangUp() // after it is known why: others see no more than that it is closed
+	return c.err
 }
 
 func (c *Conn) readAll(r io.Reader) error {
@@ -263,14 +299,19 @@ func (c *Conn) Call(ctx context.Context, code int, fields map[string]string, bod
 		forget()
 		return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
 	}
+	if c.secure && len(body) <= maxRecord {
+		head, body = append(head, body...), nil
+	}
 	if err := c.write(net.Buffers{head, body}); err != nil {
 		forget()
-		return nil, fmt.Errorf("%w: %w", ErrClosed, err)
+		return nil, err
 	}
 	select {
 	case cmd, ok := <-ch:
 		if !ok {
-			return nil, ErrClosed
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return nil, c.err
 		}
 		return cmd, nil
 	case <-ctx.Done():
@@ -300,7 +341,7 @@ func (c *Conn) unanswered(frames uint64, began time.Time) {
 		c.silent = began
 	}
 	if time.Since(c.silent) >= maxSilence {
-		_ = c.conn.Close()
+		c.hangUp()
 	}
 }
 
@@ -312,13 +353,12 @@ const writeTimeout = 10 * time.Second
 func (c *Conn) write(frame net.Buffers) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return err
+	err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	if err == nil {
+		_, err = frame.WriteTo(c.conn)
 	}
-	if _, err := frame.WriteTo(c.conn); err != nil {
-		// Half a frame may be out: nothing more can be sent.
-		_ = c.conn.Close()
-		return err
+	if err != nil {
+		return c.lose(err) // half a frame may be out: nothing more can be sent
 	}
 	return nil
 }

@@ -263,7 +263,10 @@ type RocketMQ struct {
 	// empty, processes wait for those that they have seen to have the topic: one that was
 	// started while a broker was away does not know of it, and a broker that was removed
 	// for good is waited for.
-	Brokers       []string `protobuf:"bytes,5,rep,name=brokers,proto3" json:"brokers,omitempty"`
+	Brokers []string `protobuf:"bytes,5,rep,name=brokers,proto3" json:"brokers,omitempty"`
+	// Connections to name servers and brokers are by TLS, and a process may say by its
+	// certificate who it is; they are in the clear when absent.
+	Tls           *KafkaTls `protobuf:"bytes,6,opt,name=tls,proto3" json:"tls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -329,6 +332,13 @@ func (x *RocketMQ) GetAdminCredentials() *KeyPair {
 func (x *RocketMQ) GetBrokers() []string {
 	if x != nil {
 		return x.Brokers
+	}
+	return nil
+}
+
+func (x *RocketMQ) GetTls() *KafkaTls {
+	if x != nil {
+		return x.Tls
 	}
 	return nil
 }
@@ -428,7 +438,8 @@ func (x *Kafka) GetReplicationFactor() uint32 {
 }
 
 // KafkaTls has the files, PEM, that each process reads where it runs, by absolute
-// path. Files that change are read again for the next connection.
+// path. Files that change are read again for the next connection. RocketMQ's name
+// servers are meant where it says brokers, too.
 type KafkaTls struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The authorities that brokers' certificates must be of; the system's when empty.
@@ -698,13 +709,14 @@ const file_weft_config_v1alpha1_event_store_proto_rawDesc = "" +
 	"\x05kafka\x18\x03 \x01(\v2\x1b.weft.config.v1alpha1.KafkaH\x00R\x05kafka\x12P\n" +
 	"\fprovisioning\x18\n" +
 	" \x01(\x0e2\".weft.config.v1alpha1.ProvisioningB\b\xbaH\x05\x82\x01\x02\x10\x01R\fprovisioningB\x0f\n" +
-	"\x06driver\x12\x05\xbaH\x02\b\x01J\x04\b\x04\x10\aJ\x04\b\v\x10\fR\x05redisR\x04natsR\adefibusR\x03tls\"\xa1\x02\n" +
+	"\x06driver\x12\x05\xbaH\x02\b\x01J\x04\b\x04\x10\aJ\x04\b\v\x10\fR\x05redisR\x04natsR\adefibusR\x03tls\"\xd3\x02\n" +
 	"\bRocketMQ\x126\n" +
 	"\fname_servers\x18\x01 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\x10\x18\x01\"\x05r\x03\x80\x02\x01R\vnameServers\x12!\n" +
 	"\acluster\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18\x7fR\acluster\x12?\n" +
 	"\vcredentials\x18\x03 \x01(\v2\x1d.weft.config.v1alpha1.KeyPairR\vcredentials\x12J\n" +
 	"\x11admin_credentials\x18\x04 \x01(\v2\x1d.weft.config.v1alpha1.KeyPairR\x10adminCredentials\x12-\n" +
-	"\abrokers\x18\x05 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\x80\x02\x18\x01\"\x06r\x04\x10\x01\x18\x7fR\abrokers\"\x83\x03\n" +
+	"\abrokers\x18\x05 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\x80\x02\x18\x01\"\x06r\x04\x10\x01\x18\x7fR\abrokers\x120\n" +
+	"\x03tls\x18\x06 \x01(\v2\x1e.weft.config.v1alpha1.KafkaTlsR\x03tls\"\x83\x03\n" +
 	"\x05Kafka\x12-\n" +
 	"\abrokers\x18\x01 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\x10\x18\x01\"\x05r\x03\x80\x02\x01R\abrokers\x120\n" +
 	"\x03tls\x18\x02 \x01(\v2\x1e.weft.config.v1alpha1.KafkaTlsR\x03tls\x12T\n" +
@@ -772,17 +784,18 @@ var file_weft_config_v1alpha1_event_store_proto_depIdxs = []int32{
 	0,  // 3: weft.config.v1alpha1.EventStore.provisioning:type_name -> weft.config.v1alpha1.Provisioning
 	6,  // 4: weft.config.v1alpha1.RocketMQ.credentials:type_name -> weft.config.v1alpha1.KeyPair
 	6,  // 5: weft.config.v1alpha1.RocketMQ.admin_credentials:type_name -> weft.config.v1alpha1.KeyPair
-	5,  // 6: weft.config.v1alpha1.Kafka.tls:type_name -> weft.config.v1alpha1.KafkaTls
-	1,  // 7: weft.config.v1alpha1.Kafka.sasl_mechanism:type_name -> weft.config.v1alpha1.SaslMechanism
-	6,  // 8: weft.config.v1alpha1.Kafka.credentials:type_name -> weft.config.v1alpha1.KeyPair
-	6,  // 9: weft.config.v1alpha1.Kafka.admin_credentials:type_name -> weft.config.v1alpha1.KeyPair
-	7,  // 10: weft.config.v1alpha1.KeyPair.access_key:type_name -> weft.config.v1alpha1.SecretRef
-	7,  // 11: weft.config.v1alpha1.KeyPair.secret_key:type_name -> weft.config.v1alpha1.SecretRef
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	5,  // 6: weft.config.v1alpha1.RocketMQ.tls:type_name -> weft.config.v1alpha1.KafkaTls
+	5,  // 7: weft.config.v1alpha1.Kafka.tls:type_name -> weft.config.v1alpha1.KafkaTls
+	1,  // 8: weft.config.v1alpha1.Kafka.sasl_mechanism:type_name -> weft.config.v1alpha1.SaslMechanism
+	6,  // 9: weft.config.v1alpha1.Kafka.credentials:type_name -> weft.config.v1alpha1.KeyPair
+	6,  // 10: weft.config.v1alpha1.Kafka.admin_credentials:type_name -> weft.config.v1alpha1.KeyPair
+	7,  // 11: weft.config.v1alpha1.KeyPair.access_key:type_name -> weft.config.v1alpha1.SecretRef
+	7,  // 12: weft.config.v1alpha1.KeyPair.secret_key:type_name -> weft.config.v1alpha1.SecretRef
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_weft_config_v1alpha1_event_store_proto_init() }
