@@ -108,6 +108,14 @@ func TestSlowTail(t *testing.T) {
 	}
 }
 
+// cursorOf is what a tail has of its first topic, and the feed that it reads now.
+func cursorOf(tl Tail) (*cursor, *feed) {
+	t := tl.(*tail) //nolint:forcetypeassert // so are those of a Manager
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.cursors[0], t.cursors[0].feed
+}
+
 // TestOvertaken: a topic is read once for a tail that is slower than it, by the tail
 // itself: nobody reads it at its end for nobody.
 func TestOvertaken(t *testing.T) {
@@ -117,7 +125,7 @@ func TestOvertaken(t *testing.T) {
 	slow, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}, From: store.Start{End: true}})
 	w.must(err)
 	defer slow.Close()
-	f := slow.(*tail).cursors[0].feed
+	_, f := cursorOf(slow)
 	w.publish(ids(ringEvents + 1)...)
 	for read := uint64(0); read <= ringEvents; {
 		f.mu.Lock()
@@ -358,7 +366,7 @@ func TestOverlap(t *testing.T) {
 	w.must(err)
 	defer tl.Close()
 	got := w.next(tl, 2)
-	c := tl.(*tail).cursors[0]
+	c, _ := cursorOf(tl)
 	for live := false; !live; {
 		c.t.mu.Lock()
 		live = c.live
@@ -384,7 +392,7 @@ func TestNoFeedForSlow(t *testing.T) {
 	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
 	w.must(err)
 	defer tl.Close()
-	c := tl.(*tail).cursors[0]
+	c, _ := cursorOf(tl)
 	for full := false; !full; {
 		c.t.mu.Lock()
 		full = c.room != nil

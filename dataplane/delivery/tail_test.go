@@ -114,7 +114,7 @@ func TestTailIsBounded(t *testing.T) {
 		var res [1]store.Result
 		w.must(w.st.Publish(w.ctx, "orders", []store.Outgoing{{Event: e}}, res[:]))
 	}
-	f := live.(*tail).cursors[0].feed
+	_, f := cursorOf(live)
 	for all := false; !all; {
 		f.mu.Lock()
 		if all = f.next == events; f.bytes > ringBytes {
@@ -125,7 +125,7 @@ func TestTailIsBounded(t *testing.T) {
 	behind, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
 	w.must(err)
 	defer behind.Close()
-	c := behind.(*tail).cursors[0]
+	c, _ := cursorOf(behind)
 	for full := false; !full; {
 		c.t.mu.Lock()
 		full = c.room != nil
