@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -207,4 +208,52 @@ func (l *load) judge(window int) history.Redelivery {
 		l.Error(v)
 	}
 	return again
+}
+
+// tails follow the topic of a load, for as long as it is under way.
+type tails struct {
+	web    *sse
+	stream *box
+	ended  <-chan error // of the stream
+}
+
+// follow begins a tail over gRPC and one over HTTP, each at a proxy.
+func (l *load) follow(overGRPC, overHTTP *proxy, topic string) tails {
+	stream := newBox("a gRPC tail")
+	return tails{l.events(http.DefaultClient, "http://"+overHTTP.http, topic, "Bearer "+l.read(l.key)), stream,
+		l.dial(overGRPC.grpc, l.read(l.key), nil).into(stream, tailOf(topic))}
+}
+
+// allCame ends the load: all that publishers were told is kept came to the tails, neither
+// of which ended, and to the subscribers.
+func (l *load) allCame(at tails) history.Report {
+	l.Helper()
+	l.stopPub()
+	want := int(l.published.Load())
+	l.await("all at the tails", func() error {
+		if a, b := at.web.box.count(), at.stream.count(); a < want || b < want {
+			return fmt.Errorf("of %d events %d and %d came", want, a, b)
+		}
+		return nil
+	})
+	select {
+	case err := <-at.ended:
+		l.Errorf("the gRPC tail has ended: %v", err)
+	case <-at.web.ended:
+		l.Errorf("the tail over HTTP has ended: %s", at.web.last)
+	default:
+	}
+	l.await("what was acknowledged", func() error {
+		if ids := l.log.Missing(3); len(ids) > 0 {
+			return fmt.Errorf("%v have not come", ids)
+		}
+		return nil
+	})
+	l.stopSubs()
+	report := l.log.Check()
+	l.Logf("%s; publishers repeated %d", report, l.repeated.Load())
+	for _, v := range report.Violations(report.Published, false) {
+		l.Error(v)
+	}
+	return report
 }

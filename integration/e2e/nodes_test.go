@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -79,9 +78,7 @@ func TestStoreReplaced(t *testing.T) {
 	l := newLoad(m, key)
 	l.publishers("w", 4, m.client(key, p1, p2), "orders")
 	l.subscriber(p1, "billing")
-	tail := m.events(http.DefaultClient, "http://"+p2.http, "orders", "Bearer "+m.read(key))
-	stream := newBox("a gRPC tail")
-	ended := m.dial(p1.grpc, m.read(key), nil).into(stream, tailOf("orders"))
+	tails := l.follow(p1, p2, "orders")
 	l.more(200)
 	// roll restarts the nodes in good order, one after the other.
 	roll := func() {
@@ -110,33 +107,7 @@ func TestStoreReplaced(t *testing.T) {
 	t.Log("the nodes are restarted once more")
 	roll()
 
-	l.stopPub()
-	want := int(l.published.Load())
-	m.await("all at the tails", func() error {
-		if a, b := tail.box.count(), stream.count(); a < want || b < want {
-			return fmt.Errorf("of %d events %d and %d came", want, a, b)
-		}
-		return nil
-	})
-	select {
-	case err := <-ended:
-		t.Errorf("the gRPC tail has ended: %v", err)
-	case <-tail.ended:
-		t.Errorf("the tail over HTTP has ended: %s", tail.last)
-	default:
-	}
-	m.await("what was acknowledged", func() error {
-		if ids := l.log.Missing(3); len(ids) > 0 {
-			return fmt.Errorf("%v have not come", ids)
-		}
-		return nil
-	})
-	l.stopSubs()
-	report := l.log.Check()
-	t.Logf("%s; publishers repeated %d", report, l.repeated.Load())
-	for _, v := range report.Violations(report.Published, false) {
-		t.Error(v)
-	}
+	report := l.allCame(tails)
 	if most := report.Published / 100; int(l.repeated.Load()) > most {
 		t.Errorf("more than %d publishes failed", most)
 	}
