@@ -188,17 +188,23 @@ func (l *load) kill(p *proxy) int {
 	return len(partitions)
 }
 
+// came waits until what was acknowledged has come.
+func (m *mesh) came(log *history.Log) {
+	m.Helper()
+	m.await("what was acknowledged", func() error {
+		if ids := log.Missing(3); len(ids) > 0 {
+			return fmt.Errorf("%v have not come", ids)
+		}
+		return nil
+	})
+}
+
 // judge ends the load and judges: everything acknowledged came, and no more came
 // again than the window allows.
 func (l *load) judge(window int) history.Redelivery {
 	l.Helper()
 	l.stopPub()
-	l.await("what was acknowledged", func() error {
-		if ids := l.log.Missing(3); len(ids) > 0 {
-			return fmt.Errorf("%v have not come", ids)
-		}
-		return nil
-	})
+	l.came(l.log)
 	l.stopSubs()
 	report, again := l.log.Check(), l.log.Redelivery(window)
 	l.Logf("%s", report)
@@ -243,12 +249,7 @@ func (l *load) allCame(at tails) history.Report {
 		l.Errorf("the tail over HTTP has ended: %s", at.web.last)
 	default:
 	}
-	l.await("what was acknowledged", func() error {
-		if ids := l.log.Missing(3); len(ids) > 0 {
-			return fmt.Errorf("%v have not come", ids)
-		}
-		return nil
-	})
+	l.came(l.log)
 	l.stopSubs()
 	report := l.log.Check()
 	l.Logf("%s; publishers repeated %d", report, l.repeated.Load())

@@ -43,10 +43,10 @@ func rollingKafka(t *testing.T) rolling {
 
 // TestRolling: the nodes of a store are restarted one after the other, as for an upgrade,
 // and killed one after the other, while events with and without a key are published and
-// read in every way, and some are given back to come again later. No client loses a connection or a stream, and no proxy is restarted;
-// nothing that was acknowledged is lost, and no key is out of order. Publishers are told to
-// try again after a while or, of events that are on their way to a node that goes, that
-// nobody knows, and go on by themselves.
+// read in every way, and some are given back to come again later. No client loses a
+// connection or a stream, and no proxy is restarted; nothing that was acknowledged is lost,
+// and no key is out of order. Publishers are told to try again after a while or, of events
+// that are on their way to a node that goes, that nobody knows, and go on by themselves.
 func TestRolling(t *testing.T) {
 	if !soaking {
 		return // it is of make soak
