@@ -76,21 +76,27 @@ func (r *run) drain(ctx context.Context, c *contender, backlog int64, consume fu
 // reader is one stream that receives events.
 type reader struct {
 	m            *mesh
-	subscription string // a tail of the topic mesh, from its beginning, when empty
+	subscription string
+	tail         bool // of the topic mesh, from its beginning
+	client       bool // the Go client's, with its handler
 	// late has every other event acknowledged with what comes after it, so that events
 	// are never settled in the order in which they are kept.
 	late     bool
 	received func(list []*eventsv1.Delivery)
+	one      func() // one was received, by the Go client
 }
 
 // run receives until ctx ends, and acknowledges each event by its id.
 func (d reader) run(ctx context.Context) error {
+	if d.client {
+		return d.byClient(ctx)
+	}
 	st, err := eventsv1.NewEventServiceClient(d.m.conn).Subscribe(d.m.credentials(ctx))
 	if err != nil {
 		return err
 	}
 	open := &eventsv1.SubscribeOpen{Namespace: d.m.r.ns, Credit: credit, Source: &eventsv1.SubscribeOpen_Subscription{Subscription: d.subscription}}
-	if d.subscription == "" {
+	if d.tail {
 		open.Source = &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{"mesh"}, From: &eventsv1.Tail_Beginning{Beginning: true}}}
 	}
 	if err := st.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: open}}); err != nil && !errors.Is(err, io.EOF) {
@@ -116,7 +122,7 @@ func (d reader) run(ctx context.Context) error {
 			}
 		}
 		more := &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: &eventsv1.Ack{Ids: ids}}}
-		if d.subscription == "" {
+		if d.tail {
 			more.Message = &eventsv1.SubscribeRequest_Credit{Credit: &eventsv1.Credit{Deliveries: uint32(len(list))}} //nolint:gosec // small
 		}
 		if err := st.Send(more); err != nil && !errors.Is(err, io.EOF) {
@@ -132,7 +138,7 @@ func (m *mesh) through(ctx context.Context, c *contender, backlog int64, readers
 		go m.r.profile(ctx, c)
 	}
 	return m.r.drain(ctx, c, backlog, func(ctx context.Context, received func(int)) error {
-		how.m, how.received = m, func(list []*eventsv1.Delivery) { received(len(list)) }
+		how.m, how.received, how.one = m, func(list []*eventsv1.Delivery) { received(len(list)) }, func() { received(1) }
 		failed := make(chan error, readers)
 		var wg sync.WaitGroup
 		ctx, cancel := context.WithCancel(ctx)

@@ -48,3 +48,24 @@ func (m *mesh) shared(name, topic string, l load, pids map[string]int) (_ *conte
 	}
 	return out, func() error { return errors.Join(p.Close(m.r.ctx), c.Close()) }, nil
 }
+
+// byClient receives with the Go client as its users do: a function for each event, of a
+// subscription as many at once as there is credit.
+func (d reader) byClient(ctx context.Context) error {
+	c, err := client.New(client.Config{Addresses: []string{d.m.grpc}, APIKey: func() (string, error) { return d.m.key, nil }})
+	if err != nil {
+		return err
+	}
+	if d.tail {
+		err = c.Tail(ctx, d.m.r.ns, []string{"mesh"}, client.TailOptions{Beginning: true}, func(client.Delivery) error {
+			d.one()
+			return nil
+		})
+	} else {
+		err = c.Subscribe(ctx, d.m.r.ns, d.subscription, func(context.Context, client.Delivery) error {
+			d.one()
+			return nil
+		}, client.SubscribeOptions{Credit: credit})
+	}
+	return errors.Join(err, c.Close())
+}

@@ -19,7 +19,7 @@ import (
 
 // kafkaBacklog is how many events of so many bytes are consumed from a Kafka: no more
 // than its topics keep.
-func kafkaBacklog(size int) int64 { return min(backlog, kafkaRetention*2/3/int64(size)) }
+func kafkaBacklog(size int) int64 { return kafkaRetention * 2 / 3 / int64(size) }
 
 // franzConsumer has a consumer group of franz-go receive the records of a topic until
 // ctx ends. It commits every 5 s what it has received.
@@ -35,10 +35,10 @@ func franzConsumer(ctx context.Context, broker, topic, group string, at kgo.Offs
 	return ctx.Err()
 }
 
-// named gives the topic mesh of kafkaYAML a name for native clients. Such a topic keeps
-// what the broker keeps of any.
+// named gives the topic mesh of kafkaYAML a name for native clients, one for each size of
+// events. Such a topic keeps what the broker keeps of any.
 func (r *run) named(yaml string) (_, physical string) {
-	physical = strings.ReplaceAll(r.ns, "-", "_") + "_consume"
+	physical = fmt.Sprintf("%s_consume_%d", strings.ReplaceAll(r.ns, "-", "_"), r.size)
 	head, _, _ := strings.Cut(yaml, ", retention: ")
 	return strings.ReplaceAll(head, "name: mesh}\nspec: {store: main", "name: mesh}\nspec: {store: main, physical_name: "+physical) + "}\n", physical
 }
@@ -69,13 +69,14 @@ func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int
 	ways := []struct {
 		name    string
 		readers int
-		tail    bool
-		late    bool
+		how     reader
 	}{
-		{"weft, a tail, nothing acknowledged", 1, true, false},
-		{"weft, a member, in order", 1, false, false},
-		{"weft, a member, never in order", 1, false, true},
-		{fmt.Sprintf("weft, %d members, in order", members), members, false, false},
+		{"weft, a tail, nothing acknowledged", 1, reader{tail: true}},
+		{"weft, a member, in order", 1, reader{}},
+		{"weft, a member, never in order", 1, reader{late: true}},
+		{fmt.Sprintf("weft, %d members, in order", members), members, reader{}},
+		{"weft, the Go client, a tail", 1, reader{tail: true, client: true}},
+		{"weft, the Go client, a handler", 1, reader{client: true}},
 	}
 	yaml, physical := r.named(kafkaYAML(broker, "mesh"))
 	if err := m.apply(ctx, yaml+subscriptionsYAML(r.rounds*len(ways))); err != nil {
@@ -95,8 +96,8 @@ func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int
 			return fmt.Errorf("%s: %w", native.name, err)
 		}
 		for k, way := range ways {
-			how := reader{late: way.late}
-			if !way.tail {
+			how := way.how
+			if !how.tail {
 				how.subscription = fmt.Sprintf("round%d", i*len(ways)+k)
 			}
 			if err := m.through(ctx, ours[k], backlog, way.readers, how); err != nil {
@@ -108,7 +109,7 @@ func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int
 	r.report(append([]*contender{native}, ours...)...)
 	for k, c := range ours {
 		r.note("consume, Kafka, %d KiB: %s %s of franz-go (aim at saturation: at least 0.8)", kib, c.name, spread(ratio(c, native), "%.2f"))
-		if k > 0 {
+		if !ways[k].how.tail && !ways[k].how.client {
 			r.note("single acks, Kafka, %d KiB: %s: %s of the rate of a tail; %s µs of the proxy's CPU and %s of the broker's an event above it", kib, c.name,
 				spread(ratio(c, ours[0]), "%.2f"), spread(more(c, "proxy", ours[0], "proxy"), "%.2f"), spread(more(c, "broker", ours[0], "broker"), "%.2f"))
 		}
