@@ -232,6 +232,9 @@ type Message struct {
 type TailRequest struct {
 	Topic string
 	From  Start
+	// Own: each event has memory of its own. Else it may share it with all that a server
+	// sent with it: who keeps few of many for long keeps all of that.
+	Own bool
 }
 
 // Start is a place to begin reading. The zero value is the beginning.

@@ -265,7 +265,7 @@ func scanEpoch(ctx context.Context, st store.Store, at position.Token, physical 
 		_, err := visit(nil, at)
 		return err
 	}
-	tail, err := st.Tail(ctx, store.TailRequest{Topic: physical})
+	tail, err := st.Tail(ctx, store.TailRequest{Topic: physical, Own: true})
 	if err != nil {
 		return err
 	}

@@ -153,7 +153,7 @@ func (f *feed) run(ctx context.Context) {
 	st, err := f.m.cfg.Store(epoch.StoreUID)
 	var up store.Tail
 	if err == nil {
-		up, err = st.Tail(ctx, store.TailRequest{Topic: epoch.Physical, From: store.Start{End: true}})
+		up, err = st.Tail(ctx, store.TailRequest{Topic: epoch.Physical, From: store.Start{End: true}, Own: true})
 	}
 	if err != nil {
 		f.err = err
@@ -164,7 +164,7 @@ func (f *feed) run(ctx context.Context) {
 		return
 	}
 	close(f.opened)
-	r := reader{m: f.m, topic: f.topic, epoch: epoch, begin: store.Start{At: f.since}, last: map[string]store.Position{}, st: st, up: up}
+	r := reader{m: f.m, topic: f.topic, epoch: epoch, begin: store.Start{At: f.since}, last: map[string]store.Position{}, st: st, up: up, own: true}
 	r.run(ctx, nil, func(msgs []store.Message) bool {
 		f.add(r.epoch.Number, msgs)
 		return true

@@ -83,6 +83,56 @@ func TestOneReader(t *testing.T) {
 	}
 }
 
+// recordedStore has what its readers were asked for; the first one fails once.
+type recordedStore struct {
+	store.Store
+	fails    atomic.Int32
+	mu       sync.Mutex
+	requests []store.TailRequest
+}
+
+type recordedTail struct {
+	store.Tail
+	s *recordedStore
+}
+
+func (s *recordedStore) Tail(ctx context.Context, r store.TailRequest) (store.Tail, error) {
+	s.mu.Lock()
+	s.requests = append(s.requests, r)
+	s.mu.Unlock()
+	up, err := s.Store.Tail(ctx, r)
+	return recordedTail{up, s}, err
+}
+
+func (t recordedTail) Next(ctx context.Context, dst []store.Message) (int, error) {
+	if t.s.fails.Add(-1) == 0 {
+		return 0, fault.New(fault.Internal, "test", "test", "the reader failed")
+	}
+	return t.Tail.Next(ctx, dst)
+}
+
+// TestRingOwns: what is kept in the ring for long holds on to nothing else, also where its
+// reader begins again; who catches up needs no memory for each event.
+func TestRingOwns(t *testing.T) {
+	w := newWorld(t, nil)
+	s := &recordedStore{Store: w.st}
+	s.fails.Store(1)
+	w.through(func() store.Store { return s })
+	w.publish("0")
+	for i, from := range []store.Start{{End: true}, {}} {
+		tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}, From: from})
+		w.must(err)
+		defer tl.Close()
+		w.publish(fmt.Sprint(i + 1))
+		w.next(tl, i+1)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.requests) != 3 || !s.requests[0].Own || !s.requests[1].Own || s.requests[2].Own {
+		t.Errorf("readers were asked for %+v", s.requests)
+	}
+}
+
 // TestSlowTail: a tail that does not read harms nobody, and misses nothing when it
 // does.
 func TestSlowTail(t *testing.T) {

@@ -35,6 +35,7 @@ type reader struct {
 	// store was not asked yet.
 	passed func() bool
 	turn   readTurn
+	own    bool // what it reads is kept for long
 }
 
 // run passes the topic's events to take until ctx ends, idle says that it is enough
@@ -203,7 +204,7 @@ func (r *reader) open(ctx context.Context) (err error) {
 	for _, p := range r.last {
 		from.After = append(from.After, p)
 	}
-	r.up, err = r.st.Tail(ctx, store.TailRequest{Topic: r.epoch.Physical, From: from})
+	r.up, err = r.st.Tail(ctx, store.TailRequest{Topic: r.epoch.Physical, From: from, Own: r.own})
 	return err
 }
 

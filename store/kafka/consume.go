@@ -15,9 +15,10 @@ import (
 // How many messages of a partition, and bytes of them, wait here.
 const (
 	// few is up to how many the client is asked for more. What it has fetched of any
-	// partition comes then, as much as fetchBytes of each.
+	// partition comes then, as much as fetchBytes of each: brokers take batches of up to a
+	// MiB, and send but one an answer where that is all that there is room for.
 	few        = 256
-	fetchBytes = 1 << 19
+	fetchBytes = 2 << 20
 	// maxBuffered and maxBufferedBytes are from when on a partition is not fetched any
 	// more, which makes the client drop what it has of it: so many wait only where
 	// others go on.
@@ -193,7 +194,7 @@ func (x *subscription) fetchLocked(dst []store.Message) (n int, more []int32) {
 
 // wantsMore reports whether what is here will soon be gone.
 func (o *ownership) wantsMore() bool {
-	return len(o.buffer) <= few && o.bytes <= maxBufferedBytes/2
+	return len(o.buffer) <= few && o.bytes <= maxBufferedBytes/4
 }
 
 // finished reports whether an owner before has settled what is at offset. Offsets

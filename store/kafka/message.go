@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -142,13 +143,14 @@ func (r *record) size() int { return overhead + len(r.key) + len(r.value) + len(
 // is not the event that it says it is: why.
 const headerUnreadable = "unreadable"
 
-// decode makes an event of a record, which it only borrows. One that is no
+// decode makes an event of a record, with whose batch it shares memory. One that is no
 // CloudEvent becomes one: its id is its position and its source its topic, the same
 // at every delivery, and its key is the ordering key. So does one that is not valid,
 // or a bad record would stop its partition for ever; its data are the value as it is
 // stored. Of headers with one name the last counts.
 func decode(r *kgo.Record) event.Event {
-	h := read(r.Headers)
+	var room [12]event.Attr
+	h := read(r.Headers, room[:0])
 	e, err := decodeCloudEvent(&h, r.Value)
 	if err == nil && h.is != native {
 		e.Ext = event.LastOfEach(e.Ext)
@@ -162,6 +164,17 @@ func decode(r *kgo.Record) event.Event {
 		e.Mesh = event.With(e.Mesh, headerUnreadable, err.Error())
 	}
 	return e
+}
+
+// message is a record's, with memory of its own.
+func message(r *kgo.Record) store.Message {
+	e := decode(r)
+	return store.Message{Event: e.Clone(), Pos: position(r), Stored: r.Timestamp}
+}
+
+// position is where a record is.
+func position(r *kgo.Record) store.Position {
+	return store.Position{Partition: partitionName(r.Partition), Offset: uint64(r.Offset)} //nolint:gosec // not negative
 }
 
 // What a record is, by its headers.
@@ -181,46 +194,22 @@ type header struct {
 	mesh        []event.Attr
 }
 
-// read reads headers. The texts of all share memory that is theirs.
-func read(list []kgo.RecordHeader) header {
-	var h header
-	n, attributes, mesh := 0, 0, 0
+// read reads headers, the attributes into room where they fit.
+func read(list []kgo.RecordHeader, room []event.Attr) header {
+	h := header{attributes: room}
 	for i := range list {
-		switch key := list[i].Key; {
-		case key == contentType:
-		case strings.HasPrefix(key, cePrefix):
-			attributes++
-		case strings.HasPrefix(key, meshPrefix):
-			mesh++
-		default:
-			continue
-		}
-		n += len(list[i].Value)
-	}
-	var text strings.Builder
-	text.Grow(n)
-	h.attributes = make([]event.Attr, 0, attributes)
-	if mesh > 0 {
-		h.mesh = make([]event.Attr, 0, mesh)
-	}
-	for i := range list {
-		value := func() string {
-			from := text.Len()
-			text.Write(list[i].Value)
-			return text.String()[from:]
-		}
-		key := list[i].Key
+		key, value := list[i].Key, unsafe.String(unsafe.SliceData(list[i].Value), len(list[i].Value)) // nobody modifies it
 		if key == contentType {
-			h.contentType = value()
+			h.contentType = value
 		} else if name, ok := strings.CutPrefix(key, cePrefix); ok {
 			name = strings.ToLower(name)
 			if name == event.AttrSpecVersion {
-				h.version = value()
+				h.version = value
 			} else {
-				h.attributes = append(h.attributes, event.Attr{Name: name, Value: value()})
+				h.attributes = append(h.attributes, event.Attr{Name: name, Value: value})
 			}
 		} else if name, ok := strings.CutPrefix(key, meshPrefix); ok {
-			h.mesh = append(h.mesh, event.Attr{Name: strings.ToValidUTF8(name, "?"), Value: strings.ToValidUTF8(value(), "?")})
+			h.mesh = append(h.mesh, event.Attr{Name: strings.ToValidUTF8(name, "?"), Value: strings.ToValidUTF8(value, "?")})
 		}
 	}
 	switch {
@@ -256,14 +245,14 @@ func decodeCloudEvent(h *header, value []byte) (e event.Event, err error) {
 		for _, a := range h.attributes {
 			e.Add(a.Name, a.Value)
 		}
-		e.Data = clone(value)
+		e.Data = value
 	}
 	return e, nil
 }
 
 // decodeNative makes an event of a record that is none.
 func decodeNative(h *header, r *kgo.Record) event.Event {
-	e := event.Event{ID: strconv.Itoa(int(r.Partition)) + "-" + strconv.FormatInt(r.Offset, 10), Source: "/kafka/" + r.Topic, Type: "org.apache.kafka.record", Data: clone(r.Value)}
+	e := event.Event{ID: strconv.Itoa(int(r.Partition)) + "-" + strconv.FormatInt(r.Offset, 10), Source: "/kafka/" + r.Topic, Type: "org.apache.kafka.record", Data: r.Value}
 	if h.contentType != "" && !cloudevents.IsEvent(h.contentType) && event.CheckValue(event.AttrDataContentType, h.contentType) == nil {
 		e.DataContentType = h.contentType
 	}
@@ -281,12 +270,4 @@ func keyText(key []byte) string {
 		return text
 	}
 	return base64.StdEncoding.EncodeToString(key[:min(len(key), 4<<10)])
-}
-
-// clone is data that do not hold on to what they came in; nil where there are none.
-func clone(value []byte) []byte {
-	if len(value) == 0 {
-		return nil
-	}
-	return bytes.Clone(value)
 }

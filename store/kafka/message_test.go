@@ -240,19 +240,42 @@ func TestDeadLetterStaysAnEvent(t *testing.T) {
 	}
 }
 
-// TestBorrowed: an event holds on to nothing of the batch that its record came in.
+// TestBorrowed: the message of a record that may be kept holds on to nothing of the batch
+// that it came in.
 func TestBorrowed(t *testing.T) {
 	r := fetched([]byte("key"), []byte("value"), "ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t", "ce_a", "1", "weft_m", "2", "content-type", "a/b")
 	for _, r := range []*kgo.Record{r, fetched(r.Key, r.Value, "content-type", "a/b"), fetched(nil, []byte(`{"specversion":"1.0","id":"i","source":"/s","type":"t","data":1}`), "content-type", "application/cloudevents+json")} {
-		e := decode(r)
-		was := fmt.Sprintf("%+v", e)
-		for _, b := range append([][]byte{r.Key, r.Value}, values(r)...) {
-			for i := range b {
-				b[i] = '?'
-			}
-		}
-		if is := fmt.Sprintf("%+v", e); is != was {
+		m := message(r)
+		was := fmt.Sprintf("%+v", m)
+		overwrite(r)
+		if is := fmt.Sprintf("%+v", m); is != was {
 			t.Errorf("%s became %s", was, is)
+		}
+	}
+}
+
+// overwrite writes over what came with a record.
+func overwrite(r *kgo.Record) {
+	for _, b := range append([][]byte{r.Key, r.Value}, values(r)...) {
+		for i := range b {
+			b[i] = '?'
+		}
+	}
+}
+
+// TestTailOwns: the events of a tail have memory of their own where that is asked for, and
+// else cost none.
+func TestTailOwns(t *testing.T) {
+	for _, own := range []bool{false, true} {
+		tl := &tail{own: own, parts: map[int32]*tailPartition{3: {}}}
+		r, some := fetched(nil, []byte("value"), "ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t"), make([]store.Message, 1)
+		tl.rest = []kgo.FetchPartition{{Partition: 3, Records: []*kgo.Record{r}}}
+		if tl.give(some) != 1 {
+			t.Fatal("nothing is given")
+		}
+		overwrite(r)
+		if got := string(some[0].Data); own && got != "value" || !own && got != "?????" {
+			t.Errorf("own %t: %s", own, got)
 		}
 	}
 }

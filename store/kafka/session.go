@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,7 +12,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weft-mesh/weft/pkg/fault"
-	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/ackwindow"
 )
 
@@ -175,7 +175,6 @@ func (n *session) gone(lost []int32, commit bool) {
 // poll has records delivered until the session ends. While no partition wants more the
 // client keeps what it has fetched, and fetches nothing.
 func (n *session) poll() {
-	x := n.sub
 	for n.life.Err() == nil {
 		if !n.wantsMore() {
 			select {
@@ -188,7 +187,7 @@ func (n *session) poll() {
 		var enough []int32
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 			if p.Err != nil && n.life.Err() == nil {
-				x.fail(unreachable(n.life, "kafka.fetch", p.Err))
+				n.sub.fail(unreachable(n.life, "kafka.fetch", p.Err))
 			}
 			if n.push(p) {
 				enough = append(enough, p.Partition)
@@ -256,6 +255,7 @@ func (n *session) push(p kgo.FetchTopicPartition) (enough bool) {
 	if o == nil || o.x != n || p.Topic != x.topic {
 		return false
 	}
+	o.buffer = slices.Grow(o.buffer, len(p.Records))
 	for _, r := range p.Records {
 		if r.Offset < o.end {
 			n.end() // the log has gone back: its end was lost
@@ -265,7 +265,7 @@ func (n *session) push(p kgo.FetchTopicPartition) (enough bool) {
 		if r.Attrs.IsControl() {
 			continue
 		}
-		m := store.Message{Event: decode(r), Pos: store.Position{Partition: partitionName(r.Partition), Offset: uint64(r.Offset)}, Stored: r.Timestamp} //nolint:gosec // not negative
+		m := message(r)
 		o.bytes += m.Size()
 		o.buffer = append(o.buffer, m)
 	}

@@ -17,6 +17,8 @@ type tail struct {
 	s     *Store
 	c     *kgo.Client
 	topic string
+	own   bool                 // events have memory of their own
+	rest  []kgo.FetchPartition // what was fetched and not given; Next's
 	life  context.Context
 	end   context.CancelFunc
 	work  sync.WaitGroup
@@ -28,7 +30,7 @@ type tail struct {
 // tailPartition is where a tail is in a partition.
 type tailPartition struct {
 	given  int64 // all before it was given
-	stable int64 // what came last said that there is more before it
+	stable int64 // what came last said that there is more before it; also what waits here
 }
 
 // Tail reads a topic without a group. Where it begins in each partition is fixed when
@@ -45,7 +47,7 @@ func (s *Store) Tail(ctx context.Context, r store.TailRequest) (store.Tail, erro
 	if s.out.Closed() {
 		return nil, sendqueue.Closed(op)
 	}
-	t := &tail{s: s, topic: r.Topic, parts: map[int32]*tailPartition{}}
+	t := &tail{s: s, topic: r.Topic, own: r.Own, parts: map[int32]*tailPartition{}}
 	from := map[int32]kgo.Offset{}
 	for p, offset := range at {
 		from[p] = kgo.NewOffset().At(offset)
@@ -53,7 +55,7 @@ func (s *Store) Tail(ctx context.Context, r store.TailRequest) (store.Tail, erro
 	}
 	t.c, err = s.op.client(s.clientID(), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{r.Topic: from}),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
-		kgo.FetchMaxBytes(8<<20), kgo.FetchMaxPartitionBytes(1<<20))
+		kgo.FetchMaxBytes(tailFetch), kgo.FetchMaxPartitionBytes(fetchBytes))
 	if err != nil {
 		return nil, err
 	}
@@ -90,36 +92,34 @@ func (t *tail) follow() {
 	}
 }
 
+// tailFetch is how much of a broker is fetched at once, in bytes. As much waits here to be
+// given, while the client fetches what follows.
+const tailFetch = 4 << 20
+
 // Next waits for messages.
 func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 	const op = "kafka.tail"
 	for {
-		fetches := t.c.PollRecords(ctx, len(dst))
-		n := 0
+		if n := t.give(dst); n > 0 {
+			return n, nil
+		}
+		fetches := t.c.PollFetches(ctx)
 		var failed error
 		t.mu.Lock()
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 			if p.Err != nil {
 				failed = p.Err
 			}
-			at := t.parts[p.Partition]
-			if at == nil || p.Topic != t.topic {
-				return
-			}
-			at.stable = p.LastStableOffset
-			for _, r := range p.Records {
-				at.given = r.Offset + 1
-				if r.Attrs.IsControl() {
-					continue
+			if at := t.parts[p.Partition]; at != nil && p.Topic == t.topic {
+				at.stable = p.LastStableOffset
+				if len(p.Records) > 0 {
+					t.rest = append(t.rest, p.FetchPartition)
 				}
-				dst[n] = store.Message{Event: decode(r), Pos: store.Position{Partition: partitionName(r.Partition), Offset: uint64(r.Offset)}, Stored: r.Timestamp} //nolint:gosec // not negative
-				n++
 			}
 		})
 		t.mu.Unlock()
 		switch {
-		case n > 0:
-			return n, nil
+		case len(t.rest) > 0:
 		case ctx.Err() != nil:
 			return 0, fault.From(ctx.Err())
 		case fetches.IsClientClosed():
@@ -128,6 +128,37 @@ func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 			return 0, classify(ctx, op, failed)
 		}
 	}
+}
+
+// give fills dst with what was fetched.
+func (t *tail) give(dst []store.Message) (n int) {
+	if len(t.rest) == 0 {
+		return 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.rest) > 0 && n < len(dst) {
+		p := &t.rest[0]
+		at := t.parts[p.Partition]
+		for ; len(p.Records) > 0 && n < len(dst); p.Records = p.Records[1:] {
+			r := p.Records[0]
+			at.given = r.Offset + 1
+			if r.Attrs.IsControl() {
+				continue
+			}
+			if t.own {
+				dst[n] = message(r)
+			} else {
+				dst[n] = store.Message{Event: decode(r), Pos: position(r), Stored: r.Timestamp}
+			}
+			n++
+		}
+		if len(p.Records) == 0 {
+			*p = kgo.FetchPartition{}
+			t.rest = t.rest[1:]
+		}
+	}
+	return n
 }
 
 // AtEnd reports whether nothing is here that Next has not given, and no broker has
