@@ -3,6 +3,7 @@ package client
 import (
 	"errors"
 	"slices"
+	"unsafe"
 
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
@@ -41,9 +42,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	buf := data.MaterializeToBuffer(c.pool)
-	defer buf.Free()
-	return m.unmarshal(buf.ReadOnlyData())
+	return m.unmarshal(data.Materialize())
 }
 
 // encoded is a request to publish in parts: who and where, one for each event, and
@@ -153,9 +152,10 @@ func fields(b []byte, f func(num protowire.Number, typ protowire.Type, v []byte,
 	return nil
 }
 
-// unmarshal decodes b, of which it keeps nothing.
+// unmarshal decodes b, which it takes: the deliveries share it.
 func (r *received) unmarshal(b []byte) error {
 	var events cloudevents.ProtoDecoder
+	topic := ""
 	return fields(b, func(num protowire.Number, typ protowire.Type, v []byte, _ uint64) error {
 		switch {
 		case typ != protowire.BytesType:
@@ -166,6 +166,7 @@ func (r *received) unmarshal(b []byte) error {
 		case num != 2:
 			return nil
 		}
+		r.list = slices.Grow(r.list, count(v))
 		return fields(v, func(num protowire.Number, typ protowire.Type, v []byte, _ uint64) error {
 			if num != 1 || typ != protowire.BytesType {
 				return nil
@@ -174,21 +175,41 @@ func (r *received) unmarshal(b []byte) error {
 				return errReceived
 			}
 			r.list = append(r.list, delivered{})
-			return r.list[len(r.list)-1].unmarshal(v, &events)
+			d := &r.list[len(r.list)-1]
+			err := d.unmarshal(v, topic, &events)
+			topic = d.Topic
+			return err
 		})
 	})
 }
 
-func (d *delivered) unmarshal(b []byte, events *cloudevents.ProtoDecoder) error {
+// count is how many deliveries b may have, as far as it can be read.
+func count(b []byte) (n int) {
+	for len(b) > 0 && n < maxReceived {
+		_, _, size := protowire.ConsumeField(b)
+		if size < 0 {
+			break
+		}
+		b = b[size:]
+		n++
+	}
+	return n
+}
+
+// unmarshal decodes b; like is the topic of the one before. Data end where the event does:
+// who appends to them writes over no other.
+func (d *delivered) unmarshal(b []byte, like string, events *cloudevents.ProtoDecoder) error {
 	var ev []byte
 	err := fields(b, func(num protowire.Number, typ protowire.Type, v []byte, n uint64) error {
 		switch {
 		case num == 1 && typ == protowire.VarintType:
 			d.id = n
 		case num == 2 && typ == protowire.BytesType:
-			d.Topic = string(v)
+			if d.Topic = like; string(v) != like {
+				d.Topic = string(v)
+			}
 		case num == 3 && typ == protowire.BytesType:
-			d.Position = string(v)
+			d.Position = unsafe.String(unsafe.SliceData(v), len(v)) // nobody modifies the message
 		case num == 4 && typ == protowire.VarintType:
 			d.Attempt = int(uint32(n)) //nolint:gosec // a uint32 on the wire
 		case num == 5 && typ == protowire.BytesType:
@@ -204,6 +225,5 @@ func (d *delivered) unmarshal(b []byte, events *cloudevents.ProtoDecoder) error 
 		return err
 	}
 	d.err = events.Decode(ev, &d.Event)
-	d.Event.Data = slices.Clone(d.Event.Data)
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -78,7 +79,7 @@ func TestEncodedRequest(t *testing.T) {
 }
 
 // FuzzReceived: what the hand-written decoder reads of a response is what generated
-// code reads, with bounds, and nothing of it is part of the buffer.
+// code reads, with bounds, and nothing of it is part of the transport's buffer.
 func FuzzReceived(f *testing.F) {
 	for _, n := range []int{0, 1, 3, 50} {
 		d := &eventsv1.Deliveries{}
@@ -97,7 +98,7 @@ func FuzzReceived(f *testing.F) {
 		in := bytes.Clone(b)
 		var r received
 		var err error
-		if n := fuzztest.Allocated(func() { err = r.unmarshal(in) }); n > 1024*uint64(len(b))+256<<10 {
+		if n := fuzztest.Allocated(func() { err = newCodec(pool).Unmarshal(mem.BufferSlice{mem.SliceBuffer(in)}, &r) }); n > 1024*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		want := &eventsv1.SubscribeResponse{}
@@ -182,6 +183,63 @@ func TestTooManyReceived(t *testing.T) {
 	}
 	if err := (&received{}).unmarshal(append(b, inner...)); err == nil {
 		t.Error("it is taken")
+	}
+}
+
+// message is a response with deliveries as a proxy sends them.
+func message(n, size int) []byte {
+	var list []byte
+	for i := range n {
+		e := full(fmt.Sprint(i), size)
+		d := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), uint64(i)) //nolint:gosec // small
+		d = protowire.AppendString(protowire.AppendTag(d, 2, protowire.BytesType), "orders")
+		d = protowire.AppendString(protowire.AppendTag(d, 3, protowire.BytesType), strings.Repeat("p", 30))
+		d = protowire.AppendBytes(protowire.AppendTag(d, 5, protowire.BytesType), cloudevents.AppendProto(nil, &e))
+		list = protowire.AppendBytes(protowire.AppendTag(list, 1, protowire.BytesType), d)
+	}
+	return protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType), list)
+}
+
+// TestReceivedApart: whoever appends to the data of an event, or changes them, changes no
+// other.
+func TestReceivedApart(t *testing.T) {
+	var r received
+	if err := newCodec(pool).Unmarshal(mem.BufferSlice{mem.SliceBuffer(message(3, 10))}, &r); err != nil || len(r.list) != 3 {
+		t.Fatalf("%d deliveries, %v", len(r.list), err)
+	}
+	other := fmt.Sprintf("%+v, %+v", r.list[0], r.list[2])
+	data := r.list[1].Event.Data
+	clear(append(data, make([]byte, 100)...))
+	clear(data)
+	if now := fmt.Sprintf("%+v, %+v", r.list[0], r.list[2]); now != other {
+		t.Errorf("%s became %s", other, now)
+	}
+}
+
+// TestReceivedAllocations: the events of a message are not copied one by one.
+func TestReceivedAllocations(t *testing.T) {
+	const events = 256
+	b, c := mem.BufferSlice{mem.SliceBuffer(message(events, 1024))}, newCodec(pool)
+	if n := testing.AllocsPerRun(100, func() {
+		if c.Unmarshal(b, &received{}) != nil {
+			t.Error("it is refused")
+		}
+	}); n > events/4 {
+		t.Errorf("%.0f allocations for %d events", n, events)
+	}
+}
+
+// BenchmarkReceive is what an event costs who receives it, in messages of 256.
+func BenchmarkReceive(b *testing.B) {
+	in, c := mem.BufferSlice{mem.SliceBuffer(message(256, 1024))}, newCodec(pool)
+	b.ReportAllocs()
+	var r received
+	for i := 0; i < b.N; i += 256 {
+		if err := c.Unmarshal(in, &r); err != nil {
+			b.Fatal(err)
+		}
+		clear(r.list)
+		r.list = r.list[:0]
 	}
 }
 

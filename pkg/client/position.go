@@ -5,28 +5,55 @@ import (
 	"encoding/binary"
 )
 
-// partition is what of a position token names topic, epoch and partition: the
-// token without its offset. Tokens of version 1 are a version byte, 16 bytes of
-// topic, and the varints epoch, offset and minor offset before the partition's
-// name. A token of a version that is not known is its own partition.
-func partition(token string) string {
-	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || len(b) < 18 || b[0] != 1 {
-		return token
-	}
-	head, rest := b[:17], b[17:]
-	_, n := binary.Uvarint(rest)
-	if n <= 0 {
-		return token
-	}
-	epoch := rest[:n]
-	rest = rest[n:]
-	for range 2 {
-		_, n := binary.Uvarint(rest)
-		if n <= 0 {
-			return token
+// places are the newest position tokens by partition. The zero value is ready.
+type places struct {
+	at   map[string]*[]byte
+	room []byte
+}
+
+// add notes a token, of which it keeps nothing.
+func (p *places) add(token string) {
+	p.room = appendPartition(p.room[:0], token)
+	at := p.at[string(p.room)]
+	if at == nil {
+		if p.at == nil {
+			p.at = map[string]*[]byte{}
 		}
-		rest = rest[n:]
+		at = new([]byte)
+		p.at[string(p.room)] = at
 	}
-	return string(head) + string(epoch) + "/" + string(rest)
+	*at = append((*at)[:0], token...)
+}
+
+// tokens are the newest, one for each partition.
+func (p *places) tokens() []string {
+	out := make([]string, 0, len(p.at))
+	for _, at := range p.at {
+		out = append(out, string(*at))
+	}
+	return out
+}
+
+// appendPartition appends to an empty slice what of a position token names topic, epoch
+// and partition: the token without its offset. Tokens of version 1 are a version byte, 16
+// bytes of topic, and the varints epoch, offset and minor offset before the partition's
+// name. A token of a version that is not known is its own partition.
+func appendPartition(b []byte, token string) []byte {
+	none := b
+	b, err := base64.RawURLEncoding.AppendDecode(b, []byte(token))
+	if err != nil || len(b) < 18 || b[0] != 1 {
+		return append(none, token...)
+	}
+	at, begin := 17, 0
+	for i := range 3 {
+		_, n := binary.Uvarint(b[at:])
+		if n <= 0 {
+			return append(none, token...)
+		}
+		if at += n; i == 0 {
+			begin = at // of the offsets
+		}
+	}
+	b[begin] = '/' // no partition has another's name and epoch
+	return append(b[:begin+1], b[at:]...)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"google.golang.org/grpc"
@@ -17,7 +18,9 @@ import (
 	"github.com/weft-mesh/weft/pkg/event"
 )
 
-// Delivery is one event that was received.
+// Delivery is one event that was received. It shares memory with those that came in one
+// message with it, at most 256 or about 1 MiB: who keeps few of many for long keeps
+// Event.Clone, and strings.Clone of Position.
 type Delivery struct {
 	Topic    string
 	Position string
@@ -138,13 +141,14 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 		return err
 	}
 	// Settlements go through one goroutine, since a stream has one sender.
-	settle := make(chan *eventsv1.SubscribeRequest, o.Credit)
+	settle := make(chan settlement, o.Credit)
 	running := make(chan struct{}, o.Credit)
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
-		for req := range settle {
-			if rpc.Send(req) != nil {
+		for x := range settle {
+			runtime.Gosched() // handlers that are about to end have their say with it
+			if sendSettled(rpc.Send, x, settle) != nil {
 				for range settle { // the stream is over; they come again
 				}
 				return
@@ -159,7 +163,8 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 		<-sent
 		_ = rpc.CloseSend()
 	})
-	err = receive(rpc, func(d *delivered) {
+	err = receive(rpc, func(lent *delivered) {
+		d := *lent
 		select {
 		case running <- struct{}{}:
 		case <-ctx.Done():
@@ -167,7 +172,7 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 		}
 		go func() {
 			defer func() { <-running }()
-			err := handle(ctx, h, d, func(by time.Duration) { settle <- extension(d.id, by) })
+			err := handle(ctx, h, &d, func(by time.Duration) { settle <- settlement{more: extension(d.id, by)} })
 			if !errors.Is(err, ErrUnsettled) {
 				settle <- answer(d.id, err)
 			}
@@ -189,10 +194,10 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 	return err
 }
 
-// receive reads a stream to its end. What f gets is its own.
+// receive reads a stream to its end, and lends f each delivery.
 func receive(rpc grpc.ClientStream, f func(*delivered), opened func()) error {
+	resp := &received{}
 	for {
-		resp := &received{}
 		if err := rpc.RecvMsg(resp); err != nil {
 			return err
 		}
@@ -202,6 +207,8 @@ func receive(rpc grpc.ClientStream, f func(*delivered), opened func()) error {
 		for i := range resp.list {
 			f(&resp.list[i])
 		}
+		clear(resp.list) // they hold on to the message
+		resp.opened, resp.list = false, resp.list[:0]
 	}
 }
 
@@ -221,16 +228,50 @@ func extension(id uint64, by time.Duration) *eventsv1.SubscribeRequest {
 	return &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Extend{Extend: x}}
 }
 
+// settlement is what a handler said: a delivery is done with, or more.
+type settlement struct {
+	id   uint64
+	more *eventsv1.SubscribeRequest
+}
+
 // answer settles a delivery by what its handler said.
-func answer(id uint64, err error) *eventsv1.SubscribeRequest {
+func answer(id uint64, err error) settlement {
 	if err == nil {
-		return &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: &eventsv1.Ack{Ids: []uint64{id}}}}
+		return settlement{id: id}
 	}
 	n := &eventsv1.Nack{Ids: []uint64{id}, Reason: err.Error()}
 	if r, ok := errors.AsType[*Retry](err); ok {
 		n.Delay = durationpb.New(r.Delay)
 	}
-	return &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Nack{Nack: n}}
+	return settlement{more: &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Nack{Nack: n}}}
+}
+
+// maxSettled bounds what is sent together.
+const maxSettled = 1024
+
+// sendSettled sends x and what waits with it, all that is done with in one message. What
+// was said before a delivery was done with goes before that.
+func sendSettled(send func(*eventsv1.SubscribeRequest) error, x settlement, waiting <-chan settlement) error {
+	var done []uint64
+	for n, ok := 1, true; ok; n++ {
+		if x.more == nil {
+			done = append(done, x.id)
+		} else if err := send(x.more); err != nil {
+			return err
+		}
+		if n == maxSettled {
+			break
+		}
+		select {
+		case x, ok = <-waiting:
+		default:
+			ok = false
+		}
+	}
+	if len(done) == 0 {
+		return nil
+	}
+	return send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Ack{Ack: &eventsv1.Ack{Ids: done}}})
 }
 
 // TailOptions say where a tail begins. The zero value is the end.
@@ -243,17 +284,18 @@ type TailOptions struct {
 	Connected func()
 }
 
-// tailCredit is how many events a tail is granted at once.
-const tailCredit = 256
+// tailCredit is how many events a tail is granted at once. What came and f has not taken
+// is one message, and what the transport has room for.
+const tailCredit = 1024
 
 // Tail calls f for each event of topics (names or patterns), in order for each
 // partition, until ctx ends or f returns an error. It reconnects by itself and
 // goes on behind the last event that f took. While f runs nothing is read: after 20 s of
 // that a proxy may close the connection.
 func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o TailOptions, f func(Delivery) error) error {
-	last := map[string]string{} // by partition: the token without its offset
+	var last places
 	for _, t := range o.After {
-		last[partition(t)] = t
+		last.add(t)
 	}
 	var stopped error
 	err := again(ctx, func(good func()) error {
@@ -263,7 +305,7 @@ func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o 
 		if err != nil {
 			return err
 		}
-		open := &eventsv1.SubscribeOpen{Namespace: namespace, Source: &eventsv1.SubscribeOpen_Tail{Tail: tailFrom(topics, o, last)}, Credit: tailCredit}
+		open := &eventsv1.SubscribeOpen{Namespace: namespace, Source: &eventsv1.SubscribeOpen_Tail{Tail: tailFrom(topics, o, last.tokens())}, Credit: tailCredit}
 		if err := rpc.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: open}}); err != nil {
 			_, err = rpc.Recv()
 			return err
@@ -282,7 +324,7 @@ func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o 
 				cancel()
 				return
 			}
-			last[partition(d.Position)] = d.Position
+			last.add(d.Position)
 			if taken++; taken == tailCredit/2 {
 				taken = 0
 				_ = rpc.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Credit{Credit: &eventsv1.Credit{Deliveries: tailCredit / 2}}})
@@ -304,15 +346,11 @@ func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o 
 	return err
 }
 
-func tailFrom(topics []string, o TailOptions, last map[string]string) *eventsv1.Tail {
+func tailFrom(topics []string, o TailOptions, last []string) *eventsv1.Tail {
 	t := &eventsv1.Tail{Topics: topics}
 	switch {
 	case len(last) > 0:
-		after := &eventsv1.Positions{}
-		for _, tok := range last {
-			after.Tokens = append(after.Tokens, tok)
-		}
-		t.From = &eventsv1.Tail_After{After: after}
+		t.From = &eventsv1.Tail_After{After: &eventsv1.Positions{Tokens: last}}
 	case o.Beginning:
 		t.From = &eventsv1.Tail_Beginning{Beginning: true}
 	case !o.Since.IsZero():
