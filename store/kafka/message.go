@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -245,14 +246,14 @@ func decodeCloudEvent(h *header, value []byte) (e event.Event, err error) {
 		for _, a := range h.attributes {
 			e.Add(a.Name, a.Value)
 		}
-		e.Data = value
+		e.Data = slices.Clip(value)
 	}
 	return e, nil
 }
 
 // decodeNative makes an event of a record that is none.
 func decodeNative(h *header, r *kgo.Record) event.Event {
-	e := event.Event{ID: strconv.Itoa(int(r.Partition)) + "-" + strconv.FormatInt(r.Offset, 10), Source: "/kafka/" + r.Topic, Type: "org.apache.kafka.record", Data: r.Value}
+	e := event.Event{ID: strconv.Itoa(int(r.Partition)) + "-" + strconv.FormatInt(r.Offset, 10), Source: "/kafka/" + r.Topic, Type: "org.apache.kafka.record", Data: slices.Clip(r.Value)}
 	if h.contentType != "" && !cloudevents.IsEvent(h.contentType) && event.CheckValue(event.AttrDataContentType, h.contentType) == nil {
 		e.DataContentType = h.contentType
 	}
