@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"unsafe"
@@ -42,7 +43,11 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	return m.unmarshal(data.Materialize())
+	pieces := make([][]byte, len(data))
+	for i := range data {
+		pieces[i] = data[i].ReadOnlyData()
+	}
+	return m.unmarshal(bytes.Join(pieces, nil)) // does not clear what it fills
 }
 
 // encoded is a request to publish in parts: who and where, one for each event, and
