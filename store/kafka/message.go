@@ -246,14 +246,14 @@ func decodeCloudEvent(h *header, value []byte) (e event.Event, err error) {
 		for _, a := range h.attributes {
 			e.Add(a.Name, a.Value)
 		}
-		e.Data = slices.Clip(value)
+		e.Data = data(value)
 	}
 	return e, nil
 }
 
 // decodeNative makes an event of a record that is none.
 func decodeNative(h *header, r *kgo.Record) event.Event {
-	e := event.Event{ID: strconv.Itoa(int(r.Partition)) + "-" + strconv.FormatInt(r.Offset, 10), Source: "/kafka/" + r.Topic, Type: "org.apache.kafka.record", Data: slices.Clip(r.Value)}
+	e := event.Event{ID: strconv.Itoa(int(r.Partition)) + "-" + strconv.FormatInt(r.Offset, 10), Source: "/kafka/" + r.Topic, Type: "org.apache.kafka.record", Data: data(r.Value)}
 	if h.contentType != "" && !cloudevents.IsEvent(h.contentType) && event.CheckValue(event.AttrDataContentType, h.contentType) == nil {
 		e.DataContentType = h.contentType
 	}
@@ -271,4 +271,12 @@ func keyText(key []byte) string {
 		return text
 	}
 	return base64.StdEncoding.EncodeToString(key[:min(len(key), 4<<10)])
+}
+
+// data is what an event has of a value, which ends where that does; nil where it is empty.
+func data(value []byte) []byte {
+	if len(value) == 0 {
+		return nil
+	}
+	return slices.Clip(value)
 }
