@@ -2,6 +2,7 @@ package event
 
 import (
 	"reflect"
+	"runtime"
 	"testing"
 	"unsafe"
 )
@@ -26,7 +27,24 @@ func TestClone(t *testing.T) {
 		}
 	}
 	large := Event{ID: "i", Source: "/s", Type: "t", Data: make([]byte, 1024)}
-	if n := testing.AllocsPerRun(100, func() { got = large.Clone() }); n > 1 {
+	if n := testing.AllocsPerRun(100, func() { got = large.Clone() }); n > 2 {
 		t.Errorf("%.0f allocations", n)
 	}
+
+	// Who keeps a text, as one that is remembered, keeps no data.
+	large.Data = make([]byte, 1<<20)
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc) //nolint:gosec // it is small
+	}
+	before, kept := heap(), make([]string, 64)
+	for i := range kept {
+		kept[i] = large.Clone().ID
+	}
+	if more := heap() - before; more > 8<<20 {
+		t.Errorf("%d texts hold %d bytes", len(kept), more)
+	}
+	runtime.KeepAlive(kept)
 }
