@@ -203,10 +203,11 @@ func answered(outcome string) error {
 	return nil
 }
 
-// own is a reply as the client that waits gets it, with data of its own.
+// own is a reply as the client that waits gets it, with memory of its own.
 func own(e event.Event) event.Event {
-	e.Data, e.Mesh = slices.Clone(e.Data), nil
-	e.Ext = slices.DeleteFunc(slices.Clone(e.Ext), func(a event.Attr) bool { return a.Name == event.AttrReplyTo || a.Name == event.AttrReplyBy })
+	e.Mesh = nil
+	e = e.Clone()
+	e.Ext = slices.DeleteFunc(e.Ext, func(a event.Attr) bool { return a.Name == event.AttrReplyTo || a.Name == event.AttrReplyBy })
 	return e
 }
 
