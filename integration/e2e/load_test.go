@@ -249,6 +249,13 @@ func (l *load) allCame(at tails) history.Report {
 		l.Errorf("the tail over HTTP has ended: %s", at.web.last)
 	default:
 	}
+	return l.nothingLost()
+}
+
+// nothingLost ends the subscribers once all came that publishers, who have ended, were told
+// is kept.
+func (l *load) nothingLost() history.Report {
+	l.Helper()
 	l.came(l.log)
 	l.stopSubs()
 	report := l.log.Check()
