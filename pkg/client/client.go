@@ -100,7 +100,7 @@ func New(cfg Config) (*Client, error) {
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
 		// A proxy that is away for a moment is waited for, as long as the call may take.
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.WaitForReady(true), grpc.ForceCodecV2(newCodec(pool))),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.WaitForReady(true), grpc.ForceCodecV2(newCodec())),
 		experimental.WithBufferPool(pool), grpc.WithReadBufferSize(64 << 10), grpc.WithWriteBufferSize(64 << 10),
 	}
 	target := cfg.Target

@@ -20,14 +20,9 @@ import (
 
 // codec is protobuf's wire. Publish requests are encoded straight from events and
 // responses of Subscribe decoded straight to them; the stock codec has the rest.
-type codec struct {
-	encoding.CodecV2
-	pool mem.BufferPool
-}
+type codec struct{ encoding.CodecV2 }
 
-func newCodec(pool mem.BufferPool) codec {
-	return codec{encoding.GetCodecV2(grpcproto.Name), pool}
-}
+func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
 
 // Marshal encodes a message.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {

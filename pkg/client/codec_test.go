@@ -47,7 +47,7 @@ func TestEncoded(t *testing.T) {
 		req = append(req, encode(&e, pool))
 		want.Events = append(want.Events, gen(t, e))
 	}
-	b, err := newCodec(pool).Marshal(req)
+	b, err := newCodec().Marshal(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestEncodedRequest(t *testing.T) {
 		{(&Client{pool: pool}).asking("demo", "orders", &e, 0), &eventsv1.RequestRequest{}, &eventsv1.RequestRequest{Namespace: "demo", Topic: "orders", Event: gen(t, e)}},
 		{append(request("demo", ""), encode(&e, pool)), &eventsv1.ReplyRequest{}, &eventsv1.ReplyRequest{Namespace: "demo", Event: gen(t, e)}},
 	} {
-		b, err := newCodec(pool).Marshal(tc.req)
+		b, err := newCodec().Marshal(tc.req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,7 @@ func FuzzReceived(f *testing.F) {
 		in := bytes.Clone(b)
 		var r received
 		var err error
-		if n := fuzztest.Allocated(func() { err = newCodec(pool).Unmarshal(mem.BufferSlice{mem.SliceBuffer(in)}, &r) }); n > 1024*uint64(len(b))+256<<10 {
+		if n := fuzztest.Allocated(func() { err = newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(in)}, &r) }); n > 1024*uint64(len(b))+256<<10 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		want := &eventsv1.SubscribeResponse{}
@@ -204,7 +204,7 @@ func message(n, size int) []byte {
 // other.
 func TestReceivedApart(t *testing.T) {
 	var r received
-	if err := newCodec(pool).Unmarshal(mem.BufferSlice{mem.SliceBuffer(message(3, 10))}, &r); err != nil || len(r.list) != 3 {
+	if err := newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(message(3, 10))}, &r); err != nil || len(r.list) != 3 {
 		t.Fatalf("%d deliveries, %v", len(r.list), err)
 	}
 	other := fmt.Sprintf("%+v, %+v", r.list[0], r.list[2])
@@ -219,7 +219,7 @@ func TestReceivedApart(t *testing.T) {
 // TestReceivedAllocations: the events of a message are not copied one by one.
 func TestReceivedAllocations(t *testing.T) {
 	const events = 256
-	b, c := mem.BufferSlice{mem.SliceBuffer(message(events, 1024))}, newCodec(pool)
+	b, c := mem.BufferSlice{mem.SliceBuffer(message(events, 1024))}, newCodec()
 	if n := testing.AllocsPerRun(100, func() {
 		if c.Unmarshal(b, &received{}) != nil {
 			t.Error("it is refused")
@@ -231,7 +231,7 @@ func TestReceivedAllocations(t *testing.T) {
 
 // BenchmarkReceive is what an event costs who receives it, in messages of 256.
 func BenchmarkReceive(b *testing.B) {
-	in, c := mem.BufferSlice{mem.SliceBuffer(message(256, 1024))}, newCodec(pool)
+	in, c := mem.BufferSlice{mem.SliceBuffer(message(256, 1024))}, newCodec()
 	b.ReportAllocs()
 	var r received
 	for i := 0; i < b.N; i += 256 {
