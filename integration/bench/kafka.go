@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,9 +51,9 @@ func kafkaYAML(broker string, topics ...string) string {
 
 // franz is franz-go's own producer, idempotent and acknowledged by all replicas as
 // the mesh is, in its quickest configuration that was found: no compression of data
-// that none shrinks, and as long a linger as load makes by itself.
-func franz(broker, topic string, l load, size int, linger time.Duration, pids map[string]int) (_ *contender, stop func(), err error) {
-	c, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.DefaultProduceTopic(topic), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.ProducerLinger(linger), kgo.MaxBufferedRecords(1<<20))
+// that none shrinks, and as long a linger as load makes by itself; with what else is said.
+func franz(broker, topic string, l load, size int, linger time.Duration, pids map[string]int, opts ...kgo.Opt) (_ *contender, stop func(), err error) {
+	c, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(broker), kgo.DefaultProduceTopic(topic), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.ProducerLinger(linger), kgo.MaxBufferedRecords(1 << 20)}, opts...)...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -113,7 +115,7 @@ func publishReplicated(ctx context.Context, r *run) (err error) {
 
 // publishKafka compares what publishKafka does, over brokers of which pids are the
 // processes.
-func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pids map[string]int) error {
+func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pids map[string]int) (err error) {
 	m, err := r.startMesh(ctx, figure, filepath.Join(r.dir, figure))
 	if err != nil {
 		return err
@@ -124,6 +126,16 @@ func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pid
 	}
 	through := map[string]int{"proxy": m.proxy.PID()}
 	maps.Copy(through, pids)
+	var bare *relay // before the one broker
+	relayed := map[string]int{}
+	if pids["broker"] != 0 {
+		if bare, err = r.startRelay(ctx, broker); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, bare.process.Stop()) }()
+		relayed["relay"] = bare.process.PID()
+		maps.Copy(relayed, pids)
+	}
 	r.printf("  both: 8 partitions, %d node(s), idempotent, acks=all, no compression\n", len(pids))
 	return r.eachSize(func(kib int) error {
 		for _, l := range []load{{1, 1}, {16, 1}, {256, 1}, {16, 64}} {
@@ -148,7 +160,20 @@ func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pid
 				defer stop()
 				theirs = append(theirs, c)
 			}
-			err = r.compare(ctx, append(theirs, ours...)...)
+			measured := append(slices.Clone(theirs), ours...)
+			var over []*contender
+			if bare != nil {
+				for _, linger := range []time.Duration{0, 5 * time.Millisecond} {
+					c, stop, err := franz(broker, r.ns+"_native", l, r.size, linger, relayed, bare.through())
+					if err != nil {
+						return err
+					}
+					defer stop()
+					c.name += ", a relay between"
+					over = append(over, c)
+				}
+			}
+			err = r.compare(ctx, append(measured, over...)...)
 			if serr := stop(); err == nil {
 				err = serr
 			}
@@ -158,6 +183,9 @@ func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pid
 			aim := ""
 			if l.publishers*l.batch >= 256 {
 				aim = " (aim at saturation: at least 0.8)"
+			}
+			if bare != nil {
+				r.note("publish, %s, %d KiB, %v: with nothing but a relay between %s of franz-go's best", what, kib, l, spread(ratio(best(over...), best(theirs...)), "%.2f"))
 			}
 			for _, c := range ours {
 				quickest := best(theirs...)

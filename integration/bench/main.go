@@ -85,6 +85,8 @@ func main() {
 		err = serveLinear(ctx, os.Args[2:])
 	case bareCommand:
 		err = serveBare(ctx, os.Args[2:])
+	case relayCommand:
+		err = serveRelay(ctx, os.Args[2:])
 	case withoutStoreCommand:
 		err = serveWithoutStore(ctx, os.Args[2:])
 	default:

@@ -23,8 +23,8 @@ func kafkaBacklog(size int) int64 { return kafkaRetention * 2 / 3 / int64(size) 
 
 // franzConsumer has a consumer group of franz-go receive the records of a topic until
 // ctx ends. It commits every 5 s what it has received.
-func franzConsumer(ctx context.Context, broker, topic, group string, at kgo.Offset, received func([]*kgo.Record)) error {
-	c, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.ConsumeTopics(topic), kgo.ConsumerGroup(group), kgo.ConsumeStartOffset(at))
+func franzConsumer(ctx context.Context, broker, topic, group string, at kgo.Offset, received func([]*kgo.Record), opts ...kgo.Opt) error {
+	c, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(broker), kgo.ConsumeTopics(topic), kgo.ConsumerGroup(group), kgo.ConsumeStartOffset(at)}, opts...)...)
 	if err != nil {
 		return err
 	}
@@ -62,10 +62,16 @@ func consumeKafka(ctx context.Context, r *run) error {
 	})
 }
 
-func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int) error {
+func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int) (err error) {
 	r, backlog := m.r, kafkaBacklog(m.r.size)
+	bare, err := r.startRelay(ctx, broker)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bare.process.Stop()) }()
 	through := map[string]int{"proxy": m.proxy.PID(), "broker": pid}
 	native := &contender{name: "franz-go, a consumer group", pids: map[string]int{"broker": pid}}
+	relayed := &contender{name: "franz-go, a relay between", pids: map[string]int{"broker": pid, "relay": bare.process.PID()}}
 	ways := []struct {
 		name    string
 		readers int
@@ -90,10 +96,12 @@ func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int
 		ours[k] = &contender{name: way.name, pids: through, ops: m.ops, id: fmt.Sprintf("consume-%d", kib)}
 	}
 	for i := range r.rounds {
-		if err := r.drain(ctx, native, backlog, func(ctx context.Context, received func(int)) error {
-			return franzConsumer(ctx, broker, physical, fmt.Sprintf("%s-native-%d-%d", r.ns, kib, i), kgo.NewOffset().AtStart(), func(all []*kgo.Record) { received(len(all)) })
-		}); err != nil {
-			return fmt.Errorf("%s: %w", native.name, err)
+		for c, opts := range map[*contender][]kgo.Opt{native: nil, relayed: {bare.through()}} {
+			if err := r.drain(ctx, c, backlog, func(ctx context.Context, received func(int)) error {
+				return franzConsumer(ctx, broker, physical, fmt.Sprintf("%s-native-%d-%d-%d", r.ns, kib, i, len(opts)), kgo.NewOffset().AtStart(), func(all []*kgo.Record) { received(len(all)) }, opts...)
+			}); err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
 		}
 		for k, way := range ways {
 			how := way.how
@@ -106,7 +114,8 @@ func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int
 		}
 	}
 	r.printf(" %d KiB, %d events there already, credit %d; 8 partitions\n", kib, backlog, credit)
-	r.report(append([]*contender{native}, ours...)...)
+	r.report(append([]*contender{native, relayed}, ours...)...)
+	r.note("consume, Kafka, %d KiB: with nothing but a relay between %s of franz-go", kib, spread(ratio(relayed, native), "%.2f"))
 	for k, c := range ours {
 		r.note("consume, Kafka, %d KiB: %s %s of franz-go (aim at saturation: at least 0.8)", kib, c.name, spread(ratio(c, native), "%.2f"))
 		if !ways[k].how.tail && !ways[k].how.client {
