@@ -13,6 +13,12 @@ import (
 // strings, but for dataschema, which is a URI, and time, which is a timestamp;
 // data is binary.
 func AppendProto(b []byte, e *event.Event) []byte {
+	return append(AppendProtoHead(b, e), e.Data...)
+}
+
+// AppendProtoHead appends what AppendProto does but for the bytes of the data, which come
+// last: who sends these from where they are has no copy of them.
+func AppendProtoHead(b []byte, e *event.Event) []byte {
 	b = appendField(b, fieldID, e.ID)
 	b = appendField(b, fieldSource, e.Source)
 	b = appendField(b, fieldSpecVersion, event.SpecVersion)
@@ -33,7 +39,7 @@ func AppendProto(b []byte, e *event.Event) []byte {
 	}
 	if len(e.Data) > 0 {
 		b = protowire.AppendTag(b, fieldBinary, protowire.BytesType)
-		b = protowire.AppendBytes(b, e.Data)
+		b = protowire.AppendVarint(b, uint64(len(e.Data)))
 	}
 	return b
 }

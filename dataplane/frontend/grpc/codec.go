@@ -64,7 +64,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	switch m := v.(type) {
 	case *deliveries:
-		return mem.BufferSlice{m.marshal(c.pool)}, nil
+		return m.marshal(c.pool), nil
 	case *listener.Answer:
 		b, err := proto.Marshal(m.Message)
 		if err != nil {

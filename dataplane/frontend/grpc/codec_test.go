@@ -8,6 +8,7 @@ import (
 	"math"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -286,9 +287,10 @@ const topicUID = "11111111-1111-4111-8111-111111111111"
 // FuzzDeliveries: what is encoded by hand is what generated code encodes, whatever
 // its lengths.
 func FuzzDeliveries(f *testing.F) {
-	for _, size := range []int{0, 1, 60, 100, 120, 127, 128, 1000, 16200, 16383, 16384, 2 << 20} {
+	for _, size := range []int{0, 1, 60, 100, 120, 127, 128, 1000, 4095, 4096, 16200, 16383, 16384, 2 << 20} {
 		f.Add(uint8(1), uint64(1), "orders", uint16(1), "", uint64(7), "1", "/s", "2026-01-02T03:04:05Z", "k", uint8(1), size)
 	}
+	f.Add(uint8(20), uint64(1), "orders", uint16(1), "", uint64(7), "1", "/s", "", "k", uint8(1), 5000)
 	f.Add(uint8(200), uint64(1)<<63, "t", uint16(9), "broker-a/3", uint64(1)<<60, "id", "/source", "", strings.Repeat("v", 300), uint8(64), 10)
 	pool := buffers.New()
 	for n := 256; n <= 8<<20; n *= 2 {
@@ -312,7 +314,7 @@ func FuzzDeliveries(f *testing.F) {
 		buf := (&deliveries{list}).marshal(pool)
 		defer buf.Free()
 		got := &eventsv1.SubscribeResponse{}
-		if err := proto.Unmarshal(buf.ReadOnlyData(), got); err != nil {
+		if err := proto.Unmarshal(buf.Materialize(), got); err != nil {
 			if _, merr := proto.Marshal(want); merr != nil {
 				return // a topic that is not UTF-8
 			}
@@ -322,6 +324,49 @@ func FuzzDeliveries(f *testing.F) {
 			t.Errorf("%d bytes, %d expected\n%v\n%v", buf.Len(), proto.Size(want), got, want)
 		}
 	})
+}
+
+// TestLargeData: large data is sent from where it is, whatever stands beside it, and what is
+// copied is there until the message was sent.
+func TestLargeData(t *testing.T) {
+	pool := buffers.New()
+	for _, sizes := range [][]int{{byReference}, {byReference - 1}, {0, 1 << 20, 5, byReference, 9 << 10, 1}, {2 << 20, 2 << 20}} {
+		for _, shared := range []bool{false, true} {
+			var list []delivery.Delivery
+			want := &eventsv1.Deliveries{}
+			for i, n := range sizes {
+				one, all := deliveriesOf(1, delivery.Delivery{ID: uint64(i + 1), Topic: "orders", Attempt: 1, Position: position.Token{TopicUID: topicUID, Epoch: 1}, //nolint:gosec // small
+					Event: &event.Event{ID: strconv.Itoa(i), Source: "/s", Type: "t", Data: bytes.Repeat([]byte{byte('a' + i)}, n)}})
+				if shared {
+					one[0].Shared = &delivery.Shared{}
+				}
+				list = append(list, one...)
+				want.Deliveries = append(want.Deliveries, all.GetDeliveries().GetDeliveries()...)
+			}
+			others := slices.Clone(list)
+			for i := range others {
+				others[i].Topic, others[i].Shared = "others", nil
+			}
+			for range 2 { // what is shared is there already
+				msg := (&deliveries{list}).marshal(pool)
+				next := (&deliveries{others}).marshal(pool) // not in the same buffer
+				got := &eventsv1.SubscribeResponse{}
+				if err := proto.Unmarshal(msg.Materialize(), got); err != nil || !proto.Equal(got.GetDeliveries(), want) {
+					t.Fatalf("%v, shared %v: %v", sizes, shared, err)
+				}
+				for _, d := range list {
+					same := func(b mem.Buffer) bool {
+						return b.Len() == len(d.Event.Data) && b.Len() > 0 && &b.ReadOnlyData()[0] == &d.Event.Data[0]
+					}
+					if large := len(d.Event.Data) >= byReference; slices.ContainsFunc(msg, same) != large {
+						t.Errorf("%v, shared %v: data of %d bytes is copied: %v", sizes, shared, len(d.Event.Data), large)
+					}
+				}
+				msg.Free()
+				next.Free()
+			}
+		}
+	}
 }
 
 // batch is a message of n events of 1 KiB.
