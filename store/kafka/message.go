@@ -1,7 +1,6 @@
 package kafka
 
 import (
-	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -231,9 +230,9 @@ func decodeCloudEvent(h *header, value []byte) (e event.Event, err error) {
 		kind, _, _ := strings.Cut(h.contentType, ";")
 		switch kind = strings.TrimSpace(kind); {
 		case strings.EqualFold(kind, cloudevents.TypeJSON):
-			return cloudevents.DecodeJSON(bytes.Clone(value))
+			return cloudevents.DecodeJSON(value)
 		case strings.EqualFold(kind, typeProto):
-			return cloudevents.DecodeProto(bytes.Clone(value))
+			return cloudevents.DecodeProto(value)
 		}
 		return e, fmt.Errorf("content-type is %.80q, a format of events that this version does not read", kind)
 	case incomplete:

@@ -357,6 +357,7 @@ func FuzzRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, key, value, flat []byte) {
 		parts := strings.Split(string(flat), "\x00")
 		r := fetched(key, value, parts[:len(parts)/2*2]...)
+		before := bytes.Clone(value)
 		var e event.Event
 		if n := fuzztest.Allocated(func() { e = decode(r) }); n > 64*uint64(len(key)+len(value)+len(flat))+64<<10 {
 			t.Errorf("%d bytes for %d", n, len(key)+len(value)+len(flat))
@@ -366,6 +367,9 @@ func FuzzRecord(f *testing.F) {
 		}
 		if !reflect.DeepEqual(e, decode(r)) {
 			t.Fatal("another event the second time")
+		}
+		if !bytes.Equal(value, before) {
+			t.Fatal("what was fetched was changed: others read it")
 		}
 		if len(e.Ext) > event.MaxAttributes {
 			return // JSON has room for these alone
