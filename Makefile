@@ -47,8 +47,9 @@ servers: ## Start real RocketMQ, Kafka, etcd and Nacos on loopback; addresses in
 
 # --- tests ---------------------------------------------------------------
 
-# Packages with real servers take turns (servers.Main); the time-out counts the wait.
-TESTFLAGS ?= -race -timeout 60m -p 2
+# Packages with real servers take turns (servers.Main); the time-out counts the wait. Three
+# at a time: one that has its turn, one that waits for it, and one without servers.
+TESTFLAGS ?= -race -timeout 60m -p 3
 
 .PHONY: test
 test: deps ## All tests, with real servers, under the race detector

@@ -7,12 +7,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +27,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// A test here waits for processes more than it computes: two at a time, one for
+	// each core, left half of two cores idle. -parallel says otherwise.
+	if err := flag.Set("test.parallel", strconv.Itoa(runtime.GOMAXPROCS(0)*3/2)); err != nil {
+		panic(err)
+	}
 	code := servers.Main(m)
 	for _, b := range []*binary{&weftBinary, &plainBinary, &proxyBinary, &finderBinary, &crowdBinary} {
 		if b.dir != "" {
