@@ -190,8 +190,8 @@ func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pid
 			for _, c := range ours {
 				quickest := best(theirs...)
 				cpu := ""
-				if pids["broker"] != 0 {
-					cpu = fmt.Sprintf(", at %s times its CPU in the broker", spread(times(c, quickest, "broker"), "%.2f"))
+				if bare != nil {
+					cpu = fmt.Sprintf(", %s of it behind a relay, at %s times its CPU in the broker", spread(ratio(c, best(over...)), "%.2f"), spread(times(c, quickest, "broker"), "%.2f"))
 				}
 				r.note("publish, %s, %d KiB, %v: %s %s of franz-go's best%s%s", what, kib, l, c.name, spread(ratio(c, quickest), "%.2f"), aim, cpu)
 			}

@@ -117,7 +117,7 @@ func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int
 	r.report(append([]*contender{native, relayed}, ours...)...)
 	r.note("consume, Kafka, %d KiB: with nothing but a relay between %s of franz-go", kib, spread(ratio(relayed, native), "%.2f"))
 	for k, c := range ours {
-		r.note("consume, Kafka, %d KiB: %s %s of franz-go (aim at saturation: at least 0.8)", kib, c.name, spread(ratio(c, native), "%.2f"))
+		r.note("consume, Kafka, %d KiB: %s %s of franz-go (aim at saturation: at least 0.8), %s of it behind a relay", kib, c.name, spread(ratio(c, native), "%.2f"), spread(ratio(c, relayed), "%.2f"))
 		if !ways[k].how.tail && !ways[k].how.client {
 			r.note("single acks, Kafka, %d KiB: %s: %s of the rate of a tail; %s µs of the proxy's CPU and %s of the broker's an event above it", kib, c.name,
 				spread(ratio(c, ours[0]), "%.2f"), spread(more(c, "proxy", ours[0], "proxy"), "%.2f"), spread(more(c, "broker", ours[0], "broker"), "%.2f"))

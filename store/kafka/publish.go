@@ -14,12 +14,10 @@ const (
 	// maxBatchBytes is below what brokers take by default, 1,048,588.
 	maxBatchBytes  = 1_000_000
 	maxBatchEvents = 4096
-	// sameTurn is after how many bytes events without a key go to another partition;
-	// callTurn, within what was published at once: few large requests take less than
-	// many small ones; busyTurn, where that one has more than it can send at once.
+	// sameTurn is after how many bytes events without a key go to another partition. What
+	// was published at once, and what a partition gets that is busy, fills a batch before:
+	// few large requests take less than many small ones.
 	sameTurn = 64 << 10
-	callTurn = 256 << 10
-	busyTurn = maxBatchBytes / 2
 	// idleFor is how long what is known of a topic and its partitions is kept to which
 	// nothing is sent. A sender that comes again is another producer, which is a question
 	// to a broker.
@@ -153,7 +151,7 @@ func turnOf(all []outgoing) int {
 	for i := range all {
 		n += all[i].Size
 	}
-	return min(max(n, sameTurn), callTurn)
+	return min(max(n, sameTurn), maxBatchBytes)
 }
 
 // keylessLocked is where the next event without a key goes: some to one partition,
@@ -161,7 +159,7 @@ func turnOf(all []outgoing) int {
 func (s *Store) keylessLocked(t *topic, name string, size, limit int) int32 {
 	n := len(t.leaders)
 	if _, busy := s.senderLocked(name, int32(t.turn%n)).Load(); busy { //nolint:gosec // topics have few partitions
-		limit = busyTurn
+		limit = maxBatchBytes
 	}
 	if t.bytes += size; t.bytes > limit || t.leaders[t.turn%n] < 0 {
 		t.bytes = size

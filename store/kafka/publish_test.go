@@ -97,12 +97,22 @@ func TestTopicTakesLess(t *testing.T) {
 }
 
 // TestTurns: events without a key go to one partition after the other that has a leader:
-// few at a time where they come one by one, many where they come at once.
+// few at a time where they come one by one, as many as a batch has room for where they come
+// at once or the partition is busy.
 func TestTurns(t *testing.T) {
 	s := &Store{out: sendqueue.New[record]("test", limits), senders: map[senderKey]*sender{}}
+	hold := make(chan struct{})
+	defer close(hold)
+	for p := range int32(4) {
+		key := senderKey{"busy", p}
+		s.senders[key] = &sender{senderKey: key, Queue: s.out.Queue(func() { <-hold })}
+		if _, err := s.out.Give([]outgoing{{To: s.senders[key].Queue}}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// turns publishes as many calls of n events of 1 KiB, and gives how many events each
 	// partition got in a row.
-	turns := func(calls, n int) (out []string) {
+	turns := func(name string, calls, n int) (out []string) {
 		to := &topic{leaders: []int32{0, -1, 0, 0}}
 		last, row := int32(-1), 0
 		for range calls {
@@ -111,7 +121,7 @@ func TestTurns(t *testing.T) {
 				all[i].Size = 1 << 10
 			}
 			for i := range all {
-				at := s.keylessLocked(to, "t", all[i].Size, turnOf(all))
+				at := s.keylessLocked(to, name, all[i].Size, turnOf(all))
 				if at != last && row > 0 {
 					out = append(out, fmt.Sprintf("%d of %d", row, last))
 					row = 0
@@ -123,15 +133,17 @@ func TestTurns(t *testing.T) {
 		return append(out, fmt.Sprintf("%d of %d", row, last))
 	}
 	for _, c := range []struct {
+		name     string
 		calls, n int
 		want     []string
 	}{
-		{200, 1, []string{"64 of 0", "64 of 2", "64 of 3", "8 of 0"}},
-		{2, 100, []string{"100 of 0", "100 of 2"}},
-		{1, 600, []string{"256 of 0", "256 of 2", "88 of 3"}},
+		{"idle", 200, 1, []string{"64 of 0", "64 of 2", "64 of 3", "8 of 0"}},
+		{"idle", 2, 100, []string{"100 of 0", "100 of 2"}},
+		{"idle", 1, 2000, []string{"976 of 0", "976 of 2", "48 of 3"}},
+		{"busy", 2000, 1, []string{"976 of 0", "976 of 2", "48 of 3"}},
 	} {
-		if got := turns(c.calls, c.n); !slices.Equal(got, c.want) {
-			t.Errorf("%d calls of %d events: %v, want %v", c.calls, c.n, got, c.want)
+		if got := turns(c.name, c.calls, c.n); !slices.Equal(got, c.want) {
+			t.Errorf("%s, %d calls of %d events: %v, want %v", c.name, c.calls, c.n, got, c.want)
 		}
 	}
 }
