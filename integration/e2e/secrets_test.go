@@ -210,6 +210,7 @@ func (m *mesh) storeIs(who, reason string) {
 // what is put right, and what is replaced while the store is open, is taken.
 // No key is anywhere but in its file.
 func TestStoreCredentials(t *testing.T) {
+	t.Parallel()
 	etcd := servers.SharedEtcd(t)
 	m := prepareMesh(t, etcd)
 	const rootUser, root, user, first, second, wrong = "weft-root-4c1d", "r00t-Secret-77aa", "weft-proxy-9e2f", "f1rst-Secret-88bb", "s3cond-Secret-99cc", "wr0ng-Secret-66dd"
@@ -232,11 +233,12 @@ func TestStoreCredentials(t *testing.T) {
 		t.Helper()
 		m.must(os.WriteFile(filepath.Join(folder, name), []byte(content+"\n"), 0o600))
 	}
-	t.Setenv("WEFT_TEST_ACCESS_KEY", user)
 
 	m.startControlPlane("--log-level", "debug")
 	key, identity := m.key("shop")
-	p := m.proxy("p1", "--log-level", "debug")
+	p := m.newProxy("p1", "--log-level", "debug")
+	p.Env = []string{"WEFT_TEST_ACCESS_KEY=" + user}
+	p.start()
 	m.apply(onDisk + topicYAML("orders") + signedStore(broker.NameServer, folder) + subscriptionYAML("billing", "payments", "") + policyYAML("shop") + identity)
 	n := 0
 	publish := func(topic string) (int, string) {
