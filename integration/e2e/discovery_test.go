@@ -79,7 +79,7 @@ func (m *mesh) startFinder(keyFile, topic string) *finder {
 			m.Error(err)
 		}
 		if err := cmd.Wait(); err != nil {
-			m.Error(err)
+			m.Errorf("%v; its log:\n%s", err, m.read(log.Name()))
 		}
 		_ = log.Close()
 	})

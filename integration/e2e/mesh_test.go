@@ -44,17 +44,19 @@ func TestMain(m *testing.M) {
 // binary is a command of this module, built once.
 type binary struct {
 	pkg  string
-	race string // -race; nacos-sdk-go has races of its own
+	race string // -race, but where nothing of the mesh is what is tested
 	once sync.Once
 	dir  string
 	err  error
 }
 
 var (
-	weftBinary   = binary{pkg: "../../tools/cmd/weft", race: "-race=true"}
-	plainBinary  = binary{pkg: "../../tools/cmd/weft", race: "-race=false"}
-	proxyBinary  = binary{pkg: "../../tools/cmd/weft-proxy", race: "-race=true"}
-	finderBinary = binary{pkg: "./finder", race: "-race=true"}
+	weftBinary  = binary{pkg: "../../tools/cmd/weft", race: "-race=true"}
+	plainBinary = binary{pkg: "../../tools/cmd/weft", race: "-race=false"}
+	proxyBinary = binary{pkg: "../../tools/cmd/weft-proxy", race: "-race=true"}
+	// The finder is a stranger's program: nacos-sdk-go, which has a race of its own (its
+	// issue 905: who begins a client and who looks after its health), and nothing of ours.
+	finderBinary = binary{pkg: "./finder", race: "-race=false"}
 	crowdBinary  = binary{pkg: "./crowd", race: "-race=false"}
 )
 
