@@ -137,6 +137,12 @@ func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pid
 		maps.Copy(relayed, pids)
 	}
 	r.printf("  both: 8 partitions, %d node(s), idempotent, acks=all, no compression\n", len(pids))
+	var stops []func()
+	defer func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}()
 	return r.eachSize(func(kib int) error {
 		for _, l := range []load{{1, 1}, {16, 1}, {256, 1}, {16, 64}} {
 			r.printf(" %d KiB, %v\n", kib, l)
@@ -151,29 +157,31 @@ func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pid
 			}
 			shared.id = ours[0].id
 			ours = append(ours, shared)
-			var theirs []*contender
-			for _, linger := range []time.Duration{0, 5 * time.Millisecond} {
-				c, stop, err := franz(broker, r.ns+"_native", l, r.size, linger, pids)
-				if err != nil {
-					return err
+			lingers := func(pids map[string]int, opts ...kgo.Opt) (out []*contender, err error) {
+				for _, linger := range []time.Duration{0, 5 * time.Millisecond} {
+					c, stop, err := franz(broker, r.ns+"_native", l, r.size, linger, pids, opts...)
+					if err != nil {
+						return nil, err
+					}
+					stops = append(stops, stop)
+					out = append(out, c)
 				}
-				defer stop()
-				theirs = append(theirs, c)
+				return out, nil
 			}
-			measured := append(slices.Clone(theirs), ours...)
+			theirs, err := lingers(pids)
+			if err != nil {
+				return err
+			}
 			var over []*contender
 			if bare != nil {
-				for _, linger := range []time.Duration{0, 5 * time.Millisecond} {
-					c, stop, err := franz(broker, r.ns+"_native", l, r.size, linger, relayed, bare.through())
-					if err != nil {
-						return err
-					}
-					defer stop()
+				if over, err = lingers(relayed, bare.through()); err != nil {
+					return err
+				}
+				for _, c := range over {
 					c.name += ", a relay between"
-					over = append(over, c)
 				}
 			}
-			err = r.compare(ctx, append(measured, over...)...)
+			err = r.compare(ctx, slices.Concat(theirs, ours, over)...)
 			if serr := stop(); err == nil {
 				err = serr
 			}
