@@ -172,7 +172,12 @@ func (s *Store) attempt(sn *sender, events []*outgoing, fresh bool) (first int64
 	req := &produce{ProduceRequest: kmsg.NewPtrProduceRequest(), batch: batch{events: events, producer: sn.producer, epoch: sn.epoch, sequence: sn.sequence, now: s.op.Clock.Now().UnixMilli()}}
 	req.Acks, req.TimeoutMillis = -1, int32(sendTimeout.Milliseconds())
 	req.Topics = []kmsg.ProduceRequestTopic{{Topic: sn.topic, TopicID: t.id, Partitions: []kmsg.ProduceRequestTopicPartition{{Partition: sn.partition}}}}
-	resp, err := s.c.Broker(int(leader)).Request(ctx, req)
+	l, err := s.take(leader)
+	if err != nil {
+		return 0, false, err
+	}
+	resp, err := l.c.Broker(int(leader)).Request(ctx, req)
+	s.giveBack(l, leader, err)
 	if err != nil {
 		return 0, req.end(), err
 	}

@@ -66,6 +66,7 @@ func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	if s.c, err = o.client(s.clientID()); err != nil {
 		return nil, err
 	}
+	s.links = []*link{{c: s.c, busy: map[int32]int{}}}
 	s.adm = kadm.NewClient(s.c)
 	s.adm.SetTimeoutMillis(int32(callTimeout.Milliseconds())) //nolint:gosec // it is 5,000
 	s.life, s.end = context.WithCancel(context.Background())
@@ -85,6 +86,7 @@ type Store struct {
 	mu      sync.Mutex // taken before the lock of out
 	topics  map[string]*topic
 	senders map[senderKey]*sender
+	links   []*link       // never empty; the first is of c
 	swept   time.Time     // when those that were not used for long were forgotten last
 	idle    time.Duration // how long that is
 
@@ -93,12 +95,15 @@ type Store struct {
 
 // clientID is how brokers know a client of the store, in logs and quotas.
 func (s *Store) clientID() string {
-	id := "weft-" + s.cfg.ClientID
+	id := s.producerID()
 	if n := s.members.Add(1); n > 1 {
 		id += "-" + strconv.FormatInt(n, 10)
 	}
 	return id
 }
+
+// producerID is how brokers know who sends for the store.
+func (s *Store) producerID() string { return "weft-" + s.cfg.ClientID }
 
 // Probe asks a broker what it is. What an acknowledged event survives follows from
 // the settings that topics get by default: a broker acknowledges what its operating
@@ -183,7 +188,9 @@ func (s *Store) Check(ctx context.Context) error {
 func (s *Store) Close(ctx context.Context) error {
 	if s.out.Close(ctx, s.end) {
 		s.end()
-		s.c.Close()
+		for _, l := range s.links {
+			l.c.Close()
+		}
 	}
 	return nil
 }
