@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -74,8 +75,8 @@ const (
 	maxSend      = 256
 	maxSendBytes = 1 << 20
 	// ahead is how many messages are unanswered when only full ones follow: a proxy has
-	// one at a time with the store, and what waits for it is better sent together.
-	ahead = 2
+	// two at a time with the store, and what waits for it is better sent together.
+	ahead = 3
 )
 
 // Publisher starts one. Close ends it.
@@ -209,10 +210,12 @@ func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[event
 		head = append(head, omitPositions)
 	}
 	for {
+		runtime.Gosched() // who has just been answered may have more
 		p.mu.Lock()
 		rest := p.list[p.sent:]
 		n, full := inMessage(rest)
-		if len(p.messages) >= ahead && !full {
+		// What is little beside what is unanswered goes together with what comes until then.
+		if !full && (len(p.messages) >= ahead || n < p.sent/2) {
 			n = 0
 		}
 		var req encoded

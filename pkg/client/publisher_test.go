@@ -47,8 +47,9 @@ func (s *slow) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStream
 	return nil
 }
 
-// TestPublisherGathers: what is published while two messages are unanswered goes together
-// in one, which is full before another follows.
+// TestPublisherGathers: what is published while three messages are unanswered goes together
+// in one, which is full before another follows; what is little beside what is unanswered
+// does so before.
 func TestPublisherGathers(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -87,10 +88,27 @@ func TestPublisherGathers(t *testing.T) {
 			}
 		}
 	}
+	// gathers waits until the publisher has looked at what there is, and sent nothing.
+	gathers := func() {
+		t.Helper()
+		for range 100 {
+			p.poke()
+			for len(p.more) > 0 {
+				runtime.Gosched()
+			}
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if n := len(p.list) - p.sent; n == 0 {
+			t.Fatal("nothing waits")
+		}
+	}
 	publish(1)
 	expect(1)
-	publish(1)
-	expect(1) // a second one waits for nothing
+	for range 2 {
+		publish(1)
+		expect(1) // a second and a third one wait for nothing
+	}
 	for range 100 {
 		publish(1)
 		for len(p.more) > 0 { // until it has looked
@@ -101,9 +119,14 @@ func TestPublisherGathers(t *testing.T) {
 	expect(100)
 	publish(maxSend + 10)
 	expect(maxSend) // a full one does not either
-	proxy.answers <- struct{}{}
-	proxy.answers <- struct{}{}
-	expect(10)
+	for range 3 {
+		proxy.answers <- struct{}{}
+	}
+	gathers() // 256 are unanswered
+	publish(maxSend/2 - 11)
+	gathers()
+	publish(1)
+	expect(maxSend / 2)
 	for range 10 {
 		proxy.answers <- struct{}{}
 	}
