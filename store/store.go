@@ -266,6 +266,17 @@ type Tail interface {
 	Close(ctx context.Context) error
 }
 
+// Hander is a Store that can publish in two halves, so that a caller hands over more while
+// it waits for the outcome of what came before.
+type Hander interface {
+	// Hand is the first half of Publish: when it returns events have their place, behind
+	// those of calls that have returned and before those of later ones. It waits only for
+	// what it must know of the topic. Wait, which must be called once, is the other half:
+	// it fills in res, and ends early when ctx does. Where there is an error instead,
+	// nothing was handed over.
+	Hand(ctx context.Context, topic string, events []Outgoing) (wait func(ctx context.Context, res []Result) error, err error)
+}
+
 // Delayer is a Store that can hold messages back.
 type Delayer interface {
 	// PublishDelayed is Publish for messages that become readable at due and

@@ -86,6 +86,12 @@ func (d Driver) Open(ctx context.Context, cfg store.Config) (store.Store, error)
 	}
 	s := &Store{inner: in, cfg: cfg, clock: d.Clock}
 	s.life, s.end = context.WithCancel(context.Background())
+	if h, ok := st.(store.Hander); ok {
+		return struct {
+			*Store
+			store.Hander
+		}{s, h}, nil
+	}
 	return s, nil
 }
 

@@ -444,3 +444,49 @@ func TestNothingRuns(t *testing.T) {
 	goleak.VerifyNone(t, before)
 	closeAll(t, s)
 }
+
+// twoHalves is a plain store that publishes in two halves.
+type twoHalves struct {
+	*plain
+	handed int
+}
+
+func (h *twoHalves) Hand(ctx context.Context, topic string, events []store.Outgoing) (func(context.Context, []store.Result) error, error) {
+	h.handed += len(events)
+	return func(ctx context.Context, res []store.Result) error { return h.Publish(ctx, topic, events, res) }, nil
+}
+
+type twoHalvesDriver struct {
+	driver
+	opened *twoHalves
+}
+
+func (d *twoHalvesDriver) Open(ctx context.Context, cfg store.Config) (store.Store, error) {
+	_, err := d.driver.Open(ctx, cfg)
+	d.opened = &twoHalves{plain: d.last}
+	return d.opened, err
+}
+
+// TestHander: a store that publishes in two halves does so with delay in its place too, and
+// one that does not is not said to.
+func TestHander(t *testing.T) {
+	one := open(t, &driver{fs: vfs.NewMem()}, 0)
+	defer func() { must(t, one.Close(context.Background())) }()
+	if _, ok := store.Store(one).(store.Hander); ok {
+		t.Error("a store that publishes in one is a Hander")
+	}
+	d := &twoHalvesDriver{driver: driver{fs: vfs.NewMem()}}
+	st, err := Driver{Driver: d}.Open(t.Context(), store.Config{Name: "test", UID: "u", Dir: "store"})
+	must(t, err)
+	defer func() { must(t, st.Close(context.Background())) }()
+	must(t, st.(store.Admin).EnsureTopic(t.Context(), store.TopicSpec{Name: "t"}))
+	wait, err := st.(store.Hander).Hand(t.Context(), "t", []store.Outgoing{{Event: &event.Event{ID: "1", Source: "/s", Type: "t"}}})
+	must(t, err)
+	res := make([]store.Result, 1)
+	if must(t, wait(t.Context(), res)); d.opened.handed != 1 || res[0].Err != nil {
+		t.Errorf("%d events were handed over, the result is %v", d.opened.handed, res[0].Err)
+	}
+	if _, ok := st.(store.Delayer); !ok {
+		t.Error("it does not delay")
+	}
+}

@@ -33,6 +33,7 @@ func conform(t *testing.T, brokers []string, durability store.Durability) {
 	storetest.Run(t, storetest.Harness{
 		Open:   func(t *testing.T, window int) store.Store { return open(t, Options{Brokers: brokers}, window) },
 		Topic:  func(_ *testing.T, name string) string { return names.Physical(ns, name+uuid.NewString()[:4]) },
+		Hander: true,
 		Expect: store.Capabilities{Durability: durability, Order: true, Tail: true, Replay: true, TopicRetention: true},
 	})
 }

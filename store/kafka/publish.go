@@ -14,10 +14,12 @@ const (
 	// maxBatchBytes is below what brokers take by default, 1,048,588.
 	maxBatchBytes  = 1_000_000
 	maxBatchEvents = 4096
-	// sameTurn is after how many bytes events without a key go to another partition. What
-	// was published at once, and what a partition gets that is busy, fills a batch before:
-	// few large requests take less than many small ones.
+	// sameTurn is after how many bytes events without a key go to another partition, and
+	// busyTurn after how many where the one they go to is busy: few large requests take
+	// less than many small ones, and several at a time less long than one. What was
+	// published at once goes together as long as a batch has room.
 	sameTurn = 64 << 10
+	busyTurn = 256 << 10
 	// idleFor is how long what is known of a topic and its partitions is kept to which
 	// nothing is sent. A sender that comes again is another producer, which is a question
 	// to a broker.
@@ -49,19 +51,25 @@ type outgoing = sendqueue.Item[record]
 
 // Publish writes events; see store.Store.
 func (s *Store) Publish(ctx context.Context, name string, events []store.Outgoing, res []store.Result) error {
-	const op = "kafka.publish"
-	fail := func(err error) error {
+	wait, err := s.Hand(ctx, name, events)
+	if err != nil {
 		for i := range res {
 			res[i] = store.Result{Err: err}
 		}
 		return err
 	}
+	return wait(ctx, res)
+}
+
+// Hand is the first half of it; see store.Hander.
+func (s *Store) Hand(ctx context.Context, name string, events []store.Outgoing) (wait func(context.Context, []store.Result) error, err error) {
+	const op = "kafka.publish"
 	if err := ctx.Err(); err != nil {
-		return fail(fault.From(err))
+		return nil, fault.From(err)
 	}
 	t, err := s.topic(ctx, name, false)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	all := make([]outgoing, len(events))
 	room := 0
@@ -73,17 +81,17 @@ func (s *Store) Publish(ctx context.Context, name string, events []store.Outgoin
 		o := &all[i]
 		o.Event, headers = encode(events[i], headers)
 		if o.Size = o.Event.size(); o.Size > maxMessage {
-			return fail(fault.New(fault.TooLarge, op, "event-too-large", "the event has %d bytes, the store takes %d", o.Size, maxMessage))
+			return nil, fault.New(fault.TooLarge, op, "event-too-large", "the event has %d bytes, the store takes %d", o.Size, maxMessage)
 		}
 	}
 	if len(events) == 0 {
-		return nil
+		return func(context.Context, []store.Result) error { return nil }, nil
 	}
 	c, err := s.hand(t, name, events, all)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	return c.Wait(ctx, res)
+	return c.Wait, nil
 }
 
 func noPartition(op string) error {
@@ -159,7 +167,7 @@ func turnOf(all []outgoing) int {
 func (s *Store) keylessLocked(t *topic, name string, size, limit int) int32 {
 	n := len(t.leaders)
 	if _, busy := s.senderLocked(name, int32(t.turn%n)).Load(); busy { //nolint:gosec // topics have few partitions
-		limit = maxBatchBytes
+		limit = max(limit, busyTurn)
 	}
 	if t.bytes += size; t.bytes > limit || t.leaders[t.turn%n] < 0 {
 		t.bytes = size

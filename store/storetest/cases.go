@@ -180,6 +180,58 @@ func (s *suite) publishCanceled() {
 	s.class("its result", res[0].Err, fault.Canceled, fault.Ambiguous)
 }
 
+func (s *suite) hand() {
+	st := s.open()
+	h, ok := st.(store.Hander)
+	if ok != s.h.Hander {
+		s.Error("the store implements Hander, but is not expected to, or the other way round")
+	}
+	if !ok {
+		return
+	}
+	topic := s.topic(st, "hand", 2)
+	const calls, each = 20, 3
+	hand := func(call int) func(context.Context, []store.Result) error {
+		events := make([]store.Outgoing, each)
+		for i := range events {
+			events[i] = ev(fmt.Sprint(call, "-", i), "k")
+		}
+		wait, err := h.Hand(s.ctx, topic, events)
+		s.must("Hand", err)
+		return wait
+	}
+	var waits [calls]func(context.Context, []store.Result) error
+	for i := range waits {
+		waits[i] = hand(i)
+	}
+	var got [calls][]store.Result
+	for i := range slices.Backward(waits[:]) { // whoever waits first
+		got[i] = make([]store.Result, each)
+		s.must("wait", waits[i](s.ctx, got[i]))
+	}
+	all := slices.Concat(got[:]...)
+	for i, r := range all[1:] {
+		if before := all[i].Pos; r.Pos.Partition != before.Partition || !before.Less(r.Pos) {
+			s.Errorf("event %d is at %v, the one before at %v", i+1, r.Pos, before)
+		}
+	}
+
+	ctx, cancel := context.WithCancel(s.ctx)
+	cancel()
+	wait, err := h.Hand(ctx, topic, []store.Outgoing{ev("never", "k")})
+	if s.class("Hand with a context that ended", err, fault.Canceled); wait != nil {
+		s.Error("what was not handed over is waited for")
+	}
+	res := make([]store.Result, each)
+	if err := hand(calls)(ctx, res); err != nil {
+		s.class("waiting with a context that ended", err, fault.Canceled, fault.Ambiguous)
+	}
+	wait, err = h.Hand(s.ctx, s.h.Topic(s.T, "nowhere"), []store.Outgoing{ev("x", "")})
+	if s.class("Hand to no topic", err, fault.NotFound); wait != nil {
+		s.Error("what was not handed over is waited for")
+	}
+}
+
 func (s *suite) settleAnyOrder() {
 	st := s.open()
 	topic := s.topic(st, "any", 2)

@@ -29,6 +29,8 @@ type Harness struct {
 	// Expect are the capabilities that this server must be observed to have;
 	// Version and MaxEventBytes are not compared.
 	Expect store.Capabilities
+	// Hander: the store is a store.Hander.
+	Hander bool
 	// Skip lists the cases that cannot be run, with the reason. A case that
 	// is listed and exists, but is not run, is the only one that may be
 	// skipped.
@@ -50,6 +52,7 @@ var cases = []struct {
 	{"TooLarge", (*suite).tooLarge},
 	{"UnknownTopic", (*suite).unknownTopic},
 	{"PublishCanceled", (*suite).publishCanceled},
+	{"Hand", (*suite).hand},
 	{"SettleAnyOrder", (*suite).settleAnyOrder},
 	{"UnsettledComesAgain", (*suite).unsettledComesAgain},
 	{"Window", (*suite).window},
