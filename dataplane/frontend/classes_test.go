@@ -79,6 +79,10 @@ func (m *refusing) Publish(_ context.Context, _ *policy.Principal, _, _ string, 
 	return res[0].Err
 }
 
+func (m *refusing) Begin(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) (func(context.Context) error, error) {
+	return func(ctx context.Context) error { return m.Publish(ctx, who, namespace, topic, events, res) }, nil
+}
+
 func (m *refusing) Binds(string) bool { return false }
 
 func (m *refusing) Bound(*policy.Principal, frontend.Call) (frontend.Bound, error) {

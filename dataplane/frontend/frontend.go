@@ -35,9 +35,14 @@ type Mesh interface {
 	// events and is filled in; the error is the first failure. An event that the
 	// frontend could not decode comes with its error in res.
 	//
-	// Frontends keep one call in flight per session and decode the next batch
+	// Frontends keep few calls in flight per session and decode the next batch
 	// meanwhile, so that batches grow with load by themselves.
 	Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []Result) error
+
+	// Begin is the first half of Publish: events of a key keep their order with those of
+	// later calls. Where there is no wait all of it is done, and err is the outcome. Else
+	// wait must be called, once, and is the other half; it ends early when ctx does.
+	Begin(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []Result) (wait func(ctx context.Context) error, err error)
 
 	// Binds reports whether calls at a host, in lower case and without a port, may be of
 	// HttpBindings.

@@ -106,14 +106,33 @@ func (p *Pipeline) EndRequests() { p.replies.endAll() }
 // Publish takes a batch of one client for one topic to the store and waits for
 // the outcome; see frontend.Mesh.
 func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) error {
-	snap := p.cfg.Snapshots.Get()
-	defer func() { p.remember(snap, snapshot.Key{Namespace: namespace, Name: name}, events, res) }()
+	snap, k := p.cfg.Snapshots.Get(), snapshot.Key{Namespace: namespace, Name: name}
+	defer func() { p.remember(snap, k, events, res) }()
 
 	// Who may not publish there does not hear whether there is such a topic.
 	if err := p.authorised(snap, who, namespace, name, events, res); err != nil {
 		return err
 	}
-	return p.enter(ctx, snap, who, snapshot.Key{Namespace: namespace, Name: name}, events, res)
+	return p.enter(ctx, snap, who, k, events, res)
+}
+
+// Begin is the first half of Publish; see frontend.Mesh.
+func (p *Pipeline) Begin(ctx context.Context, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) (wait func(context.Context) error, err error) {
+	snap, k := p.cfg.Snapshots.Get(), snapshot.Key{Namespace: namespace, Name: name}
+	if err := p.authorised(snap, who, namespace, name, events, res); err != nil {
+		p.remember(snap, k, events, res)
+		return nil, err
+	}
+	b, begun, err := p.begin(ctx, snap, who, k, events, res, true)
+	if !begun {
+		p.remember(snap, k, events, res)
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		err := p.finish(ctx, b)
+		p.remember(snap, k, events, res)
+		return err
+	}, nil
 }
 
 // Forward publishes one event of a Subscription to a topic of its namespace, which
@@ -133,42 +152,81 @@ func (p *Pipeline) Forward(ctx context.Context, subscription snapshot.Key, topic
 	return p.enter(ctx, snap, who, k, events, res)
 }
 
+// publishing is a Publish that has begun.
+type publishing struct {
+	metrics *topicMetrics
+	events  []event.Event
+	res     []frontend.Result
+	size    int64
+	held    quota.Held
+	span    trace.Span
+	start   time.Time
+	last    writing // of its last events; the others are written
+}
+
 // enter takes events of who, who may publish them to topic k, to the store.
-func (p *Pipeline) enter(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result) (err error) {
-	start := time.Now()
+func (p *Pipeline) enter(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result) error {
+	_, _, err := p.begin(ctx, snap, who, k, events, res, false)
+	return err
+}
+
+// begin is enter, or with halves the first half of it where the store can do that: begun
+// tells, and finish is the other one. Else all is done.
+func (p *Pipeline) begin(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result, halves bool) (b *publishing, begun bool, err error) {
+	now := publishing{events: events, res: res, start: time.Now()}
 	t := snap.Topics[k]
 	if err := usable(t, k.Namespace, k.Name); err != nil {
 		p.metrics.refused.WithLabelValues(namespaceLabel(snap, k.Namespace), reason(err)).Add(float64(len(events)))
-		return failAll(res, err)
+		return nil, false, failAll(res, err)
 	}
-	ctx, span := p.begin(ctx, t, events)
-	defer func() { end(span, err) }()
-	m := p.metrics.of(t)
-	size, err := check(t, events, res)
-	p.metrics.arrived(len(events), size)
-	if err != nil {
-		m.failed(reason(err), len(events))
-		return err
+	ctx, now.span = p.beginPublish(ctx, t, events)
+	now.metrics = p.metrics.of(t)
+	if err := p.let(&now, t, who); err != nil {
+		now.metrics.failed(reason(err), len(events))
+		now.held.Release()
+		end(now.span, err)
+		return nil, false, err
 	}
-	held, err := p.cfg.Quotas.Publish(t.Quotas, who, k.Name, len(events), size)
-	if err != nil {
-		m.failed(reason(err), len(events))
-		return failAll(res, err)
+	if now.last, begun, err = p.write(ctx, snap, t, events, res, halves); begun {
+		b := now
+		return &b, true, nil
 	}
-	defer held.Release()
-	if err := p.conform(t, events, res); err != nil {
-		m.failed(reason(err), len(events))
-		return err
-	}
-	if err := p.admit(size); err != nil {
-		m.failed(reason(err), len(events))
-		return failAll(res, err)
-	}
-	defer p.inFlight.Add(-size)
+	p.done(&now, err)
+	return nil, false, err
+}
 
-	err = p.write(ctx, snap, t, events, res)
-	m.done(events, size, res, time.Since(start))
+// let judges events, and takes what they need of quotas and of the room that there is.
+func (p *Pipeline) let(b *publishing, t *snapshot.Topic, who *policy.Principal) (err error) {
+	b.size, err = check(t, b.events, b.res)
+	p.metrics.arrived(len(b.events), b.size)
+	if err != nil {
+		return err
+	}
+	if b.held, err = p.cfg.Quotas.Publish(t.Quotas, who, t.Name, len(b.events), b.size); err != nil {
+		return failAll(b.res, err)
+	}
+	if err := p.conform(t, b.events, b.res); err != nil {
+		return err
+	}
+	if err := p.admit(b.size); err != nil {
+		return failAll(b.res, err)
+	}
+	return nil
+}
+
+// finish waits for the outcome of what has begun.
+func (p *Pipeline) finish(ctx context.Context, b *publishing) error {
+	err := p.settle(ctx, &b.last)
+	p.done(b, err)
 	return err
+}
+
+// done ends a publish, whose outcome is err.
+func (p *Pipeline) done(b *publishing, err error) {
+	b.metrics.done(b.events, b.size, b.res, time.Since(b.start))
+	p.inFlight.Add(-b.size)
+	b.held.Release()
+	end(b.span, err)
 }
 
 // authorised is authorise, counted.
@@ -317,12 +375,12 @@ func (p *Pipeline) admit(size int64) error {
 
 // write routes each event and gives each run of events with one destination to
 // its store in one call. After a run that failed nothing more is written: a key's
-// order is kept.
-func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, events []event.Event, res []frontend.Result) error {
+// order is kept. With halves the last run may only have begun.
+func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, events []event.Event, res []frontend.Result, halves bool) (last writing, begun bool, err error) {
 	for len(events) > 0 {
 		to, err := p.destination(snap, t, &events[0])
 		if err != nil {
-			return failAll(res, err)
+			return last, false, failAll(res, err)
 		}
 		n := len(events)
 		if t.Route != nil {
@@ -334,13 +392,17 @@ func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapsh
 				n++
 			}
 		}
-		if err := p.store(ctx, snap, to, t.KeyFrom, events[:n], res[:n]); err != nil {
+		w, err := p.hand(ctx, snap, to, t.KeyFrom, events[:n], res[:n], halves && n == len(events))
+		if w.wait != nil {
+			return w, true, nil
+		}
+		if err != nil {
 			_ = failAll(res[n:], fault.New(fault.Unavailable, "publish", "after-a-failure", "an earlier event of the batch failed; this one was not published"))
-			return err
+			return last, false, err
 		}
 		events, res = events[n:], res[n:]
 	}
-	return nil
+	return last, false, nil
 }
 
 // destination is the topic that keeps an event that enters t.
@@ -356,43 +418,77 @@ func (p *Pipeline) destination(snap *snapshot.Snapshot, t *snapshot.Topic, e *ev
 	return to, usable(to, t.Namespace, name)
 }
 
-// store writes events to one topic.
-func (p *Pipeline) store(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, keyFrom string, events []event.Event, res []frontend.Result) error {
-	write, err := p.cfg.Moves.Begin(ctx, snap, t)
-	if err != nil {
-		return failAll(res, err)
+// writing is a call of a store that has begun.
+type writing struct {
+	call  *call
+	snap  *snapshot.Snapshot
+	topic *snapshot.Topic
+	under moves.Write
+	res   []frontend.Result
+	span  trace.Span
+	began time.Time
+	wait  func(context.Context, []store.Result) error // nil: nothing is to be waited for
+}
+
+// hand gives events to the store of one topic, and waits for what becomes of them: with
+// halves only where the store cannot be left to itself. Then settle is the rest.
+func (p *Pipeline) hand(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, keyFrom string, events []event.Event, res []frontend.Result, halves bool) (w writing, err error) {
+	w = writing{snap: snap, topic: t, res: res}
+	if w.under, err = p.cfg.Moves.Begin(ctx, snap, t); err != nil {
+		return w, failAll(res, err)
 	}
-	epoch := write.Epoch
+	epoch := w.under.Epoch
 	st, err := p.cfg.Store(epoch.StoreUID)
 	if err != nil {
-		return failAll(res, write.End(err))
+		return w, failAll(res, w.under.End(err))
 	}
-	if write.Leaving {
+	if w.under.Leaving {
 		events = cutover.Placed(events, t.UID, epoch.Number)
 	}
-	c := newCall(len(events))
-	out, got := c.out, c.got
+	w.call = newCall(len(events))
+	out, got := w.call.out, w.call.got
 	for i := range events {
 		out[i] = store.Outgoing{Event: &events[i], Key: events[i].Key(keyFrom)}
 	}
-	ctx, span := p.beginWrite(ctx, t, epoch.Physical, len(events))
-	began := time.Now()
-	err = st.Publish(ctx, epoch.Physical, out, got)
-	p.metrics.stores.wrote(snap, epoch.StoreUID, err, time.Since(began))
+	ctx, w.span = p.beginWrite(ctx, t, epoch.Physical, len(events))
+	w.began = time.Now()
+	if h, ok := st.(store.Hander); ok && halves {
+		if w.wait, err = h.Hand(ctx, epoch.Physical, out); err == nil {
+			return w, nil
+		}
+		for i := range got {
+			got[i] = store.Result{Err: err}
+		}
+	} else {
+		err = st.Publish(ctx, epoch.Physical, out, got)
+	}
+	return w, p.written(&w, err)
+}
+
+// settle waits for what becomes of events that a store was given.
+func (p *Pipeline) settle(ctx context.Context, w *writing) error {
+	return p.written(w, w.wait(ctx, w.call.got))
+}
+
+// written tells the results of a call, whose outcome is err.
+func (p *Pipeline) written(w *writing, err error) error {
+	epoch, t := w.under.Epoch, w.topic
+	p.metrics.stores.wrote(w.snap, epoch.StoreUID, err, time.Since(w.began))
 	p.cfg.Denied.Is(t.UID, epoch.StoreUID, denied.Publish, err)
-	late := write.End(nil)
+	late := w.under.End(nil)
 	if err == nil {
 		err = late
 	}
-	end(span, err)
-	for i := range got {
-		res[i] = frontend.Result{Err: got[i].Err}
-		if got[i].Err == nil {
-			res[i] = frontend.Result{Err: late, Position: position.Token{TopicUID: t.UID, Epoch: epoch.Number, Pos: got[i].Pos}}
+	end(w.span, err)
+	res := w.res
+	for i, got := range w.call.got {
+		res[i] = frontend.Result{Err: got.Err}
+		if got.Err == nil {
+			res[i] = frontend.Result{Err: late, Position: position.Token{TopicUID: t.UID, Epoch: epoch.Number, Pos: got.Pos}}
 		}
 	}
 	if err == nil {
-		c.release()
+		w.call.release()
 	}
 	return err
 }
@@ -440,7 +536,8 @@ func (p *Pipeline) WriteEach(ctx context.Context, t *snapshot.Topic, events []ev
 	if err := usable(t, t.Namespace, t.Name); err != nil {
 		return failAll(res, err)
 	}
-	return p.store(ctx, p.cfg.Snapshots.Get(), t, t.KeyFrom, events, res)
+	_, err := p.hand(ctx, p.cfg.Snapshots.Get(), t, t.KeyFrom, events, res, false)
+	return err
 }
 
 func failAll(res []frontend.Result, err error) error {

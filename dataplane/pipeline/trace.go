@@ -12,10 +12,10 @@ import (
 	"github.com/weft-mesh/weft/pkg/tracing"
 )
 
-// begin begins the span of one Publish; nil without tracing. One event's span is
+// beginPublish begins the span of one Publish; nil without tracing. One event's span is
 // a child of the event's own context, that of a batch has links. Events without a
 // context get the span's.
-func (p *Pipeline) begin(ctx context.Context, t *snapshot.Topic, events []event.Event) (context.Context, trace.Span) {
+func (p *Pipeline) beginPublish(ctx context.Context, t *snapshot.Topic, events []event.Event) (context.Context, trace.Span) {
 	if p.tracer == nil {
 		return ctx, nil
 	}

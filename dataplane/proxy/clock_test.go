@@ -44,8 +44,9 @@ func TestClockJumps(t *testing.T) {
 	for _, jump = range []time.Duration{time.Hour, 24 * time.Hour, -time.Hour, 13 * time.Hour, -24 * time.Hour} {
 		_, fresh := p.mesh.Authenticate(t.Context(), policy.Credentials{Bearer: key})
 		open := p.mesh.Publish(t.Context(), who, "demo", "orders", make([]event.Event, 1), make([]frontend.Result, 1))
+		_, begun := p.mesh.Begin(t.Context(), who, "demo", "orders", make([]event.Event, 1), make([]frontend.Result, 1))
 		_, bound := p.mesh.Bound(who, frontend.Call{Namespace: "demo"})
-		for _, err := range []error{fresh, open, bound} {
+		for _, err := range []error{fresh, open, begun, bound} {
 			if jump > 12*time.Hour && fault.ClassOf(err) != fault.Unauthenticated || jump < 12*time.Hour && err != nil {
 				t.Errorf("the clock jumped by %v: %v", jump, err)
 			}

@@ -24,6 +24,7 @@ import (
 // publisher is the way in, deliverer the way out.
 type publisher interface {
 	Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error
+	Begin(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) (wait func(context.Context) error, err error)
 	Binds(host string) bool
 	Bound(who *policy.Principal, call frontend.Call) (frontend.Bound, error)
 }
@@ -134,6 +135,24 @@ func (m *mesh) with(who *policy.Principal, need func(*snapshot.Snapshot, *policy
 
 // Publish takes events to their store.
 func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error {
+	who, err := m.toPublish(ctx, who, namespace, topic, res)
+	if err != nil {
+		return err
+	}
+	return m.in.Publish(ctx, who, namespace, topic, events, res)
+}
+
+// Begin hands events to their store.
+func (m *mesh) Begin(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) (func(context.Context) error, error) {
+	who, err := m.toPublish(ctx, who, namespace, topic, res)
+	if err != nil {
+		return nil, err
+	}
+	return m.in.Begin(ctx, who, namespace, topic, events, res)
+}
+
+// toPublish is the principal as it may publish to a topic; else no result of res is any.
+func (m *mesh) toPublish(ctx context.Context, who *policy.Principal, namespace, topic string, res []frontend.Result) (*policy.Principal, error) {
 	who, err := m.with(who, func(s *snapshot.Snapshot, who *policy.Principal) error {
 		return m.demand.need(ctx, s, who, policy.Publish, config.Name{Kind: resource.Topic, Namespace: namespace, Name: topic})
 	})
@@ -141,9 +160,8 @@ func (m *mesh) Publish(ctx context.Context, who *policy.Principal, namespace, to
 		for i := range res {
 			res[i] = frontend.Result{Err: err}
 		}
-		return err
 	}
-	return m.in.Publish(ctx, who, namespace, topic, events, res)
+	return who, err
 }
 
 // Binds reports whether a host may be of HttpBindings.

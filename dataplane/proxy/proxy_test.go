@@ -367,6 +367,10 @@ func (w *passing) Publish(_ context.Context, _ *policy.Principal, _, _ string, e
 	return nil
 }
 
+func (w *passing) Begin(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) (func(context.Context) error, error) {
+	return nil, w.Publish(ctx, who, namespace, topic, events, res)
+}
+
 func (w *passing) Binds(string) bool { return true }
 
 func (w *passing) Bound(*policy.Principal, frontend.Call) (frontend.Bound, error) {

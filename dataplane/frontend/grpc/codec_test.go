@@ -76,6 +76,10 @@ func (j *judge) look(when string, events []event.Event) {
 	}
 }
 
+func (j *judge) Begin(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) (func(context.Context) error, error) {
+	return nil, j.Publish(ctx, who, namespace, topic, events, res)
+}
+
 func (j *judge) Publish(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) error {
 	j.look("before", events)
 	j.mu.Lock()

@@ -324,6 +324,11 @@ func (c *counted) Publish(ctx context.Context, who *policy.Principal, namespace,
 	return c.Mesh.Publish(ctx, who, namespace, topic, events, res)
 }
 
+func (c *counted) Begin(ctx context.Context, who *policy.Principal, namespace, topic string, events []event.Event, res []frontend.Result) (func(context.Context) error, error) {
+	c.calls = append(c.calls, len(events))
+	return c.Mesh.Begin(ctx, who, namespace, topic, events, res)
+}
+
 // TestPublishStreamTogether: what waits while the store works is published in
 // one call, in order, up to another topic; a message that is wrong takes no other
 // with it.
@@ -371,7 +376,11 @@ func TestPublishStreamTogether(t *testing.T) {
 			if errors.Is(err, io.EOF) {
 				break
 			}
-			resp, err := st.publish(t.Context(), group)
+			p, err := st.begin(t.Context(), group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := p.finish(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,10 +33,11 @@ const judgeEvery = time.Second
 var errDraining = &fault.Error{Class: fault.Unavailable, Op: "grpc", Reason: "draining", Msg: "this proxy is stopping: publish elsewhere"}
 
 // PublishStream publishes as events come. While some are with the store others
-// are read, and go to it together when it has answered: batches grow with the
-// load by themselves, nothing waits for a timer, and the order is kept. A store
-// that is slow stops the reading. A proxy that stops ends the stream when what it
-// has read is answered; credentials that are not good any more end it at once.
+// are read, and go to it together, before it has answered those before where it can take
+// more, and then no more than once: batches grow with the load by themselves, nothing
+// waits for a timer, and the order is kept. A store that is slow stops the reading. A
+// proxy that stops ends the stream when what it has read is answered; credentials that
+// are not good any more end it at once.
 func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) error {
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
@@ -47,25 +49,93 @@ func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStre
 	go in.read(ctx, rpc, s.held)
 	st := publishStream{server: s, who: who, next: 1}
 	defer st.letGo()
-	for {
-		group, err := in.take(ctx, &st)
+	out := &answers{rpc: rpc, fail: cancel}
+	err = st.run(ctx, in, out)
+	if failed := out.end(); failed != nil {
+		return failed
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// run begins to publish what comes until nothing more does.
+func (st *publishStream) run(ctx context.Context, in *inbox, out *answers) error {
+	for ctx.Err() == nil {
+		group, err := in.take(ctx, st)
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
 			return err
 		}
-		resp, err := st.publish(ctx, group)
+		p, err := st.begin(ctx, group)
 		if err != nil {
 			return toStatus(err)
 		}
-		if resp == nil {
+		if p == nil {
 			continue
 		}
-		if err := rpc.Send(resp); err != nil {
+		if err := out.add(ctx, p); err != nil {
 			return err
 		}
 	}
+	return ctx.Err()
+}
+
+// answers sends the answers of a stream, in order. What is with the store is waited for
+// beside who adds more: one publish that is answered next, and one behind it.
+type answers struct {
+	rpc     grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]
+	fail    func()          // ends the stream
+	queue   chan *published // nil until something is waited for
+	waiting atomic.Int32    // what was put there and is not answered
+	ended   chan struct{}   // closed with err
+	err     error
+}
+
+// add answers p in its turn. It waits while another one waits for its turn.
+func (a *answers) add(ctx context.Context, p *published) error {
+	if p.wait == nil && a.waiting.Load() == 0 {
+		return a.answer(ctx, p)
+	}
+	if a.queue == nil {
+		a.queue, a.ended = make(chan *published), make(chan struct{})
+		go a.run(ctx)
+	}
+	a.waiting.Add(1)
+	a.queue <- p
+	return nil
+}
+
+func (a *answers) run(ctx context.Context) {
+	defer close(a.ended)
+	for p := range a.queue {
+		if a.err == nil {
+			if a.err = a.answer(ctx, p); a.err != nil {
+				a.fail()
+			}
+		} else {
+			_, _ = p.finish(ctx)
+		}
+		a.waiting.Add(-1)
+	}
+}
+
+func (a *answers) answer(ctx context.Context, p *published) error {
+	resp, err := p.finish(ctx)
+	if err != nil {
+		return toStatus(err)
+	}
+	return a.rpc.Send(resp)
+}
+
+// end waits until what was added is answered. The error is the first.
+func (a *answers) end() error {
+	if a.queue == nil {
+		return nil
+	}
+	close(a.queue)
+	<-a.ended
+	return a.err
 }
 
 // inbox has what was read of a stream and not published yet.
@@ -195,8 +265,20 @@ func (st *publishStream) together(list []*publishRequest) int {
 // merges have room for the events of messages that are published together.
 var merges = sync.Pool{New: func() any { return new([]event.Event) }}
 
-// publish publishes the events of messages; the error ends the stream.
-func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (*eventsv1.PublishStreamResponse, error) {
+// published is what was published together.
+type published struct {
+	group  []*publishRequest
+	events []event.Event
+	merged *[]event.Event // those of a group with several messages
+	res    []frontend.Result
+	resp   eventsv1.PublishStreamResponse
+	omit   bool
+	wait   func(ctx context.Context) error // nil when res is filled in
+}
+
+// begin begins to publish the events of messages, none for nothing; the error ends the
+// stream.
+func (st *publishStream) begin(ctx context.Context, group []*publishRequest) (*published, error) {
 	first := group[0]
 	if first.namespace != "" {
 		st.namespace = first.namespace
@@ -212,55 +294,63 @@ func (st *publishStream) publish(ctx context.Context, group []*publishRequest) (
 		// Its events have no sequences: an answer would acknowledge others.
 		return nil, fault.New(fault.Invalid, "grpc", "bad-batch", "a message has at most %d events", pipeline.MaxBatch)
 	}
-	events, merged := first.events, (*[]event.Event)(nil)
+	p := &published{group: group, events: first.events, omit: st.omit}
 	if len(group) > 1 {
-		merged = merges.Get().(*[]event.Event) //nolint:forcetypeassert // there is nothing else in it
+		p.merged = merges.Get().(*[]event.Event) //nolint:forcetypeassert // there is nothing else in it
 		for _, r := range group {
-			*merged = append(*merged, r.events...)
+			*p.merged = append(*p.merged, r.events...)
 		}
-		events = *merged
+		p.events = *p.merged
 	}
-	n := len(events)
+	n := len(p.events)
 	if n == 0 {
 		return nil, nil
 	}
-	resp := &eventsv1.PublishStreamResponse{FirstSequence: st.next, Count: uint32(n)} //nolint:gosec // at most MaxBatch
+	p.resp.FirstSequence, p.resp.Count = st.next, uint32(n) //nolint:gosec // at most MaxBatch
 	st.next += uint64(n)
-	res := make([]frontend.Result, n)
+	p.res = make([]frontend.Result, n)
 	for i, err := range first.wrong {
 		if err != nil {
-			res[i].Err = badEvent(err)
+			p.res[i].Err = badEvent(err)
 		}
 	}
-	st.write(ctx, group, events, res)
+	st.write(ctx, p)
+	return p, nil
+}
+
+// finish waits for the outcome, and gives what is to be told; the error ends the stream.
+func (p *published) finish(ctx context.Context) (*eventsv1.PublishStreamResponse, error) {
+	if p.wait != nil {
+		_ = p.wait(ctx) // the error is the first of the results'
+	}
 	kept := true
-	for i := range res {
-		if err := res[i].Err; err != nil {
+	for i := range p.res {
+		if err := p.res[i].Err; err != nil {
 			kept = false
 			if c := fault.ClassOf(err); c == fault.Unauthenticated {
 				return nil, err // the credentials are not valid any more
 			}
-			resp.Failed = append(resp.Failed, &eventsv1.FailedResult{Sequence: resp.FirstSequence + uint64(i), Error: toError(err)})
+			p.resp.Failed = append(p.resp.Failed, &eventsv1.FailedResult{Sequence: p.resp.FirstSequence + uint64(i), Error: toError(err)})
 		}
-		if !st.omit {
+		if !p.omit {
 			text := ""
-			if res[i].Err == nil {
-				text = res[i].Position.String()
+			if p.res[i].Err == nil {
+				text = p.res[i].Position.String()
 			}
-			resp.Positions = append(resp.Positions, text)
+			p.resp.Positions = append(p.resp.Positions, text)
 		}
 	}
 	if kept {
-		for _, r := range group {
+		for _, r := range p.group {
 			r.release()
 		}
-		if merged != nil {
-			clear(events)
-			*merged = events[:0]
-			merges.Put(merged)
+		if p.merged != nil {
+			clear(p.events)
+			*p.merged = p.events[:0]
+			merges.Put(p.merged)
 		}
 	}
-	return resp, nil
+	return &p.resp, nil
 }
 
 // hold counts the stream as a connection, to the first topic of a namespace.
@@ -286,10 +376,11 @@ func (st *publishStream) letGo() {
 // write gives events to the mesh. Where one is wrong, or a quota has no room for
 // all, nothing is published, and each message has its own outcome: then they go
 // one by one, up to the first for which there is no room.
-func (st *publishStream) write(ctx context.Context, group []*publishRequest, events []event.Event, res []frontend.Result) {
-	// The error is the first of the results'.
-	err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events, res)
-	if err == nil || len(group) == 1 {
+func (st *publishStream) write(ctx context.Context, p *published) {
+	events, res := p.events, p.res
+	var err error // the first of the results'
+	p.wait, err = st.server.cfg.Mesh.Begin(ctx, st.who, st.namespace, st.topic, events, res)
+	if err == nil || len(p.group) == 1 {
 		return
 	}
 	switch f := fault.From(err); {
@@ -303,7 +394,7 @@ func (st *publishStream) write(ctx context.Context, group []*publishRequest, eve
 		}
 	}
 	clear(res)
-	for _, r := range group {
+	for _, r := range p.group {
 		n := len(r.events)
 		err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events[:n], res[:n])
 		events, res = events[n:], res[n:]
