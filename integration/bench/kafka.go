@@ -172,6 +172,21 @@ func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pid
 			if err != nil {
 				return err
 			}
+			// An application has one client; several are several connections to a broker.
+			const several = 4
+			var many *contender
+			if l.publishers >= several {
+				many = &contender{name: fmt.Sprintf("franz-go, %d clients", several), pids: pids}
+				for range several {
+					c, stop, err := franz(broker, r.ns+"_native", load{l.publishers / several, l.batch}, r.size, 0, pids)
+					if err != nil {
+						return err
+					}
+					stops = append(stops, stop)
+					many.workers = append(many.workers, c.workers...)
+				}
+				ours = append(ours, many)
+			}
 			var over []*contender
 			if bare != nil {
 				if over, err = lingers(relayed, bare.through()); err != nil {
@@ -197,6 +212,10 @@ func (r *run) publishKafka(ctx context.Context, figure, what, broker string, pid
 			}
 			for _, c := range ours {
 				quickest := best(theirs...)
+				if c == many {
+					r.note("publish, %s, %d KiB, %v: %s %s of the best of one", what, kib, l, c.name, spread(ratio(c, quickest), "%.2f"))
+					continue
+				}
 				cpu := ""
 				if bare != nil {
 					cpu = fmt.Sprintf(", %s of it behind a relay, at %s times its CPU in the broker", spread(ratio(c, best(over...)), "%.2f"), spread(times(c, quickest, "broker"), "%.2f"))
