@@ -129,3 +129,26 @@ func TestBeginMoved(t *testing.T) {
 		t.Errorf("%v, %+v", err, res)
 	}
 }
+
+// TestLostTopic: whoever publishes to a topic that its store has lost is told to try again.
+func TestLostTopic(t *testing.T) {
+	w, _ := newHanding(t, 0)
+	w.st.fail["orders"] = fault.New(fault.NotFound, "test", "unknown-topic", "the store has no topic orders")
+	lost := func(when string, res []frontend.Result, err error) {
+		t.Helper()
+		for _, err := range []error{err, res[0].Err} {
+			if f := fault.From(err); f.Class != fault.Unavailable || f.Reason != "topic-not-ready" || f.RetryAfter <= 0 || f.Msg != "topic orders is not ready: the store has no topic orders" {
+				t.Errorf("%s: %+v", when, f)
+			}
+		}
+	}
+	res, err := w.publish("orders", events("x"))
+	lost("in one", res, err)
+	res, wait, err := w.begin("orders", events("x"))
+	w.must(err)
+	err = wait(context.Background())
+	lost("in two halves", res, err)
+	if _, err := w.publish("nowhere", events("x")); fault.ClassOf(err) != fault.NotFound {
+		t.Errorf("a topic that there is not: %v", err)
+	}
+}

@@ -479,10 +479,11 @@ func (p *Pipeline) written(w *writing, err error) error {
 	if err == nil {
 		err = late
 	}
+	err = lost(t, err)
 	end(w.span, err)
 	res := w.res
 	for i, got := range w.call.got {
-		res[i] = frontend.Result{Err: got.Err}
+		res[i] = frontend.Result{Err: lost(t, got.Err)}
 		if got.Err == nil {
 			res[i] = frontend.Result{Err: late, Position: position.Token{TopicUID: t.UID, Epoch: epoch.Number, Pos: got.Pos}}
 		}
@@ -491,6 +492,17 @@ func (p *Pipeline) written(w *writing, err error) error {
 		w.call.release()
 	}
 	return err
+}
+
+// lost is the error of a store that does not have a topic which there is: somebody deleted
+// it underneath, or the store was restored from before. A client has named no wrong topic,
+// and may try again.
+func lost(t *snapshot.Topic, err error) error {
+	if err == nil || fault.ClassOf(err) != fault.NotFound {
+		return err
+	}
+	f := fault.From(err)
+	return &fault.Error{Class: fault.Unavailable, Op: f.Op, Reason: "topic-not-ready", RetryAfter: time.Second, Err: f.Err, Msg: "topic " + t.Name + " is not ready: " + f.Msg}
 }
 
 // call is what one call of a store is told and tells.

@@ -98,7 +98,7 @@ func advice() map[string]string {
 		"too-many-waiting":          "As many calls wait for their configuration as may. Try again.",
 		"topic-name":                "A topic's name is empty or longer than 255 bytes. Name another.",
 		"topic-moving":              "The topic moves to another store, and this proxy may not write to it at the moment: nothing was published. Try again after the time that the answer says; `weft migrate status` says what the move waits for.",
-		"topic-not-ready":           "The topic is not in force on this proxy yet. Try again; `weft status` says what it waits for.",
+		"topic-not-ready":           "The topic is not in force on this proxy yet, or its store does not have it any more. Try again; `weft status` says what it waits for.",
 		"unknown-encoding":          "The body is compressed, which is not read here. Send it as it is.",
 		"unknown-format":            "The Content-Type is of a format of CloudEvents that is not spoken here. Send `application/cloudevents+json`, its batch, or the attributes as `ce-` headers.",
 		"unknown-group":             "The topic was deleted, or the Subscription's place in it. Look with `weft status` whether the Subscription is there.",
