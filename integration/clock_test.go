@@ -42,6 +42,7 @@ var measures = map[string]string{
 	"dataplane/push/handshake.go":           "for how long a request waits for its turn",
 	"dataplane/push/secrets.go":             "time since a secret was read",
 	"dataplane/push/tls.go":                 "time since TLS files were tried",
+	"dataplane/pipeline/publish.go":         "how long a publish takes",
 	"dataplane/proxy/drain.go":              "how long a drain takes",
 	"dataplane/quota/limiter.go":            "how long a quota is used up",
 	"dataplane/stores/keeper.go":            "how long a store is not used",
