@@ -81,6 +81,13 @@ func TestTopicTakesLess(t *testing.T) {
 	if _, err := s.adm.CreateTopic(ctx, 1, 1, map[string]*string{"max.message.bytes": &most}, topic); err != nil {
 		t.Fatal(err)
 	}
+	// The broker hears of it a moment after the controller.
+	for there := false; !there; {
+		var err error
+		if there, err = s.TopicExists(ctx, topic); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var events []store.Outgoing
 	for i := range 100 {
 		events = append(events, one(fmt.Sprint("e", i), "")[0])
