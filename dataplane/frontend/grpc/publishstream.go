@@ -33,11 +33,11 @@ const judgeEvery = time.Second
 var errDraining = &fault.Error{Class: fault.Unavailable, Op: "grpc", Reason: "draining", Msg: "this proxy is stopping: publish elsewhere"}
 
 // PublishStream publishes as events come. While some are with the store others
-// are read, and go to it together, before it has answered those before where it can take
-// more, and then no more than once: batches grow with the load by themselves, nothing
-// waits for a timer, and the order is kept. A store that is slow stops the reading. A
-// proxy that stops ends the stream when what it has read is answered; credentials that
-// are not good any more end it at once.
+// are read, and go to it together: when it has answered, or where it publishes in two
+// halves when one group before them is not answered. So batches grow with the load by
+// themselves, nothing waits for a timer, and the order is kept. A store that is slow stops
+// the reading. A proxy that stops ends the stream when what it has read is answered;
+// credentials that are not good any more end it at once.
 func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) error {
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
