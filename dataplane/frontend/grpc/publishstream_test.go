@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -194,4 +197,40 @@ func TestPublishStreamHalves(t *testing.T) {
 			s.Errorf("%v, %d of %d were waited for", err, s.mesh.waited, len(s.mesh.begun))
 		}
 	})
+}
+
+// TestPublishStreamDrains: a proxy that stops answers what it has read and ends
+// the stream, so that a publisher goes on elsewhere at once.
+func TestPublishStreamDrains(t *testing.T) {
+	c := &counted{}
+	serve(t, func(m frontend.Mesh) frontend.Mesh { c.Mesh = m; return m })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- New(Config{Mesh: c, DrainTime: time.Hour}).Serve(ctx, l) }()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	st, err := eventsv1.NewEventServiceClient(conn).PublishStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Send(&eventsv1.PublishStreamRequest{Namespace: "demo", Topic: "orders", Events: ces(1)}); err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := st.Recv(); err != nil || resp.Count != 1 || len(resp.Failed) != 0 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	stop()
+	if _, err := st.Recv(); status.Code(err) != codes.Unavailable || reason(err) != "draining" {
+		t.Errorf("the stream ends with %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
