@@ -8,7 +8,8 @@ import (
 )
 
 const (
-	// maxLinks is how many links a store has at most. More than four were no quicker.
+	// maxLinks is how many links a store has at most. Four were quicker than two, and these
+	// than one; each is a connection more to every broker.
 	maxLinks = 4
 	// linkMetadataAge is how soon a link looks by itself where brokers are. One that fails
 	// is not used again, and topics are looked up elsewhere.
