@@ -106,25 +106,23 @@ func (p *Pipeline) EndRequests() { p.replies.endAll() }
 // Publish takes a batch of one client for one topic to the store and waits for
 // the outcome; see frontend.Mesh.
 func (p *Pipeline) Publish(ctx context.Context, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) error {
-	snap, k := p.cfg.Snapshots.Get(), snapshot.Key{Namespace: namespace, Name: name}
-	defer func() { p.remember(snap, k, events, res) }()
-
-	// Who may not publish there does not hear whether there is such a topic.
-	if err := p.authorised(snap, who, namespace, name, events, res); err != nil {
-		return err
+	wait, err := p.Begin(ctx, who, namespace, name, events, res)
+	if wait != nil {
+		return wait(ctx)
 	}
-	return p.enter(ctx, snap, who, k, events, res)
+	return err
 }
 
 // Begin is the first half of Publish; see frontend.Mesh.
 func (p *Pipeline) Begin(ctx context.Context, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) (wait func(context.Context) error, err error) {
 	snap, k := p.cfg.Snapshots.Get(), snapshot.Key{Namespace: namespace, Name: name}
+	// Who may not publish there does not hear whether there is such a topic.
 	if err := p.authorised(snap, who, namespace, name, events, res); err != nil {
 		p.remember(snap, k, events, res)
 		return nil, err
 	}
-	b, begun, err := p.begin(ctx, snap, who, k, events, res, true)
-	if !begun {
+	b, err := p.begin(ctx, snap, who, k, events, res)
+	if b == nil {
 		p.remember(snap, k, events, res)
 		return nil, err
 	}
@@ -166,18 +164,21 @@ type publishing struct {
 
 // enter takes events of who, who may publish them to topic k, to the store.
 func (p *Pipeline) enter(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result) error {
-	_, _, err := p.begin(ctx, snap, who, k, events, res, false)
+	b, err := p.begin(ctx, snap, who, k, events, res)
+	if b != nil {
+		return p.finish(ctx, b)
+	}
 	return err
 }
 
-// begin is enter, or with halves the first half of it where the store can do that: begun
-// tells, and finish is the other one. Else all is done.
-func (p *Pipeline) begin(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result, halves bool) (b *publishing, begun bool, err error) {
+// begin is the first half of enter, where the store can do that, and finish the other one.
+// Where it gives nil all is done.
+func (p *Pipeline) begin(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result) (*publishing, error) {
 	now := publishing{events: events, res: res, start: time.Now()}
 	t := snap.Topics[k]
 	if err := usable(t, k.Namespace, k.Name); err != nil {
 		p.metrics.refused.WithLabelValues(namespaceLabel(snap, k.Namespace), reason(err)).Add(float64(len(events)))
-		return nil, false, failAll(res, err)
+		return nil, failAll(res, err)
 	}
 	ctx, now.span = p.beginPublish(ctx, t, events)
 	now.metrics = p.metrics.of(t)
@@ -185,14 +186,15 @@ func (p *Pipeline) begin(ctx context.Context, snap *snapshot.Snapshot, who *poli
 		now.metrics.failed(reason(err), len(events))
 		now.held.Release()
 		end(now.span, err)
-		return nil, false, err
+		return nil, err
 	}
-	if now.last, begun, err = p.write(ctx, snap, t, events, res, halves); begun {
-		b := now
-		return &b, true, nil
+	var err error
+	if now.last, err = p.write(ctx, snap, t, events, res); now.last.wait != nil {
+		begun := now // what is done at once takes nothing of the heap
+		return &begun, nil
 	}
 	p.done(&now, err)
-	return nil, false, err
+	return nil, err
 }
 
 // let judges events, and takes what they need of quotas and of the room that there is.
@@ -375,12 +377,12 @@ func (p *Pipeline) admit(size int64) error {
 
 // write routes each event and gives each run of events with one destination to
 // its store in one call. After a run that failed nothing more is written: a key's
-// order is kept. With halves the last run may only have begun.
-func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, events []event.Event, res []frontend.Result, halves bool) (last writing, begun bool, err error) {
+// order is kept. The last run may only have begun: then it has a wait.
+func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, events []event.Event, res []frontend.Result) (last writing, err error) {
 	for len(events) > 0 {
 		to, err := p.destination(snap, t, &events[0])
 		if err != nil {
-			return last, false, failAll(res, err)
+			return last, failAll(res, err)
 		}
 		n := len(events)
 		if t.Route != nil {
@@ -392,17 +394,17 @@ func (p *Pipeline) write(ctx context.Context, snap *snapshot.Snapshot, t *snapsh
 				n++
 			}
 		}
-		w, err := p.hand(ctx, snap, to, t.KeyFrom, events[:n], res[:n], halves && n == len(events))
+		w, err := p.hand(ctx, snap, to, t.KeyFrom, events[:n], res[:n], n == len(events))
 		if w.wait != nil {
-			return w, true, nil
+			return w, nil
 		}
 		if err != nil {
 			_ = failAll(res[n:], fault.New(fault.Unavailable, "publish", "after-a-failure", "an earlier event of the batch failed; this one was not published"))
-			return last, false, err
+			return last, err
 		}
 		events, res = events[n:], res[n:]
 	}
-	return last, false, nil
+	return last, nil
 }
 
 // destination is the topic that keeps an event that enters t.
@@ -430,8 +432,8 @@ type writing struct {
 	wait  func(context.Context, []store.Result) error // nil: nothing is to be waited for
 }
 
-// hand gives events to the store of one topic, and waits for what becomes of them: with
-// halves only where the store cannot be left to itself. Then settle is the rest.
+// hand gives events to the store of one topic. With halves, where that can publish so, there
+// is a wait, and settle is the rest; else err is what became of them.
 func (p *Pipeline) hand(ctx context.Context, snap *snapshot.Snapshot, t *snapshot.Topic, keyFrom string, events []event.Event, res []frontend.Result, halves bool) (w writing, err error) {
 	w = writing{snap: snap, topic: t, res: res}
 	if w.under, err = p.cfg.Moves.Begin(ctx, snap, t); err != nil {
