@@ -8,14 +8,15 @@ import (
 
 // remember keeps what happened to an event of the Subscription at a time of
 // Facts.Now.
-func (r *runtime) remember(at int64, kind facts.Kind, m *message, detail string) {
-	r.m.remember(at, kind, r.key.Namespace, r.key.Name, m.topic, m.token, m.attempt, &m.stored.Event, detail)
+func (r *runtime) remember(at int64, kind facts.Kind, m *message, detail string) facts.Ref {
+	return r.m.remember(at, kind, r.key.Namespace, r.key.Name, m.topic, m.token, m.attempt, &m.stored.Event, detail)
 }
 
-func (m *Manager) remember(at int64, kind facts.Kind, namespace, subscription, topic string, pos position.Token, attempt int, e *event.Event, detail string) {
-	if m.cfg.Facts != nil {
-		m.cfg.Facts.Add(e, &facts.Fact{At: at, Kind: kind, Namespace: namespace, Topic: topic, Subscription: subscription, Position: pos, Attempt: attempt, Detail: detail})
+func (m *Manager) remember(at int64, kind facts.Kind, namespace, subscription, topic string, pos position.Token, attempt int, e *event.Event, detail string) facts.Ref {
+	if m.cfg.Facts == nil {
+		return 0
 	}
+	return m.cfg.Facts.Add(e, &facts.Fact{At: at, Kind: kind, Namespace: namespace, Topic: topic, Subscription: subscription, Position: pos, Attempt: attempt, Detail: detail})
 }
 
 // Members is how many members a Subscription has on this proxy, and how many of its

@@ -129,7 +129,7 @@ func (r *runtime) sample() {
 	for _, it := range r.buffer {
 		see(it)
 	}
-	for _, it := range r.flights {
+	for it := range r.flights.all() {
 		see(it)
 	}
 	for _, it := range r.timers.others {

@@ -155,7 +155,9 @@ func (m *member) ack(ids []uint64) (stale []uint64) {
 			if age, ok := it.age(wall); ok {
 				r.metrics.endToEnd.Observe(age)
 			}
-			r.remember(at, facts.Acked, &it.msg, "")
+			if !r.m.cfg.Facts.Acked(it.told, at) {
+				r.remember(at, facts.Acked, &it.msg, "")
+			}
 			landed = append(landed, it)
 			m.settlesLocked()
 		} else {
@@ -230,11 +232,11 @@ func (m *member) Lost() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	alone := m.out == 1
-	for id, it := range r.flights {
+	for it := range r.flights.all() {
 		if it.owner != m {
 			continue
 		}
-		r.landLocked(m, id, outcomeLost)
+		r.landLocked(m, it.id, outcomeLost)
 		if !alone && !it.msg.suspect {
 			it.msg.attempt-- // this one does not count
 		}
@@ -270,7 +272,7 @@ func (m *member) extend(d time.Duration, ids []uint64) (stale []uint64) {
 	}
 	now := time.Now()
 	for _, id := range ids {
-		it := r.flights[id]
+		it := r.flights.of(id)
 		if it == nil || it.owner != m {
 			stale = append(stale, id)
 			r.metrics.stale.Inc()
@@ -309,9 +311,9 @@ func (m *member) leaveLocked(err error) {
 	r.ring++
 	m.unwaitLocked()
 	m.failLocked(err)
-	for id, it := range r.flights {
+	for it := range r.flights.all() {
 		if it.owner == m {
-			if r.landLocked(m, id, outcomeReturned); it.pastLocked() {
+			if r.landLocked(m, it.id, outcomeReturned); it.pastLocked() {
 				r.passLocked(it)
 				continue
 			}

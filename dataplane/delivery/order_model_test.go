@@ -372,12 +372,12 @@ func (o *orderModel) held() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// Two sources, the topic and the retries, look for room side by side.
-	if n := r.held - r.behind.events; len(r.flights) > o.sub.MaxInFlight || n > 2*o.sub.MaxInFlight || n < 0 {
-		o.wrong("%d events are held, %d are out, %d may be", n, len(r.flights), o.sub.MaxInFlight)
+	if n := r.held - r.behind.events; r.flights.n > o.sub.MaxInFlight || n > 2*o.sub.MaxInFlight || n < 0 {
+		o.wrong("%d events are held, %d are out, %d may be", n, r.flights.n, o.sub.MaxInFlight)
 	}
 	behind, stuck := backlog{}, 0
 	have := map[*item]bool{}
-	for _, it := range slices.Concat(r.buffer, r.timers.others, slices.Collect(maps.Values(r.flights))) {
+	for _, it := range slices.Concat(r.buffer, r.timers.others, slices.Collect(r.flights.all())) {
 		have[it] = true
 	}
 	for _, l := range r.lanes {

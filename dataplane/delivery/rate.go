@@ -33,7 +33,7 @@ func (m *Manager) paceOf(sub *snapshot.Subscription) *rate.Limiter {
 // sources that fetch side by side may bring more than there is room for. Where the rate
 // holds up members that wait, tend is told, which wakes them when it is over.
 func (r *runtime) readyLocked(now time.Time) int {
-	n := min(len(r.buffer), r.sub.MaxInFlight-len(r.flights))
+	n := min(len(r.buffer), r.sub.MaxInFlight-r.flights.n)
 	if r.pace != nil {
 		n = min(n, int(r.pace.TokensAt(now)))
 	}

@@ -42,10 +42,9 @@ type runtime struct {
 	waiters  []*member // that wait in Next, longest first
 	sources  map[sourceKey]*source
 	buffer   []*item
-	flights  map[uint64]*item
+	flights  flights
 	held     int // items, wherever they are
 	bytes    int // and of their events
-	lastID   uint64
 	timers   timers
 	lanes    map[laneKey]*lane  // of keys whose events are here, with Ordered
 	behind   backlog            // of what is not the first of its lane
@@ -74,6 +73,7 @@ type item struct {
 	lane  *lane // nil where it is in no order, and once it has left it
 	id    uint64
 	given time.Time  // when the owner got it
+	told  facts.Ref  // that it did
 	span  trace.Span // of the delivery in flight; nil without tracing
 	// due is when it times out (in flight) or is repeated (waiting), while it is
 	// among the timers.
@@ -85,7 +85,7 @@ type item struct {
 func newRuntime(m *Manager, sub *snapshot.Subscription) *runtime {
 	writes := outage.New(m.cfg.Log.With("subscription", sub.Key), "events that failed cannot be written away; trying again", "events that failed are written away again")
 	return &runtime{m: m, writes: writes, uid: sub.UID, key: sub.Key, sub: sub, metrics: m.metrics.of(sub.Namespace, sub.Name), wake: make(chan struct{}, 1),
-		slots: make(chan struct{}, maxWriters), members: map[*member]struct{}{}, sources: map[sourceKey]*source{}, flights: map[uint64]*item{}, lanes: map[laneKey]*lane{}, stuck: map[*item]struct{}{}, seed: maphash.MakeSeed(), demand: make(chan struct{})}
+		slots: make(chan struct{}, maxWriters), members: map[*member]struct{}{}, sources: map[sourceKey]*source{}, lanes: map[laneKey]*lane{}, stuck: map[*item]struct{}{}, seed: maphash.MakeSeed(), demand: make(chan struct{})}
 }
 
 // add makes mem a member.
@@ -135,12 +135,12 @@ func (r *runtime) end(err error) {
 	}
 	r.buffer, r.timers = nil, timers{}
 	r.closeLanesLocked()
-	r.metrics.inFlight.Sub(float64(len(r.flights)))
+	r.metrics.inFlight.Sub(float64(r.flights.n))
 	r.metrics.oldest.Set(0)
-	for _, it := range r.flights {
+	for it := range r.flights.all() {
 		it.end(outcomeReturned)
 	}
-	clear(r.flights)
+	r.flights = flights{}
 	r.demandLocked()
 	r.poke()
 }
@@ -238,9 +238,9 @@ func (r *runtime) forgetLocked(lost func(*item) bool) {
 	}
 	clear(r.buffer[len(kept):])
 	r.buffer = kept
-	for id, it := range r.flights {
+	for it := range r.flights.all() {
 		if lost(it) {
-			delete(r.flights, id)
+			r.flights.drop(it)
 			r.timers.drop(it)
 			it.end(outcomeReturned)
 			r.dropLocked(it)
@@ -365,16 +365,15 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 	size := 0
 	for i, it := range items {
 		size += it.msg.stored.Size()
-		r.lastID++
-		it.id, it.owner, it.given = r.lastID, mem, now
+		r.flights.add(it)
+		it.owner, it.given = mem, now
 		it.begin(r, now)
-		r.flights[it.id] = it
 		r.timers.add(it, now.Add(r.sub.AckTimeout))
 		mem.gotLocked(it)
 		if age, ok := it.age(wall); ok && it.msg.attempt == 1 {
 			r.metrics.latency.Observe(age)
 		}
-		r.remember(at, facts.Delivered, &it.msg, "")
+		it.told = r.remember(at, facts.Delivered, &it.msg, "")
 		dst[i] = Delivery{ID: it.id, Topic: it.msg.topic, Position: it.msg.token, Attempt: it.msg.attempt, Event: &it.msg.stored.Event, judged: it.msg.judged}
 	}
 	clear(items)
@@ -403,12 +402,12 @@ func (r *runtime) landLocked(mem *member, id uint64, outcome string) *item {
 
 // takeOutLocked is landLocked for many: who calls it counts what is in flight.
 func (r *runtime) takeOutLocked(mem *member, id uint64, outcome string) *item {
-	it := r.flights[id]
+	it := r.flights.of(id)
 	if it == nil || it.owner != mem {
 		r.metrics.stale.Inc()
 		return nil
 	}
-	delete(r.flights, id)
+	r.flights.drop(it)
 	r.timers.drop(it)
 	it.end(outcome)
 	it.owner = nil

@@ -1,13 +1,17 @@
 // Package facts remembers what happened to events lately, so that people can ask.
 //
-// A Ring is bounded: 65,536 facts of 72 bytes, and the names that they need. It is
+// A Ring is bounded: 65,536 facts of 72 bytes, and the names that they need. That a
+// delivery was acknowledged is kept with the delivery. The ring is
 // divided by the hash of an event's source and id, so that what happened to one event
 // is in one place, and so that those who write seldom meet. Writing allocates nothing
 // once the names are known.
 package facts
 
 import (
+	"cmp"
 	"hash/maphash"
+	"math"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,52 +71,73 @@ const (
 type Ring struct {
 	seed   maphash.Seed
 	clock  clock.Clock
-	began  int64
 	shards [shards]shard
 }
 
 // record is a Fact as it is kept: no pointers, so that the collector has nothing to
 // look at. Names are indexes of the shard's table.
 type record struct {
-	hash, offset, minor                                  uint64
-	at                                                   int64
-	namespace, topic, kept, subscription, uid, partition uint32
-	text, epoch                                          uint32
-	attempt                                              uint16
-	kind                                                 Kind
+	hash, offset, minor uint64
+	at                  int64
+	named
+	text, epoch uint32
+	acked       uint32 // how long after at, in ackedUnit and counted from 1; 0: it was not
+	attempt     uint16
+	kind        Kind
 }
+
+// ackedUnit is what a record can tell of when a delivery was acknowledged; half a day of
+// it is the most.
+const ackedUnit = 10 * time.Microsecond
+
+// Ref is a fact that was added, for Acked.
+type Ref uint64 // the shard, and above it which of its facts, counted from 1
 
 type shard struct {
 	mu      sync.Mutex
-	next    int // where the next one goes
-	full    bool
+	n       uint64 // facts that were added; the last is at (n-1)%perShard
+	from    uint64 // those that were forgotten when names were
+	since   int64  // nothing was forgotten after that, but what the ring has no room for
 	records []record
 	ids     map[string]uint32
 	names   []string
 	texts   [texts]string
 	text    uint32 // of the newest, counted from 1
-	// last is what each of a record's names was before: mostly it is so again.
-	last [6]struct {
-		name string
-		id   uint32
+	// last are the names of the record before: mostly they are so again.
+	last struct {
+		named
+		Fact // of which it has the names alone
 	}
 	_ [64]byte
 }
 
+// named are the names of a fact, as indexes of a shard's table.
+type named struct{ namespace, topic, kept, subscription, uid, partition uint32 }
+
 // New makes a Ring.
 func New(c clock.Clock) *Ring {
-	r := &Ring{seed: maphash.MakeSeed(), clock: c, began: c.Now().UnixNano()}
+	r := &Ring{seed: maphash.MakeSeed(), clock: c}
+	began := c.Now().UnixNano()
 	for i := range r.shards {
 		s := &r.shards[i]
 		s.records = make([]record, perShard) // not touched, and so no memory, until it is used
-		s.reset()
+		s.reset(began)
 	}
 	return r
 }
 
-func (s *shard) reset() {
-	s.ids, s.names, s.next, s.full = map[string]uint32{"": 0}, []string{""}, 0, false
-	clear(s.last[:])
+// reset forgets all, which was before at.
+func (s *shard) reset(at int64) {
+	s.ids, s.names, s.from, s.since = map[string]uint32{"": 0}, []string{""}, s.n, at
+	s.last.named, s.last.Fact = named{}, Fact{}
+}
+
+// oldest is the first fact that is not forgotten, counted from 0.
+func (s *shard) oldest() uint64 {
+	if s.n-s.from > perShard {
+		return s.n - perShard
+	}
+	return s.from
 }
 
 // Now is the time for Fact.At, read once for several facts.
@@ -128,43 +153,81 @@ func (r *Ring) hash(source, id string) uint64 {
 }
 
 // Add remembers a fact about e. It borrows both.
-func (r *Ring) Add(e *event.Event, f *Fact) {
+func (r *Ring) Add(e *event.Event, f *Fact) Ref {
 	if r == nil {
-		return
+		return 0
 	}
 	h := r.hash(e.Source, e.ID)
 	s := &r.shards[h%shards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.names) > maxNames {
-		s.reset() // topics that have come and gone; begin again
+		s.reset(f.At) // topics that have come and gone; begin again
 	}
-	rec := record{hash: h, at: f.At, kind: f.Kind, attempt: uint16(min(f.Attempt, 1<<16-1)), offset: f.Position.Pos.Offset, minor: f.Position.Pos.Minor, epoch: f.Position.Epoch, //nolint:gosec // bounded
-		namespace: s.id(0, f.Namespace), topic: s.id(1, f.Topic), kept: s.id(2, f.Kept), subscription: s.id(3, f.Subscription), uid: s.id(4, f.Position.TopicUID), partition: s.id(5, f.Position.Pos.Partition)}
+	rec := &s.records[s.n%perShard]
+	*rec = record{hash: h, at: f.At, kind: f.Kind, attempt: uint16(min(f.Attempt, 1<<16-1)), offset: f.Position.Pos.Offset, minor: f.Position.Pos.Minor, epoch: f.Position.Epoch, named: *s.look(f)} //nolint:gosec // bounded
 	if f.Detail != "" {
 		rec.text = s.keep(f.Detail)
 	}
-	s.records[s.next] = rec
-	if s.next++; s.next == perShard {
-		s.next, s.full = 0, true
-	}
+	s.n++
+	return Ref(s.n*shards + h%shards)
 }
 
-// id is the index of a name, the which-th of a record.
-func (s *shard) id(which int, name string) uint32 {
-	last := &s.last[which]
-	if name == last.name {
-		return last.id
+// Acked remembers that the delivery that ref is of was acknowledged at a time of Now. It
+// reports whether it could: not of one that was forgotten, or was acknowledged after half
+// a day.
+func (r *Ring) Acked(ref Ref, at int64) bool {
+	if r == nil || ref == 0 {
+		return r == nil
 	}
+	s, nth := &r.shards[ref%shards], uint64(ref/shards)-1
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if nth < s.oldest() {
+		return false
+	}
+	rec := &s.records[nth%perShard]
+	after := max(at-rec.at, 0)/int64(ackedUnit) + 1
+	if after > math.MaxUint32 {
+		return false
+	}
+	rec.acked = uint32(after)
+	return true
+}
+
+// look gives the indexes of a fact's names.
+func (s *shard) look(f *Fact) *named {
+	l := &s.last
+	if f.Namespace != l.Namespace {
+		l.Namespace, l.named.namespace = s.id(f.Namespace)
+	}
+	if f.Topic != l.Topic {
+		l.Topic, l.named.topic = s.id(f.Topic)
+	}
+	if f.Kept != l.Kept {
+		l.Kept, l.named.kept = s.id(f.Kept)
+	}
+	if f.Subscription != l.Subscription {
+		l.Subscription, l.named.subscription = s.id(f.Subscription)
+	}
+	if f.Position.TopicUID != l.Position.TopicUID {
+		l.Position.TopicUID, l.uid = s.id(f.Position.TopicUID)
+	}
+	if f.Position.Pos.Partition != l.Position.Pos.Partition {
+		l.Position.Pos.Partition, l.partition = s.id(f.Position.Pos.Partition)
+	}
+	return &l.named
+}
+
+// id gives a name as the table has it, and its index there.
+func (s *shard) id(name string) (string, uint32) {
 	if id, ok := s.ids[name]; ok {
-		last.name, last.id = s.names[id], id
-		return id
+		return s.names[id], id
 	}
 	name = strings.Clone(name)
 	id := uint32(len(s.names)) //nolint:gosec // bounded by maxNames and a few
 	s.ids[name], s.names = id, append(s.names, name)
-	last.name, last.id = name, id
-	return id
+	return name, id
 }
 
 // keep remembers a text until texts others have come.
@@ -187,12 +250,12 @@ func (r *Ring) Of(source, id string) (facts []Fact, since time.Time) {
 	s := &r.shards[h%shards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	from, n, oldest := 0, s.next, r.began
-	if s.full {
-		from, n, oldest = s.next, perShard, s.records[s.next].at
+	from, oldest := s.oldest(), s.since
+	if from > s.from {
+		oldest = s.records[from%perShard].at
 	}
-	for i := range n {
-		rec := &s.records[(from+i)%perShard]
+	for nth := from; nth < s.n; nth++ {
+		rec := &s.records[nth%perShard]
 		if rec.hash != h {
 			continue
 		}
@@ -203,6 +266,11 @@ func (r *Ring) Of(source, id string) (facts []Fact, since time.Time) {
 			f.Detail = s.texts[rec.text%texts]
 		}
 		facts = append(facts, f)
+		if rec.acked != 0 {
+			f.At, f.Kind = rec.at+int64(rec.acked-1)*int64(ackedUnit), Acked
+			facts = append(facts, f)
+		}
 	}
+	slices.SortStableFunc(facts, func(a, b Fact) int { return cmp.Compare(a.At, b.At) })
 	return facts, time.Unix(0, oldest)
 }

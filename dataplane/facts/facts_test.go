@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/weft-mesh/weft/pkg/event"
@@ -66,12 +67,83 @@ func TestRingIsBounded(t *testing.T) {
 	}
 }
 
+// TestAcked: that a delivery was acknowledged is told with it, at its time among other
+// facts about the event, and of none but that one.
+func TestAcked(t *testing.T) {
+	r := New(nil)
+	const ms = int64(time.Millisecond)
+	mine := r.Add(ev("a"), &Fact{At: 10 * ms, Kind: Delivered, Subscription: "mine", Attempt: 2})
+	theirs := r.Add(ev("a"), &Fact{At: 11 * ms, Kind: Delivered, Subscription: "theirs", Attempt: 1})
+	r.Add(ev("a"), &Fact{At: 14 * ms, Kind: Nacked, Subscription: "theirs", Attempt: 1, Detail: "no"})
+	other := r.Add(ev("b"), &Fact{At: 12 * ms, Kind: Delivered, Subscription: "mine", Attempt: 1})
+	if !r.Acked(mine, 13*ms) || !r.Acked(other, 12*ms) {
+		t.Fatal("they are not remembered")
+	}
+	got, _ := r.Of("/s", "a")
+	want := []Fact{{At: 10 * ms, Kind: Delivered, Subscription: "mine", Attempt: 2}, {At: 11 * ms, Kind: Delivered, Subscription: "theirs", Attempt: 1},
+		{At: 13 * ms, Kind: Acked, Subscription: "mine", Attempt: 2}, {At: 14 * ms, Kind: Nacked, Subscription: "theirs", Attempt: 1, Detail: "no"}}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if got, _ := r.Of("/s", "b"); len(got) != 2 || got[1].Kind != Acked || got[1].At != 12*ms {
+		t.Errorf("of the other: %+v", got)
+	}
+	if r.Acked(theirs, 11*ms+int64(24*time.Hour)) || r.Acked(0, 0) {
+		t.Error("more is remembered than there is room for")
+	}
+	// A clock that was set back.
+	if !r.Acked(theirs, 0) {
+		t.Error("that it was acknowledged is not remembered")
+	}
+	var none *Ring
+	if !none.Acked(mine, 0) || none.Add(ev("a"), &Fact{}) != 0 {
+		t.Error("a nil ring remembers")
+	}
+}
+
+// TestAckedTooLate: of a delivery that was forgotten nothing is remembered, least of all
+// with the one that stands in its place.
+func TestAckedTooLate(t *testing.T) {
+	r := New(nil)
+	old := r.Add(ev("a"), &Fact{At: 1, Kind: Delivered})
+	for range perShard - 1 {
+		r.Add(ev("a"), &Fact{At: 2, Kind: Delivered})
+	}
+	if !r.Acked(old, 3) {
+		t.Error("it is forgotten early")
+	}
+	r.Add(ev("a"), &Fact{At: 4, Kind: Delivered})
+	if r.Acked(old, 5) {
+		t.Error("it is not forgotten")
+	}
+	got, since := r.Of("/s", "a")
+	if len(got) != perShard || since.UnixNano() != 2 {
+		t.Errorf("%d facts since %d", len(got), since.UnixNano())
+	}
+	for _, f := range got {
+		if f.Kind != Delivered {
+			t.Fatalf("%+v", f)
+		}
+	}
+	// Names that come without end.
+	last := r.Add(ev("a"), &Fact{At: 6, Kind: Delivered})
+	for i := range maxNames {
+		r.Add(ev("a"), &Fact{At: 7, Kind: Stored, Topic: fmt.Sprint(i)})
+	}
+	if r.Acked(last, 8) {
+		t.Error("it is not forgotten with the names")
+	}
+	if _, since := r.Of("/s", "a"); since.UnixNano() != 7 {
+		t.Errorf("all is remembered since %d", since.UnixNano())
+	}
+}
+
 // TestAddAllocatesNothing: on the way of an event.
 func TestAddAllocatesNothing(t *testing.T) {
 	r, e := New(nil), ev("a")
 	f := Fact{Kind: Delivered, Namespace: "n", Topic: "t", Subscription: "s", Attempt: 1, Position: position.Token{TopicUID: "u", Pos: store.Position{Partition: "p"}}}
 	r.Add(e, &f)
-	if n := testing.AllocsPerRun(1000, func() { r.Add(e, &f) }); n != 0 {
+	if n := testing.AllocsPerRun(1000, func() { r.Acked(r.Add(e, &f), 1) }); n != 0 {
 		t.Errorf("%v allocations a fact", n)
 	}
 }
