@@ -82,7 +82,7 @@ BENCH ?= .
 SLICE ?= 4s
 ROUNDS ?= 3
 .PHONY: bench
-bench: deps ## The mesh beside what it stands on, into bench.txt (BENCH=regexp SLICE=4s ROUNDS=3 BENCHFLAGS=-apart)
+bench: deps ## The mesh beside what it stands on, into bench.txt (BENCH=regexp SLICE=4s ROUNDS=3 BENCHFLAGS="-share 0.5")
 	go run ./integration/bench -run '$(BENCH)' -slice $(SLICE) -rounds $(ROUNDS) $(BENCHFLAGS) -out bench.txt
 
 .PHONY: microbench

@@ -30,10 +30,12 @@ func (r *run) kafka(ctx context.Context) (broker string, pid int, err error) {
 			return "", 0, err
 		}
 		r.stops = append(r.stops, r.kafkaNode.Stop)
-		if r.apart {
-			if err := onlyOn(ctx, r.kafkaNode.Nodes[0].PID(), "0"); err != nil {
+		if r.share > 0 {
+			undo, err := limit(r.kafkaNode.Nodes[0].PID(), r.share)
+			if err != nil {
 				return "", 0, err
 			}
+			r.stops = slices.Insert(r.stops, len(r.stops)-1, undo)
 		}
 	}
 	return r.kafkaNode.Brokers[0], r.kafkaNode.Nodes[0].PID(), nil

@@ -36,8 +36,9 @@ type settings struct {
 	// curves is the file that the picture of the curves is written to; none when
 	// empty.
 	curves string
-	// apart gives Kafka's broker a CPU of its own.
-	apart bool
+	// share is how many CPUs Kafka's broker has, as where it serves others besides; 0: as
+	// many as there are.
+	share float64
 }
 
 // figure is one thing that is measured.
@@ -109,7 +110,7 @@ func bench(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.IntVar(&s.size, "size", 1024, "bytes of an event's data")
 	flags.StringVar(&s.profiles, "profiles", "", "folder for CPU profiles of the proxy and of this process, for each way of using them")
 	flags.StringVar(&s.curves, "curves", "", "file for the picture of the curves, SVG")
-	flags.BoolVar(&s.apart, "apart", false, "give Kafka's broker the first CPU alone, and clients and proxies the others: what binds is then not who shares a machine with it")
+	flags.Float64Var(&s.share, "share", 0, "give Kafka's broker so many CPUs, as where it serves others besides: what binds is then the broker")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -120,6 +121,9 @@ func bench(ctx context.Context, args []string, out io.Writer) (err error) {
 	if s.slice <= 0 || s.slice > 10*time.Minute || s.rounds < 1 || s.rounds > 100 || s.size < 1 || s.size > 1<<20 {
 		return errors.New("-slice is at most 10m, -rounds 1 to 100, -size 1 to 1048576")
 	}
+	if s.share != 0 && (s.share < 0.1 || s.share > float64(runtime.NumCPU())) {
+		return fmt.Errorf("-share is 0.1 to %d CPUs", runtime.NumCPU())
+	}
 	if *file != "" {
 		f, err := os.Create(*file)
 		if err != nil {
@@ -127,11 +131,6 @@ func bench(ctx context.Context, args []string, out io.Writer) (err error) {
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
 		out = io.MultiWriter(out, f)
-	}
-	if s.apart {
-		if err := keepApart(ctx); err != nil {
-			return err
-		}
 	}
 	r, err := newRun(ctx, s, out)
 	if err != nil {
