@@ -74,6 +74,9 @@ func (w *Window) Kept(offset int64) {
 	}
 }
 
+// Half reports whether half of the window or more is settled, and not durable.
+func (w *Window) Half() bool { return 2*(w.head-w.kept) >= w.cap }
+
 // Commit is the offset below which everything is settled.
 func (w *Window) Commit() int64 {
 	if w.head == w.tail {

@@ -68,6 +68,10 @@ type Options struct {
 	Clock clock.Clock
 }
 
+// commitInterval is how often settled messages are made durable, where no half of a window
+// waits for it; tests lengthen it.
+var commitInterval = 20 * time.Millisecond
+
 // Limits and times.
 const (
 	// maxEvent bounds an event with everything.
@@ -80,8 +84,6 @@ const (
 	maxRead = 1 << 20
 	// defaultWindow is the window of a group.
 	defaultWindow = 4096
-	// commitInterval is how often settled messages are made durable.
-	commitInterval = 20 * time.Millisecond
 	// maxDelay is the longest delay.
 	maxDelay = 365 * 24 * time.Hour
 	// delayPrecision is how late a delayed record is moved at most.

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -23,9 +24,18 @@ func openAt(t testing.TB, fs vfs.FS, dir string, window int) *Store {
 	return st.(*Store)
 }
 
-func conform(t *testing.T, fs vfs.FS, dir string) {
+func conform(t *testing.T, fs vfs.FS, dir string) { storetest.Run(t, harness(fs, dir)) }
+
+func TestHalfWindow(t *testing.T) {
+	often := commitInterval
+	commitInterval = time.Hour
+	t.Cleanup(func() { commitInterval = often })
+	storetest.HalfWindow(t, harness(vfs.NewMem(), "store"))
+}
+
+func harness(fs vfs.FS, dir string) storetest.Harness {
 	n := 0
-	storetest.Run(t, storetest.Harness{
+	return storetest.Harness{
 		Open:      func(t *testing.T, window int) store.Store { return openAt(t, fs, dir, window) },
 		Exclusive: true,
 		Topic: func(_ *testing.T, name string) string {
@@ -33,7 +43,7 @@ func conform(t *testing.T, fs vfs.FS, dir string) {
 			return fmt.Sprintf("%s-%d", name, n)
 		},
 		Expect: expect,
-	})
+	}
 }
 
 func TestConformanceInMemory(t *testing.T) { conform(t, vfs.NewMem(), "store") }

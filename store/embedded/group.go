@@ -27,7 +27,9 @@ type group struct {
 	members []*member // by when they joined
 	wake    chan struct{}
 	dirty   bool
+	hurry   bool          // and somebody waits for that to be durable
 	flushed chan struct{} // closed when what is dirty now is durable
+	written chan struct{} // closed when what was dirty last is
 	gone    bool
 	// restored is the next offset when the store was opened: what is below
 	// may have been delivered before.
@@ -43,8 +45,10 @@ type groupState struct {
 }
 
 func newGroup(s *Store, t *topic, name string, floor uint64) *group {
-	return &group{s: s, topic: t, name: name, floor: floor, kept: floor, next: floor, settled: map[uint64]struct{}{}, owner: map[uint64]*member{},
-		wake: make(chan struct{}), flushed: make(chan struct{})}
+	g := &group{s: s, topic: t, name: name, floor: floor, kept: floor, next: floor, settled: map[uint64]struct{}{}, owner: map[uint64]*member{},
+		wake: make(chan struct{}), flushed: make(chan struct{}), written: make(chan struct{})}
+	close(g.written)
+	return g
 }
 
 // wakeLocked tells members that wait.
@@ -63,10 +67,9 @@ func (g *group) dirtyLocked() {
 
 // stateLocked is what the committer writes now.
 func (g *group) stateLocked() groupState {
-	g.dirty = false
-	done := g.flushed
-	g.flushed = make(chan struct{})
-	return groupState{g: g, floor: g.floor, key: groupKey(g.topic.id, g.name), value: g.encodeLocked(), done: done}
+	g.dirty, g.hurry = false, false
+	g.written, g.flushed = g.flushed, make(chan struct{})
+	return groupState{g: g, floor: g.floor, key: groupKey(g.topic.id, g.name), value: g.encodeLocked(), done: g.written}
 }
 
 // encodeLocked: floor, then the settled offsets above it as distances.
@@ -125,6 +128,13 @@ func (g *group) keptLocked(floor uint64) {
 // limitLocked is where delivery stops: one window above what a crash goes back
 // to at most.
 func (g *group) limitLocked() uint64 { return max(g.kept, g.topic.low) + uint64(g.s.cfg.Window) }
+
+// pressingLocked reports whether what is settled is to be durable before the interval is
+// over: a member that closes waits for it, or it is half of a window or more, and delivery
+// goes on in the other half meanwhile.
+func (g *group) pressingLocked() bool {
+	return g.hurry || 2*g.floor >= 2*max(g.kept, g.topic.low)+uint64(g.s.cfg.Window)
+}
 
 // advanceLocked moves floor over what is settled, and over what retention took.
 func (g *group) advanceLocked() {
@@ -331,6 +341,9 @@ func (m *member) Settle(msgs []*store.Message) (stale int) {
 	}
 	g.advanceLocked()
 	g.dirtyLocked()
+	if g.pressingLocked() {
+		s.poke()
+	}
 	return stale
 }
 
@@ -360,13 +373,14 @@ func (m *member) Close(ctx context.Context) error {
 		}
 	}
 	m.giveBackLocked(mine)
-	dirty, flushed := g.dirty, g.flushed
-	s.mu.Unlock()
-	if !dirty {
-		return nil
+	durable := g.written
+	if g.dirty {
+		g.hurry, durable = true, g.flushed
 	}
+	s.mu.Unlock()
+	s.poke()
 	select {
-	case <-flushed:
+	case <-durable:
 		return nil
 	case <-ctx.Done():
 		return fault.Wrap(fault.Unavailable, "embedded.close", "not-flushed", ctx.Err())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"syscall"
 	"time"
 
@@ -228,7 +229,7 @@ func (s *Store) takeQueue(groups bool) (batch []*request, settled []groupState) 
 	}
 	s.queued -= size
 	s.roomLocked()
-	if groups || n > 0 {
+	if groups || n > 0 || slices.ContainsFunc(s.dirty, (*group).pressingLocked) {
 		for _, g := range s.dirty {
 			st := g.stateLocked()
 			if g.gone {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
@@ -37,7 +36,7 @@ type subscription struct {
 	life    context.Context
 	end     context.CancelFunc
 	work    sync.WaitGroup
-	settle  chan struct{} // something was settled; capacity 1
+	commits *ackwindow.Commits
 
 	mu     sync.Mutex
 	now    *session // nil between two
@@ -89,7 +88,7 @@ func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 	if s.out.Closed() {
 		return nil, sendqueue.Closed(op)
 	}
-	x := &subscription{s: s, topic: r.Topic, group: r.Group, ordered: r.Ordered, revoked: r.Revoked, settle: make(chan struct{}, 1), owned: map[int32]*ownership{}, wake: make(chan struct{})}
+	x := &subscription{s: s, topic: r.Topic, group: r.Group, ordered: r.Ordered, revoked: r.Revoked, commits: ackwindow.NewCommits(), owned: map[int32]*ownership{}, wake: make(chan struct{})}
 	x.life, x.end = context.WithCancel(context.Background())
 	first, err := x.join()
 	if err != nil {
@@ -97,7 +96,7 @@ func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 		return nil, err
 	}
 	x.work.Go(func() { x.sessions(first) })
-	x.work.Go(x.commits)
+	x.work.Go(func() { x.commits.Run(x.life, commitInterval, x.half, x.commit) })
 	return x, nil
 }
 
@@ -163,7 +162,7 @@ func (x *subscription) fetchLocked(dst []store.Message) (n int, more []int32) {
 			if o.finished(offset) {
 				o.window.Done(at)
 				o.dirty = true
-				poke(x.settle)
+				x.commits.Settled(o.window.Half())
 				continue
 			}
 			m.Handle = handle{o, at}
@@ -210,6 +209,7 @@ func (o *ownership) finished(offset int64) bool {
 func (x *subscription) Settle(msgs []*store.Message) (stale int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	half := false
 	for _, m := range msgs {
 		h, ok := m.Handle.(handle)
 		if !ok || h.o.dropped || !h.o.window.Done(h.n) {
@@ -217,8 +217,9 @@ func (x *subscription) Settle(msgs []*store.Message) (stale int) {
 			continue
 		}
 		h.o.dirty = true
+		half = half || h.o.window.Half()
 	}
-	poke(x.settle)
+	x.commits.Settled(half)
 	return stale
 }
 
@@ -235,28 +236,24 @@ func (x *subscription) holdsLocked(o *ownership) bool {
 	return !o.dropped && (!x.ordered || o.x.lease.holds())
 }
 
-// commits makes settled messages durable, every commitInterval while there are any.
-func (x *subscription) commits() {
-	for {
-		select {
-		case <-x.settle:
-		case <-x.life.Done():
-			return
-		}
-		x.mu.Lock()
-		now := x.now
-		x.mu.Unlock()
-		if now != nil && !now.commit(x.life, x.dirty()) {
-			poke(x.settle)
-		}
-		timer := time.NewTimer(commitInterval)
-		select {
-		case <-timer.C:
-		case <-x.life.Done():
-			timer.Stop()
-			return
+// half reports whether half of a partition's window waits to be durable.
+func (x *subscription) half() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, o := range x.owned {
+		if o.window.Half() {
+			return true
 		}
 	}
+	return false
+}
+
+// commit makes settled messages durable; false where that is worth another try.
+func (x *subscription) commit() bool {
+	x.mu.Lock()
+	now := x.now
+	x.mu.Unlock()
+	return now == nil || now.commit(x.life, x.dirty())
 }
 
 func (x *subscription) dirty() (dirty []*ownership) {

@@ -14,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/ackwindow"
 )
 
 // fetchesRead counts brokers' answers to fetches that have events, and their bytes.
@@ -106,7 +107,7 @@ func TestFetchedOnce(t *testing.T) {
 func TestHeldBack(t *testing.T) {
 	s := open(t, Options{Brokers: []string{"127.0.0.1:1"}}, 4*maxBuffered) // nothing is sent
 	shut(t, s.Close)
-	x := &subscription{s: s, topic: "t", group: "g", settle: make(chan struct{}, 1), owned: map[int32]*ownership{}, wake: make(chan struct{})}
+	x := &subscription{s: s, topic: "t", group: "g", commits: ackwindow.NewCommits(), owned: map[int32]*ownership{}, wake: make(chan struct{})}
 	n := &session{sub: x, beat: make(chan struct{}, 1), hungry: make(chan struct{}, 1), c: s.c}
 	n.life, n.end = context.WithCancel(t.Context())
 	x.now = n

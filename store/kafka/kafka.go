@@ -33,14 +33,17 @@ import (
 // Kind of the driver.
 const Kind = "kafka"
 
+// commitInterval is how often settled messages are made durable, where no half of a window
+// waits for it; tests lengthen it.
+var commitInterval = 20 * time.Millisecond
+
 // Limits and times.
 const (
 	// maxMessage is the largest event, with what surrounds it. Topics that are made
 	// here take it; Kafka's own default is 1 MiB.
 	maxMessage = 4<<20 - 64<<10
 	// defaultWindow is the window of a partition.
-	defaultWindow  = 1024
-	commitInterval = 20 * time.Millisecond
+	defaultWindow = 1024
 )
 
 // Driver opens Kafka clusters.

@@ -3,6 +3,7 @@ package kafka
 import (
 	"os"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -29,11 +30,22 @@ func TestConformance(t *testing.T) {
 
 // conform runs the whole suite against brokers.
 func conform(t *testing.T, brokers []string, durability store.Durability) {
+	storetest.Run(t, harness(t, brokers, durability))
+}
+
+func TestHalfWindow(t *testing.T) {
+	often := commitInterval
+	commitInterval = time.Hour
+	t.Cleanup(func() { commitInterval = often })
+	storetest.HalfWindow(t, harness(t, []string{servers.SharedKafka(t)}, store.DurabilityProcess))
+}
+
+func harness(t *testing.T, brokers []string, durability store.Durability) storetest.Harness {
 	ns := servers.Namespace(t)
-	storetest.Run(t, storetest.Harness{
+	return storetest.Harness{
 		Open:   func(t *testing.T, window int) store.Store { return open(t, Options{Brokers: brokers}, window) },
 		Topic:  func(_ *testing.T, name string) string { return names.Physical(ns, name+uuid.NewString()[:4]) },
 		Hander: true,
 		Expect: store.Capabilities{Durability: durability, Order: true, Tail: true, Replay: true, TopicRetention: true},
-	})
+	}
 }

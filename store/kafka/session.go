@@ -271,7 +271,7 @@ func (n *session) push(p kgo.FetchTopicPartition) (enough bool) {
 	}
 	if len(o.buffer) == 0 {
 		o.window.Skip(o.end)
-		poke(x.settle)
+		x.commits.Settled(false)
 	}
 	o.paused = o.paused || len(o.buffer) >= maxBuffered || o.bytes >= maxBufferedBytes
 	x.wakeLocked()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,16 +36,16 @@ const (
 // subscription is one member of a group. It has connections of its own, since
 // brokers know one member of a group by its connection.
 type subscription struct {
-	s      *Store
-	c      *cluster
-	topic  string
-	group  string
-	client string
-	life   context.Context
-	end    context.CancelFunc
-	work   sync.WaitGroup
-	moved  chan struct{} // the members have changed; capacity 1
-	settle chan struct{} // something was settled; capacity 1
+	s       *Store
+	c       *cluster
+	topic   string
+	group   string
+	client  string
+	life    context.Context
+	end     context.CancelFunc
+	work    sync.WaitGroup
+	moved   chan struct{} // the members have changed; capacity 1
+	commits *ackwindow.Commits
 
 	ordered bool // queues are locked before they are read
 	revoked func(partition string)
@@ -96,11 +97,11 @@ func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 	n := s.members
 	s.mu.Unlock()
 	x := &subscription{s: s, topic: r.Topic, group: r.Group, client: fmt.Sprintf("%s@%d-%08x", s.cfg.ClientID, n, rand.Uint32()),
-		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, moved: make(chan struct{}, 1), settle: make(chan struct{}, 1), owned: map[queue]*ownership{}, wake: make(chan struct{})}
+		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, moved: make(chan struct{}, 1), commits: ackwindow.NewCommits(), owned: map[queue]*ownership{}, wake: make(chan struct{})}
 	x.c = newCluster(s.op, s.c.sign, func() { poke(x.moved) })
 	x.life, x.end = context.WithCancel(context.Background())
 	x.work.Go(x.membership)
-	x.work.Go(x.commits)
+	x.work.Go(func() { x.commits.Run(x.life, commitInterval, x.half, x.commit) })
 	return x, nil
 }
 
@@ -321,54 +322,52 @@ func (x *subscription) fetchLocked(dst []store.Message) int {
 func (x *subscription) Settle(msgs []*store.Message) (stale int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	half := false
 	for _, m := range msgs {
 		h, ok := m.Handle.(handle)
-		if !ok || h.o.revoked {
+		if !ok || h.o.revoked || !h.o.window.Done(h.n) {
 			stale++
 			continue
 		}
-		if !h.o.window.Done(h.n) {
-			stale++
-		}
+		half = half || h.o.window.Half()
 	}
-	poke(x.settle)
+	x.commits.Settled(half)
 	return stale
 }
 
-// commits makes settled messages durable, every commitInterval while there are
-// any.
-func (x *subscription) commits() {
-	for {
-		select {
-		case <-x.settle:
-		case <-x.life.Done():
-			return
-		}
-		x.mu.Lock()
-		var dirty []*ownership
-		for _, o := range x.owned {
-			if o.window.Commit() != o.committed && !o.back {
-				dirty = append(dirty, o)
-			}
-		}
-		x.mu.Unlock()
-		var wg sync.WaitGroup
-		for _, o := range dirty {
-			wg.Go(func() {
-				if !x.commitOne(x.life, o) {
-					poke(x.settle)
-				}
-			})
-		}
-		wg.Wait()
-		timer := time.NewTimer(commitInterval)
-		select {
-		case <-timer.C:
-		case <-x.life.Done():
-			timer.Stop()
-			return
+// half reports whether half of a queue's window waits to be durable.
+func (x *subscription) half() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, o := range x.owned {
+		if o.window.Half() && !o.back {
+			return true
 		}
 	}
+	return false
+}
+
+// commit makes settled messages durable; false where that failed for some.
+func (x *subscription) commit() bool {
+	x.mu.Lock()
+	var dirty []*ownership
+	for _, o := range x.owned {
+		if o.window.Commit() != o.committed && !o.back {
+			dirty = append(dirty, o)
+		}
+	}
+	x.mu.Unlock()
+	var failed atomic.Bool
+	var wg sync.WaitGroup
+	for _, o := range dirty {
+		wg.Go(func() {
+			if !x.commitOne(x.life, o) {
+				failed.Store(true)
+			}
+		})
+	}
+	wg.Wait()
+	return !failed.Load()
 }
 
 // commitOne commits a queue's offset if it changed; false where that failed.

@@ -59,6 +59,10 @@ type Options struct {
 	Clock clock.Clock
 }
 
+// commitInterval is how often settled messages are made durable, where no half of a window
+// waits for it; tests lengthen it.
+var commitInterval = 20 * time.Millisecond
+
 // Limits and times.
 const (
 	// maxMessage is what brokers take by default, 4 MiB, less what surrounds
@@ -68,8 +72,7 @@ const (
 	// timerPrecision is that of a broker's timer with its default settings.
 	timerPrecision = time.Second
 	// defaultWindow is the window of a queue.
-	defaultWindow  = 1024
-	commitInterval = 20 * time.Millisecond
+	defaultWindow = 1024
 	// maxDelay is the longest delay of a broker with its default settings.
 	maxDelay = 3 * 24 * time.Hour
 )

@@ -29,12 +29,21 @@ func openWith(t testing.TB, window int, o Options) *Store {
 	return st.(*Store)
 }
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { storetest.Run(t, harness(t)) }
+
+func TestHalfWindow(t *testing.T) {
+	often := commitInterval
+	commitInterval = time.Hour
+	t.Cleanup(func() { commitInterval = often })
+	storetest.HalfWindow(t, harness(t))
+}
+
+func harness(t *testing.T) storetest.Harness {
 	nameServer := servers.SharedRocketMQ(t)
 	ns := servers.Namespace(t)
-	storetest.Run(t, storetest.Harness{
+	return storetest.Harness{
 		Open:   func(t *testing.T, window int) store.Store { return open(t, nameServer, window) },
 		Topic:  func(_ *testing.T, name string) string { return names.Physical(ns, name+uuid.NewString()[:4]) },
 		Expect: store.Capabilities{Durability: store.DurabilityDisk, Delay: maxDelay, DelayPrecision: time.Second, Order: true, Tail: true, Replay: true},
-	})
+	}
 }

@@ -317,6 +317,24 @@ func (s *suite) window() {
 	sub.Settle(s.fetch(sub, window))
 }
 
+func (s *suite) halfWindow() {
+	const window = 16
+	st := s.openWindow(window)
+	topic := s.topic(st, "half", 1)
+	s.group(st, topic, groupOf(topic), store.Start{})
+	all := ids("h", 10*window)
+	s.publishIDs(st, topic, all...)
+	sub := s.subscribe(st, topic, groupOf(topic))
+	defer s.closeSub(sub)
+	var got []string
+	for range all {
+		one := s.fetch(sub, 1)
+		got = append(got, idsOf(one)...)
+		sub.Settle(one)
+	}
+	s.same("they come", got, all)
+}
+
 func (s *suite) staleSettle() {
 	st := s.open()
 	topic := s.topic(st, "stale", 1)

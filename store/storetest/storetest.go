@@ -89,25 +89,32 @@ func Run(t *testing.T, h Harness) {
 			t.Logf("%s is not run: %s", c.name, reason)
 			continue
 		}
-		t.Run(c.name, func(t *testing.T) {
-			before := goleak.IgnoreCurrent()
-			ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
-			defer cancel()
-			s := &suite{T: t, h: h, ctx: ctx}
-			defer func() {
-				s.closeAll()
-				if err := goleak.Find(before, goleak.IgnoreAnyFunction("testing.(*T).Run")); err != nil && !t.Failed() {
-					t.Errorf("goroutines are left behind: %v", err)
-				}
-			}()
-			c.run(s)
-		})
+		t.Run(c.name, func(t *testing.T) { h.run(t, c.run) })
 	}
 	for name := range h.Skip {
 		if !known[name] {
 			t.Errorf("the list of skipped cases has %q, which is none", name)
 		}
 	}
+}
+
+// HalfWindow tests that delivery goes on as half of a window is settled, whatever time
+// goes by between two commits: the caller has the driver commit once an hour.
+func HalfWindow(t *testing.T, h Harness) { h.run(t, (*suite).halfWindow) }
+
+// run runs one case.
+func (h Harness) run(t *testing.T, it func(*suite)) {
+	before := goleak.IgnoreCurrent()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	s := &suite{T: t, h: h, ctx: ctx}
+	defer func() {
+		s.closeAll()
+		if err := goleak.Find(before, goleak.IgnoreAnyFunction("testing.(*T).Run")); err != nil && !t.Failed() {
+			t.Errorf("goroutines are left behind: %v", err)
+		}
+	}()
+	it(s)
 }
 
 // suite is one case at work.
