@@ -5,7 +5,8 @@
 //	# breaks: an acknowledged event survives power loss
 //
 // The patches are applied, one at a time, to a copy of the tree; the named test
-// must fail there, by failing, not by failing to build. All are tried, and those
+// must fail there, by failing, not by failing to build; one that hangs for two minutes,
+// or the -timeout it has, has failed as well. All are tried, and those
 // that were not killed are listed at the end. With -check they are only checked to
 // apply; with -slice 2/5 only the second of five shares is tried. Arguments are
 // parts of the names of those to try; all without.
@@ -74,7 +75,7 @@ func run(ctx context.Context, dir string, only []string, share string, check boo
 	var alive []error
 	for _, m := range mutants {
 		start := time.Now()
-		verdict, err := "killed", try(ctx, tree, m)
+		verdict, err := try(ctx, tree, m)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -187,8 +188,9 @@ func copyTree(ctx context.Context) (string, error) {
 	return tree, nil
 }
 
-// try applies m, runs its test, and takes m back. It reports why m was not killed.
-func try(ctx context.Context, tree string, m mutant) error {
+// try applies m, runs its test, and takes m back. It tells how the test failed, or why m
+// was not killed.
+func try(ctx context.Context, tree string, m mutant) (verdict string, err error) {
 	git := func(args ...string) error {
 		cmd := exec.CommandContext(ctx, "git", args...)
 		cmd.Dir = tree
@@ -198,26 +200,28 @@ func try(ctx context.Context, tree string, m mutant) error {
 		return nil
 	}
 	if err := git("apply", m.file); err != nil {
-		return err
+		return "", err
 	}
 	tctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(tctx, "go", append([]string{"test", "-count=1", "-timeout=5m"}, m.test...)...)
+	cmd := exec.CommandContext(tctx, "go", append([]string{"test", "-count=1", "-timeout=2m"}, m.test...)...)
 	cmd.Dir = tree
 	out, err := cmd.CombinedOutput()
 	if rerr := git("apply", "-R", m.file); rerr != nil {
-		return rerr
+		return "", rerr
 	}
 	switch {
+	case bytes.Contains(out, []byte("panic: test timed out")):
+		return "hung", nil
 	case bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("[setup failed]")):
-		return fmt.Errorf("it does not build: a mutant must break a promise, not the build\n%s", out)
+		return "", fmt.Errorf("it does not build: a mutant must break a promise, not the build\n%s", out)
 	case err == nil && bytes.Contains(out, []byte("no tests to run")):
-		return fmt.Errorf("there is no test for %q", strings.Join(m.test, " "))
+		return "", fmt.Errorf("there is no test for %q", strings.Join(m.test, " "))
 	case err == nil:
-		return errors.New("it survived")
+		return "", errors.New("it survived")
 	case bytes.Contains(out, []byte("--- FAIL")) || bytes.Contains(out, []byte("panic:")):
-		return nil
+		return "killed", nil
 	default:
-		return fmt.Errorf("the test did not run:\n%s", out)
+		return "", fmt.Errorf("the test did not run:\n%s", out)
 	}
 }
