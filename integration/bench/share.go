@@ -27,11 +27,13 @@ func limit(pid int, cpus float64) (undo func() error, err error) {
 		return nil, fmt.Errorf("-share needs control groups, and to be root: %w", err)
 	}
 	undo = func() error {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
 		for range 100 { // the kernel may take a while to see the end of the process
 			if err = os.Remove(dir); err == nil {
 				break
 			}
-			time.Sleep(10 * time.Millisecond)
+			<-tick.C
 		}
 		return err
 	}

@@ -47,7 +47,7 @@ func TestCommits(t *testing.T) {
 			at = nil
 		}
 		after := func(ms int) {
-			time.Sleep(time.Duration(ms) * time.Millisecond)
+			<-time.After(time.Duration(ms) * time.Millisecond)
 			synctest.Wait()
 		}
 		after(5)
