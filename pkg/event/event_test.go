@@ -91,12 +91,34 @@ func TestWith(t *testing.T) {
 	}
 }
 
-func BenchmarkValidate(b *testing.B) {
-	e := valid()
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := e.Validate(); err != nil {
-			b.Fatal(err)
+// TestPrintable: every byte at every place, in values of every length, is looked at.
+func TestPrintable(t *testing.T) {
+	for n := range 40 {
+		for at := range n {
+			for c := range 256 {
+				v := []byte(strings.Repeat("~ aZ", 10)[:n])
+				v[at] = byte(c)
+				if want := c >= 0x20 && c < 0x7f; printable(string(v)) != want {
+					t.Fatalf("%q is printable: %v", v, !want)
+				}
+			}
 		}
+	}
+	if !printable("") {
+		t.Error("nothing is not printable")
+	}
+}
+
+func BenchmarkValidate(b *testing.B) {
+	for name, e := range map[string]Event{"short": valid(), "long": {ID: "0b8c4a46-6bb4-4b4e-8d12-000000000001", Source: "https://shop.example.com/orders/europe", Type: "com.example.shop.order.created",
+		Subject: "orders/2026/11/30/0815", DataContentType: "application/json"}} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := e.Validate(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
