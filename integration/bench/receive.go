@@ -128,8 +128,8 @@ func (m *mesh) consumeKafka(ctx context.Context, kib int, broker string, pid int
 
 // receiveKafka compares how long it takes from when franz-go has an event until a
 // consumer has it: franz-go's group, and a member over gRPC that acknowledges every
-// event by itself. It publishes at half of the rate that it saturates at with one event
-// a call, beside the consumer.
+// event by itself. It publishes at half of the rate that the member has where as much is
+// published beside it as can be, one event a call.
 func receiveKafka(ctx context.Context, r *run) error {
 	broker, _, err := r.kafka(ctx)
 	if err != nil {
@@ -146,15 +146,11 @@ func receiveKafka(ctx context.Context, r *run) error {
 		if err := m.apply(ctx, yaml); err != nil {
 			return err
 		}
-		saturated, stop, err := franz(broker, physical, load{64, 1}, r.size, 0, nil)
+		saturated, err := m.receiveAll(ctx, broker, physical)
 		if err != nil {
 			return err
 		}
-		defer stop()
-		if err := r.measure(ctx, saturated); err != nil {
-			return err
-		}
-		rate := saturated.rates[0] / 2
+		rate := saturated / 2
 		var native, weft delays
 		for i := range r.rounds {
 			if err := native.measure(ctx, r, broker, physical, rate, func(ctx context.Context, received func([]byte)) error {
@@ -189,6 +185,36 @@ func receiveKafka(ctx context.Context, r *run) error {
 			spread(differences(weft.p50, native.p50), "%.2f"), spread(differences(weft.p99, native.p99), "%.2f"))
 		return nil
 	})
+}
+
+// receiveAll publishes as much as can be beside a member, and tells how much of it the
+// member has a second.
+func (m *mesh) receiveAll(ctx context.Context, broker, topic string) (rate float64, err error) {
+	r := m.r
+	if err := m.apply(ctx, "apiVersion: weft/v1alpha1\nkind: Subscription\nmetadata: {namespace: NS, name: all}\nspec: {topics: [mesh], start: end, max_in_flight: 16384}\n"); err != nil {
+		return 0, err
+	}
+	c, stop, err := franz(broker, topic, load{64, 1}, r.size, 0, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer stop()
+	rctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var got atomic.Int64
+	ended := make(chan error, 1)
+	go func() {
+		ended <- reader{m: m, subscription: "all", received: func(list []*eventsv1.Delivery) { got.Add(int64(len(list))) }}.run(rctx)
+	}()
+	began := time.Now()
+	err = r.measure(ctx, c)
+	rate = min(c.rates[0], float64(got.Load())/time.Since(began).Seconds())
+	cancel()
+	<-ended // for what it was told to end for
+	if rate == 0 && err == nil {
+		err = errors.New("nothing was received")
+	}
+	return rate, err
 }
 
 // delays are how long events took, in milliseconds, by round.
