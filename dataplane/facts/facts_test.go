@@ -125,16 +125,20 @@ func TestAckedTooLate(t *testing.T) {
 			t.Fatalf("%+v", f)
 		}
 	}
-	// Names that come without end.
-	last := r.Add(ev("a"), &Fact{At: 6, Kind: Delivered})
+	// Names that come without end are forgotten, and the facts with them.
+	var last Ref
 	for i := range maxNames {
-		r.Add(ev("a"), &Fact{At: 7, Kind: Stored, Topic: fmt.Sprint(i)})
+		last = r.Add(ev("a"), &Fact{At: 6, Kind: Delivered, Topic: fmt.Sprint(i)})
 	}
-	if r.Acked(last, 8) {
+	if !r.Acked(last, 7) {
+		t.Error("it is forgotten early")
+	}
+	r.Add(ev("a"), &Fact{At: 8, Kind: Delivered, Topic: "one more"})
+	if r.Acked(last, 9) {
 		t.Error("it is not forgotten with the names")
 	}
-	if _, since := r.Of("/s", "a"); since.UnixNano() != 7 {
-		t.Errorf("all is remembered since %d", since.UnixNano())
+	if got, since := r.Of("/s", "a"); len(got) != 1 || since.UnixNano() != 8 {
+		t.Errorf("%v since %d", got, since.UnixNano())
 	}
 }
 
