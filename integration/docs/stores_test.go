@@ -55,7 +55,9 @@ var capabilities = []struct {
 	}},
 	{"largest event, with the mesh's headers", func(c store.Capabilities) string { return fmt.Sprintf("%d KiB", c.MaxEventBytes>>10) }},
 	{"events of a partition that a crash of a proxy repeats, at most", func(c store.Capabilities) string { return fmt.Sprint(c.RedeliveryWindow) }},
-	{"commits of what is settled", func(c store.Capabilities) string { return "every " + c.CommitInterval.String() + ", and at half a window" }},
+	{"commits of what is settled", func(c store.Capabilities) string {
+		return "every " + c.CommitInterval.String() + ", and at half a window"
+	}},
 }
 
 // meets is by whom a need is met.
