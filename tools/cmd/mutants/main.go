@@ -84,6 +84,10 @@ func run(ctx context.Context, dir string, only []string, share string, check boo
 			alive = append(alive, fmt.Errorf("%s: %w", m.file, err))
 		}
 		fmt.Fprintf(os.Stdout, "%-6s %4.0fs %-44s %s\n", verdict, time.Since(start).Seconds(), filepath.Base(m.file), m.breaks)
+		if err != nil {
+			reason, _, _ := strings.Cut(err.Error(), "\n\n")
+			fmt.Fprintf(os.Stdout, "       %s\n", reason)
+		}
 	}
 	if len(alive) > 0 {
 		return fmt.Errorf("%d of %d not killed:\n%w", len(alive), len(mutants), errors.Join(alive...))
