@@ -208,13 +208,16 @@ func (m *mesh) receiveAll(ctx context.Context, broker, topic string) (rate float
 	}()
 	began := time.Now()
 	err = r.measure(ctx, c)
-	rate = min(c.rates[0], float64(got.Load())/time.Since(began).Seconds())
+	received := float64(got.Load()) / time.Since(began).Seconds()
 	cancel()
 	<-ended // for what it was told to end for
-	if rate == 0 && err == nil {
+	if err == nil && received == 0 {
 		err = errors.New("nothing was received")
 	}
-	return rate, err
+	if err != nil {
+		return 0, err
+	}
+	return min(c.rates[0], received), nil
 }
 
 // delays are how long events took, in milliseconds, by round.

@@ -6,8 +6,8 @@
 //
 // The patches are applied, one at a time, to a copy of the tree; the named test
 // must fail there, by failing, not by failing to build; one that hangs for two minutes,
-// or the -timeout it has, has failed as well. All are tried, and those
-// that were not killed are listed at the end. With -check they are only checked to
+// or the -timeout it has, has failed as well. All are tried, and those that were not
+// killed are listed at the end. With -check they are only checked to
 // apply; with -slice 2/5 only the second of five shares is tried. Arguments are
 // parts of the names of those to try; all without.
 package main
