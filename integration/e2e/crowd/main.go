@@ -14,6 +14,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/client"
@@ -225,6 +227,9 @@ func (c *crowd) member(o *one) error {
 // dialTime bounds how long a proxy may take to take a connection.
 const dialTime = 10 * time.Second
 
+// acceptAgain is the pause where there are no descriptors left.
+const acceptAgain = 100 * time.Millisecond
+
 // relay leads connections to an address.
 type relay struct {
 	to string
@@ -243,6 +248,11 @@ func newRelay(to string) (*relay, error) {
 	go func() {
 		for {
 			in, err := l.Accept()
+			if errors.Is(err, syscall.EMFILE) {
+				// Clients try again sooner than what they gave up is done here.
+				<-time.After(acceptAgain)
+				continue
+			}
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "crowd:", err)
 				os.Exit(1)
