@@ -36,6 +36,10 @@ func (s *Server) register() {
 			s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_refused_total", Help: "Connections that a listener had no room for: at its limit, or since the process has too few descriptors.",
 				ConstLabels: prometheus.Labels{"listener": name, "reason": why.String()}}, func() float64 { return float64(s.listeners[i].Refused(why)) }))
 		}
+		if i < 2 {
+			s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_unfinished_total", Help: "Connections that were closed where messages that had begun and were not whole took too much, since one of theirs had begun first.", ConstLabels: labels},
+				func() float64 { return float64(s.listeners[i].Unfinished()) }))
+		}
 	}
 }
 

@@ -157,8 +157,8 @@ type Server struct {
 	roster    *roster.Roster
 	metrics   *prometheus.Registry
 	listeners [3]*listener.Listener
-	adminTLS  credentials.TransportCredentials
-	discoTLS  credentials.TransportCredentials
+	adminTLS  *tls.Config // nil: without
+	discoTLS  *tls.Config
 }
 
 // New checks cfg, opens the listeners and makes a server; Run serves.
@@ -249,7 +249,7 @@ func New(cfg Config) (_ *Server, err error) {
 	for i, l := range []struct {
 		name, addr string
 		most       int
-		tls        credentials.TransportCredentials
+		tls        *tls.Config
 	}{{"admin", cfg.AdminAddr, cfg.MaxConnections, s.adminTLS}, {"discovery", cfg.DiscoveryAddr, cfg.MaxConnections, s.discoTLS}, {"ops", cfg.OpsAddr, room.Small(maxOpsConnections), nil}} {
 		on, err := listener.Listen(l.addr, l.most)
 		if err != nil {
@@ -287,7 +287,7 @@ func (s *Server) mayHold(ctx context.Context, node, namespace string) bool {
 // transport is the listener's security and what others like it are called with:
 // TLS from files, or none on loopback. tokens: callers may have those instead of a
 // certificate, and no authority.
-func (s *Server) transport(name, addr string, f tlsconf.Files, tokens bool, ask tls.ClientAuthType) (server, client credentials.TransportCredentials, err error) {
+func (s *Server) transport(name, addr string, f tlsconf.Files, tokens bool, ask tls.ClientAuthType) (server *tls.Config, client credentials.TransportCredentials, err error) {
 	if !f.Empty() {
 		if f.CA == "" && !tokens {
 			return nil, nil, fmt.Errorf("%s: a client authority is needed beside certificate and key: it is what lets callers in", name)
@@ -301,7 +301,7 @@ func (s *Server) transport(name, addr string, f tlsconf.Files, tokens bool, ask 
 			return nil, nil, fmt.Errorf("%s: %w", name, err)
 		}
 		s.cfg.TLSSources = append(s.cfg.TLSSources, files)
-		return listener.Credentials(c), files.Credentials(nil), nil
+		return c, files.Credentials(nil), nil
 	}
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -326,12 +326,8 @@ func (s *Server) Ready(ctx context.Context) error {
 
 // grpcServer makes a server for what is kept open long: whoever's credentials have
 // changed meanwhile is judged again at an age.
-func grpcServer(creds credentials.TransportCredentials, streams uint32, age time.Duration, opts ...grpc.ServerOption) *grpc.Server {
-	limits := listener.GRPCLimits{Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: age, Grace: time.Minute}
-	if creds != nil {
-		opts = append(opts, grpc.Creds(creds))
-	}
-	return listener.GRPC(limits, opts...)
+func grpcServer(config *tls.Config, streams uint32, age time.Duration, opts ...grpc.ServerOption) *grpc.Server {
+	return listener.GRPC(listener.GRPCLimits{TLS: config, Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: age, Grace: time.Minute}, opts...)
 }
 
 // Run serves until ctx ends or something fails, then stops gracefully.

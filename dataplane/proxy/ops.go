@@ -116,7 +116,9 @@ func connections(ls map[string]*listener.Listener) []prometheus.Collector {
 		}
 		if name == listenGRPC {
 			out = append(out, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_stalled_total", Help: "Connections that were closed since their client took nothing of what a stream had for it.", ConstLabels: labels},
-				func() float64 { return float64(l.Stalled()) }))
+				func() float64 { return float64(l.Stalled()) }),
+				prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_proxy_connections_unfinished_total", Help: "Connections that were closed where messages that had begun and were not whole took too much, since one of theirs had begun first.", ConstLabels: labels},
+					func() float64 { return float64(l.Unfinished()) }))
 		}
 	}
 	return out

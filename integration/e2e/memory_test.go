@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
@@ -34,10 +37,40 @@ func (p *proxy) peak() int64 {
 	return kib << 10
 }
 
-// TestLittleMemory: far more comes at once over HTTP than the process may take, while
-// others publish over gRPC and a member settles nothing of what it has. The proxy refuses
-// what it has no room for, and stays near its limit; everything that was acknowledged is
-// delivered.
+// begin opens a connection of gRPC that publishes so many events at once, of each of which
+// it sends the first part alone.
+func (m *mesh) begin(addr, bearer string, calls int) net.Conn {
+	m.Helper()
+	c, err := net.Dial("tcp", addr)
+	m.must(err)
+	m.Cleanup(func() { _ = c.Close() })
+	var out, head bytes.Buffer
+	out.WriteString(http2.ClientPreface)
+	frames, fields := http2.NewFramer(&out, nil), hpack.NewEncoder(&head)
+	m.must(frames.WriteSettings())
+	part := append([]byte{0, 0, 0x10, 0, 0}, make([]byte, 15<<10)...) // of 1 MiB
+	for i := range uint32(calls) {                                    //nolint:gosec // few
+		head.Reset()
+		for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "x"}, {":path", eventsv1.EventService_Publish_FullMethodName}, {"content-type", "application/grpc"}, {"te", "trailers"}, {"authorization", bearer}} {
+			m.must(fields.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
+		}
+		m.must(frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: head.Bytes(), EndHeaders: true}))
+		m.must(frames.WriteData(2*i+1, false, part))
+		for range 3 {
+			m.must(frames.WriteData(2*i+1, false, part[messageHead:]))
+		}
+	}
+	_, _ = c.Write(out.Bytes()) // it may be closed by then
+	return c
+}
+
+const messageHead = 5
+
+// TestLittleMemory: far more comes at once over HTTP than the process may take, and over
+// gRPC from who begins messages that they never end, while others publish over gRPC and a
+// member settles nothing of what it has. The proxy refuses what it has no room for, closes
+// the connections of who begins and does not end, and stays near its limit; everything
+// that was acknowledged is delivered.
 func TestLittleMemory(t *testing.T) {
 	t.Parallel()
 	const (
@@ -45,6 +78,7 @@ func TestLittleMemory(t *testing.T) {
 		most     = limit + limit/2
 		overHTTP = 300 // publishers
 		overGRPC = 8
+		begun    = 12 // of 24 MiB each
 		size     = 2<<20 - 64<<10
 	)
 	m := prepareMesh(t, servers.SharedEtcd(t))
@@ -70,6 +104,16 @@ func TestLittleMemory(t *testing.T) {
 		_ = billing.receive(func(d *eventsv1.Delivery) bool { got.put(d.Event.Id); return true })
 	})
 	goroutines := p.metric("go_goroutines")
+
+	for range begun {
+		m.begin(p.grpc, bearer, 400)
+	}
+	m.await("who never ends to be cut off", func() error {
+		if n := p.metric(`weft_proxy_connections_unfinished_total{listener="grpc"}`); n == 0 || n >= begun {
+			return fmt.Errorf("%v of %d connections were closed", n, begun)
+		}
+		return nil
+	})
 
 	var refused atomic.Int64
 	data := bytes.Repeat([]byte("x"), size)

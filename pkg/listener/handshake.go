@@ -4,8 +4,6 @@ import (
 	"crypto/tls"
 	"net"
 	"time"
-
-	"google.golang.org/grpc/credentials"
 )
 
 const (
@@ -20,7 +18,7 @@ const (
 )
 
 // LimitHandshakes bounds how many connections are in their TLS handshake at a time,
-// where the servers are of HTTP, or of GRPC with Credentials. It is called before Accept.
+// where the servers are of HTTP or GRPC. It is called before Accept.
 func (l *Listener) LimitHandshakes() {
 	l.handshakes, l.handshakeTurn = make(chan struct{}, mostHandshakes), handshakeTurn
 }
@@ -71,24 +69,4 @@ func shaken(c net.Conn) {
 	if c, ok := c.(*conn); ok {
 		c.turn.end()
 	}
-}
-
-// Credentials are TLS of a server of GRPC, whose handshakes are counted.
-func Credentials(c *tls.Config) credentials.TransportCredentials {
-	return shaking{credentials.NewTLS(c)}
-}
-
-type shaking struct {
-	credentials.TransportCredentials
-}
-
-// ServerHandshake is the handshake of a connection that came.
-func (c shaking) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	defer shaken(raw)
-	return c.TransportCredentials.ServerHandshake(raw)
-}
-
-// Clone is the same.
-func (c shaking) Clone() credentials.TransportCredentials {
-	return shaking{c.TransportCredentials.Clone()}
 }

@@ -116,7 +116,7 @@ func TestHandshakesEnd(t *testing.T) {
 			return s.Close
 		},
 		"h2": func(l net.Listener) func() error {
-			s := GRPC(GRPCLimits{}, grpc.Creds(Credentials(config)))
+			s := GRPC(GRPCLimits{TLS: config})
 			grpc_health_v1.RegisterHealthServer(s, health.NewServer())
 			go func() { _ = s.Serve(l) }()
 			return func() error { s.Stop(); return nil }

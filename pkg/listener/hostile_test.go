@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"io"
 	"log"
 	"math/big"
@@ -67,7 +68,7 @@ func selfSigned(t *testing.T) (server, insecure *tls.Config) {
 
 // victims are both kinds of server, with the limits that the proxy gives them.
 func victims(t *testing.T) map[string]victim {
-	on := serveGRPC(t, GRPCLimits{Message: 8 << 20, Streams: 1000})
+	on := serveGRPC(t, GRPCLimits{Message: 8 << 20, Streams: 1000, Arriving: maxHostile / 4}).Addr()
 	client := healthClient(t, on)
 	config, insecure := selfSigned(t)
 	l, err := Listen("127.0.0.1:0", 100)
@@ -112,10 +113,18 @@ func victims(t *testing.T) map[string]victim {
 type attacker struct {
 	*http2.Framer
 	net.Conn
-	path string
-	id   uint32 // of the last stream
-	said bytes.Buffer
-	enc  *hpack.Encoder
+	path  string
+	id    uint32 // of the last stream
+	said  bytes.Buffer
+	enc   *hpack.Encoder
+	asked int // settings that are not acknowledged
+}
+
+func newAttacker(c net.Conn, path string) *attacker {
+	a := &attacker{Framer: http2.NewFramer(c, c), Conn: c, path: path}
+	a.id--
+	a.enc = hpack.NewEncoder(&a.said)
+	return a
 }
 
 // open begins another stream.
@@ -247,6 +256,27 @@ var attacks = map[string]struct {
 		}
 		return nil
 	}},
+	"messages that are never whole": {do: func(a *attacker) error {
+		for range 1000 {
+			if err := a.begins(60 << 10); err != nil {
+				return err
+			}
+		}
+		return nil
+	}},
+	"messages of one byte a frame": {do: func(a *attacker) error {
+		for range 20 {
+			if err := a.begins(0); err != nil {
+				return err
+			}
+			id := a.id
+			one := append(binary.BigEndian.AppendUint32([]byte{0, 0, 1, 0, 0}, id), 'x')
+			if _, err := a.Write(bytes.Repeat(one, 60<<10)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}},
 	"a preface that lasts": {deaf: true, do: func(a *attacker) error { return nil }},
 }
 
@@ -273,9 +303,7 @@ func TestHostileFrames(t *testing.T) {
 					if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
 						t.Fatal(err)
 					}
-					a := &attacker{Framer: http2.NewFramer(c, c), Conn: c, path: v.path}
-					a.id--
-					a.enc = hpack.NewEncoder(&a.said)
+					a := newAttacker(c, v.path)
 					_ = a.Framer.WriteSettings()
 					if !attack.deaf {
 						reading.Go(func() { _, _ = io.Copy(io.Discard, c) })

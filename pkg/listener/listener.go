@@ -23,9 +23,10 @@ import (
 type Listener struct {
 	net.Listener
 	most int
-	// stalled counts those that were closed since they took nothing.
-	accepted, stalled atomic.Int64
-	refused           [reasons]atomic.Int64
+	// stalled counts those that were closed since they took nothing, unfinished those
+	// whose messages were not whole where such took too much.
+	accepted, stalled, unfinished atomic.Int64
+	refused                       [reasons]atomic.Int64
 
 	// room is shared with others, of which this one takes share at most; nil is
 	// without bound. say hears of what is refused.
@@ -244,6 +245,10 @@ func (l *Listener) Refused(why Reason) int64 { return l.refused[why].Load() }
 
 // Stalled is the number of connections of gRPC that were closed since they took nothing.
 func (l *Listener) Stalled() int64 { return l.stalled.Load() }
+
+// Unfinished is the number of connections of gRPC that were closed where messages that
+// were not whole took too much, since one of theirs had begun first.
+func (l *Listener) Unfinished() int64 { return l.unfinished.Load() }
 
 func (c *conn) Close() error {
 	c.l.forget(c)

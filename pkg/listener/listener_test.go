@@ -243,7 +243,7 @@ func TestHTTPLimits(t *testing.T) {
 }
 
 // serveGRPC serves the health service of gRPC with limits that are over soon.
-func serveGRPC(t *testing.T, l GRPCLimits) net.Addr {
+func serveGRPC(t *testing.T, l GRPCLimits) *Listener {
 	t.Helper()
 	on, err := Listen("127.0.0.1:0", 10)
 	if err != nil {
@@ -257,7 +257,7 @@ func serveGRPC(t *testing.T, l GRPCLimits) net.Addr {
 		s.Stop()
 		<-ended
 	})
-	return on.Addr()
+	return on
 }
 
 // TestStalledStream: the connection of a client that opens a stream and reads nothing of
@@ -376,7 +376,7 @@ func (p *peer) drained(what string) {
 func TestGRPCLimits(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	addr := serveGRPC(t, GRPCLimits{Handshake: soon})
+	addr := serveGRPC(t, GRPCLimits{Handshake: soon}).Addr()
 	dial(t, addr).closed("silent")
 	p := dial(t, addr)
 	p.say(http2.ClientPreface[:10])
@@ -385,15 +385,15 @@ func TestGRPCLimits(t *testing.T) {
 	p.say("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 	p.closed("another protocol")
 
-	p = dial(t, serveGRPC(t, GRPCLimits{Idle: soon}))
+	p = dial(t, serveGRPC(t, GRPCLimits{Idle: soon}).Addr())
 	p.settings()
 	p.drained("idle")
 
-	p = dial(t, serveGRPC(t, GRPCLimits{Age: soon}))
+	p = dial(t, serveGRPC(t, GRPCLimits{Age: soon}).Addr())
 	p.settings()
 	p.drained("old")
 	// A call that is under way goes on, for as long as grace lets it.
-	watch, err := healthClient(t, serveGRPC(t, GRPCLimits{Age: soon, Grace: soon})).Watch(ctx, &grpc_health_v1.HealthCheckRequest{})
+	watch, err := healthClient(t, serveGRPC(t, GRPCLimits{Age: soon, Grace: soon}).Addr()).Watch(ctx, &grpc_health_v1.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -405,7 +405,7 @@ func TestGRPCLimits(t *testing.T) {
 	}
 
 	for _, l := range []GRPCLimits{{Streams: 3, Header: 5 << 10}, {}} {
-		got := dial(t, serveGRPC(t, l)).settings()
+		got := dial(t, serveGRPC(t, l).Addr()).settings()
 		if l.Streams == 0 {
 			l.Streams, l.Header = 100, 32<<10
 		}
@@ -415,7 +415,7 @@ func TestGRPCLimits(t *testing.T) {
 	}
 
 	for most, size := range map[int]int{0: 3 << 20, 10: 11} {
-		api := healthClient(t, serveGRPC(t, GRPCLimits{Message: most}))
+		api := healthClient(t, serveGRPC(t, GRPCLimits{Message: most}).Addr())
 		if _, err := api.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: strings.Repeat("x", size)}); status.Code(err) != codes.ResourceExhausted {
 			t.Errorf("a message of %d: %v", size, err)
 		}

@@ -2,6 +2,7 @@ package listener
 
 import (
 	"cmp"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"net/netip"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 )
 
@@ -47,6 +50,8 @@ func HTTP(h http.Handler, l HTTPLimits) *http.Server {
 // GRPCLimits bound what one connection may do. The zero value of a field is its
 // default.
 type GRPCLimits struct {
+	// TLS of the server; without where nil.
+	TLS *tls.Config
 	// Handshake bounds the wait for TLS and the preface; 10 s.
 	Handshake time.Duration
 	// Idle ends connections without calls; 15 min.
@@ -66,18 +71,29 @@ type GRPCLimits struct {
 	// bounds the headers of a call; 32 KiB.
 	Message int
 	Header  uint32
+	// Arriving bounds what the messages that have begun and are not whole take
+	// together, of all connections, in bytes; 256 MiB. Beyond it the connection whose
+	// message began first is closed. Twice Message is the least.
+	Arriving int64
 	// Streams bounds the calls at a time; 100.
 	Streams uint32
 }
 
 // GRPC makes a server.
 func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
+	creds := insecure.NewCredentials()
+	if l.TLS != nil {
+		creds = credentials.NewTLS(l.TLS)
+	}
+	longest, calls := cmp.Or(l.Message, 2<<20), cmp.Or(l.Streams, 100)
+	most := max(cmp.Or(l.Arriving, 256<<20), 2*int64(longest))
 	return grpc.NewServer(append([]grpc.ServerOption{
+		grpc.Creds(following{creds, &arriving{most: most, longest: longest, calls: int(calls)}}),
 		grpc.ForceServerCodecV2(Codec(MaxMessages)),
 		grpc.ConnectionTimeout(cmp.Or(l.Handshake, 10*time.Second)),
-		grpc.MaxRecvMsgSize(cmp.Or(l.Message, 2<<20)),
+		grpc.MaxRecvMsgSize(longest),
 		grpc.MaxHeaderListSize(cmp.Or(l.Header, 32<<10)),
-		grpc.MaxConcurrentStreams(cmp.Or(l.Streams, 100)),
+		grpc.MaxConcurrentStreams(calls),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: cmp.Or(l.Idle, 15*time.Minute),
 			MaxConnectionAge: cmp.Or(l.Age, 2*time.Hour), MaxConnectionAgeGrace: l.Grace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),

@@ -3,6 +3,7 @@ package listener
 import (
 	"context"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -48,9 +49,12 @@ func origin(ctx context.Context) *conn {
 }
 
 // cutStalled closes a connection whose client takes nothing.
-func (c *conn) cutStalled() {
+func (c *conn) cutStalled() { c.cut(&c.l.stalled) }
+
+// cut closes the connection and counts it, unless it was closed before.
+func (c *conn) cut(count *atomic.Int64) {
 	if c.Close() == nil {
-		c.l.stalled.Add(1)
+		count.Add(1)
 	}
 }
 

@@ -44,6 +44,9 @@ type Config struct {
 	TLS *tls.Config
 	// MaxMessage bounds a message, in bytes; 8 MiB.
 	MaxMessage int
+	// MaxArriving bounds what messages that have begun and are not whole take together,
+	// in bytes; listener.GRPCLimits says the least and what it is otherwise.
+	MaxArriving int64
 	// DrainTime bounds the graceful stop; 10 s.
 	DrainTime time.Duration
 	// Stall is how long a stream waits for a client that takes nothing, before its
@@ -79,11 +82,8 @@ func New(cfg Config) *Server {
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	opts := []grpc.ServerOption{grpc.ForceServerCodecV2(codec{s.pool}), experimental.BufferPool(s.pool), grpc.InTapHandle(s.enter), grpc.ReadBufferSize(64 << 10), grpc.WriteBufferSize(64 << 10)}
 	opts = append(opts, s.counting()...)
-	if s.cfg.TLS != nil {
-		opts = append(opts, grpc.Creds(listener.Credentials(s.cfg.TLS)))
-	}
 	opts = append(opts, grpc.RPCDecompressor(uncompressed{})) //nolint:staticcheck // it comes before what is registered for the process
-	srv := listener.GRPC(listener.GRPCLimits{Message: s.cfg.MaxMessage, Streams: 1000, Idle: 30 * time.Minute, Stall: s.cfg.Stall}, opts...)
+	srv := listener.GRPC(listener.GRPCLimits{TLS: s.cfg.TLS, Message: s.cfg.MaxMessage, Arriving: s.cfg.MaxArriving, Streams: 1000, Idle: 30 * time.Minute, Stall: s.cfg.Stall}, opts...)
 	srv.RegisterService(service(), s)
 	eventsv1.RegisterDeadLetterServiceServer(srv, &deadLetters{s: s})
 	eventsv1.RegisterInspectServiceServer(srv, &inspector{s: s})
