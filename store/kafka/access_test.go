@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -161,4 +162,51 @@ func TestAccess(t *testing.T) {
 	until("")
 	must(s.Publish(ctx, topic, one("after", ""), make([]store.Result, 1)))
 	arrive("after")
+}
+
+// TestClientCertificate: a broker that asks for a certificate serves who shows one that it
+// takes; of others a store says which field has it, with TLS 1.2, whose handshake ends for
+// it, and with 1.3, whose client hears of it later.
+func TestClientCertificate(t *testing.T) {
+	servers.NeedServers(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	file, trust := certificate(t)
+	other, _ := certificate(t)
+	pair := func(file string) []tls.Certificate {
+		t.Helper()
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := tls.X509KeyPair(text, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []tls.Certificate{c}
+	}
+	own := pair(file)
+	authority := filepath.Join(t.TempDir(), "authority.pem")
+	if err := os.WriteFile(authority, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own[0].Certificate[0]}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k := start(ctx, t, servers.KafkaOptions{KeyStore: file, Properties: []string{"ssl.client.auth=required", "ssl.truststore.type=PEM", "ssl.truststore.location=" + authority}})
+	for name, shown := range map[string][]tls.Certificate{"its own": own, "another": pair(other), "none": nil} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			s := open(t, Options{Brokers: k.Brokers, TLS: func() (*tls.Config, error) {
+				return &tls.Config{RootCAs: trust, Certificates: shown, MinVersion: version, MaxVersion: version}, nil
+			}}, 0)
+			switch err := s.Check(ctx); {
+			case name == "its own":
+				if err != nil {
+					t.Errorf("%s, %s: %v", name, tls.VersionName(version), err)
+				}
+			case store.Why(err) != "Unreachable" || !strings.Contains(err.Error(), "tls.certificate_file"):
+				t.Errorf("%s, %s: %v", name, tls.VersionName(version), err)
+			}
+			if err := s.Close(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 }

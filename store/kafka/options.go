@@ -162,5 +162,24 @@ func (o *Options) mechanism() sasl.Mechanism {
 func (o *Options) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	return store.Dial(ctx, &net.Dialer{}, addr, o.TLS)
+	c, err := store.Dial(ctx, &net.Dialer{}, addr, o.TLS)
+	if err != nil || o.TLS == nil {
+		return c, err
+	}
+	return &shaken{Conn: c}, nil
+}
+
+// shaken is a connection whose handshake is done on this side: with TLS 1.3 the broker
+// may refuse the client's certificate still. It is read from by one goroutine at a time.
+type shaken struct {
+	net.Conn
+	answered bool
+}
+
+func (c *shaken) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.answered = c.answered || n > 0; !c.answered && store.RefusedTLS(err) {
+		err = store.Unanswered(true, err)
+	}
+	return n, err
 }
