@@ -21,6 +21,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/election"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/outage"
 )
 
 // Config of a Mesh.
@@ -76,6 +77,7 @@ type Mesh struct {
 	peers map[string]*peer // by address
 	// lost is since when etcd cannot be reached; zero while it can.
 	lost    time.Time
+	say     *outage.Log
 	records records // as they were read last
 
 	unanswered prometheus.Counter
@@ -90,6 +92,7 @@ func New(cfg Config) *Mesh {
 		cfg.Forget = 10 * time.Minute
 	}
 	m := &Mesh{cfg: cfg, id: uuid.NewString(), peers: map[string]*peer{},
+		say:        outage.New(cfg.Log, "this replica's status cannot be written down; trying again", "this replica's status is written down again"),
 		unanswered: prometheus.NewCounter(prometheus.CounterOpts{Name: "weft_controlplane_peer_failures_total", Help: "Times that another replica did not tell its status."})}
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(m.unanswered)

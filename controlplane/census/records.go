@@ -109,7 +109,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := m.session(ctx); err != nil && ctx.Err() == nil {
 			m.reached(err)
-			m.cfg.Log.Warn("this replica's status cannot be written down; trying again", "error", err)
+			m.say.Is(err)
 		}
 		wait(ctx, m.cfg.Every)
 	}
@@ -179,6 +179,9 @@ func (m *Mesh) beat(ctx context.Context, lease clientv3.LeaseID) error {
 	defer cancel()
 	_, err = m.cfg.Etcd.Put(ctx, m.cfg.StatusKey(replicaKeys+m.id), string(b), clientv3.WithLease(lease))
 	m.reached(err)
+	if err == nil {
+		m.say.Is(nil)
+	}
 	return err
 }
 

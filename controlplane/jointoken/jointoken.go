@@ -24,6 +24,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/outage"
 )
 
 const (
@@ -73,9 +74,10 @@ func New(cfg Config) *Tokens {
 
 // Run follows the tokens until ctx ends.
 func (t *Tokens) Run(ctx context.Context) error {
+	away := outage.New(t.cfg.Log, "join tokens cannot be followed; those that are known stay in force", "join tokens are followed again")
 	for ctx.Err() == nil {
-		if err := t.follow(ctx); err != nil && ctx.Err() == nil {
-			t.cfg.Log.Warn("join tokens cannot be followed; those that are known stay in force", "error", err)
+		if err := t.follow(ctx, away); err != nil && ctx.Err() == nil {
+			away.Is(err)
 		}
 		timer := time.NewTimer(retryAfter)
 		select {
@@ -87,7 +89,7 @@ func (t *Tokens) Run(ctx context.Context) error {
 	return nil
 }
 
-func (t *Tokens) follow(ctx context.Context) error {
+func (t *Tokens) follow(ctx context.Context, away *outage.Log) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	resp, err := t.cfg.Etcd.Get(ctx, t.cfg.Prefix, clientv3.WithPrefix())
@@ -99,6 +101,7 @@ func (t *Tokens) follow(ctx context.Context) error {
 		t.put(all, kv)
 	}
 	t.now.Store(all)
+	away.Is(nil)
 	for events := range t.cfg.Etcd.Watch(ctx, t.cfg.Prefix, clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1)) {
 		if err := events.Err(); err != nil {
 			return err

@@ -23,6 +23,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/outage"
 )
 
 const (
@@ -273,9 +274,10 @@ func (r *Roster) Run(ctx context.Context) error {
 	var work sync.WaitGroup
 	work.Go(func() { r.write(ctx) })
 	work.Go(func() { r.ask(ctx) })
+	away := outage.New(r.cfg.Log, "the roster of proxies cannot be followed; those that are known are served", "the roster of proxies is followed again")
 	for ctx.Err() == nil {
-		if err := r.follow(ctx); err != nil && ctx.Err() == nil {
-			r.cfg.Log.Warn("the roster of proxies cannot be followed; those that are known are served", "error", err)
+		if err := r.follow(ctx, away); err != nil && ctx.Err() == nil {
+			away.Is(err)
 		}
 		timer := time.NewTimer(retryAfter)
 		select {
@@ -289,7 +291,7 @@ func (r *Roster) Run(ctx context.Context) error {
 }
 
 // follow reads the roster and what becomes of it.
-func (r *Roster) follow(ctx context.Context) error {
+func (r *Roster) follow(ctx context.Context, away *outage.Log) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	resp, err := r.cfg.Etcd.Get(ctx, r.cfg.Prefix, clientv3.WithPrefix())
@@ -299,6 +301,7 @@ func (r *Roster) follow(ctx context.Context) error {
 	if err := r.keep(ctx, r.begin(resp)); err != nil {
 		return err
 	}
+	away.Is(nil)
 	for events := range r.cfg.Etcd.Watch(ctx, r.cfg.Prefix, clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1)) {
 		if err := events.Err(); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -46,6 +47,7 @@ func (r *reader) run(ctx context.Context, idle func() bool, take func([]store.Me
 	defer r.close(ctx)
 	r.m.turns.add(r)
 	defer r.m.turns.drop(r)
+	log := outage.New(r.m.cfg.Log.With("topic", r.topic.Key), "a tail's topic cannot be read; trying again", "a tail's topic is read again")
 	retry := minRetry
 	var msgs []store.Message
 	for ctx.Err() == nil {
@@ -86,13 +88,16 @@ func (r *reader) run(ctx context.Context, idle func() bool, take func([]store.Me
 			}
 		}
 		if err == nil {
-			retry = minRetry
+			if retry > minRetry {
+				log.Is(nil)
+				retry = minRetry
+			}
 			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		r.m.cfg.Log.Warn("a tail's topic cannot be read; trying again", "topic", r.topic.Key, "error", err)
+		log.Is(err)
 		// A store that cannot be reached for a while goes on by itself; one
 		// that was exchanged does not.
 		if now, serr := r.m.cfg.Store(r.epoch.StoreUID); serr == nil && now != r.st || fault.ClassOf(err) != fault.Unavailable {

@@ -1,9 +1,12 @@
 package delivery
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -141,5 +144,51 @@ func TestTailIsBounded(t *testing.T) {
 				t.Fatalf("event %d is %s", i, d.Event.ID)
 			}
 		}
+	}
+}
+
+// awayStore is a store of which tails cannot read, so many times.
+type awayStore struct {
+	store.Store
+	left atomic.Int32
+}
+
+type awayTail struct {
+	store.Tail
+	s *awayStore
+}
+
+func (s *awayStore) Tail(ctx context.Context, r store.TailRequest) (store.Tail, error) {
+	t, err := s.Store.Tail(ctx, r)
+	return awayTail{t, s}, err
+}
+
+func (t awayTail) Next(ctx context.Context, dst []store.Message) (int, error) {
+	if t.s.left.Add(-1) >= 0 {
+		return 0, fault.New(fault.Unavailable, "test", "store-unreachable", "the store is away")
+	}
+	return t.Tail.Next(ctx, dst)
+}
+
+// TestTailOutage: of a store that is away while a tail waits two lines are logged, one when
+// it is away and one when it is back, however often it was tried.
+func TestTailOutage(t *testing.T) {
+	w := newWorld(t, nil)
+	w.stop()
+	st := &awayStore{Store: w.st}
+	st.left.Store(4)
+	var log bytes.Buffer
+	w.st, w.log = st, slog.New(slog.NewTextHandler(&log, nil))
+	w.start()
+	w.publish("a")
+	tail, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+	w.must(err)
+	w.next(tail, 1)
+	w.publish("b")
+	w.next(tail, 1) // what was logged of the first is there
+	tail.Close()
+	w.stop()
+	if text := log.String(); strings.Count(text, "a tail's topic cannot be read") != 1 || strings.Count(text, "a tail's topic is read again") != 1 {
+		t.Errorf("logged was\n%s", text)
 	}
 }

@@ -9,12 +9,14 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/outage"
 	"github.com/weft-mesh/weft/store/ackwindow"
 )
 
 // membership says that this member lives, and takes its share of the queues
 // whenever members or queues change.
 func (x *subscription) membership() {
+	log := outage.New(x.s.cfg.Log.With("topic", x.topic, "group", x.group), "a group cannot be joined; trying again", "a group is joined again")
 	retry := minRetry
 	for {
 		wait := heartbeatEvery
@@ -23,7 +25,7 @@ func (x *subscription) membership() {
 			wait = lockAgain
 		}
 		if err != nil && x.life.Err() == nil {
-			x.s.cfg.Log.Warn("a group cannot be joined; trying again", "topic", x.topic, "group", x.group, "error", err)
+			log.Is(err)
 			wait, retry = retry, min(2*retry, maxRetry)
 			x.mu.Lock()
 			x.failed = nil
@@ -33,6 +35,9 @@ func (x *subscription) membership() {
 			x.wakeLocked()
 			x.mu.Unlock()
 		} else {
+			if err == nil {
+				log.Is(nil)
+			}
 			retry, wait = minRetry, min(wait, x.c.heartbeat(x.topic))
 		}
 		timer := time.NewTimer(wait)
