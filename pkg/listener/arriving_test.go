@@ -190,6 +190,20 @@ func TestArrivingModel(t *testing.T) {
 	}
 }
 
+// TestArrivingLongFrame: a frame that says to be longer than it may counts as the longest
+// that there may be: who lies does not have others cut off.
+func TestArrivingLongFrame(t *testing.T) {
+	f, a := follow(1 << 40)
+	var out bytes.Buffer
+	out.WriteString(http2.ClientPreface)
+	_ = http2.NewFramer(&out, nil).WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true})
+	out.Write([]byte{0xff, 0xff, 0xff, frameData, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0})
+	f.take(out.Bytes())
+	if got := a.held(); got != callCost+frameCost(longestFrame) {
+		t.Errorf("%d bytes are held", got)
+	}
+}
+
 // FuzzFrames: nothing that a client sends, however it is cut, is counted as less than
 // nothing, or stays when its connection has ended.
 func FuzzFrames(f *testing.F) {

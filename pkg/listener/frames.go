@@ -10,6 +10,7 @@ import (
 const (
 	clientPreface = 24 // bytes, before a client's first frame
 	frameHead     = 9
+	longestFrame  = 16 << 10 // of which gRPC takes the payload; it closes a connection for more
 
 	frameData, frameHeaders, frameRST = 0, 1, 3
 	flagEndStream, flagPadded         = 1, 8
@@ -109,7 +110,7 @@ func (c *calls) take(p []byte) {
 }
 
 func (c *calls) begin() {
-	c.on, c.size, c.pad, c.known = nil, c.left, 0, false
+	c.on, c.size, c.pad, c.known = nil, min(c.left, longestFrame), 0, false
 	id := c.stream()
 	switch c.kind() {
 	case frameHeaders:
