@@ -277,7 +277,9 @@ func (r *relay) lead(in net.Conn) {
 	ended := make(chan struct{}, 2)
 	for _, way := range [][2]net.Conn{{out, in}, {in, out}} {
 		go func() {
-			_, _ = io.Copy(way[0], way[1])
+			// Not as the kernel would do it, with a pipe for each way: those are four
+			// descriptors of a connection.
+			_, _ = io.CopyBuffer(struct{ io.Writer }{way[0]}, struct{ io.Reader }{way[1]}, make([]byte, 4<<10))
 			ended <- struct{}{}
 		}()
 	}
