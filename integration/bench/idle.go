@@ -12,6 +12,10 @@ import (
 	"strconv"
 	"sync"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 )
 
@@ -22,21 +26,33 @@ const waiting = 9990
 // idle measures what the proxy holds for subscribers that wait for events which do
 // not come: its resident memory with them above that without.
 func idle(ctx context.Context, r *run) error {
+	certs, err := newFleetTLS(filepath.Join(r.dir, "idle"))
+	if err != nil {
+		return err
+	}
+	server := certs.client.Clone()
+	server.Certificates = nil // who calls has a key
+	plain, secure := insecure.NewCredentials(), credentials.NewTLS(server)
+	tail := func() *eventsv1.SubscribeOpen {
+		return &eventsv1.SubscribeOpen{Source: &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{"mesh"}}}}
+	}
 	for i, c := range []struct {
-		name string
-		aim  int
-		open func(context.Context, *mesh) (end func(), err error)
+		name  string
+		aim   int
+		proxy []string
+		open  func(context.Context, *mesh) (end func(), err error)
 	}{
-		{"SSE, a tail each", 30, idleSSE},
-		{"gRPC, a tail each", 35, func(ctx context.Context, m *mesh) (func(), error) {
-			return idleGRPC(ctx, m, &eventsv1.SubscribeOpen{Source: &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{"mesh"}}}})
+		{"SSE, a tail each", 30, nil, idleSSE},
+		{"gRPC, a tail each", 35, nil, func(ctx context.Context, m *mesh) (func(), error) { return idleGRPC(ctx, m, plain, tail()) }},
+		{"gRPC, members of one Subscription", 35, nil, func(ctx context.Context, m *mesh) (func(), error) {
+			return idleGRPC(ctx, m, plain, &eventsv1.SubscribeOpen{Source: &eventsv1.SubscribeOpen_Subscription{Subscription: "round0"}})
 		}},
-		{"gRPC, members of one Subscription", 35, func(ctx context.Context, m *mesh) (func(), error) {
-			return idleGRPC(ctx, m, &eventsv1.SubscribeOpen{Source: &eventsv1.SubscribeOpen_Subscription{Subscription: "round0"}})
+		{"gRPC with TLS, a tail each", 0, []string{filepath.Join(r.dir, "weft-proxy"), "--cert", certs.serverCert, "--key", certs.serverKey}, func(ctx context.Context, m *mesh) (func(), error) {
+			return idleGRPC(ctx, m, secure, tail())
 		}},
 	} {
 		name := "idle" + strconv.Itoa(i)
-		m, err := r.startMesh(ctx, name, filepath.Join(r.dir, name))
+		m, err := r.startMesh(ctx, name, filepath.Join(r.dir, name), c.proxy...)
 		if err != nil {
 			return err
 		}
@@ -69,7 +85,11 @@ func (r *run) idlers(ctx context.Context, m *mesh, c, name string, aim int, open
 		}
 	}
 	r.printf("  %s, %d connections: %.1f KiB each; %d MiB without any\n", name, waiting, each, before>>20)
-	r.note("idle, %s: %.1f KiB each at %d (aim: at most %d)", name, each, waiting, aim)
+	aimed := ""
+	if aim > 0 {
+		aimed = fmt.Sprintf(" (aim: at most %d)", aim)
+	}
+	r.note("idle, %s: %.1f KiB each at %d%s", name, each, waiting, aimed)
 	return nil
 }
 
@@ -135,10 +155,10 @@ func idleSSE(ctx context.Context, m *mesh) (func(), error) {
 	})
 }
 
-func idleGRPC(ctx context.Context, m *mesh, open *eventsv1.SubscribeOpen) (func(), error) {
+func idleGRPC(ctx context.Context, m *mesh, creds credentials.TransportCredentials, open *eventsv1.SubscribeOpen) (func(), error) {
 	open.Namespace, open.Credit = m.r.ns, 16
 	return opened(ctx, func(ctx context.Context) (func(), error) {
-		conn, err := dial(m.grpc)
+		conn, err := grpc.NewClient(m.grpc, grpc.WithTransportCredentials(creds))
 		if err != nil {
 			return nil, err
 		}

@@ -148,26 +148,35 @@ func (f followedReady) ReadOnReady(size int, pool mem.BufferPool) (*[]byte, int,
 // following has the calls of the connections that its handshakes are of followed.
 type following struct {
 	credentials.TransportCredentials
+	secure   bool // by TLS
 	arriving *arriving
+	pool     mem.BufferPool // of what is read beneath TLS
 }
 
 // ServerHandshake is the handshake of a connection that came.
 func (c following) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	out, info, err := c.TransportCredentials.ServerHandshake(raw)
-	shaken(raw)
+	defer shaken(raw)
 	from, ok := raw.(*conn)
-	if err != nil || !ok {
-		return out, info, err
+	if !ok {
+		return c.TransportCredentials.ServerHandshake(raw)
 	}
-	f := &followed{Conn: out, in: calls{splitter: splitter{preface: clientPreface}, arriving: c.arriving, from: from}}
+	f := &followed{in: calls{splitter: splitter{preface: clientPreface}, arriving: c.arriving, from: from}}
 	f.reset = f.ended
-	if out == raw {
-		return followedReady{f, from}, info, nil
+	var out net.Conn = followedReady{f, from}
+	if c.secure {
+		r := newRecords(from, c.pool)
+		raw, out = r, &securedReady{followed: f, records: r}
 	}
-	return f, info, nil
+	var info credentials.AuthInfo
+	var err error
+	if f.Conn, info, err = c.TransportCredentials.ServerHandshake(raw); err != nil {
+		return nil, nil, err
+	}
+	return out, info, nil
 }
 
 // Clone is the same.
 func (c following) Clone() credentials.TransportCredentials {
-	return following{c.TransportCredentials.Clone(), c.arriving}
+	c.TransportCredentials = c.TransportCredentials.Clone()
+	return c
 }

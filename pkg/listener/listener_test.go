@@ -132,7 +132,6 @@ func serveHTTP(t *testing.T, l HTTPLimits, h http.HandlerFunc) net.Addr {
 
 const soon = 50 * time.Millisecond
 
-// TestHTTPLimits: whoever is slow or large is cut off.
 // counted counts the buffers that are lent.
 type counted struct{ lent, got atomic.Int64 }
 
@@ -189,6 +188,7 @@ func TestReadOnReady(t *testing.T) {
 	}
 }
 
+// TestHTTPLimits: whoever is slow or large is cut off.
 func TestHTTPLimits(t *testing.T) {
 	ok := func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err == nil {

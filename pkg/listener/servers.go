@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/weft-mesh/weft/pkg/buffers"
 )
 
 // HTTPLimits bound what one connection may do. The zero value of a field is its
@@ -88,7 +90,7 @@ func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
 	longest, calls := cmp.Or(l.Message, 2<<20), cmp.Or(l.Streams, 100)
 	most := max(cmp.Or(l.Arriving, 256<<20), 2*int64(longest))
 	return grpc.NewServer(append([]grpc.ServerOption{
-		grpc.Creds(following{creds, &arriving{most: most, longest: longest, calls: int(calls)}}),
+		grpc.Creds(following{creds, l.TLS != nil, &arriving{most: most, longest: longest, calls: int(calls)}, buffers.New()}),
 		grpc.ForceServerCodecV2(Codec(MaxMessages)),
 		grpc.ConnectionTimeout(cmp.Or(l.Handshake, 10*time.Second)),
 		grpc.MaxRecvMsgSize(longest),
