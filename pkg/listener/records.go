@@ -88,7 +88,9 @@ type securedReady struct {
 // that of the connection does.
 func (s *securedReady) ReadOnReady(size int, pool mem.BufferPool) (*[]byte, int, error) {
 	if !s.more {
-		_ = s.records.fill() // whatever fails TLS meets too
+		if err := s.records.fill(); err != nil {
+			return nil, 0, err
+		}
 	}
 	buf := pool.Get(size)
 	n, err := s.Read(*buf)
