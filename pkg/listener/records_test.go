@@ -49,7 +49,7 @@ func TestSecuredReady(t *testing.T) {
 					t.Fatal(err)
 				}
 				s := out.(*securedReady)
-				if err := raw.SetReadDeadline(time.Now().Add(20*time.Second)); err != nil {
+				if err := raw.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 					t.Fatal(err)
 				}
 				r := rand.New(rand.NewPCG(uint64(size), uint64(version))) //nolint:gosec // not secret
