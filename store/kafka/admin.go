@@ -69,7 +69,15 @@ func (s *Store) EnsureTopic(ctx context.Context, t store.TopicSpec) error {
 		if err != nil {
 			return false, err
 		}
-		return len(now.leaders) >= n && !slices.Contains(now.leaders, -1), nil
+		if len(now.leaders) < n || slices.Contains(now.leaders, -1) {
+			return false, nil
+		}
+		// Its leaders hear of it after who was asked.
+		_, err = s.offsets(ctx, op, t.Name, s.adm.ListStartOffsets)
+		if err != nil && store.Why(err) != "AccessDenied" { // not everyone may ask
+			return false, err
+		}
+		return true, nil
 	})
 }
 

@@ -133,15 +133,19 @@ func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
 	if err != nil {
 		return caps, unreachable(ctx, op, err)
 	}
-	configs, err := s.adm.DescribeBrokerConfigs(ctx, meta.Brokers.NodeIDs()[:1]...)
-	if err == nil {
-		_, err = configs.On(strconv.Itoa(int(meta.Brokers.NodeIDs()[0])), nil)
+	var configs kadm.ResourceConfigs
+	for _, id := range meta.Brokers.NodeIDs() {
+		if configs, err = s.adm.DescribeBrokerConfigs(ctx, id); err == nil {
+			_, err = configs.On(strconv.Itoa(int(id)), nil)
+		}
+		if err == nil {
+			break // one that is away is known for a while
+		}
+		if err = unreachable(ctx, op, err); store.Why(err) == "AccessDenied" {
+			return caps, nil // not everyone may ask
+		}
 	}
 	if err != nil {
-		// Not everyone may ask.
-		if err = unreachable(ctx, op, err); store.Why(err) == "AccessDenied" {
-			return caps, nil
-		}
 		return caps, err
 	}
 	set := map[string]string{}

@@ -50,8 +50,13 @@ func TestConformanceNodes(t *testing.T) {
 	if err := k.Nodes[1].Kill(); err != nil {
 		t.Fatal(err)
 	}
-	// The others notice when its session is over, and lead from then on what it led.
 	s := open(t, Options{Brokers: k.Brokers}, 0)
+	for range 6 { // whomever it asks first
+		if _, err := s.Probe(ctx); err != nil {
+			t.Errorf("while nobody has noticed that a node is gone: %v", err)
+		}
+	}
+	// The others notice when its session is over, and lead from then on what it led.
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for there := 3; there > 2; {
