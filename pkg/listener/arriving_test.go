@@ -344,7 +344,7 @@ const frameHeld = 16<<10 - messageHead
 // TestArrivingRefused: of calls that the server ends before their client does, nothing is
 // counted, though the client goes on and never says that it ends them.
 func TestArrivingRefused(t *testing.T) {
-	on := serveGRPC(t, GRPCLimits{Message: 1 << 20, Arriving: 1})
+	on := serveGRPC(t, GRPCLimits{Streams: 1000, Message: 1 << 20, Arriving: 1})
 	p := dial(t, on.Addr())
 	p.say(http2.ClientPreface)
 	a := newAttacker(p, "/nobody/Knows")
