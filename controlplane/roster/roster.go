@@ -12,6 +12,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -337,13 +338,14 @@ func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
 		}
 	}
 	r.known, r.seen = known, resp.Header.Revision
+	told := maps.Clone(known) // others change what is known while who is dead is told
 	select {
 	case <-r.read:
 	default:
 		close(r.read)
 	}
 	r.mu.Unlock()
-	for id, e := range known {
+	for id, e := range told {
 		r.died(id, e.node)
 	}
 	for _, id := range gone {

@@ -350,6 +350,38 @@ func TestReadAgain(t *testing.T) {
 	}
 }
 
+// TestJoinsMeanwhile: nodes join while those that are dead are told: that goes on with the
+// nodes that were read.
+func TestJoinsMeanwhile(t *testing.T) {
+	var r *Roster
+	var told []string
+	r = New(Config{Prefix: "/p/", Log: slog.New(slog.DiscardHandler), End: func(node string, _ error) {
+		if told = append(told, node); len(told) > 1 {
+			return
+		}
+		joined := make(chan struct{})
+		go func() {
+			defer close(joined)
+			nodes := map[string]*Node{}
+			for i := range 1000 {
+				id := fmt.Sprint("node", i)
+				nodes[id] = &Node{ID: id, Dead: &Dead{}}
+			}
+			r.wrote(&clientv3.TxnResponse{Succeeded: true, Header: &etcdserverpb.ResponseHeader{Revision: 6}}, nodes, nil)
+		}()
+		<-joined
+	}})
+	resp := &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: 5}}
+	for i := range 10 {
+		id := fmt.Sprint("dead", i)
+		resp.Kvs = append(resp.Kvs, &mvccpb.KeyValue{Key: []byte("/p/" + id), Value: fmt.Appendf(nil, `{"id":%q,"dead":{}}`, id), ModRevision: 1})
+	}
+	r.begin(resp)
+	if len(told) != len(resp.Kvs) {
+		t.Errorf("%d nodes were told, %d were read: %.20q", len(told), len(resp.Kvs), told)
+	}
+}
+
 // TestLeave: a node that leaves is on the roster no more, and is written down again before
 // its next process is let in, also by a replica that has not heard of it; what an earlier
 // process says is too late then.
