@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -62,32 +63,8 @@ func (x *subscription) rebalance(ctx context.Context) (locked bool, err error) {
 	if err != nil {
 		return locked, err
 	}
-	beat, err := json.Marshal(map[string]any{"clientID": x.client, "producerDataSet": []any{}, "consumerDataSet": []any{map[string]any{
-		"groupName": x.group, "consumeType": "CONSUME_PASSIVELY", "messageModel": "CLUSTERING", "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET", "unitMode": false,
-		"subscriptionDataSet": []any{map[string]any{"topic": x.topic, "subString": "*", "tagsSet": []any{}, "codeSet": []any{}, "subVersion": 1, "expressionType": "TAG", "classFilterMode": false}}}}})
-	if err != nil {
-		return locked, err
-	}
-	// A broker that is away must not stop the queues of the others.
-	var failed error
-	var members []string
-	alive := map[string]bool{}
-	for _, name := range sortedKeys(r.brokers) {
-		// Not cut short by Close: a broker may take a heartbeat that waits in its
-		// queue after it has heard that the member has left, and would keep queues
-		// for it for two minutes.
-		if _, err := x.c.ask(context.WithoutCancel(ctx), r.brokers[name], reqHeartbeat, nil, beat); err != nil {
-			failed = cmp.Or(failed, err)
-			continue
-		}
-		alive[name] = true
-		if members == nil {
-			if members, err = x.members(ctx, r.brokers[name]); err != nil {
-				failed = cmp.Or(failed, err)
-			}
-		}
-	}
-	if members == nil {
+	members, alive, failed := x.meet(ctx, r)
+	if len(members) == 0 {
 		return locked, cmp.Or(failed, unavailable(fmt.Errorf("no broker knows the members of %s", x.group)))
 	}
 	want := share(r.read, members, x.client)
@@ -99,6 +76,40 @@ func (x *subscription) rebalance(ctx context.Context) (locked bool, err error) {
 	err = x.take(ctx, r, want, alive, ours)
 	x.recommit(ctx)
 	return ours == nil || len(ours) == len(want), cmp.Or(failed, lerr, err)
+}
+
+// meet tells each broker that this member lives, and gives the members in their order and
+// the brokers that answered. Whom any broker knows is a member: one that has just come back
+// knows few of them, and who it knows would read what others read already.
+func (x *subscription) meet(ctx context.Context, r *route) (members []string, alive map[string]bool, failed error) {
+	beat, err := json.Marshal(map[string]any{"clientID": x.client, "producerDataSet": []any{}, "consumerDataSet": []any{map[string]any{
+		"groupName": x.group, "consumeType": "CONSUME_PASSIVELY", "messageModel": "CLUSTERING", "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET", "unitMode": false,
+		"subscriptionDataSet": []any{map[string]any{"topic": x.topic, "subString": "*", "tagsSet": []any{}, "codeSet": []any{}, "subVersion": 1, "expressionType": "TAG", "classFilterMode": false}}}}})
+	if err != nil {
+		return nil, nil, err
+	}
+	known := map[string]bool{}
+	alive = map[string]bool{}
+	// A broker that is away must not stop the queues of the others.
+	for _, name := range sortedKeys(r.brokers) {
+		// Not cut short by Close: a broker may take a heartbeat that waits in its
+		// queue after it has heard that the member has left, and would keep queues
+		// for it for two minutes.
+		if _, err := x.c.ask(context.WithoutCancel(ctx), r.brokers[name], reqHeartbeat, nil, beat); err != nil {
+			failed = cmp.Or(failed, err)
+			continue
+		}
+		alive[name] = true
+		some, err := x.members(ctx, r.brokers[name])
+		if err != nil {
+			failed = cmp.Or(failed, err)
+			continue
+		}
+		for _, m := range some {
+			known[m] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(known)), alive, failed
 }
 
 // members are the client ids of the group's members, as a broker knows them.
@@ -162,10 +173,8 @@ func sortedKeys(m map[string]string) []string {
 	return out
 }
 
-// share is RocketMQ's averaging allocation.
+// share is RocketMQ's averaging allocation, to members in their order.
 func share(queues []queue, members []string, me string) []queue {
-	members = slices.Clone(members)
-	slices.Sort(members)
 	i := slices.Index(members, me)
 	if i < 0 {
 		return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -374,4 +375,56 @@ func TestBrokerKilled(t *testing.T) {
 		t.Error(err)
 	}
 	t.Logf("%d repeated", all.repeats())
+}
+
+// TestKnownToOneBroker: a member that one broker does not know any more, as where it has
+// just come back, keeps its share: another one does.
+func TestKnownToOneBroker(t *testing.T) {
+	servers.NeedServers(t)
+	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	mq, _ := twoBrokers(ctx, t)
+	s, topic := prepare(ctx, t, mq.NameServer, 2)
+	shut(t, s.Close)
+	group := groupOf(topic)
+	must(s.EnsureGroup(ctx, topic, group, store.Start{}))
+	var both []*subscription
+	var ids []string
+	for range 2 {
+		sub, err := s.Subscribe(ctx, store.SubscribeRequest{Topic: topic, Group: group})
+		must(err)
+		shut(t, sub.Close)
+		both = append(both, sub.(*subscription))
+		ids = append(ids, both[len(both)-1].client)
+	}
+	slices.Sort(ids)
+	r, err := s.c.route(ctx, topic, true)
+	must(err)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for members := []string(nil); !slices.Equal(members, ids); {
+		if members, _, err = both[0].meet(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("the members are %q, and %q are there", members, ids)
+		}
+	}
+	for _, forgets := range []string{"broker-a", "broker-b"} {
+		_, err := both[1].c.ask(ctx, r.brokers[forgets], reqUnregister, map[string]string{"clientID": both[1].client, "consumerGroup": group}, nil)
+		must(err)
+		members, alive, err := both[0].meet(ctx, r)
+		must(err)
+		if !slices.Equal(members, ids) || len(alive) != 2 {
+			t.Errorf("where %s has forgotten a member they are %q of %q, by %v", forgets, members, ids, alive)
+		}
+	}
 }
