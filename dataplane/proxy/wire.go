@@ -50,23 +50,21 @@ const (
 	maxHeld     = 1 << 30
 )
 
-// within is at most an eighth of what the process may take (GOMEMLIMIT), so many times. An
-// event that waits is held as it came and as the store writes it, in buffers that are
-// larger; then there are deliveries, and garbage.
-func within(most, eighths int64) int64 {
-	return min(most, max(debug.SetMemoryLimit(-1)/8*eighths, 1))
-}
+// within is at most an eighth of what the process may take (GOMEMLIMIT). An event that
+// waits is held as it came and as the store writes it, in buffers that are larger; then
+// there are deliveries, and garbage.
+func within(most int64) int64 { return min(most, max(debug.SetMemoryLimit(-1)/8, 1)) }
 
 // wire makes the engine.
 func (p *Proxy) wire() error {
 	quotas, known := quota.New(p.registry), facts.New(p.cfg.Clock)
 	p.denied = denied.New(p.cfg.Clock)
-	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Moves: p.moves, Incarnation: p.incarnation, MaxInFlight: within(maxWaiting, 1), Clock: p.cfg.Clock, Denied: p.denied, Quotas: quotas, Facts: known, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
-	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Denied: p.denied, MaxHeld: within(maxHeld, 1), NodeID: p.nodeID, Facts: known, Clock: p.cfg.Clock, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
+	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Moves: p.moves, Incarnation: p.incarnation, MaxInFlight: within(maxWaiting), Clock: p.cfg.Clock, Denied: p.denied, Quotas: quotas, Facts: known, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
+	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Denied: p.denied, MaxHeld: within(maxHeld), NodeID: p.nodeID, Facts: known, Clock: p.cfg.Clock, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh.in, p.mesh.requests, p.mesh.out, p.mesh.dead, p.mesh.quotas = in, in, out, out, quotas
 	p.mesh.inspector = inspect.New(inspect.Config{Snapshots: p.snapshots, Store: p.stores.Get, Facts: known, Members: out.Members, NodeID: p.nodeID, Clock: p.cfg.Clock})
-	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, Requests: p.mesh, TLS: p.tls[listenHTTP], Origins: p.cfg.CORSOrigins, MaxBodies: within(maxBodies, 1), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Clock: p.cfg.Clock, Metrics: p.registry, Log: p.cfg.Log})
-	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, Requests: p.mesh, DeadLetters: p.mesh, Inspector: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], MaxArriving: within(maxArriving, 2), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Metrics: p.registry, Log: p.cfg.Log})
+	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, Requests: p.mesh, TLS: p.tls[listenHTTP], Origins: p.cfg.CORSOrigins, MaxBodies: within(maxBodies), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Clock: p.cfg.Clock, Metrics: p.registry, Log: p.cfg.Log})
+	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, Requests: p.mesh, DeadLetters: p.mesh, Inspector: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], MaxArriving: within(maxArriving), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Metrics: p.registry, Log: p.cfg.Log})
 	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Forward: in.Forward, Reply: in.ReplyFrom, Allow: p.cfg.PushAllow, Secrets: p.cfg.PushSecrets, Services: p.cfg.PushServices, Finish: p.cfg.DrainTime / 4, Clock: p.cfg.Clock,
 		Metrics: p.registry, Tracing: p.cfg.Tracing, Log: p.cfg.Log})
 	p.pusher, p.deliveries = calls, out
