@@ -38,8 +38,8 @@ func (p *proxy) peak() int64 {
 }
 
 // begin opens a connection of gRPC that publishes so many events at once, of each of which
-// it sends the first part alone.
-func (m *mesh) begin(addr, bearer string, calls int) net.Conn {
+// it sends the first part alone, until the test ends.
+func (m *mesh) begin(addr, bearer string, calls int) {
 	m.Helper()
 	c, err := net.Dial("tcp", addr)
 	m.must(err)
@@ -48,23 +48,20 @@ func (m *mesh) begin(addr, bearer string, calls int) net.Conn {
 	out.WriteString(http2.ClientPreface)
 	frames, fields := http2.NewFramer(&out, nil), hpack.NewEncoder(&head)
 	m.must(frames.WriteSettings())
-	part := append([]byte{0, 0, 0x10, 0, 0}, make([]byte, 15<<10)...) // of 1 MiB
-	for i := range uint32(calls) {                                    //nolint:gosec // few
+	head1MiB, part := []byte{0, 0, 0x10, 0, 0}, make([]byte, 15<<10)
+	for i := range uint32(calls) { //nolint:gosec // few
 		head.Reset()
 		for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "x"}, {":path", eventsv1.EventService_Publish_FullMethodName}, {"content-type", "application/grpc"}, {"te", "trailers"}, {"authorization", bearer}} {
 			m.must(fields.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
 		}
 		m.must(frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: head.Bytes(), EndHeaders: true}))
-		m.must(frames.WriteData(2*i+1, false, part))
-		for range 3 {
-			m.must(frames.WriteData(2*i+1, false, part[messageHead:]))
+		m.must(frames.WriteData(2*i+1, false, head1MiB))
+		for range 4 {
+			m.must(frames.WriteData(2*i+1, false, part))
 		}
 	}
 	_, _ = c.Write(out.Bytes()) // it may be closed by then
-	return c
 }
-
-const messageHead = 5
 
 // TestLittleMemory: far more comes at once over HTTP than the process may take, and over
 // gRPC from who begins messages that they never end, while others publish over gRPC and a

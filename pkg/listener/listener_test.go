@@ -384,6 +384,10 @@ func TestGRPCLimits(t *testing.T) {
 	p = dial(t, addr)
 	p.say("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 	p.closed("another protocol")
+	config, _ := selfSigned(t)
+	p = dial(t, serveGRPC(t, GRPCLimits{Handshake: soon, TLS: config}).Addr())
+	p.say("\x16\x03\x01\x02\x00\x01")
+	p.closed("half a handshake")
 
 	p = dial(t, serveGRPC(t, GRPCLimits{Idle: soon}).Addr())
 	p.settings()
