@@ -47,9 +47,14 @@ type subscription struct {
 	moved   chan struct{} // the members have changed; capacity 1
 	commits *ackwindow.Commits
 
-	ordered bool // queues are locked before they are read
+	ordered bool // queues are read only while they are locked
 	revoked func(partition string)
-	locked  map[queue]string // what brokers, by address, may have locked for it; of membership, and of Close after it
+
+	// Of membership, and of Close after it.
+	locked map[queue]string        // what brokers, by address, may have locked for it
+	waits  map[queue]time.Duration // since when, of bootNow, it waits for queues that others have locked
+	met    meeting
+
 
 	mu     sync.Mutex
 	owned  map[queue]*ownership
@@ -76,7 +81,14 @@ type ownership struct {
 	again     int64         // below it messages may have been delivered before
 	room      chan struct{} // closed when the buffer got shorter
 	back      bool          // its log has gone back: what was delivered is of another one
-	lock      lock          // with ordered
+	lock      lock          // zero where it was taken without one
+	lost      bool          // another member has locked it since
+}
+
+// meeting is who was there to divide what queues.
+type meeting struct {
+	queues  []queue
+	members []string
 }
 
 type handle struct {
@@ -92,17 +104,23 @@ func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 	if s.out.Closed() {
 		return nil, sendqueue.Closed("rocketmq.subscribe")
 	}
+	x := s.member(r)
+	x.work.Go(x.membership)
+	x.work.Go(func() { x.commits.Run(x.life, commitInterval, x.half, x.commit) })
+	return x, nil
+}
+
+// member is a member of a group that has not said so to anybody yet.
+func (s *Store) member(r store.SubscribeRequest) *subscription {
 	s.mu.Lock()
 	s.members++
 	n := s.members
 	s.mu.Unlock()
 	x := &subscription{s: s, topic: r.Topic, group: r.Group, client: fmt.Sprintf("%s@%d-%08x", s.cfg.ClientID, n, rand.Uint32()),
-		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, moved: make(chan struct{}, 1), commits: ackwindow.NewCommits(), owned: map[queue]*ownership{}, wake: make(chan struct{})}
+		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, waits: map[queue]time.Duration{}, moved: make(chan struct{}, 1), commits: ackwindow.NewCommits(), owned: map[queue]*ownership{}, wake: make(chan struct{})}
 	x.c = newCluster(s.op, s.c.sign, func() { poke(x.moved) })
 	x.life, x.end = context.WithCancel(context.Background())
-	x.work.Go(x.membership)
-	x.work.Go(func() { x.commits.Run(x.life, commitInterval, x.half, x.commit) })
-	return x, nil
+	return x
 }
 
 // groupExists checks that a group has its start: without one brokers would choose

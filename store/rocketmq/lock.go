@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/clock"
@@ -17,6 +18,9 @@ const (
 	lockFor = 30 * time.Second
 	// lockAgain is how soon a member asks again for what another one holds.
 	lockAgain = 250 * time.Millisecond
+	// handOver is how long a member without order waits for a queue that is its own
+	// now and that another one has locked, who hears of that once its route is renewed.
+	handOver = routeAge + heartbeatEvery
 )
 
 // bootNow is the clock of locks: brokers forget them also while the machine sleeps.
@@ -30,10 +34,10 @@ type lock struct {
 	conn *remoting.Conn
 }
 
-// holdsLocked reports whether nobody else can have the queue. Every queue is held
-// while it is owned where queues are not locked.
+// holdsLocked reports whether nobody else can have the queue or, without order, whether
+// nobody else is known to have it.
 func (x *subscription) holdsLocked(o *ownership) bool {
-	if o.revoked {
+	if o.revoked || o.lost {
 		return false
 	}
 	if !x.ordered {
@@ -60,11 +64,8 @@ func (x *subscription) Holds(m *store.Message) bool {
 }
 
 // lock locks the queues of want, or renews their locks, and gives those that are
-// locked; nil where queues are not locked.
+// locked.
 func (x *subscription) lock(ctx context.Context, r *route, want []queue, alive map[string]bool) (map[queue]lock, error) {
-	if !x.ordered {
-		return nil, nil
-	}
 	ours, answered := map[queue]lock{}, map[string]bool{}
 	var failed error
 	for _, name := range sortedKeys(r.brokers) {
@@ -80,7 +81,7 @@ func (x *subscription) lock(ctx context.Context, r *route, want []queue, alive m
 		}
 		held := lock{at: bootNow(), conn: x.c.current(r.brokers[name])}
 		// Not cut short by Close: what the broker locks after it would stay locked.
-		cmd, err := x.c.ask(context.WithoutCancel(ctx), r.brokers[name], reqLock, nil, x.lockBody(of))
+		cmd, err := x.c.ask(context.WithoutCancel(ctx), r.brokers[name], reqLock, nil, x.lockBody(x.client, of))
 		if err != nil || held.conn == nil {
 			failed = cmp.Or(failed, err)
 			continue
@@ -108,10 +109,49 @@ func (x *subscription) lock(ctx context.Context, r *route, want []queue, alive m
 		case still && x.holdsLocked(o):
 			o.lock = held
 		case !still && answered[q.broker]:
-			o.lock.at = -lockFor // it is another's
+			// It is another's; not so what was taken without a lock.
+			o.lost = o.lock.conn != nil
 		}
 	}
 	return ours, failed
+}
+
+// turn reports whether a queue that is not this member's yet may be read. Without order
+// that is so also without a lock, after handOver, or at once where nobody else is there:
+// a member that was killed leaves locks behind.
+func (x *subscription) turn(q queue, locked, alone bool) bool {
+	if locked || x.ordered {
+		return locked
+	}
+	since, waits := x.waits[q]
+	if !waits {
+		since = bootNow()
+		x.waits[q] = since
+	}
+	return alone || bootNow()-since >= handOver
+}
+
+// unlockGone has brokers forget what members had locked that are members no more, which
+// else they would for a minute. With order they keep it: whose connection is lost delivers
+// until it knows that.
+func (x *subscription) unlockGone(ctx context.Context, r *route, members []string, alive map[string]bool) {
+	was := x.met
+	x.met = meeting{r.read, members}
+	if x.ordered {
+		return
+	}
+	for _, m := range was.members {
+		if slices.Contains(members, m) {
+			continue
+		}
+		at := map[string][]queue{}
+		for _, q := range share(was.queues, was.members, m) {
+			if alive[q.broker] {
+				at[r.brokers[q.broker]] = append(at[r.brokers[q.broker]], q)
+			}
+		}
+		x.unlockOf(ctx, m, at)
+	}
 }
 
 // unlock lets other members have the queues that are not kept, at once.
@@ -123,15 +163,20 @@ func (x *subscription) unlock(ctx context.Context, keep func(queue) bool) {
 			delete(x.locked, q)
 		}
 	}
+	x.unlockOf(ctx, x.client, at)
+}
+
+// unlockOf unlocks a member's queues, by address of their brokers.
+func (x *subscription) unlockOf(ctx context.Context, member string, at map[string][]queue) {
 	for addr, of := range at {
-		if _, err := x.c.ask(context.WithoutCancel(ctx), addr, reqUnlock, nil, x.lockBody(of)); err != nil {
+		if _, err := x.c.ask(context.WithoutCancel(ctx), addr, reqUnlock, nil, x.lockBody(member, of)); err != nil {
 			x.s.cfg.Log.Debug("queues cannot be unlocked; the broker forgets their locks in a minute", "topic", x.topic, "broker", addr, "error", err)
 		}
 	}
 }
 
-// lockBody names queues and who asks for them.
-func (x *subscription) lockBody(of []queue) []byte {
+// lockBody names queues and whose locks it is about.
+func (x *subscription) lockBody(member string, of []queue) []byte {
 	type messageQueue struct {
 		Topic      string `json:"topic"`
 		BrokerName string `json:"brokerName"`
@@ -141,6 +186,6 @@ func (x *subscription) lockBody(of []queue) []byte {
 	for i, q := range of {
 		set[i] = messageQueue{x.topic, q.broker, q.id}
 	}
-	body, _ := json.Marshal(map[string]any{"consumerGroup": x.group, "clientId": x.client, "mqSet": set}) // strings and numbers
+	body, _ := json.Marshal(map[string]any{"consumerGroup": x.group, "clientId": member, "mqSet": set}) // strings and numbers
 	return body
 }

@@ -71,11 +71,12 @@ func (x *subscription) rebalance(ctx context.Context) (locked bool, err error) {
 	failed = cmp.Or(failed, x.startOver(ctx))
 	x.giveUp(func(o *ownership) bool { return !slices.Contains(want, o.q) || r.brokers[o.q.broker] != o.addr })
 	x.unlock(ctx, func(q queue) bool { return slices.Contains(want, q) && r.brokers[q.broker] == x.locked[q] })
+	x.unlockGone(ctx, r, members, alive)
 	ours, lerr := x.lock(ctx, r, want, alive)
 	x.giveUp(func(o *ownership) bool { return !x.holdsLocked(o) })
-	err = x.take(ctx, r, want, alive, ours)
+	have, err := x.take(ctx, r, want, alive, ours, len(members) == 1)
 	x.recommit(ctx)
-	return ours == nil || len(ours) == len(want), cmp.Or(failed, lerr, err)
+	return have, cmp.Or(failed, lerr, err)
 }
 
 // meet tells each broker that this member lives, and gives the members in their order and
@@ -239,21 +240,28 @@ func (x *subscription) startOver(ctx context.Context) (failed error) {
 	return failed
 }
 
-// take begins with what is new of want. Of brokers that are not alive nothing new
-// is taken, nor what is not among ours, the queues that are locked.
-func (x *subscription) take(ctx context.Context, r *route, want []queue, alive map[string]bool, ours map[queue]lock) error {
+// take begins with what is new of want; ours are the queues that are locked. Of brokers
+// that are not alive nothing new is taken. all is false where another member has some of
+// what is left.
+func (x *subscription) take(ctx context.Context, r *route, want []queue, alive map[string]bool, ours map[queue]lock, alone bool) (all bool, failed error) {
 	x.mu.Lock()
 	x.failed = nil
 	x.mu.Unlock()
-	var failed error
+	maps.DeleteFunc(x.waits, func(q queue, _ time.Duration) bool { return !slices.Contains(want, q) })
+	all = true
 	for _, q := range want {
 		x.mu.Lock()
 		_, mine := x.owned[q]
 		x.mu.Unlock()
-		held, locked := ours[q]
-		if mine || !alive[q.broker] || x.ordered && !locked {
+		if mine || !alive[q.broker] {
 			continue
 		}
+		held, locked := ours[q]
+		if !x.turn(q, locked, alone) {
+			all = false
+			continue
+		}
+		delete(x.waits, q)
 		addr := r.brokers[q.broker]
 		at, _, _, err := x.c.place(ctx, addr, x.topic, x.group, q)
 		if err != nil {
@@ -272,7 +280,7 @@ func (x *subscription) take(ctx context.Context, r *route, want []queue, alive m
 			x.pull(octx, o, at)
 		}()
 	}
-	return failed
+	return all, failed
 }
 
 // dropLocked takes a queue away; from here on nothing of it is delivered or
