@@ -55,7 +55,6 @@ type subscription struct {
 	waits  map[queue]time.Duration // since when, of bootNow, it waits for queues that others have locked
 	met    meeting
 
-
 	mu     sync.Mutex
 	owned  map[queue]*ownership
 	order  []*ownership  // owned, in the order in which Fetch looks
