@@ -14,6 +14,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/weft-mesh/weft/pkg/outage"
 )
 
 // Config of an office.
@@ -26,7 +28,8 @@ type Config struct {
 	TTL time.Duration
 	// Offices, if set, is told while the office is held.
 	Offices *Offices
-	// Log has a line where a term ends by an error.
+	// Log has a line where a term ends by an error, and where standing for election
+	// begins to fail and works again.
 	Log *slog.Logger
 }
 
@@ -63,9 +66,11 @@ func Run(ctx context.Context, cfg Config, work func(context.Context, Term) error
 	if cfg.TTL == 0 {
 		cfg.TTL = 10 * time.Second
 	}
+	log := cfg.Log.With("office", cfg.Key)
+	candidacy := outage.New(log, "cannot stand for election; trying again", "standing for election again")
 	for ctx.Err() == nil {
-		if err := term(ctx, cfg, work); err != nil && ctx.Err() == nil {
-			cfg.Log.Warn("a term of office ended; standing for election again", "office", cfg.Key, "error", err)
+		if err := term(ctx, cfg, candidacy, work); err != nil && ctx.Err() == nil {
+			log.Warn("a term of office ended; standing for election again", "error", err)
 		}
 		timer := time.NewTimer(between + rand.N(between))
 		select {
@@ -76,16 +81,20 @@ func Run(ctx context.Context, cfg Config, work func(context.Context, Term) error
 	}
 }
 
-func term(ctx context.Context, cfg Config, work func(context.Context, Term) error) error {
+// term stands for election once, and serves. Its error is that of the office held.
+func term(ctx context.Context, cfg Config, candidacy *outage.Log, work func(context.Context, Term) error) error {
 	session, err := concurrency.NewSession(cfg.Client, concurrency.WithTTL(int(cfg.TTL/time.Second)), concurrency.WithContext(ctx))
 	if err != nil {
-		return err
+		stood(ctx, candidacy, err)
+		return nil
 	}
 	defer session.Close()
 	mutex := concurrency.NewMutex(session, cfg.Key)
 	if err := mutex.Lock(ctx); err != nil {
-		return err
+		stood(ctx, candidacy, err)
+		return nil
 	}
+	stood(ctx, candidacy, nil)
 	defer func() {
 		// Give the office up at once; without etcd the lease does it.
 		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -107,4 +116,10 @@ func term(ctx context.Context, cfg Config, work func(context.Context, Term) erro
 		return fmt.Errorf("the election's lease was lost: %w", cause)
 	}
 	return err
+}
+
+func stood(ctx context.Context, candidacy *outage.Log, err error) {
+	if ctx.Err() == nil {
+		candidacy.Is(err)
+	}
 }

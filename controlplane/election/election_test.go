@@ -1,14 +1,18 @@
 package election
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 )
@@ -89,4 +93,27 @@ func TestTermEnds(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	<-began // it stands again
+}
+
+// TestWithoutEtcd: while etcd is away for minutes, one line is logged of it.
+func TestWithoutEtcd(t *testing.T) {
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"127.0.0.1:1"}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Close(); err != nil { // whatever is asked fails at once
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		var log bytes.Buffer
+		Run(ctx, Config{Client: client, Key: "/elect/office", Log: slog.New(slog.NewTextHandler(&log, nil))}, func(context.Context, Term) error {
+			t.Error("somebody was elected")
+			return nil
+		})
+		if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "office=/elect/office") {
+			t.Errorf("%d lines are logged: %.1000s", n, &log)
+		}
+	})
 }
