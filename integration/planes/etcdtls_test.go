@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -21,6 +22,10 @@ import (
 	"github.com/weft-mesh/weft/pkg/tlsconf"
 	"github.com/weft-mesh/weft/tools/weft"
 )
+
+// patience is for what takes two waits of 5 s, one for the files and one for etcd, so that
+// a test that fails does not take as long as all may.
+const patience = time.Minute
 
 // controlPlane is weft control-plane, in this process.
 type controlPlane struct {
@@ -71,6 +76,8 @@ func controlPlaneArgs(etcd string, f tlsconf.Files, more ...string) []string {
 // says waits until it has logged why there is no connection to etcd.
 func (c *controlPlane) says(ctx context.Context, what, endpoint, why string) {
 	c.t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	until(ctx, c.t, what, func() error {
 		if c.log.count("level=WARN", "no connection to etcd", "endpoint="+strings.TrimPrefix(endpoint, "https://"), why) == 0 {
 			return errors.New(c.log.text())
@@ -85,6 +92,8 @@ func (c *controlPlane) says(ctx context.Context, what, endpoint, why string) {
 // takes waits until a change is taken.
 func (c *controlPlane) takes(ctx context.Context, when string, rs ...*configv1.Resource) {
 	c.t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	until(ctx, c.t, when, func() error {
 		_, err := c.admin.Apply(ctx, &adminv1.ApplyRequest{Resources: rs})
 		return err
