@@ -3,12 +3,10 @@ package store
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"io"
 	"net"
-	"syscall"
+
+	"github.com/weft-mesh/weft/pkg/tlsconf"
 )
 
 // Dial connects to a server of a store, by TLS with the settings that conf gives; nil:
@@ -34,67 +32,20 @@ func Dial(ctx context.Context, d *net.Dialer, addr string, conf func() (*tls.Con
 	conn := tls.Client(raw, c)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
-		return nil, fmt.Errorf("TLS with %s: %w", addr, adviseHandshake(err))
+		return nil, fmt.Errorf("TLS with %s: %w", addr, advice().Handshake(err))
 	}
 	return conn, nil
 }
 
-// adviseHandshake is err, which ended a handshake, with what to do about it.
-func adviseHandshake(err error) error {
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("the server takes the connection and does not answer the handshake: look whether it hangs, and whether it speaks TLS there: %w", err)
-	case hungUp(err):
-		return fmt.Errorf("the server closed the connection: look whether it speaks TLS there: %w", err)
-	}
-	return advise(err)
+// advice names the EventStore's fields.
+func advice() tlsconf.Advice {
+	return tlsconf.Advice{CA: "tls.ca_file", Cert: "tls.certificate_file", Name: "set tls.server_name to one that it has",
+		Plain: "take tls out of the EventStore, or name a port that does", Secure: "tls of the EventStore turns on"}
 }
 
 // Unanswered is err, which ended a connection before the server said anything on it, with
 // what to do about it. Some servers refuse a client's certificate only there.
-func Unanswered(secure bool, err error) error {
-	switch {
-	case !hungUp(err):
-		return advise(err)
-	case secure:
-		return fmt.Errorf("the server closed the connection before it answered: it may want another certificate than tls.certificate_file has: %w", err)
-	}
-	return fmt.Errorf("the server closed the connection before it answered: it may want TLS, which tls of the EventStore turns on: %w", err)
-}
-
-// advise names the EventStore's fields that an error of TLS is about.
-func advise(err error) error {
-	var (
-		unknown x509.UnknownAuthorityError
-		name    x509.HostnameError
-		invalid x509.CertificateInvalidError
-		record  tls.RecordHeaderError
-	)
-	var advice string
-	switch {
-	case errors.As(err, &unknown):
-		advice = "the server's certificate is of no authority that tls.ca_file has (the system's where it is empty): put the server's there"
-	case errors.As(err, &name):
-		advice = "the server's certificate is for other names: set tls.server_name to one that it has"
-	case errors.As(err, &invalid):
-		advice = "the server's certificate is not valid: replace it at the server"
-	case errors.As(err, &record):
-		advice = "the server does not speak TLS there: take tls out of the EventStore, or name a port that does"
-	case RefusedTLS(err):
-		advice = "the server refused the handshake: where it asks for a certificate, tls.certificate_file must have one that it takes"
-	default:
-		return err
-	}
-	return fmt.Errorf("%s: %w", advice, err)
-}
+func Unanswered(secure bool, err error) error { return advice().Unanswered(secure, err) }
 
 // RefusedTLS reports whether a connection ended by what the server said of its TLS.
-func RefusedTLS(err error) bool {
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "remote error" // so has it crypto/tls
-}
-
-// hungUp reports whether the other side ended a connection without a word.
-func hungUp(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
-}
+func RefusedTLS(err error) bool { return tlsconf.Refused(err) }

@@ -56,6 +56,12 @@ line:
 	return n
 }
 
+func (l *lines) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // replace puts what new has where old is, in one step, as certificates are
 // replaced by those who take care.
 func replace(t *testing.T, old string, b []byte) {

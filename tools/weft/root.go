@@ -222,7 +222,7 @@ func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
 		return nil, nil, err
 	}
 	if secret != "" {
-		if ip := net.ParseIP(host); f.tls.Empty() && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		if f.tls.Empty() && !onLoopback(host) {
 			return nil, nil, fmt.Errorf("the token is not sent to %s in the clear: name the authority of its certificate with --server-ca", f.server)
 		}
 		opts = append(opts, grpc.WithPerRPCCredentials(bearer(secret)))

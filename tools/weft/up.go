@@ -5,16 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -335,34 +331,28 @@ func controlPlaneCommand() *cobra.Command {
 	var (
 		cfg      server.Config
 		log      proxycmd.LogFlag
-		etcd     []string
-		user     string
-		password string
+		etcd     etcdFlags
 		found    nacosFlags
 		auditMiB int64
 	)
 	cmd := &cobra.Command{Use: "control-plane --etcd URL", Short: "Run a control-plane replica", Args: cobra.NoArgs,
 		Long: `Keeps the configuration in etcd, checks every change, and streams it to proxies. Any
 number of replicas may run on one etcd. Events never pass through it.`,
-		Example: "  weft control-plane --etcd http://127.0.0.1:2379\n  weft control-plane --etcd http://127.0.0.1:2379 --nacos http://127.0.0.1:8848/nacos --mesh shop",
+		Example: "  weft control-plane --etcd http://127.0.0.1:2379\n  weft control-plane --etcd https://etcd.example:2379 --etcd-ca ca.pem --etcd-cert weft.pem --etcd-key weft.key\n  weft control-plane --etcd http://127.0.0.1:2379 --nacos http://127.0.0.1:8848/nacos --mesh shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if cfg.Log, err = log.Logger(cmd); err != nil {
 				return err
 			}
-			if len(etcd) == 0 {
-				return errors.New("--etcd: name the endpoints of etcd")
-			}
 			if auditMiB < 1 || auditMiB > 1<<20 {
 				return errors.New("--audit-max-mib must be 1 to 1048576")
 			}
 			cfg.AuditBytes = auditMiB << 20
-			c, err := dialEtcd(etcd, user, password, cfg.Log)
-			if err != nil {
+			if err := etcd.open(&cfg); err != nil {
 				return err
 			}
-			defer c.Close()
-			cfg.Etcd, cfg.Drivers, cfg.Options = c, binding.Drivers(), binding.AdminOptions
+			defer cfg.Etcd.Close()
+			cfg.Drivers, cfg.Options = binding.Drivers(), binding.AdminOptions
 			closeRegistry, err := found.open(&cfg)
 			if err != nil {
 				return err
@@ -378,9 +368,7 @@ number of replicas may run on one etcd. Events never pass through it.`,
 			return s.Run(cmd.Context())
 		}}
 	f := cmd.Flags()
-	f.StringSliceVar(&etcd, "etcd", proxycmd.List(proxycmd.Env("WEFT_ETCD", "")), "endpoints of etcd (WEFT_ETCD)")
-	f.StringVar(&user, "etcd-user", proxycmd.Env("WEFT_ETCD_USER", ""), "user of etcd (WEFT_ETCD_USER)")
-	f.StringVar(&password, "etcd-password-file", proxycmd.Env("WEFT_ETCD_PASSWORD_FILE", ""), "file with its password (WEFT_ETCD_PASSWORD_FILE)")
+	etcd.add(f)
 	f.StringVar(&cfg.Prefix, "etcd-prefix", "/weft/v1/", "where the mesh's keys begin; ends with a slash")
 	f.StringVar(&cfg.AdminAddr, "admin", proxycmd.Env("WEFT_ADMIN", "127.0.0.1:7420"), "address of the admin API (WEFT_ADMIN)")
 	f.StringVar(&cfg.AdminAdvertise, "admin-advertise", proxycmd.Env("WEFT_ADMIN_ADVERTISE", ""), "address of the admin API as other replicas reach it; that of --admin when empty (WEFT_ADMIN_ADVERTISE)")
@@ -412,27 +400,4 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	found.add(f, &cfg)
 	log.Add(cmd, "info")
 	return cmd
-}
-
-func dialEtcd(endpoints []string, user, passwordFile string, log *slog.Logger) (*clientv3.Client, error) {
-	for _, e := range endpoints {
-		if strings.Contains(e, "@") { // it would be shown
-			return nil, errors.New("--etcd: an endpoint has no user and no password: they are named with --etcd-user and --etcd-password-file")
-		}
-	}
-	// What the client would log comes back as errors too.
-	cfg := clientv3.Config{Logger: zap.NewNop(), Endpoints: endpoints, DialTimeout: 5 * time.Second, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second, Username: user}
-	if passwordFile != "" {
-		b, err := os.ReadFile(passwordFile)
-		if err != nil {
-			return nil, fmt.Errorf("--etcd-password-file: %w", err)
-		}
-		cfg.Password = strings.TrimSpace(string(b))
-	}
-	c, err := clientv3.New(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("--etcd: %w", err)
-	}
-	log.Debug("etcd", "endpoints", endpoints)
-	return c, nil
 }
