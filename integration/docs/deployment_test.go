@@ -231,7 +231,7 @@ func TestKubernetes(t *testing.T) {
 			"terminationGracePeriodSeconds: 60": "terminationGracePeriodSeconds: 25", "200MiB": "300MiB", "{name: sockets, mountPath: /run/weft}": "{name: sockets, mountPath: /run/other}",
 			"value: \"unix:/run/weft/grpc.sock\"": "value: \"unix:/run/weft/http.sock\"", "fsGroup": "fsgroup", "drop: [ALL]": "drop: []", "restartPolicy: Always": "restartPolicy: Never",
 			"--data=/var/lib/weft-proxy": "--data=/data", "tls/tls.key": "keys/tls.key"},
-		"gateway": {"--drain-grace=10s": "--drain-grace=3s", "--drain-time=45s": "--drain-time=60s", "targetPort: grpc": "targetPort: gprc", "--http=:7410": "--http=:7411", "WEFT_ADVERTISE": "WEFT_ADVERTISED",
+		"gateway": {"--drain-grace=10s": "--drain-grace=3s", "--drain-time=45s": "--drain-time=60s", "targetPort: grpc": "targetPort: gprc", "--http=:7410": "--http=:7411", "value: 1600MiB": "value: 2600MiB",
 			"selector: {app: weft-gateway}": "selector: {app: gateway}", "emptyDir: {}": "emptydir: {}", "--key=/etc/weft/clients/tls.key": "--key="},
 	} {
 		b, err := os.ReadFile("../../examples/kubernetes/" + name + ".yaml")
