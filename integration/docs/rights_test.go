@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/weft-mesh/weft/integration/servers"
 )
@@ -35,10 +37,27 @@ func TestKafkaRights(t *testing.T) {
   credentials: {access_key: {file: $PWD/proxy}, secret_key: {file: $PWD/proxy-secret}},
   admin_credentials: {access_key: {file: $PWD/office}, secret_key: {file: $PWD/office-secret}}}}`, k.Brokers[0]))
 	s.does(`
+weft get topic rights -o yaml | sed 's/partitions: 2/partitions: 3/' > more.yaml
+echo '  retention: {max_age: 1h}' >> more.yaml
+weft apply --wait 2m -f more.yaml
+until weft status topic/demo/rights > status; cat status; grep Provisioned status; do sleep 0.2; done
 weft migrate rights --to elsewhere --yes
 until weft migrate status rights -o json | grep -q '"phase": "DRAINED"'; do sleep 0.2; done
 weft migrate status rights -o json
-`, `"state": "ENFORCED"`)
+`, `topic/demo/rights updated`, `"state": "ENFORCED"`)
+	adm, err := kgo.NewClient(kgo.SeedBrokers(k.Brokers...), kgo.SASL(scram.Auth{User: "office", Pass: "office-secret"}.AsSha512Mechanism()))
+	s.must(err)
+	defer adm.Close()
+	of, err := kadm.NewClient(adm).DescribeTopicConfigs(s.ctx, "demo_rights")
+	s.must(err)
+	for _, c := range of[0].Configs {
+		if c.Key == "retention.ms" && c.MaybeValue() != "3600000" {
+			t.Errorf("the retention is %s ms", c.MaybeValue())
+		}
+	}
+	if there, err := kadm.NewClient(adm).ListTopics(s.ctx, "demo_rights"); err != nil || len(there["demo_rights"].Partitions) != 3 {
+		t.Errorf("the topic has %d partitions: %v", len(there["demo_rights"].Partitions), err)
+	}
 }
 
 // TestRocketMQRights: the same of RocketMQ.
