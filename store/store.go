@@ -390,7 +390,7 @@ type Checker interface {
 
 // Why is the one word, for status, that says why a store cannot be used: its
 // secret is not where the configuration says, the server refuses its
-// credentials, or it does not answer. "" for another reason.
+// credentials, it does not answer, or it is too old. "" for another reason.
 func Why(err error) string {
 	var e *fault.Error
 	if errors.As(err, &e) {
@@ -401,6 +401,8 @@ func Why(err error) string {
 			return "AccessDenied"
 		case "store-unreachable":
 			return "Unreachable"
+		case "store-too-old":
+			return "TooOld"
 		}
 	}
 	return ""

@@ -265,7 +265,7 @@ func TestJSONWebTokens(t *testing.T) {
 		"a subject":                {map[string]any{"sub": "ann"}, codes.OK, codes.OK},
 		"a group":                  {map[string]any{"sub": "x", "groups": []string{"y", "ops"}}, codes.OK, codes.OK},
 		"neither":                  {map[string]any{"sub": "x", "groups": "y"}, codes.PermissionDenied, codes.PermissionDenied},
-		"the file's own":           {map[string]any{"sub": "viewer-a"}, codes.OK, codes.PermissionDenied},
+		"the file's own":           {map[string]any{"sub": "viewer-a"}, codes.Unauthenticated, codes.PermissionDenied},
 		"local":                    {map[string]any{"sub": "local"}, codes.Unauthenticated, codes.PermissionDenied},
 		"a certificate's":          {map[string]any{"sub": "cn:x"}, codes.Unauthenticated, codes.PermissionDenied},
 		"a SPIFFE ID":              {map[string]any{"sub": "spiffe://x"}, codes.Unauthenticated, codes.PermissionDenied},
@@ -324,6 +324,8 @@ func TestAccessFile(t *testing.T) {
 		"keys in the clear":          {"jwt: [{issuer: i, audiences: [a], jwks_url: 'http://i.example/keys'}]", "jwt[0]: jwks url"},
 		"an issuer twice":            {"jwt:\n- {issuer: i, audiences: [a], jwks_url: 'https://i/keys'}\n- {issuer: i, audiences: [b], jwks_url: 'https://i/keys', prefix: b}", "f:3: jwt[1].issuer: is there twice"},
 		"two without prefix":         {"jwt:\n- {issuer: i, audiences: [a], jwks_url: 'https://i/keys'}\n- {issuer: j, audiences: [b], jwks_url: 'https://j/keys'}", "f:3: jwt[1].prefix"},
+		"one without prefix":         {"jwt:\n- {issuer: i, audiences: [a], jwks_url: 'https://i/keys'}\n- {issuer: j, audiences: [b], jwks_url: 'https://j/keys', prefix: 'ci:'}", "f:3: jwt[1].prefix: \"ci:\" and \"\" of jwt[0]"},
+		"a prefix within another":    {"jwt:\n- {issuer: i, audiences: [a], jwks_url: 'https://i/keys', prefix: 'ci:x'}\n- {issuer: j, audiences: [b], jwks_url: 'https://j/keys', prefix: 'ci:'}", "f:3: jwt[1].prefix"},
 		"a certificate's prefix":     {"jwt: [{issuer: i, audiences: [a], jwks_url: 'https://i/keys', prefix: 'cn:'}]", "jwt[0].prefix: must"},
 		"more than there may be":     {strings.Repeat("# x\n", 1<<19), "has more than"},
 	} {

@@ -156,14 +156,14 @@ func (c *accessChecker) add(list string, i int, field, format string, args ...an
 }
 
 func (c *accessChecker) policy(f *accessFile, verifiers func(issuerEntry) (*jwtauth.Verifier, error)) *policy {
-	p := &policy{tokens: map[[sha256.Size]byte]tokenEntry{}, subjects: map[string]map[string]Role{}, groups: map[string]map[string]Role{}}
+	p := &policy{tokens: map[[sha256.Size]byte]tokenEntry{}, named: map[string]bool{}, subjects: map[string]map[string]Role{}, groups: map[string]map[string]Role{}}
 	p.issuers = map[string]*issuer{}
-	prefixes := map[string]int{}
 	for i, e := range f.JWT {
-		if j, dup := prefixes[e.Prefix]; dup {
-			c.add("jwt", i, "prefix", "%q is also that of jwt[%d]: each issuer needs its own, or one could speak for the other's subjects", e.Prefix, j)
+		for j, other := range f.JWT[:i] {
+			if strings.HasPrefix(e.Prefix, other.Prefix) || strings.HasPrefix(other.Prefix, e.Prefix) {
+				c.add("jwt", i, "prefix", "%q and %q of jwt[%d]: neither may begin with the other, nor be empty, or one issuer could speak for the other's subjects", e.Prefix, other.Prefix, j)
+			}
 		}
-		prefixes[e.Prefix] = i
 		if strings.HasPrefix(e.Prefix, spiffePrefix) || strings.HasPrefix(e.Prefix, cnPrefix) || len(e.Prefix) > 64 {
 			c.add("jwt", i, "prefix", "must have at most 64 characters and not begin like a certificate's subject (%s, %s)", spiffePrefix, cnPrefix)
 		}
@@ -199,6 +199,7 @@ func (c *accessChecker) policy(f *accessFile, verifiers func(issuerEntry) (*jwta
 			c.add("tokens", i, "sha256", "is there twice")
 		}
 		p.tokens[key] = e
+		p.named[e.Subject] = true
 	}
 	for i, e := range f.Bindings {
 		role := Role(slices.Index(roleNames(), e.Role))

@@ -50,6 +50,7 @@ type policy struct {
 	text    []byte
 	issuers map[string]*issuer
 	tokens  map[[sha256.Size]byte]tokenEntry
+	named   map[string]bool // subjects of tokens
 	// Roles by subject or group, and namespace.
 	subjects, groups map[string]map[string]Role
 }
@@ -266,8 +267,8 @@ func (p *policy) byToken(ctx context.Context, token string, now time.Time) (iden
 		return identity{}, err
 	}
 	id := identity{subject: by.prefix + claims.Principal, until: claims.Expires}
-	if reservedSubject(id.subject) {
-		return identity{}, errors.New("the token's principal has a name that no token may have")
+	if reservedSubject(id.subject) || p.named[id.subject] {
+		return identity{}, errors.New("the token's principal has a name that no token of its issuer may have: a certificate's, or that of a token in the access file")
 	}
 	for _, g := range claims.Groups {
 		id.groups = append(id.groups, by.prefix+g)

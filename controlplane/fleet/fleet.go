@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"reflect"
@@ -178,6 +179,8 @@ func (f *Fleet) record(ctx context.Context) error {
 		}
 		f.written[p.NodeId] = written{r, now}
 	}
+	// Who is connected is written down again before that.
+	maps.DeleteFunc(f.written, func(_ string, w written) bool { return time.Since(w.at) > 4*f.refresh() })
 	return nil
 }
 

@@ -25,20 +25,24 @@ func (s *Server) register() {
 		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_build_info", Help: "Always 1; the label has the version.",
 			ConstLabels: prometheus.Labels{"version": version.String()}}, func() float64 { return 1 }))
-	for i, name := range []string{"admin", "discovery", "ops"} {
+	for i, on := range s.listeners {
+		if on == nil {
+			continue
+		}
+		name := listeners[i]
 		labels := prometheus.Labels{"listener": name}
 		s.metrics.MustRegister(
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_controlplane_connections", Help: "Open connections of a listener.", ConstLabels: labels},
-				func() float64 { return float64(s.listeners[i].Count()) }),
+				func() float64 { return float64(on.Count()) }),
 			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_accepted_total", Help: "Connections that a listener took.", ConstLabels: labels},
-				func() float64 { return float64(s.listeners[i].Accepted()) }))
+				func() float64 { return float64(on.Accepted()) }))
 		for _, why := range listener.Reasons() {
 			s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_refused_total", Help: "Connections that a listener had no room for: at its limit, or since the process has too few descriptors.",
-				ConstLabels: prometheus.Labels{"listener": name, "reason": why.String()}}, func() float64 { return float64(s.listeners[i].Refused(why)) }))
+				ConstLabels: prometheus.Labels{"listener": name, "reason": why.String()}}, func() float64 { return float64(on.Refused(why)) }))
 		}
-		if i < 2 {
+		if i <= listenDiscovery {
 			s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weft_controlplane_connections_unfinished_total", Help: "Connections that were closed where messages that had begun and were not whole took too much, since one of theirs had begun first.", ConstLabels: labels},
-				func() float64 { return float64(s.listeners[i].Unfinished()) }))
+				func() float64 { return float64(on.Unfinished()) }))
 		}
 	}
 }

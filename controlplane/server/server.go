@@ -58,6 +58,9 @@ type Config struct {
 	// (metrics, readiness, profiles; loopback only). 127.0.0.1:7420, :7421
 	// and :7429 when empty.
 	AdminAddr, DiscoveryAddr, OpsAddr string
+	// HealthAddr and MetricsAddr are addresses, of any network, for readiness alone
+	// and for metrics alone; there are none when they are empty.
+	HealthAddr, MetricsAddr string
 	// MaxConnections bounds the connections of the admin API's and of
 	// discovery's listener; 20,000 when 0. Descriptors, as many as the process may
 	// have when 0, bound them together: some are kept for the rest.
@@ -133,11 +136,26 @@ func (t Times) check() error {
 	return nil
 }
 
-// maxOpsConnections bounds the connections of the operations' listener.
-const maxOpsConnections = 64
+// maxOpsConnections bounds the connections of each listener for small pages, maxScrapes
+// how many may ask for metrics at a time.
+const (
+	maxOpsConnections = 64
+	maxScrapes        = 4
+)
 
-// Addrs are the addresses that a server listens on.
-type Addrs struct{ Admin, Discovery, Ops string }
+// The listeners. The last two are there where they are asked for.
+const (
+	listenAdmin = iota
+	listenDiscovery
+	listenOps
+	listenHealth
+	listenMetrics
+)
+
+var listeners = [...]string{"admin", "discovery", "ops", "health", "metrics"}
+
+// Addrs are the addresses that a server listens on; empty is that of no listener.
+type Addrs struct{ Admin, Discovery, Ops, Health, Metrics string }
 
 // Server is a control plane. Use it once.
 type Server struct {
@@ -156,7 +174,7 @@ type Server struct {
 	joins     *jointoken.Tokens
 	roster    *roster.Roster
 	metrics   *prometheus.Registry
-	listeners [3]*listener.Listener
+	listeners [len(listeners)]*listener.Listener
 	adminTLS  *tls.Config // nil: without
 	discoTLS  *tls.Config
 }
@@ -244,30 +262,36 @@ func New(cfg Config) (_ *Server, err error) {
 			ElectionTTL: cfg.Times.ElectionTTL, Offices: offices, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 		alarms = append(alarms, s.fleet)
 	}
-	s.register()
 	room := listener.NewRoom(cfg.Descriptors, cfg.Log)
-	for i, l := range []struct {
-		name, addr string
-		most       int
-		tls        *tls.Config
-	}{{"admin", cfg.AdminAddr, cfg.MaxConnections, s.adminTLS}, {"discovery", cfg.DiscoveryAddr, cfg.MaxConnections, s.discoTLS}, {"ops", cfg.OpsAddr, room.Small(maxOpsConnections), nil}} {
+	small := room.Small(maxOpsConnections)
+	for i, l := range [len(listeners)]struct {
+		addr string
+		most int
+		tls  *tls.Config
+	}{{cfg.AdminAddr, cfg.MaxConnections, s.adminTLS}, {cfg.DiscoveryAddr, cfg.MaxConnections, s.discoTLS}, {cfg.OpsAddr, small, nil}, {cfg.HealthAddr, small, nil}, {cfg.MetricsAddr, small, nil}} {
+		if l.addr == "" {
+			continue
+		}
 		on, err := listener.Listen(l.addr, l.most)
 		if err != nil {
-			for _, open := range s.listeners[:i] {
-				_ = open.Close()
+			for _, open := range s.listeners {
+				if open != nil {
+					_ = open.Close()
+				}
 			}
-			return nil, fmt.Errorf("control plane: %w", err)
+			return nil, fmt.Errorf("control plane, %s: %w", listeners[i], err)
 		}
-		if s.listeners[i] = on; i < 2 {
-			on.Share(room, l.name)
+		if s.listeners[i] = on; i <= listenDiscovery {
+			on.Share(room, listeners[i])
 		}
 		if l.tls != nil {
 			on.LimitHandshakes()
 		}
 	}
+	s.register()
 	s.reports = census.NewReports(census.ReportsConfig{Authorize: s.discovery.Authorize, Metrics: s.metrics, Log: cfg.Log})
 	s.holds = moves.NewHolds(moves.HoldsConfig{Store: s.store, Authorize: s.discovery.Authorize, May: s.mayHold, Leave: s.roster.Leave, Metrics: s.metrics, Log: cfg.Log})
-	s.census = census.New(census.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Address: census.Advertised(cfg.AdminAdvertise, s.listeners[0].Addr()),
+	s.census = census.New(census.Config{Etcd: cfg.Etcd, StatusKey: s.store.StatusKey, Address: census.Advertised(cfg.AdminAdvertise, s.listeners[listenAdmin].Addr()),
 		Version: version.String(), TLS: peers, Connected: s.discovery.Proxies, Report: s.reports.Report, Offices: offices,
 		Forget: cfg.Times.ForgetStatus, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	if s.access, err = admin.NewAccess(admin.AccessConfig{File: cfg.AdminAccess, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log}); err != nil {
@@ -315,7 +339,13 @@ func (s *Server) transport(name, addr string, f tlsconf.Files, tokens bool, ask 
 
 // Addrs tells where the server listens.
 func (s *Server) Addrs() Addrs {
-	return Addrs{s.listeners[0].Addr().String(), s.listeners[1].Addr().String(), s.listeners[2].Addr().String()}
+	var at [len(listeners)]string
+	for i, l := range s.listeners {
+		if l != nil {
+			at[i] = l.Addr().String()
+		}
+	}
+	return Addrs{at[listenAdmin], at[listenDiscovery], at[listenOps], at[listenHealth], at[listenMetrics]}
 }
 
 // Ready waits until everything was read from etcd.
@@ -326,8 +356,8 @@ func (s *Server) Ready(ctx context.Context) error {
 
 // grpcServer makes a server for what is kept open long: whoever's credentials have
 // changed meanwhile is judged again at an age.
-func grpcServer(config *tls.Config, streams uint32, age time.Duration, opts ...grpc.ServerOption) *grpc.Server {
-	return listener.GRPC(listener.GRPCLimits{TLS: config, Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: age, Grace: time.Minute}, opts...)
+func (s *Server) grpcServer(config *tls.Config, streams uint32, age time.Duration, opts ...grpc.ServerOption) *grpc.Server {
+	return listener.GRPC(listener.GRPCLimits{TLS: config, Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: age, Grace: time.Minute, Log: s.cfg.Log}, opts...)
 }
 
 // Run serves until ctx ends or something fails, then stops gracefully.
@@ -349,22 +379,28 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	g.Go(func() error { return s.access.Run(gctx) })
-	adminServer := grpcServer(s.adminTLS, 100, time.Hour, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
+	adminServer := s.grpcServer(s.adminTLS, 100, time.Hour, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
-	discoServer := grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
+	discoServer := s.grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
 	discoveryv1.RegisterProxyStatusServiceServer(discoServer, s.reports)
 	discoveryv1.RegisterMoveServiceServer(discoServer, s.holds)
 	// A profile takes as long as it is asked for.
-	ops := listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute})
-	g.Go(func() error { return adminServer.Serve(s.listeners[0]) })
-	g.Go(func() error { return discoServer.Serve(s.listeners[1]) })
-	g.Go(func() error {
-		if err := ops.Serve(s.listeners[2]); !errors.Is(err, http.ErrServerClosed) {
-			return err
+	pages := map[int]*http.Server{listenOps: listener.HTTP(s.operations(), listener.HTTPLimits{Write: 5 * time.Minute}),
+		listenHealth: listener.HTTP(s.health(), listener.HTTPLimits{}), listenMetrics: listener.HTTP(s.metricsPage(), listener.HTTPLimits{})}
+	g.Go(func() error { return adminServer.Serve(s.listeners[listenAdmin]) })
+	g.Go(func() error { return discoServer.Serve(s.listeners[listenDiscovery]) })
+	for i, page := range pages {
+		if s.listeners[i] == nil {
+			continue
 		}
-		return nil
-	})
+		g.Go(func() error {
+			if err := page.Serve(s.listeners[i]); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+	}
 	g.Go(func() error {
 		<-gctx.Done()
 		// Proxies go to other replicas, in good order.
@@ -373,7 +409,10 @@ func (s *Server) Run(ctx context.Context) error {
 		defer timer.Stop()
 		adminServer.GracefulStop()
 		discoServer.GracefulStop()
-		return ops.Close()
+		for _, page := range pages {
+			_ = page.Close()
+		}
+		return nil
 	})
 	err := g.Wait()
 	// Nobody calls any more. What was counted and not written is not forgotten.
@@ -384,17 +423,43 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// operations is what operators and orchestrators ask.
+// health serves readiness and nothing else: it may be open to the network.
+func (s *Server) health() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if s.ready(w) {
+			_, _ = w.Write([]byte("ok\n"))
+		}
+	})
+	return mux
+}
+
+// metricsPage serves metrics and nothing else: it may be open to the network.
+func (s *Server) metricsPage() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{Registry: s.metrics, MaxRequestsInFlight: maxScrapes}))
+	return mux
+}
+
+// ready reports whether there is a configuration to serve, and answers where there is none.
+// Without etcd it still serves proxies, and no other replica could more.
+func (s *Server) ready(w http.ResponseWriter) bool {
+	if snap, _ := s.paced.Snapshot(); snap == nil {
+		http.Error(w, "the configuration was not read from etcd yet", http.StatusServiceUnavailable)
+		return false
+	}
+	return true
+}
+
+// operations is what operators and orchestrators ask who are on this machine.
 func (s *Server) operations() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{Registry: s.metrics}))
+	mux.Handle("GET /metrics", s.metricsPage())
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if snap, _ := s.paced.Snapshot(); snap == nil {
-			http.Error(w, "the configuration was not read from etcd yet", http.StatusServiceUnavailable)
+		if !s.ready(w) {
 			return
 		}
-		// Without etcd it still serves proxies, and no other replica could more.
 		_, _ = w.Write([]byte("ok\n"))
 		for _, a := range s.census.Alarms() {
 			_, _ = fmt.Fprintln(w, a.Message)

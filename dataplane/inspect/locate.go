@@ -14,9 +14,9 @@ import (
 
 // Bounds of looking for an event in a store.
 const (
-	searched     = 100000 // events
-	searchTime   = 10 * time.Second
-	searchIdle   = time.Second // without anything more, the topic is taken for read
+	searched     = 100000           // events
+	searchTime   = 10 * time.Second // for all topics together
+	searchIdle   = time.Second      // without anything more, the topic is taken for read
 	searchBack   = time.Hour
 	closeTimeout = 5 * time.Second
 )
@@ -47,10 +47,16 @@ func (a *asking) locate(ctx context.Context, known []facts.Fact) error {
 	if a.q.Since.IsZero() {
 		from.At = a.i.cfg.Clock.Now().Add(-searchBack)
 	}
+	ctx, cancel := context.WithTimeout(ctx, searchTime)
+	defer cancel()
 	for i := range a.sub.Sources {
 		src := &a.sub.Sources[i]
 		if !a.mayRead(src.Topic) {
 			continue
+		}
+		if ctx.Err() != nil {
+			a.found("event", false, "there was no time to look for it in topic %s and those after it; name a time to look from, with --since", src.Topic.Name)
+			return nil
 		}
 		if err := a.search(ctx, src.Topic, src.Epoch, from, nil); err != nil || a.topic != nil {
 			return err

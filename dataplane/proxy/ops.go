@@ -21,7 +21,9 @@ import (
 // Most connections of the listeners that are not for clients.
 const (
 	maxHealthConnections = 256
-	maxOpsConnections    = 64
+	maxOpsConnections    = 64 // and of metrics'
+	// maxScrapes is how many may ask for metrics at a time.
+	maxScrapes = 4
 )
 
 // slowPages are for operations: a profile takes as long as it is asked for.
@@ -34,10 +36,17 @@ func (p *Proxy) health() http.Handler {
 	return mux
 }
 
+// metrics serves metrics and nothing else: it may be open to the network.
+func (p *Proxy) metrics() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry, MaxRequestsInFlight: maxScrapes}))
+	return mux
+}
+
 // operations is for those who are on this machine.
 func (p *Proxy) operations() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry}))
+	mux.Handle("GET /metrics", p.metrics())
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", p.readyz)
 	mux.HandleFunc("GET /debug/config", p.debugConfig)

@@ -48,6 +48,8 @@ const (
 	listenGRPC   = "grpc"
 	listenHealth = "health"
 	listenOps    = "ops"
+	// listenMetrics is there where it is asked for.
+	listenMetrics = "metrics"
 )
 
 // Proxy is one proxy of the mesh. Use it once.
@@ -127,7 +129,11 @@ func New(cfg Config) (_ *Proxy, err error) {
 		most    int
 		clients bool
 	}{listenHTTP: {cfg.HTTPAddr, cfg.MaxConnections, true}, listenGRPC: {cfg.GRPCAddr, cfg.MaxConnections, true},
-		listenHealth: {cfg.HealthAddr, room.Small(maxHealthConnections), false}, listenOps: {cfg.OpsAddr, room.Small(maxOpsConnections), false}} {
+		listenHealth: {cfg.HealthAddr, room.Small(maxHealthConnections), false}, listenOps: {cfg.OpsAddr, room.Small(maxOpsConnections), false},
+		listenMetrics: {cfg.MetricsAddr, room.Small(maxOpsConnections), false}} {
+		if l.addr == "" {
+			continue
+		}
 		on, err := p.listen(l.addr, l.most)
 		if err != nil {
 			return nil, fmt.Errorf("%s listener: %w", name, err)
@@ -244,12 +250,18 @@ func (p *Proxy) info() *discoveryv1.NodeInfo {
 }
 
 // Addrs are the addresses that a proxy listens on; a Unix socket's is "unix:/path".
-type Addrs struct{ HTTP, GRPC, Health, Ops string }
+// Metrics is empty where those have no listener of their own.
+type Addrs struct{ HTTP, GRPC, Health, Ops, Metrics string }
 
 // Addrs tells where the proxy listens.
 func (p *Proxy) Addrs() Addrs {
-	at := func(name string) string { return p.listeners[name].Addr().String() }
-	return Addrs{at(listenHTTP), at(listenGRPC), at(listenHealth), at(listenOps)}
+	at := func(name string) string {
+		if l := p.listeners[name]; l != nil {
+			return l.Addr().String()
+		}
+		return ""
+	}
+	return Addrs{at(listenHTTP), at(listenGRPC), at(listenHealth), at(listenOps), at(listenMetrics)}
 }
 
 // NodeID is the node id in use.
@@ -351,6 +363,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	r := running{p: p, failed: failed}
 	r.start(&r.small, "operations", p.serveSmall(listenOps, listener.HTTP(p.operations(), slowPages)))
 	r.start(&r.small, "health", p.serveSmall(listenHealth, listener.HTTP(p.health(), listener.HTTPLimits{})))
+	if p.listeners[listenMetrics] != nil {
+		r.start(&r.small, "metrics", p.serveSmall(listenMetrics, listener.HTTP(p.metrics(), listener.HTTPLimits{})))
+	}
 	for _, e := range p.engine.parts {
 		r.start(&r.engine, e.name, e.run)
 	}

@@ -74,7 +74,9 @@ type Config struct {
 	// loopback only) when empty. Clients may come over Unix sockets instead
 	// ("unix:/path"), whose files get SocketMode; listener.SocketMode when 0.
 	HTTPAddr, GRPCAddr, HealthAddr, OpsAddr string
-	SocketMode                              fs.FileMode
+	// MetricsAddr is an address, of any network, for metrics alone; none when empty.
+	MetricsAddr string
+	SocketMode  fs.FileMode
 	// TLS of the clients' listeners on TCP. Clients are asked for a certificate,
 	// which Identities judge.
 	TLS tlsconf.Files
@@ -210,8 +212,10 @@ func (c *Config) check() error {
 	} else if c.SocketMode&^fs.ModePerm != 0 || c.SocketMode&0o600 != 0o600 {
 		bad("the mode of sockets is of permissions alone, the owner's among them, such as 0660, not %#o", c.SocketMode)
 	}
-	if _, _, err := net.SplitHostPort(c.HealthAddr); err != nil || unixaddr.Is(c.HealthAddr) {
-		bad("health: %q is not HOST:PORT; a Unix socket is for clients", c.HealthAddr)
+	for _, l := range []struct{ name, addr string }{{"health", c.HealthAddr}, {"metrics", c.MetricsAddr}} {
+		if _, _, err := net.SplitHostPort(l.addr); l.addr != "" && (err != nil || unixaddr.Is(l.addr)) {
+			bad("%s: %q is not HOST:PORT; a Unix socket is for clients", l.name, l.addr)
+		}
 	}
 	if loopback, err := isLoopback(c.OpsAddr); err != nil || !loopback {
 		bad("operations: %s is not a loopback address", c.OpsAddr)

@@ -86,6 +86,7 @@ func advice() map[string]string {
 		"store-refused":             "The store answered that it does not do this. If it is the event that it does not take, send another; else the proxy's log has its words.",
 		"store-secret-missing":      "A key of the store is not where its EventStore says, on this machine. Put it there: it is read again by itself.",
 		"store-slow":                "The store gives nothing more, though there is more. Ask again.",
+		"store-too-old":             "Its servers lack what the mesh needs; the status of its EventStore says which version has it. Upgrade them: it is looked for by itself.",
 		"store-unreachable":         "The proxy does not reach the topic's store, or lost it meanwhile; nothing was kept. Try again; `weft status` shows since when.",
 		"subscription-not-ready":    "The Subscription is not in force on this proxy yet. Try again; `weft status` says what it waits for.",
 		"timeout":                   "The store did not close in time; what it acknowledged is kept. Nothing is to be done.",

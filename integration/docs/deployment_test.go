@@ -21,6 +21,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/weft-mesh/weft/tools/proxycmd"
+	"github.com/weft-mesh/weft/tools/weft"
 )
 
 // proxyFlags reads arguments as weft-proxy does.
@@ -122,12 +123,18 @@ type (
 		}
 		Spec yaml.Node
 	}
+	named struct {
+		name string
+		service
+	}
 	selector struct {
 		MatchLabels labels `yaml:"matchLabels"`
 	}
-	deployment struct {
-		Replicas int
-		Strategy struct {
+	deployment struct { // and a StatefulSet
+		Replicas            int
+		ServiceName         string `yaml:"serviceName"`
+		PodManagementPolicy string `yaml:"podManagementPolicy"`
+		Strategy            struct {
 			RollingUpdate struct {
 				MaxSurge       int `yaml:"maxSurge"`
 				MaxUnavailable int `yaml:"maxUnavailable"`
@@ -140,8 +147,10 @@ type (
 		}
 	}
 	service struct {
-		Selector labels
-		Ports    []struct {
+		ClusterIP string `yaml:"clusterIP"`
+		NotReady  bool   `yaml:"publishNotReadyAddresses"`
+		Selector  labels
+		Ports     []struct {
 			Name       string
 			Port       int
 			TargetPort string `yaml:"targetPort"`
@@ -232,7 +241,9 @@ func TestKubernetes(t *testing.T) {
 			"value: \"unix:/run/weft/grpc.sock\"": "value: \"unix:/run/weft/http.sock\"", "fsGroup": "fsgroup", "drop: [ALL]": "drop: []", "restartPolicy: Always": "restartPolicy: Never",
 			"--data=/var/lib/weft-proxy": "--data=/data", "tls/tls.key": "keys/tls.key"},
 		"gateway": {"--drain-grace=10s": "--drain-grace=3s", "--drain-time=45s": "--drain-time=60s", "targetPort: grpc": "targetPort: gprc", "--http=:7410": "--http=:7411", "value: 1600MiB": "value: 2600MiB",
-			"selector: {app: weft-gateway}": "selector: {app: gateway}", "emptyDir: {}": "emptydir: {}", "--key=/etc/weft/clients/tls.key": "--key="},
+			"--metrics=:7417": "--metrics=:7419", "selector: {app: weft-gateway}": "selector: {app: gateway}", "emptyDir: {}": "emptydir: {}", "--key=/etc/weft/clients/tls.key": "--key="},
+		"control-plane": {"- control-plane\n": "- proxy\n", "--health=:7428": "--health=:7429", "--metrics=:7427": "--metrics=127.0.0.1:7427", "https://etcd": "http://etcd", "--etcd-cert=/etc/weft/etcd/tls.crt": "--etcd-cert=/etc/etcd/tls.crt",
+			"--discovery-ca": "--discovery-authority", "$(POD_NAME)": "$(POD_IP)", "serviceName: weft-replicas": "serviceName: weft", "clusterIP: None\n": "clusterIP: \"\"\n", "800MiB": "1000MiB", "targetPort: discovery": "targetPort: disco"},
 	} {
 		b, err := os.ReadFile("../../examples/kubernetes/" + name + ".yaml")
 		if err != nil {
@@ -254,7 +265,7 @@ func TestKubernetes(t *testing.T) {
 func wrongManifest(b []byte) (problems []string) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	var pods []deployment
-	var services []service
+	var services []named
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	d.KnownFields(true)
 	for {
@@ -268,7 +279,7 @@ func wrongManifest(b []byte) (problems []string) {
 		}
 		var spec any
 		switch o.APIVersion + " " + o.Kind {
-		case "apps/v1 Deployment":
+		case "apps/v1 Deployment", "apps/v1 StatefulSet":
 			spec = &deployment{}
 		case "v1 Service":
 			spec = &service{}
@@ -287,8 +298,11 @@ func wrongManifest(b []byte) (problems []string) {
 			if !maps.Equal(s.Selector.MatchLabels, s.Template.Metadata.Labels) {
 				bad("%s selects other pods than its own", o.Metadata.Name)
 			}
+			if (o.Kind == "StatefulSet") != (s.ServiceName != "") {
+				bad("pods of %s have no names of their own, or such that nobody needs", o.Metadata.Name)
+			}
 		case *service:
-			services = append(services, *s)
+			services = append(services, named{o.Metadata.Name, *s})
 		case *budget:
 			if len(pods) != 1 || !maps.Equal(s.Selector.MatchLabels, pods[0].Template.Metadata.Labels) {
 				bad("the budget is of no pods")
@@ -296,7 +310,10 @@ func wrongManifest(b []byte) (problems []string) {
 		}
 	}
 	if len(pods) != 1 {
-		return append(problems, "there is not one Deployment")
+		return append(problems, "there is not one Deployment or StatefulSet")
+	}
+	if of := pods[0].ServiceName; of != "" && !slices.ContainsFunc(services, func(s named) bool { return s.name == of && s.ClusterIP == "None" && s.NotReady }) {
+		bad("there is no Service %s for the names of pods", of)
 	}
 	p := pods[0].Template.Spec
 	problems = append(problems, p.wrong()...)
@@ -347,9 +364,13 @@ func (p pod) wrong() (problems []string) {
 		for _, m := range c.VolumeMounts {
 			used[m.Name] = true
 		}
-		if c.Name == "weft-proxy" {
+		switch c.Name {
+		case "weft-proxy":
 			proxies++
 			problems = append(problems, c.wrongProxy(p, all)...)
+		case "weft-control-plane":
+			proxies++
+			problems = append(problems, c.wrongControlPlane()...)
 		}
 	}
 	for _, c := range p.InitContainers {
@@ -364,7 +385,7 @@ func (p pod) wrong() (problems []string) {
 		delete(used, v.Name)
 	}
 	if len(used) > 0 || proxies != 1 {
-		bad("there are %d proxies; volumes that do not exist: %v", proxies, used)
+		bad("there are %d containers of the mesh; volumes that do not exist: %v", proxies, used)
 	}
 	return problems
 }
@@ -382,7 +403,7 @@ func (c container) wrongProxy(p pod, all []container) (problems []string) {
 		bad("the proxy may more than it needs")
 	}
 	// Ports and paths.
-	for _, name := range []string{"http", "grpc", "health"} {
+	for _, name := range []string{"http", "grpc", "health", "metrics"} {
 		if file, ok := strings.CutPrefix(value(name), "unix:"); ok {
 			volume, readOnly := c.mounted(file)
 			if !slices.ContainsFunc(all, func(other container) bool {
@@ -396,7 +417,7 @@ func (c container) wrongProxy(p pod, all []container) (problems []string) {
 		if _, port, err := net.SplitHostPort(value(name)); err != nil || port != strconv.Itoa(c.port(name)) {
 			bad("--%s=%s is not the container's port %d", name, value(name), c.port(name))
 		}
-		if name != "health" && (value("cert") == "" || value("key") == "") {
+		if (name == "http" || name == "grpc") && (value("cert") == "" || value("key") == "") {
 			bad("--%s=%s has no TLS", name, value(name))
 		}
 	}
@@ -407,25 +428,12 @@ func (c container) wrongProxy(p pod, all []container) (problems []string) {
 			}
 		}
 	}
-	for _, pr := range []probe{c.Startup, c.Readiness} {
-		if pr.HTTPGet.Path != "/readyz" || pr.HTTPGet.Port != "health" || pr.PeriodSeconds == 0 {
-			bad("readiness is asked for at %+v", pr)
-		}
-	}
-	if c.Liveness.TCPSocket.Port != "health" || c.Liveness.HTTPGet.Path != "" {
-		bad("the liveness probe is %+v; what is not ready is not to be killed", c.Liveness)
-	}
+	problems = append(problems, c.wrongProbes()...)
 	// Files.
 	if volume, readOnly := c.mounted(value("data")); volume == "" || readOnly {
 		bad("--data=%s cannot be written to", value("data"))
 	}
-	flags.VisitAll(func(f *pflag.Flag) {
-		if v := f.Value.String(); strings.HasPrefix(v, "/") {
-			if volume, _ := c.mounted(v); volume == "" {
-				bad("--%s=%s is in no volume", f.Name, v)
-			}
-		}
-	})
+	problems = append(problems, c.wrongFiles(flags)...)
 	// Times.
 	grace, err := time.ParseDuration(value("drain-grace"))
 	drain, derr := time.ParseDuration(value("drain-time"))
@@ -436,15 +444,79 @@ func (c container) wrongProxy(p pod, all []container) (problems []string) {
 	if c.port("grpc") != 0 && grace < noticed+time.Second {
 		bad("--drain-grace=%s is over before readiness is seen to fail, after %s", grace, noticed)
 	}
-	// Variables and memory.
+	return append(problems, c.wrongVariables(flags)...)
+}
+
+// wrongControlPlane lists what is wrong with the container of a control plane.
+func (c container) wrongControlPlane() (problems []string) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	cmd, rest, err := weft.Command().Find(c.Args)
+	if err != nil || cmd.Name() != "control-plane" {
+		return []string{fmt.Sprintf("%v runs no control plane: %v", c.Args, err)}
+	}
+	if err := cmd.ParseFlags(rest); err != nil {
+		return []string{err.Error()}
+	}
+	flags := cmd.Flags()
+	value := func(name string) string { return flags.Lookup(name).Value.String() }
+	for _, name := range []string{"admin", "discovery", "health", "metrics"} {
+		if host, port, err := net.SplitHostPort(value(name)); err != nil || host != "" || port != strconv.Itoa(c.port(name)) {
+			bad("--%s=%s is not the container's port %d", name, value(name), c.port(name))
+		}
+	}
+	for _, of := range []string{"admin", "discovery", "etcd"} {
+		for _, file := range []string{"cert", "key", "ca"} {
+			if value(of+"-"+file) == "" {
+				bad("--%s-%s is missing", of, file)
+			}
+		}
+	}
+	if !strings.HasPrefix(value("etcd"), "[https://") {
+		bad("etcd is at %s, without TLS", value("etcd"))
+	}
+	problems = append(problems, c.wrongProbes()...)
+	problems = append(problems, c.wrongFiles(flags)...)
+	return append(problems, c.wrongVariables(flags)...)
+}
+
+// wrongProbes lists what is wrong with how it is asked how it is.
+func (c container) wrongProbes() (problems []string) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	for _, pr := range []probe{c.Startup, c.Readiness} {
+		if pr.HTTPGet.Path != "/readyz" || pr.HTTPGet.Port != "health" || pr.PeriodSeconds == 0 {
+			bad("readiness is asked for at %+v", pr)
+		}
+	}
+	if c.Liveness.TCPSocket.Port != "health" || c.Liveness.HTTPGet.Path != "" {
+		bad("the liveness probe is %+v; what is not ready is not to be killed", c.Liveness)
+	}
+	return problems
+}
+
+// wrongFiles lists what flags name that is in no volume.
+func (c container) wrongFiles(flags *pflag.FlagSet) (problems []string) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	flags.Visit(func(f *pflag.Flag) {
+		if v := f.Value.String(); strings.HasPrefix(v, "/") {
+			if volume, _ := c.mounted(v); volume == "" {
+				bad("--%s=%s is in no volume", f.Name, v)
+			}
+		}
+	})
+	return problems
+}
+
+// wrongVariables lists what is wrong with the environment, and with what memory there is.
+func (c container) wrongVariables(flags *pflag.FlagSet) (problems []string) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	limit := map[string]int{"Mi": 1, "Gi": 1024}[c.Resources.Limits["memory"][max(0, len(c.Resources.Limits["memory"])-2):]]
 	most, _ := strconv.Atoi(strings.TrimRight(c.Resources.Limits["memory"], "MGi"))
 	heap := 0
 	for _, e := range c.Env {
-		known := e.Name == "GOMEMLIMIT" || e.Name == "GOGC"
+		known := e.Name == "GOMEMLIMIT" || e.Name == "GOGC" || slices.ContainsFunc(c.Args, func(a string) bool { return strings.Contains(a, "$("+e.Name+")") })
 		flags.VisitAll(func(f *pflag.Flag) { known = known || strings.Contains(f.Usage, "("+e.Name+")") })
 		if !known {
-			bad("the proxy reads no %s", e.Name)
+			bad("nothing reads %s", e.Name)
 		}
 		if e.Name == "GOMEMLIMIT" {
 			heap, _ = strconv.Atoi(strings.TrimSuffix(e.Value, "MiB"))

@@ -208,11 +208,11 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// Retryable reports whether the same call may succeed later. After the reason
-// "ambiguous" the event may have been kept: publish it again with the same
-// source and id.
+// Retryable reports whether the same call may succeed later. After the reasons
+// "ambiguous" and "moved-meanwhile" the event may have been kept: publish it again with
+// the same source and id.
 func (e *Error) Retryable() bool {
-	return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted || e.Reason == "ambiguous"
+	return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted || e.Reason == "ambiguous" || e.Reason == "moved-meanwhile"
 }
 
 // toError is an error of a call.

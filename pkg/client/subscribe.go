@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -239,11 +240,19 @@ func answer(id uint64, err error) settlement {
 	if err == nil {
 		return settlement{id: id}
 	}
-	n := &eventsv1.Nack{Ids: []uint64{id}, Reason: err.Error()}
+	n := &eventsv1.Nack{Ids: []uint64{id}, Reason: reason(err.Error())}
 	if r, ok := errors.AsType[*Retry](err); ok {
 		n.Delay = durationpb.New(r.Delay)
 	}
 	return settlement{more: &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Nack{Nack: n}}}
+}
+
+// maxReason is how much is told of why a delivery failed, in bytes.
+const maxReason = 1024
+
+// reason is text as it may be sent: an error may quote what is no text, or a whole event.
+func reason(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), maxReason)], "\uFFFD")
 }
 
 // maxSettled bounds what is sent together.

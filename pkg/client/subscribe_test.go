@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 )
@@ -86,5 +90,30 @@ func TestPlaces(t *testing.T) {
 	tok := token(1, 1, 70001, 0, "0")
 	if n := testing.AllocsPerRun(100, func() { p.add(tok) }); n > 0 {
 		t.Errorf("%.0f allocations", n)
+	}
+}
+
+// TestReason: what a handler quotes of an event, which may be no text and large, can be
+// sent, and no reason is lost for it.
+func TestReason(t *testing.T) {
+	for in, want := range map[string]string{"no": "no", "bad \xff\xfe payload": "bad \uFFFD payload", strings.Repeat("x", 1<<20): strings.Repeat("x", maxReason),
+		strings.Repeat("x", maxReason-1) + "ä": strings.Repeat("x", maxReason-1) + "\uFFFD"} {
+		nack := answer(1, errors.New(in)).more
+		if got := nack.GetNack().GetReason(); got != want {
+			t.Errorf("%.50q is told as %.50q", in, got)
+		}
+		if _, err := proto.Marshal(nack); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRetryable: what says that it may have happened, or that it may be tried again, may be.
+func TestRetryable(t *testing.T) {
+	for e, want := range map[*Error]bool{{Code: codes.Unavailable}: true, {Code: codes.ResourceExhausted}: true, {Code: codes.DeadlineExceeded, Reason: "ambiguous"}: true,
+		{Code: codes.DeadlineExceeded, Reason: "moved-meanwhile"}: true, {Code: codes.DeadlineExceeded, Reason: "no-reply"}: false, {Code: codes.InvalidArgument}: false} {
+		if e.Retryable() != want {
+			t.Errorf("%v %s: %v", e.Code, e.Reason, !want)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package listener
 import (
 	"cmp"
 	"crypto/tls"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -79,6 +80,9 @@ type GRPCLimits struct {
 	Arriving int64
 	// Streams bounds the calls at a time; 100.
 	Streams uint32
+	// Log has a line, with the stack, of each call whose handler panics: it is answered
+	// with Internal. slog.Default() when nil.
+	Log *slog.Logger
 }
 
 // GRPC makes a server.
@@ -87,6 +91,7 @@ func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
 	if l.TLS != nil {
 		creds = credentials.NewTLS(l.TLS)
 	}
+	log := cmp.Or(l.Log, slog.Default())
 	longest, calls := cmp.Or(l.Message, 2<<20), cmp.Or(l.Streams, 100)
 	most := max(cmp.Or(l.Arriving, 256<<20), 2*int64(longest))
 	return grpc.NewServer(append([]grpc.ServerOption{
@@ -99,8 +104,8 @@ func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: cmp.Or(l.Idle, 15*time.Minute),
 			MaxConnectionAge: cmp.Or(l.Age, 2*time.Hour), MaxConnectionAgeGrace: l.Grace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainStreamInterceptor(unstalled(cmp.Or(l.Stall, 20*time.Second))),
-		grpc.ChainUnaryInterceptor(untaken(cmp.Or(l.Stall, 20*time.Second))),
+		grpc.ChainStreamInterceptor(survivingStream(log), unstalled(cmp.Or(l.Stall, 20*time.Second))),
+		grpc.ChainUnaryInterceptor(survivingUnary(log), untaken(cmp.Or(l.Stall, 20*time.Second))),
 	}, opts...)...)
 }
 

@@ -135,7 +135,7 @@ func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
 	}
 	caps := store.Capabilities{Product: "RocketMQ", Durability: store.DurabilityReplicated, Delay: maxDelay, Order: true, Tail: true, Replay: true, MaxEventBytes: maxMessage,
 		RedeliveryWindow: s.cfg.Window, CommitInterval: commitInterval}
-	for _, addr := range brokers {
+	for name, addr := range brokers {
 		cmd, err := s.c.ask(ctx, addr, reqConfig, nil, nil)
 		if err != nil {
 			return caps, err
@@ -171,11 +171,20 @@ func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
 			return caps, unavailable(err)
 		}
 		caps.Version = strings.ReplaceAll(strings.TrimPrefix(info.Table["brokerVersionDesc"], "V"), "_", ".")
-		if strings.HasPrefix(caps.Version, "4.") {
-			caps.Delay = 0 // it takes the property and delivers at once
+		if err := newEnough(name, caps.Version); err != nil {
+			return caps, err
 		}
 	}
 	return caps, nil
+}
+
+// newEnough refuses a broker that takes the property of an event that is to be held back,
+// and delivers it at once: retries would all be made in a moment.
+func newEnough(broker, version string) error {
+	if strings.HasPrefix(version, "4.") {
+		return fault.New(fault.Precondition, "rocketmq.probe", "store-too-old", "broker %s has version %s, which holds no event back: retries and delays need RocketMQ 5.0 or later", broker, version)
+	}
+	return nil
 }
 
 // Check reaches every broker of the cluster; see store.Checker. A heartbeat of

@@ -2,12 +2,14 @@ package rocketmq
 
 import (
 	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/storetest"
@@ -45,5 +47,15 @@ func harness(t *testing.T) storetest.Harness {
 		Open:   func(t *testing.T, window int) store.Store { return open(t, nameServer, window) },
 		Topic:  func(_ *testing.T, name string) string { return names.Physical(ns, name+uuid.NewString()[:4]) },
 		Expect: store.Capabilities{Durability: store.DurabilityDisk, Delay: maxDelay, DelayPrecision: time.Second, Order: true, Tail: true, Replay: true},
+	}
+}
+
+// TestNewEnough: brokers that hold no event back are refused, with what is needed.
+func TestNewEnough(t *testing.T) {
+	for version, want := range map[string]fault.Class{"4.9.8": fault.Precondition, "5.0.0": 0, "5.3.3": 0, "": 0} {
+		err := newEnough("broker-a", version)
+		if want == 0 && err != nil || want != 0 && (fault.ClassOf(err) != want || !strings.Contains(err.Error(), "5.0 or later")) {
+			t.Errorf("%q: %v", version, err)
+		}
 	}
 }

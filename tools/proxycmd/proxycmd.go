@@ -98,6 +98,7 @@ takes no more connections, lets calls end and gives back what is not settled.`,
 	mode.Add(f)
 	f.BoolVar(&cfg.TrustLoopback, "trust-loopback", false, "make whoever comes over loopback or a Unix socket without credentials the principal local")
 	f.StringVar(&cfg.HealthAddr, "health", Env("WEFT_HEALTH", "127.0.0.1:7418"), "address of /readyz alone, for registries and orchestrators (WEFT_HEALTH)")
+	f.StringVar(&cfg.MetricsAddr, "metrics", Env("WEFT_METRICS", ""), "address of /metrics alone, for Prometheus, of any network and without TLS; none when empty (WEFT_METRICS)")
 	f.StringVar(&cfg.OpsAddr, "ops", Env("WEFT_OPS", "127.0.0.1:7419"), "loopback address of metrics and debugging (WEFT_OPS)")
 	f.StringVar(&cfg.TLS.Cert, "cert", Env("WEFT_CERT", ""), "file with the certificate of the clients' listeners (WEFT_CERT)")
 	f.StringVar(&cfg.TLS.Key, "key", Env("WEFT_KEY", ""), "file with its key (WEFT_KEY)")

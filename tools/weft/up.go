@@ -397,6 +397,8 @@ number of replicas may run on one etcd. Events never pass through it.`,
 	f.StringVar(&cfg.DiscoveryTLS.Key, "discovery-key", "", "file with its key")
 	f.StringVar(&cfg.DiscoveryTLS.CA, "discovery-ca", "", "file with the authority of the proxies' certificates")
 	f.StringVar(&cfg.OpsAddr, "ops", proxycmd.Env("WEFT_CONTROL_PLANE_OPS", "127.0.0.1:7429"), "loopback address of metrics and debugging (WEFT_CONTROL_PLANE_OPS)")
+	f.StringVar(&cfg.HealthAddr, "health", proxycmd.Env("WEFT_CONTROL_PLANE_HEALTH", ""), "address of /readyz alone, for orchestrators, of any network; none when empty (WEFT_CONTROL_PLANE_HEALTH)")
+	f.StringVar(&cfg.MetricsAddr, "metrics", proxycmd.Env("WEFT_CONTROL_PLANE_METRICS", ""), "address of /metrics alone, for Prometheus, of any network and without TLS; none when empty (WEFT_CONTROL_PLANE_METRICS)")
 	f.StringVar(&cfg.SnapshotKeyFile, "snapshot-key", proxycmd.Env("WEFT_SNAPSHOT_KEY", ""), "file with the private Ed25519 key, PKCS #8 in PEM, that exported snapshots are signed with; unsigned when empty (WEFT_SNAPSHOT_KEY)")
 	proxycmd.Seldom(f, &cfg.Times.EtcdMaxRetry, "etcd-max-retry", 5*time.Second, "longest wait before etcd is read again")
 	proxycmd.Seldom(f, &cfg.Times.EtcdProbe, "etcd-probe", 5*time.Second, "how often etcd is asked whether it went back")

@@ -83,7 +83,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	opts := []grpc.ServerOption{grpc.ForceServerCodecV2(codec{s.pool}), experimental.BufferPool(s.pool), grpc.InTapHandle(s.enter), grpc.ReadBufferSize(64 << 10), grpc.WriteBufferSize(64 << 10)}
 	opts = append(opts, s.counting()...)
 	opts = append(opts, grpc.RPCDecompressor(uncompressed{})) //nolint:staticcheck // it comes before what is registered for the process
-	srv := listener.GRPC(listener.GRPCLimits{TLS: s.cfg.TLS, Message: s.cfg.MaxMessage, Arriving: s.cfg.MaxArriving, Streams: 1000, Idle: 30 * time.Minute, Stall: s.cfg.Stall}, opts...)
+	srv := listener.GRPC(listener.GRPCLimits{TLS: s.cfg.TLS, Message: s.cfg.MaxMessage, Arriving: s.cfg.MaxArriving, Streams: 1000, Idle: 30 * time.Minute, Stall: s.cfg.Stall, Log: s.cfg.Log}, opts...)
 	srv.RegisterService(service(), s)
 	eventsv1.RegisterDeadLetterServiceServer(srv, &deadLetters{s: s})
 	eventsv1.RegisterInspectServiceServer(srv, &inspector{s: s})

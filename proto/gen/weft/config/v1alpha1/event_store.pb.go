@@ -225,7 +225,7 @@ type isEventStore_Driver interface {
 }
 
 type EventStore_Rocketmq struct {
-	// Apache RocketMQ 4.x or 5.x.
+	// Apache RocketMQ 5.x.
 	Rocketmq *RocketMQ `protobuf:"bytes,1,opt,name=rocketmq,proto3,oneof"`
 }
 

@@ -1,0 +1,69 @@
+package inspect
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/facts"
+	"github.com/weft-mesh/weft/dataplane/policy"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/latest"
+	"github.com/weft-mesh/weft/store"
+)
+
+// endless is a store whose topics have an event every half a second, for ever.
+type endless struct{ store.Store }
+
+func (endless) Tail(context.Context, store.TailRequest) (store.Tail, error) { return endless{}, nil }
+func (endless) Next(ctx context.Context, dst []store.Message) (int, error) {
+	select {
+	case <-time.After(time.Second / 2):
+		dst[0] = store.Message{Event: event.Event{ID: "other", Source: "/s", Type: "t"}}
+		return 1, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+func (endless) AtEnd() bool                               { return false }
+func (endless) Mark(context.Context) (func() bool, error) { return nil, nil }
+func (endless) Close(context.Context) error               { return nil }
+
+// TestSearchEnds: an event that does not exist is looked for no longer where a Subscription
+// reads many topics, and the answer says that not all were searched.
+func TestSearchEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		topic := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "orders"}, UID: "11111111-1111-4111-8111-111111111111", Epochs: []snapshot.Epoch{{Number: 1, Physical: "one"}}}
+		sub := &snapshot.Subscription{Key: snapshot.Key{Namespace: "demo", Name: "mine"}, Topics: []string{"orders"}}
+		for range 60 {
+			sub.Sources = append(sub.Sources, snapshot.Source{Topic: topic, Epoch: topic.Epochs[0], Group: "g"})
+		}
+		i := New(Config{Facts: facts.New(nil), NodeID: "p", Clock: clock.Clock(nil), Members: func(string) (int, int) { return 0, 0 },
+			Store: func(string) (store.Store, error) { return endless{}, nil },
+			Snapshots: latest.New(&snapshot.Snapshot{Topics: map[snapshot.Key]*snapshot.Topic{topic.Key: topic}, Subscriptions: map[snapshot.Key]*snapshot.Subscription{sub.Key: sub},
+				Rules: policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
+					{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_SUBSCRIBE, configv1.Action_ACTION_CONSUME},
+						Topics: []string{"orders"}, Subscriptions: []string{"mine"}}}}}}, nil)})})
+		began := time.Now()
+		a, err := i.Why(t.Context(), &policy.Principal{Name: policy.Local}, Question{Namespace: "demo", Subscription: "mine", Source: "/s", ID: "none"})
+		if err != nil || a.Verdict != "not-found" {
+			t.Fatalf("%+v %v", a, err)
+		}
+		if took := time.Since(began); took != searchTime {
+			t.Errorf("it took %v of the bubble", took)
+		}
+		said := ""
+		for _, f := range a.Findings {
+			said += f.Detail + "\n"
+		}
+		if !strings.Contains(said, "no time to look") {
+			t.Errorf("it says %s", said)
+		}
+	})
+}
