@@ -65,6 +65,12 @@ type issuer struct {
 // everyone is the policy without a file.
 func everyone() *policy { return nil }
 
+// Why a call was refused, as the metric has it.
+const (
+	refusedUnknown = "unauthenticated"
+	refusedDenied  = "denied"
+)
+
 // AccessConfig says where the rules are.
 type AccessConfig struct {
 	// File has the rules; empty for none.
@@ -87,6 +93,9 @@ func NewAccess(cfg AccessConfig) (*Access, error) {
 		cfg.Metrics.MustRegister(a.good, a.refused)
 	}
 	a.good.Set(1)
+	for _, why := range []string{refusedUnknown, refusedDenied} {
+		a.refused.WithLabelValues(why) // shown before the first
+	}
 	if a.file == "" {
 		return a, nil
 	}
@@ -318,7 +327,7 @@ func (a *Access) begin(ctx context.Context) (*session, error) {
 	}
 	id, err := a.identify(ctx, p)
 	if err != nil {
-		a.refused.WithLabelValues("unauthenticated").Inc()
+		a.refused.WithLabelValues(refusedUnknown).Inc()
 		return &session{caller: &Caller{Subject: "nobody", Peer: from}}, status.Error(codes.Unauthenticated, err.Error())
 	}
 	return &session{a, p, p.caller(id, from), id.until}, nil
@@ -330,7 +339,7 @@ func (s *session) allow(method string, req any) error {
 	if ok && !slices.ContainsFunc(all, func(n need) bool { return !n.metBy(s.caller) }) {
 		return nil
 	}
-	s.access.refused.WithLabelValues("denied").Inc()
+	s.access.refused.WithLabelValues(refusedDenied).Inc()
 	return denied(s.caller, path.Base(method), all)
 }
 

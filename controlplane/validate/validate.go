@@ -77,7 +77,7 @@ func (v *Validator) Alone(r *configv1.Resource) []Problem {
 		} else {
 			for _, violation := range ve.Violations {
 				p := violation.Proto
-				c.add(specPath(protovalidate.FieldPathString(p.GetField())), p.GetRuleId(), cmp.Or(p.GetMessage(), "breaks the rule "+p.GetRuleId()))
+				c.add(specPath(protovalidate.FieldPathString(p.GetField())), p.GetRuleId(), cmp.Or(mustBeSet(violation), p.GetMessage(), "breaks the rule "+p.GetRuleId()))
 			}
 		}
 	}
@@ -98,6 +98,15 @@ func (v *Validator) Alone(r *configv1.Resource) []Problem {
 	c.durations(r.ProtoReflect(), "")
 	c.spec(r)
 	return c.problems
+}
+
+// mustBeSet is the message of a word that must be said and is not, with those that
+// there are; empty of another violation.
+func mustBeSet(v *protovalidate.Violation) string {
+	if v.Proto.GetRuleId() != "enum.not_in" || v.FieldDescriptor == nil || v.FieldDescriptor.Enum() == nil {
+		return ""
+	}
+	return "must be set to one of " + strings.Join(resource.Words(v.FieldDescriptor.Enum()), ", ")
 }
 
 // durations finds those that are none: the rules compare what they read as.

@@ -240,7 +240,7 @@ func TestKubernetes(t *testing.T) {
 			"terminationGracePeriodSeconds: 60": "terminationGracePeriodSeconds: 25", "200MiB": "300MiB", "{name: sockets, mountPath: /run/weft}": "{name: sockets, mountPath: /run/other}",
 			"value: \"unix:/run/weft/grpc.sock\"": "value: \"unix:/run/weft/http.sock\"", "fsGroup": "fsgroup", "drop: [ALL]": "drop: []", "restartPolicy: Always": "restartPolicy: Never",
 			"--data=/var/lib/weft-proxy": "--data=/data", "tls/tls.key": "keys/tls.key"},
-		"gateway": {"--drain-grace=10s": "--drain-grace=3s", "--drain-time=45s": "--drain-time=60s", "targetPort: grpc": "targetPort: gprc", "--http=:7410": "--http=:7411", "WEFT_ADVERTISE": "WEFT_ADVERTISED",
+		"gateway": {"--drain-grace=10s": "--drain-grace=3s", "--drain-time=45s": "--drain-time=60s", "targetPort: grpc": "targetPort: gprc", "--http=:7410": "--http=:7411", "value: 1600MiB": "value: 2600MiB",
 			"--metrics=:7417": "--metrics=:7419", "selector: {app: weft-gateway}": "selector: {app: gateway}", "emptyDir: {}": "emptydir: {}", "--key=/etc/weft/clients/tls.key": "--key="},
 		"control-plane": {"- control-plane\n": "- proxy\n", "--health=:7428": "--health=:7429", "--metrics=:7427": "--metrics=127.0.0.1:7427", "https://etcd": "http://etcd", "--etcd-cert=/etc/weft/etcd/tls.crt": "--etcd-cert=/etc/etcd/tls.crt",
 			"--discovery-ca": "--discovery-authority", "$(POD_NAME)": "$(POD_IP)", "serviceName: weft-replicas": "serviceName: weft", "clusterIP: None\n": "clusterIP: \"\"\n", "800MiB": "1000MiB", "targetPort: discovery": "targetPort: disco"},

@@ -200,23 +200,27 @@ func freeAddr(s *shell) string {
 // that takes signed requests alone.
 func TestStoreCredentialsExample(t *testing.T) {
 	servers.NeedServers(t)
-	s := newShell(t)
+	newShell(t).credentials()
+}
+
+func (s *shell) credentials() {
+	s.Helper()
 	broker, err := servers.StartRocketMQ(s.ctx, servers.RocketMQOptions{AccessKey: "admin", SecretKey: "admins-secret"})
 	s.must(err)
-	t.Cleanup(func() {
+	s.Cleanup(func() {
 		if err := broker.Stop(); err != nil {
-			t.Error(err)
+			s.Error(err)
 		}
 	})
 	s.must(broker.SetUser(s.ctx, "proxy", "proxys-first-secret"))
 	s.must(broker.Allow(s.ctx, "proxy", "Topic:*", "Group:*"))
 	s.env = append(s.env, "ROCKETMQ="+broker.NameServer)
-	s.walk(blocks(t, "examples/store-credentials/README.md", ""),
+	s.walk(blocks(s.T, "examples/store-credentials/README.md", ""),
 		step{begins: "weft up", instead: s.up},
 		step{begins: "sed", says: []string{`eventstore/demo/signed created`, `SecretMissing`}},
-		step{begins: "mkdir", says: []string{`topic/demo/payments +Ready`, `payment-1 is kept at`}, after: func() { s.must(broker.SetUser(s.ctx, "proxy", "proxys-second-secret")) }},
+		step{begins: "mkdir", says: []string{`refund-1 is kept at`}, after: func() { s.must(broker.SetUser(s.ctx, "proxy", "proxys-second-secret")) }},
 		step{begins: "(umask"},
-		step{begins: "until", says: []string{`payment-2 is kept at`, `(?m)^payments  payment-1 `, `(?m)^payments  payment-2 `}},
+		step{begins: "until", says: []string{`refund-2 is kept at`, `(?m)^refunds  refund-1 `, `(?m)^refunds  refund-2 `}},
 		step{begins: "weft get", says: []string{`file: /\S+/secrets/proxy-secret`, `file: /\S+/secrets/admin-secret`, `eventstore/demo/signed deleted`}})
 	// Nothing else has a key, not even the data folder, in which etcd is too.
 	found := 0
@@ -233,13 +237,13 @@ func TestStoreCredentialsExample(t *testing.T) {
 			case has && strings.Contains(path, "/secrets/"):
 				found++
 			case has && !strings.Contains(path, "/examples/"):
-				t.Errorf("%s is in %s", key, path)
+				s.Errorf("%s is in %s", key, path)
 			}
 		}
 		return nil
 	}))
 	if found != 2 {
-		t.Errorf("%d keys are where they belong", found)
+		s.Errorf("%d keys are where they belong", found)
 	}
 }
 
@@ -256,23 +260,14 @@ func TestReadme(t *testing.T) {
 func TestAdministration(t *testing.T) {
 	etcd := servers.SharedEtcd(t)
 	s := newShell(t)
-	s.replace("http://127.0.0.1:2379", etcd)
+	s.must(os.WriteFile(filepath.Join(s.dir, "bin", "servers.env"), fmt.Appendf(nil, "export %s=%s\n", servers.EnvEtcd, etcd), 0o600))
 	s.replace("/administration/", "/"+servers.Namespace(t)+"/")
-	ready := s.answers("http://127.0.0.1:7429/readyz")
 	s.walk(blocks(t, "docs/administration.md", ""),
-		step{begins: "weft up", after: func() {
-			s.wait("the mesh", func() error {
-				b, err := os.ReadFile(filepath.Join(s.dir, "up.log"))
-				if err == nil && !strings.Contains(string(b), "The mesh is up") {
-					err = errors.New("it is not up yet")
-				}
-				return err
-			})
-		}},
+		step{begins: "export PATH"},
 		step{begins: "mkdir", says: []string{`(?m)^\+\+\+ b/topic/shop/returns$`, `topic/shop/orders created`}},
 		step{begins: "cat > shop", says: []string{`(?m)^-    max_age: 168h0m0s$`, `(?m)^\+    max_age: 24h0m0s$`, `topic/shop/orders updated`, `topic/shop/returns deleted`}},
 		step{begins: "weft history", says: []string{`topic/shop/orders updated, topic/shop/returns deleted`, `2 resources would be as they were`, `2 resources are as they were`, `(?m)^shop +returns `}},
-		step{begins: "cat > access", after: ready},
+		step{begins: "source bin/servers.env"},
 		step{begins: "printf", says: []string{`NAMESPACE`, `weft: shop-pipeline may not Apply: that needs the role admin in namespace shop`, `REFUSED: PermissionDenied`}})
 }
 
@@ -335,6 +330,14 @@ func TestRestore(t *testing.T) {
 		step{begins: "etcdutl"},
 		step{begins: "etcd --name a"},
 		step{begins: "weft admin restore", says: []string{`lineage 2-\S+ begins at revision 10000\d+`, have, `state: before-the-backup`}})
+}
+
+// TestEmbeddedBackup is what docs/operations.md says of a copy of a data folder.
+func TestEmbeddedBackup(t *testing.T) {
+	s := newShell(t)
+	s.walk(blocks(t, "docs/operations.md", "## Backup of embedded stores"),
+		step{begins: "weft up", says: []string{`kept is kept at `}},
+		step{begins: "rm -rf data", says: []string{`(?m)^hello  kept `}})
 }
 
 // TestEtcdFull is what docs/operations.md says of an etcd that is full: a change is

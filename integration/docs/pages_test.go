@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/weft-mesh/weft/integration/servers"
 )
 
 // Pages that go on from one mesh in one process.
@@ -28,6 +30,10 @@ func TestTogether(t *testing.T) {
 	s.events()
 	s.rest()
 	s.quotas()
+	if !testing.Short() {
+		s.stores(servers.SharedKafka(t))
+		s.credentials()
+	}
 }
 
 // events walks docs/events.md.

@@ -24,12 +24,16 @@ import (
 // TestStores is docs/stores.md, with the shared Kafka.
 func TestStores(t *testing.T) {
 	broker := servers.SharedKafka(t)
-	s := newShell(t)
+	newShell(t).stores(broker)
+}
+
+func (s *shell) stores(broker string) {
+	s.Helper()
 	s.edit("kafka/kafka.yaml", "127.0.0.1:9092", broker)
-	s.edit("kafka/kafka.yaml", "retention: {max_age: 168h}", "physical_name: "+servers.Namespace(t))
-	s.walk(blocks(t, "docs/stores.md", ""),
+	s.edit("kafka/kafka.yaml", "retention: {max_age: 168h}", "physical_name: "+servers.Namespace(s.T))
+	s.walk(blocks(s.T, "docs/stores.md", ""),
 		step{begins: "weft up", instead: s.up},
-		step{begins: "weft apply", says: []string{`eventstore/demo/kafka created`, `subscription/demo/booking created`, `p-1 is kept at`, `(?m)^payments  p-1  payment.made  \{"amount": ?20\}$`,
+		step{begins: "weft apply", says: []string{`eventstore/demo/kafka created`, `subscription/demo/booking created`, `d-1 is kept at`, `(?m)^deposits  d-1  deposit.made  \{"amount": ?20\}$`,
 			`Kafka \S+, durability \w+, delay by the mesh at one more write of each delayed event`}})
 }
 

@@ -27,6 +27,7 @@ import (
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	fronthttp "github.com/weft-mesh/weft/dataplane/frontend/http"
 	"github.com/weft-mesh/weft/dataplane/pipeline"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -161,6 +162,7 @@ func limits() string {
 		{"members of a Subscription on one proxy", delivery.MaxMembers},
 		{"tails of a proxy", delivery.MaxTails},
 		{"topics and patterns of a tail", delivery.MaxTailTopics},
+		{"bytes of a request's body over HTTP", fronthttp.MaxBody},
 		{"bytes of one change of the configuration", configstore.MaxWriteBytes},
 		{"writes of one change; a new Topic takes two", configstore.MaxWrites},
 		{"bytes of one file of resources", manifest.MaxBytes},
@@ -200,8 +202,9 @@ func reasons(t *testing.T) string {
 		_, anchor, _ := strings.Cut((&fault.Error{Reason: reason}).Type(), "#")
 		var names, statuses, codes []string
 		for _, c := range fault.Classes() {
-			if a := c.Answer(); r.classes[reason][c.String()] {
-				names, statuses, codes = append(names, c.String()), append(statuses, strconv.Itoa(a.HTTP)), append(codes, a.GRPC.String())
+			if r.classes[reason][c.String()] {
+				status := fronthttp.Status(&fault.Error{Class: c, Reason: reason})
+				names, statuses, codes = append(names, c.String()), append(statuses, strconv.Itoa(status)), append(codes, c.Answer().GRPC.String())
 			}
 		}
 		row := func(list []string) string { return strings.Join(list, "<br>") }

@@ -411,18 +411,14 @@ func scalar(n *yaml.Node, f protoreflect.FieldDescriptor) (out protoreflect.Valu
 	case protoreflect.EnumKind:
 		values := f.Enum().Values()
 		prefix := enumPrefix(f.Enum())
-		var known []string
 		for i := range values.Len() {
 			name := string(values.Get(i).Name())
 			short := strings.ToLower(strings.TrimPrefix(name, prefix))
-			if values.Get(i).Number() != 0 {
-				known = append(known, short)
-			}
 			if n.Value == name || strings.EqualFold(n.Value, short) {
 				return protoreflect.ValueOfEnum(values.Get(i).Number()), ""
 			}
 		}
-		return out, "one of " + strings.Join(known, ", ")
+		return out, "one of " + strings.Join(resource.Words(f.Enum()), ", ")
 	}
 	return out, "something that this version cannot read"
 }

@@ -76,8 +76,23 @@ func fieldFeature(f protoreflect.FieldDescriptor) string {
 }
 
 func valueFeature(e protoreflect.EnumDescriptor, v protoreflect.EnumValueDescriptor) string {
+	return strings.ToLower(string(e.Name())) + "." + word(e, v)
+}
+
+// word is the value as YAML has it.
+func word(e protoreflect.EnumDescriptor, v protoreflect.EnumValueDescriptor) string {
 	prefix := strings.TrimSuffix(string(e.Values().ByNumber(0).Name()), "UNSPECIFIED")
-	return strings.ToLower(string(e.Name())) + "." + strings.ToLower(strings.TrimPrefix(string(v.Name()), prefix))
+	return strings.ToLower(strings.TrimPrefix(string(v.Name()), prefix))
+}
+
+// Words are the values of an enumeration as YAML has them, but for the zero.
+func Words(e protoreflect.EnumDescriptor) (out []string) {
+	for i := range e.Values().Len() {
+		if v := e.Values().Get(i); v.Number() != 0 {
+			out = append(out, word(e, v))
+		}
+	}
+	return out
 }
 
 // AllFeatures are the names of the features that this version knows, sorted. A

@@ -26,7 +26,7 @@ func dlqCommand() *cobra.Command {
 	return group(&cobra.Command{Use: "dlq", Short: "See what could not be delivered, and deliver it again",
 		Long: `Dead letters are the events that a Subscription gave up after its last attempt; they
 are in its dead_letter_topic, with the reason.`,
-		Example: "  weft dlq list --subscription billing\n  weft dlq redrive --subscription billing --reason timeout --rate 20/s"},
+		Example: "  weft dlq list --subscription billing\n  weft dlq redrive --subscription billing --reason time-out --rate 20/s"},
 		dlqListCommand(), dlqShowCommand(), dlqRedriveCommand())
 }
 
@@ -114,7 +114,7 @@ func dlqListCommand() *cobra.Command {
 that were redriven. With --causes it counts them by Subscription, topic and reason.
 It needs SUBSCRIBE on the dead-letter topic and, where only the Subscription is named,
 CONSUME on that. With -o json each line is one of them.`,
-		Example: "  weft dlq list --subscription billing --reason timeout --since 24h\n  weft dlq list --dead-letter-topic orders.dead --causes",
+		Example: "  weft dlq list --subscription billing --reason time-out --since 24h\n  weft dlq list --dead-letter-topic orders.dead --causes",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
@@ -339,7 +339,7 @@ was when the same command is run again, with at most one batch, a tenth of --rat
 
 It needs SUBSCRIBE on the dead-letter topic, CONSUME on the Subscription and SUBSCRIBE
 on its topics.`,
-		Example: "  weft dlq redrive --subscription billing --dry-run\n  weft dlq redrive --subscription billing --reason timeout --since 2h --rate 20/s\n  weft dlq redrive --subscription billing --id order-7",
+		Example: "  weft dlq redrive --subscription billing --dry-run\n  weft dlq redrive --subscription billing --reason time-out --since 2h --rate 20/s\n  weft dlq redrive --subscription billing --id order-7",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if o.Rate, err = strconv.Atoi(strings.TrimSuffix(pace, "/s")); err != nil || o.Rate < 1 || o.Rate > 10000 {

@@ -18,7 +18,8 @@ import (
 
 // joinTokenCommand has what is done with join tokens.
 func joinTokenCommand() *cobra.Command {
-	return group(&cobra.Command{Use: "join-token", Short: "Tokens with which proxies join"}, joinTokenCreate(), joinTokenList(), joinTokenRevoke())
+	return group(&cobra.Command{Use: "join-token", Short: "Tokens with which proxies join",
+		Example: "  weft admin join-token create edge-7 --token-file edge-7.token\n  weft admin join-token list"}, joinTokenCreate(), joinTokenList(), joinTokenRevoke())
 }
 
 func joinTokenCreate() *cobra.Command {
@@ -72,7 +73,7 @@ into a new file that only its owner may read. The control plane keeps its hash a
 
 func joinTokenList() *cobra.Command {
 	var admin adminFlags
-	cmd := &cobra.Command{Use: "list", Short: "List join tokens, without their secrets", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "list", Short: "List join tokens, without their secrets", Args: cobra.NoArgs, Example: "  weft admin join-token list",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, done, err := admin.dial()
 			if err != nil {
@@ -105,7 +106,7 @@ func joinTokenList() *cobra.Command {
 
 func joinTokenRevoke() *cobra.Command {
 	var admin adminFlags
-	cmd := &cobra.Command{Use: "revoke ID …", Short: "End join tokens, and the streams of proxies that use them", Args: cobra.MinimumNArgs(1),
+	cmd := &cobra.Command{Use: "revoke ID …", Short: "End join tokens, and the streams of proxies that use them", Args: cobra.MinimumNArgs(1), Example: "  weft admin join-token revoke 3f9c2a1b",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, done, err := admin.dial()
 			if err != nil {

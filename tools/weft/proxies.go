@@ -32,6 +32,7 @@ func proxiesList() *cobra.Command {
 		bare      bool
 	)
 	cmd := &cobra.Command{Use: "list", Short: "List every proxy that may have configuration, connected or not", Args: cobra.NoArgs,
+		Example: "  weft proxies list\n  weft proxies list -n shop\n  weft proxies list --absent --names",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, done, err := admin.dial()
 			if err != nil {

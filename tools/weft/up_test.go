@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
@@ -531,12 +533,25 @@ func TestCompletion(t *testing.T) {
 
 // TestHelp: every command says what it is for, with an example.
 func TestHelp(t *testing.T) {
-	for _, c := range Command().Commands() {
-		if c.Short == "" || c.Example == "" {
-			t.Errorf("weft %s has no description or no example", c.Name())
+	var look func(*cobra.Command)
+	look = func(c *cobra.Command) {
+		if c.Hidden {
+			return
 		}
+		if c.Short == "" || c.Example == "" {
+			t.Errorf("%s has no description or no example", c.CommandPath())
+		}
+		if !strings.Contains(c.Example, c.CommandPath()) {
+			t.Errorf("the example of %s has no %[1]s", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			look(sub)
+		}
+	}
+	for _, c := range Command().Commands() {
+		look(c)
 		for line := range strings.Lines(c.Example) {
-			if !strings.HasPrefix(line, "  weft "+c.Name()) && !strings.Contains(line, "weft "+c.Name()) {
+			if !strings.Contains(line, "weft "+c.Name()) {
 				t.Errorf("the example of weft %s has %q", c.Name(), line)
 			}
 		}

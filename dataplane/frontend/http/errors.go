@@ -23,16 +23,28 @@ type details struct {
 
 func status(c fault.Class) int { return c.Answer().HTTP }
 
-// describe is an error as problem details; what is for logs stays out.
-func describe(f *fault.Error) details {
-	code := status(f.Class)
-	return details{f.Type(), http.StatusText(code), code, f.Message(), f.Reason, seconds(f.Retry())}
+// Reasons with a status that HTTP alone has.
+const (
+	methodNotAllowed = "method-not-allowed"
+	unknownEncoding  = "unknown-encoding"
+	unknownFormat    = "unknown-format"
+)
+
+// Status is what an error is answered with: what its class is, but for few reasons.
+func Status(f *fault.Error) int {
+	switch f.Reason {
+	case methodNotAllowed:
+		return http.StatusMethodNotAllowed
+	case unknownEncoding, unknownFormat:
+		return http.StatusUnsupportedMediaType
+	}
+	return status(f.Class)
 }
 
-// as is the same with a status that HTTP alone has.
-func (d details) as(code int) details {
-	d.Title, d.Status = http.StatusText(code), code
-	return d
+// describe is an error as problem details; what is for logs stays out.
+func describe(f *fault.Error) details {
+	code := Status(f)
+	return details{f.Type(), http.StatusText(code), code, f.Message(), f.Reason, seconds(f.Retry())}
 }
 
 // seconds are whole ones, rounded up.

@@ -51,7 +51,7 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 func readEvents(w http.ResponseWriter, r *http.Request, in *body, buf *buffer) (events []event.Event, wrong []error, batch, ok bool) {
 	if err := plain(r.Header); err != nil {
 		w.Header().Set("Accept-Encoding", "identity")
-		writeProblem(w, describe(err).as(http.StatusUnsupportedMediaType))
+		problem(w, err)
 		return nil, nil, false, false
 	}
 	if err := buf.read(in, r.ContentLength); err != nil {
@@ -60,10 +60,6 @@ func readEvents(w http.ResponseWriter, r *http.Request, in *body, buf *buffer) (
 	}
 	events, wrong, batch, err := decode(r.Header, buf)
 	if err != nil {
-		if f := fault.From(err); f.Reason == unknownFormat {
-			writeProblem(w, describe(f).as(http.StatusUnsupportedMediaType))
-			return nil, nil, false, false
-		}
 		problem(w, err)
 		return nil, nil, false, false
 	}
@@ -76,7 +72,7 @@ func plain(h http.Header) *fault.Error {
 	for _, line := range h.Values("Content-Encoding") {
 		for coding := range strings.SplitSeq(line, ",") {
 			if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
-				return fault.New(fault.Invalid, "http", "unknown-encoding", "the Content-Encoding %.32q is not understood: send the body as it is; what is compressed for its receivers says so in its content type or an attribute", coding)
+				return fault.New(fault.Invalid, "http", unknownEncoding, "the Content-Encoding %.32q is not understood: send the body as it is; what is compressed for its receivers says so in its content type or an attribute", coding)
 			}
 		}
 	}
@@ -94,9 +90,6 @@ func unread(err error) error {
 	}
 	return fault.New(fault.Invalid, "http", "bad-body", "the body could not be read")
 }
-
-// unknownFormat is the reason where an event format is not understood: 415.
-const unknownFormat = "unknown-format"
 
 // decode makes events of a request in any of the three modes. In a batch, wrong
 // has the errors of events that could not be read, by their place.

@@ -57,7 +57,7 @@ func (s *Server) rest(w http.ResponseWriter, r *http.Request, prefixed bool) {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		writeProblem(w, describe(fault.New(fault.Invalid, "http", "method-not-allowed", "this path takes %s", strings.Join(bound.Allow, ", "))).as(http.StatusMethodNotAllowed))
+		problem(w, fault.New(fault.Invalid, "http", methodNotAllowed, "this path takes %s", strings.Join(bound.Allow, ", ")))
 		return
 	}
 	in := body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}

@@ -52,6 +52,9 @@ type Config struct {
 	Log     *slog.Logger
 }
 
+// MaxBody is the most bytes of a request's body, where the Config does not say.
+const MaxBody = 8 << 20
+
 // Server serves HTTP.
 type Server struct {
 	cfg      Config
@@ -64,7 +67,7 @@ type Server struct {
 // New makes a Server.
 func New(cfg Config) *Server {
 	if cfg.MaxBody == 0 {
-		cfg.MaxBody = 8 << 20
+		cfg.MaxBody = MaxBody
 	}
 	if cfg.MaxBodies == 0 {
 		cfg.MaxBodies = 512 << 20
@@ -192,7 +195,7 @@ func method(w http.ResponseWriter, r *http.Request, want string) bool {
 		return true
 	}
 	w.Header().Set("Allow", want)
-	writeProblem(w, describe(fault.New(fault.Invalid, "http", "method-not-allowed", "this path takes %s", want)).as(http.StatusMethodNotAllowed))
+	problem(w, fault.New(fault.Invalid, "http", methodNotAllowed, "this path takes %s", want))
 	return false
 }
 

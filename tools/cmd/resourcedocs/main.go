@@ -1,5 +1,5 @@
 // Command resourcedocs writes docs/resources.md: every kind of resource with
-// every field, from the comments of proto/. It reads an image with comments, as
+// every field, from the comments and rules of proto/. It reads an image with comments, as
 // `buf build -o -` writes it, from standard input.
 package main
 
@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -28,7 +29,7 @@ func main() {
 
 const head = `# Resources
 
-<!-- Made from the comments of proto/weft/config/v1alpha1 by ` + "`make generate`" + `. -->
+<!-- Made from the comments and rules of proto/weft/config/v1alpha1 by ` + "`make generate`" + `. -->
 
 A mesh's configuration is a set of named resources, written in YAML or JSON:
 
@@ -134,9 +135,14 @@ func (p printer) section(heading string, m protoreflect.MessageDescriptor) {
 				}
 			}
 			if len(others) > 0 {
-				text += " Excludes " + strings.Join(others, ", ") + "."
+				text += " Excludes " + strings.Join(others, ", ")
+				if r, _ := proto.GetExtension(o.Options(), validate.E_Oneof).(*validate.OneofRules); r.GetRequired() {
+					text += "; one of them is required"
+				}
+				text += "."
 			}
 		}
+		text += rules(f, text)
 		if e := f.Enum(); e != nil {
 			text += " " + values(e)
 		}

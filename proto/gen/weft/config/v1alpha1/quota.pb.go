@@ -131,7 +131,8 @@ func (QuotaScope) EnumDescriptor() ([]byte, []int) {
 
 // Quota bounds what clients do in its namespace. It counts whoever and whatever
 // it selects over all protocols, connections and credentials of a proxy. Where
-// several quotas select a client, all of them hold. What a proxy does itself
+// several quotas select a client, all of them hold. It must name principals, groups
+// or topics, at least one of them, and bound something: publish or connections. What a proxy does itself
 // (retries, dead letters, push) is not counted, and deliveries are not: each
 // Subscription bounds its own.
 type Quota struct {
@@ -146,13 +147,13 @@ type Quota struct {
 	// Topics by name or pattern ("*" one segment, ">" the rest), as clients name
 	// them; all topics of the namespace when empty.
 	Topics []string `protobuf:"bytes,3,rep,name=topics,proto3" json:"topics,omitempty"`
-	// Whose use is counted together.
+	// Whose use is counted together; it must be said.
 	Per QuotaPer `protobuf:"varint,4,opt,name=per,proto3,enum=weft.config.v1alpha1.QuotaPer" json:"per,omitempty"`
 	// Where use is counted together; PROXY when unspecified.
 	Scope QuotaScope `protobuf:"varint,5,opt,name=scope,proto3,enum=weft.config.v1alpha1.QuotaScope" json:"scope,omitempty"`
 	// ENFORCED when unspecified; SHADOWED is decided and counted, not applied.
 	Mode Mode `protobuf:"varint,6,opt,name=mode,proto3,enum=weft.config.v1alpha1.Mode" json:"mode,omitempty"`
-	// What may be published.
+	// What may be published; it bounds nothing where it is empty.
 	Publish *PublishQuota `protobuf:"bytes,7,opt,name=publish,proto3" json:"publish,omitempty"`
 	// Most tails, members of Subscriptions, pulls and requests that wait, and publish streams
 	// that are open at once, 1 to 1,000,000; any number when 0.

@@ -88,7 +88,8 @@ const (
 	DeletionPolicy_DELETION_POLICY_UNSPECIFIED DeletionPolicy = 0
 	// The physical topic is left in its store.
 	DeletionPolicy_DELETION_POLICY_RETAIN DeletionPolicy = 1
-	// The physical topic is deleted.
+	// The physical topic is deleted. Not yet: this version refuses it; delete the
+	// physical topic in its store.
 	DeletionPolicy_DELETION_POLICY_DELETE DeletionPolicy = 2
 )
 
