@@ -360,14 +360,19 @@ func deadLetterOf(msg *store.Message, at position.Token) (DeadLetter, bool) {
 		l.Time = when
 	}
 	l.Event.Mesh = nil
-	l.Event.Ext = slices.DeleteFunc(slices.Clone(msg.Ext), func(a event.Attr) bool {
+	l.Event.Ext = alive(msg.Ext)
+	return l, true
+}
+
+// alive are extension attributes without those of dead letters.
+func alive(ext []event.Attr) []event.Attr {
+	return slices.DeleteFunc(slices.Clone(ext), func(a event.Attr) bool {
 		switch a.Name {
 		case AttrDeadReason, AttrDeadSubscription, AttrDeadTopic, AttrDeadPosition, AttrDeadAttempts:
 			return true
 		}
 		return false
 	})
-	return l, true
 }
 
 // selects reports whether l is asked for.

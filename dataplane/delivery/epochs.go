@@ -228,5 +228,5 @@ func (it *item) pastLocked() bool {
 
 // passLocked settles an item that does not count and that nobody has any more.
 func (r *runtime) passLocked(it *item) {
-	r.write(it, func(context.Context, *snapshot.Subscription) error { return nil })
+	r.write(it, func(context.Context, *snapshot.Subscription) error { return nil }, nil)
 }

@@ -19,8 +19,9 @@ type logStore struct {
 	mu          sync.Mutex
 	wake        chan struct{}
 	topics      map[string]*logTopic
-	delayed     func(*event.Event) // sees what is parked
-	fetched     func(logHandle)    // is called before Fetch returns
+	delayed     func(*event.Event)       // sees what is parked
+	fetched     func(logHandle)          // is called before Fetch returns
+	refuse      func(*event.Event) error // why an event is not taken; nil where all are
 }
 
 type logTopic struct {
@@ -75,10 +76,20 @@ func (s *logStore) append(topic string, part int, e *event.Event) {
 	s.wakeLocked()
 }
 
+func (s *logStore) refuses(e *event.Event) error {
+	if s.refuse == nil {
+		return nil
+	}
+	return s.refuse(e)
+}
+
 // Publish appends to the first partition.
 func (s *logStore) Publish(_ context.Context, topic string, events []store.Outgoing, _ []store.Result) error {
 	for i := range events {
 		e := *events[i].Event
+		if err := s.refuses(&e); err != nil {
+			return err
+		}
 		s.append(topic, 0, &e)
 	}
 	return nil
@@ -88,6 +99,9 @@ func (s *logStore) Publish(_ context.Context, topic string, events []store.Outgo
 func (s *logStore) PublishDelayed(_ context.Context, topic string, events []store.Outgoing, due []time.Time, _ []store.Result) error {
 	for i := range events {
 		e := *events[i].Event
+		if err := s.refuses(&e); err != nil {
+			return err
+		}
 		s.delayed(&e)
 		time.AfterFunc(time.Until(due[i]), func() { s.append(topic, 0, &e) })
 	}

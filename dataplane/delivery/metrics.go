@@ -11,7 +11,7 @@ import (
 type metrics struct {
 	delivered, settled, nacked, timedOut, retried, deadLettered, filtered, filterErrors, untransformed, stale *prometheus.CounterVec
 	exhausted                                                                                                 *prometheus.CounterVec
-	blockedKeys                                                                                               *prometheus.GaugeVec
+	blockedKeys, unwritable                                                                                   *prometheus.GaugeVec
 	redriven                                                                                                  *prometheus.CounterVec
 	bytes, storeErrors                                                                                        *prometheus.CounterVec
 	settleSeconds, latency, endToEnd                                                                          *prometheus.HistogramVec
@@ -41,6 +41,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		retried:     counter("retries_total", "Events kept for another attempt."),
 		exhausted:   counter("exhausted_total", "Attempts that failed after the last that was asked for, of events that are repeated all the same."),
 		blockedKeys: gauge("blocked_keys", "Ordering keys that an event which failed holds up."),
+		unwritable:  gauge("unwritable_events", "Events that failed and that neither the retry topic nor the dead-letter topic takes for what they are, as ones that are too large: they are kept, and given out again until somebody settles them."),
 		deadLettered: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_delivery_dead_letters_total", Help: "Events written to the dead-letter topic, by the cause of the last attempt: it was given back (failed), not settled in time (timeout), or with a member whose connection ended (lost), as often as may be; or it was rejected, or the transform could not be applied, or the retry topic does not take the event for another attempt (refused), and no other attempt would change that."},
 			[]string{"namespace", "subscription", "cause"}),
 		redriven:      counter("redriven_total", "Dead letters that were given back."),
@@ -72,7 +73,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	m.names = labels.New(reg, "subscription", nil)
 	if reg != nil {
-		reg.MustRegister(m.delivered, m.settled, m.nacked, m.timedOut, m.retried, m.deadLettered, m.redriven, m.filtered, m.filterErrors, m.untransformed, m.stale, m.exhausted, m.blockedKeys,
+		reg.MustRegister(m.delivered, m.settled, m.nacked, m.timedOut, m.retried, m.deadLettered, m.redriven, m.filtered, m.filterErrors, m.untransformed, m.stale, m.exhausted, m.blockedKeys, m.unwritable,
 			m.bytes, m.storeErrors, m.settleSeconds, m.latency, m.endToEnd, m.stalled, m.oldest, m.lag, m.inFlight, m.members, m.tails, m.feeds, m.pullSessions, m.pullsWaiting, m.tailed, m.catchUps)
 	}
 	return m
@@ -86,7 +87,7 @@ func (m *metrics) forget(namespace, subscription string) {
 	l := prometheus.Labels{"namespace": namespace, "subscription": subscription}
 	for _, v := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.settled, m.nacked, m.timedOut, m.retried, m.deadLettered, m.redriven, m.filtered, m.filterErrors, m.untransformed, m.stale, m.bytes, m.storeErrors, m.settleSeconds, m.latency, m.endToEnd, m.stalled, m.oldest, m.inFlight, m.members, m.exhausted, m.blockedKeys} {
+	}{m.delivered, m.settled, m.nacked, m.timedOut, m.retried, m.deadLettered, m.redriven, m.filtered, m.filterErrors, m.untransformed, m.stale, m.bytes, m.storeErrors, m.settleSeconds, m.latency, m.endToEnd, m.stalled, m.oldest, m.inFlight, m.members, m.exhausted, m.blockedKeys, m.unwritable} {
 		v.DeletePartialMatch(l)
 	}
 }
@@ -99,7 +100,7 @@ type subMetrics struct {
 	inFlight, members, oldest                                                                   prometheus.Gauge
 	stalled                                                                                     [stalls]prometheus.Counter
 	exhausted                                                                                   prometheus.Counter
-	blockedKeys                                                                                 prometheus.Gauge
+	blockedKeys, unwritable                                                                     prometheus.Gauge
 	deadLettered                                                                                [causes]prometheus.Counter
 }
 
@@ -117,5 +118,5 @@ func (m *metrics) of(namespace, subscription string) subMetrics {
 	}
 	return subMetrics{m.delivered.WithLabelValues(l...), m.settled.WithLabelValues(l...), m.nacked.WithLabelValues(l...), m.timedOut.WithLabelValues(l...),
 		m.retried.WithLabelValues(l...), m.filtered.WithLabelValues(l...), m.filterErrors.WithLabelValues(l...), m.untransformed.WithLabelValues(l...), m.stale.WithLabelValues(l...),
-		m.bytes.WithLabelValues(l...), m.storeErrors.WithLabelValues(l...), m.settleSeconds.WithLabelValues(l...), m.latency.WithLabelValues(l...), m.endToEnd.WithLabelValues(l...), m.inFlight.WithLabelValues(l...), m.members.WithLabelValues(l...), m.oldest.WithLabelValues(l...), stalled, m.exhausted.WithLabelValues(l...), m.blockedKeys.WithLabelValues(l...), deadLettered}
+		m.bytes.WithLabelValues(l...), m.storeErrors.WithLabelValues(l...), m.settleSeconds.WithLabelValues(l...), m.latency.WithLabelValues(l...), m.endToEnd.WithLabelValues(l...), m.inFlight.WithLabelValues(l...), m.members.WithLabelValues(l...), m.oldest.WithLabelValues(l...), stalled, m.exhausted.WithLabelValues(l...), m.blockedKeys.WithLabelValues(l...), m.unwritable.WithLabelValues(l...), deadLettered}
 }

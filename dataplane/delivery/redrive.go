@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -206,7 +207,8 @@ func (r *redrive) flush(ctx context.Context) error {
 			continue
 		}
 		if err := r.pace.WaitN(ctx, len(ls)); err != nil {
-			return fault.From(context.Cause(ctx))
+			// It fails at once where the call's deadline comes before the turn does.
+			return fault.From(cmp.Or(context.Cause(ctx), context.DeadlineExceeded))
 		}
 		if err := r.give(ctx, sub, &sub.Sources[i], ls); err != nil {
 			return err

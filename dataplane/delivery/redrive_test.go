@@ -204,6 +204,28 @@ func TestRedriveRate(t *testing.T) {
 	})
 }
 
+// TestRedriveDeadline: where the deadline comes before the next turn, the redrive ends at
+// once as one whose deadline has passed, and tells what it gave back.
+func TestRedriveDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := deadWorld(t)
+		w.dead("a", "b", "c")
+		ctx, cancel := context.WithTimeout(w.ctx, 1500*time.Millisecond) // of the turns at once, after 1 s and 2 s
+		defer cancel()
+		told := 0
+		got, err := w.m.Redrive(ctx, local, Redrive{Query: DeadLetterQuery{Namespace: "demo", Subscription: "billing"}, Rate: 1}, func(r Redriven) { told = r.Redriven })
+		if f := fault.From(err); f == nil || f.Class != fault.ClassOf(context.DeadlineExceeded) || ctx.Err() != nil {
+			t.Errorf("it ends with %v; the call: %v", f, ctx.Err())
+		}
+		if got.Redriven != 2 || told != 2 {
+			t.Errorf("%+v; told were %d", got, told)
+		}
+		if got := w.redrive(Redrive{}); got.Redriven != 1 || got.Already != 2 {
+			t.Errorf("the next one: %+v", got)
+		}
+	})
+}
+
 // TestRedriveOfWhatClientsWrote: who may publish to a dead-letter topic gets nothing
 // into a Subscription by it, and undoes nothing.
 func TestRedriveOfWhatClientsWrote(t *testing.T) {

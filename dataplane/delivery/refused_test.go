@@ -135,16 +135,14 @@ func TestRefusedParking(t *testing.T) {
 	for name, c := range map[string]struct {
 		why   *fault.Error
 		shows int64
-		dead  string
 	}{
-		"at first":                    {tooLarge, 0, "dead"},
-		"once it has shown":           {tooLarge, 1, "dead"},
-		"while it cannot be reached":  {fault.New(fault.Unavailable, "test.publish", "store-unreachable", "away"), 0, "dead"},
-		"without a dead-letter topic": {tooLarge, 0, ""},
+		"at first":                   {tooLarge, 0},
+		"once it has shown":          {tooLarge, 1},
+		"while it cannot be reached": {fault.New(fault.Unavailable, "test.publish", "store-unreachable", "away"), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, reg := newWorld(t, func(s *snapshot.Subscription) {
-				s.DeadLetter, s.MaxAttempts, s.MinBackoff, s.MaxBackoff = c.dead, 9, time.Hour, time.Hour
+				s.DeadLetter, s.MaxAttempts, s.MinBackoff, s.MaxBackoff = "dead", 9, time.Hour, time.Hour
 			}), prometheus.NewRegistry()
 			w.stop()
 			st := &refusingAtOnce{Store: w.st, Admin: w.st.(store.Admin), Measurer: w.st.(store.Measurer), asked: make(chan struct{}, 1)}
@@ -158,7 +156,7 @@ func TestRefusedParking(t *testing.T) {
 			w.publish("a")
 			m.Nack("no room", 2*time.Hour, w.next(m, 1)[0].ID)
 			none := DeadLetterQuery{Topic: "dead"}
-			if c.why != tooLarge || c.dead == "" {
+			if c.why != tooLarge {
 				ctx, cancel := context.WithTimeout(w.ctx, patience)
 				defer cancel()
 				for range 2 {

@@ -56,6 +56,12 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration, why
 	if r.sub.DeadLetter != "" && (last || exhausted && !r.sub.Block) {
 		r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error {
 			return r.m.deadLetter(ctx, sub, &r.metrics, &it.msg, why, reason)
+		}, func(err error) {
+			// Nothing else is left to do with it than without a dead-letter topic.
+			delay := max(jitter(r.sub.MaxBackoff), maxRetry)
+			r.againLocked(it, true, delay, untakenReason(err, reason))
+			it.msg.attempt++
+			r.waitLocked(it, delay)
 		})
 		return
 	}
@@ -65,7 +71,24 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration, why
 	case delay < 0:
 		delay = backoff(r.sub, it.msg.attempt)
 	}
-	if exhausted {
+	r.againLocked(it, exhausted, delay, reason)
+	if delay <= inMemory || it.lane != nil { // what is parked is overtaken
+		it.msg.attempt++
+		r.waitLocked(it, delay)
+		return
+	}
+	due := r.m.cfg.Clock.Now().Add(delay)
+	r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error { return r.park(ctx, sub, it, due, reason) },
+		func(error) {
+			it.msg.attempt++
+			r.waitLocked(it, due.Sub(r.m.cfg.Clock.Now()))
+		})
+}
+
+// againLocked takes note that an attempt failed and another one follows, also where it was
+// the last that was asked for.
+func (r *runtime) againLocked(it *item, last bool, delay time.Duration, reason string) {
+	if last {
 		r.metrics.exhausted.Inc()
 	}
 	if it.msg.since == "" {
@@ -73,15 +96,13 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration, why
 	}
 	r.metrics.retried.Inc()
 	r.remember(r.m.cfg.Facts.Now(), facts.Retried, &it.msg, "again in "+delay.Round(time.Millisecond).String()+": "+reason)
-	r.blockLocked(it, exhausted)
-	if delay <= inMemory || it.lane != nil { // what is parked is overtaken
-		it.msg.attempt++
-		r.timers.set(it, time.Now().Add(delay))
-		r.poke()
-		return
-	}
-	due := r.m.cfg.Clock.Now().Add(delay)
-	r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error { return r.park(ctx, sub, it, due, reason) })
+	r.blockLocked(it, last)
+}
+
+// waitLocked keeps an item in memory until it is given out again.
+func (r *runtime) waitLocked(it *item, delay time.Duration) {
+	r.timers.set(it, time.Now().Add(delay))
+	r.poke()
 }
 
 // backoff is the delay after an attempt: exponential, with jitter of a fifth.
@@ -96,43 +117,78 @@ func backoff(sub *snapshot.Subscription, attempt int) time.Duration {
 func jitter(d time.Duration) time.Duration { return d - d/10 + rand.N(d/5+1) }
 
 // write runs f, again and again until it succeeds, and then settles the item:
-// the event is durable elsewhere before its place here is given up.
-func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription) error) {
+// the event is durable elsewhere before its place here is given up. One that no topic takes
+// for what it is (fault.Untakeable) keeps that place: to write it again would change nothing,
+// so that kept has it wait in memory and be given out again. It is called with mu held.
+func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription) error, kept func(why error)) {
 	r.writing++
 	r.writers.Go(func() {
-		r.slots <- struct{}{}
-		defer func() { <-r.slots }()
 		defer r.written()
-		retry := minRetry
-		for {
-			r.mu.Lock()
-			over, sub, past := r.over != nil || r.sources[it.src.key()] != it.src || !it.src.holds(it), r.sub, it.pastLocked()
-			r.mu.Unlock()
-			if over {
-				r.mu.Lock()
-				r.doneLocked(it) // here; it comes again, from the store
-				r.mu.Unlock()
-				return
-			}
-			if past {
-				break
-			}
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-			err := f(ctx, sub)
-			cancel()
-			if r.writes.Is(err); err == nil {
-				break
-			}
-			r.metrics.storeErrors.Inc()
+		for retry := minRetry; !r.tryWrite(it, f, kept); retry = min(2*retry, maxRetry) {
+			// Others have the slot meanwhile.
 			timer := time.NewTimer(retry/2 + rand.N(retry))
 			<-timer.C
-			retry = min(2*retry, maxRetry)
 		}
-		it.src.settle([]*item{it})
-		r.mu.Lock()
-		r.doneLocked(it)
-		r.mu.Unlock()
 	})
+}
+
+// tryWrite is one try of a write. It reports whether there is to be no other one.
+func (r *runtime) tryWrite(it *item, f func(context.Context, *snapshot.Subscription) error, kept func(why error)) bool {
+	r.slots <- struct{}{}
+	defer func() { <-r.slots }()
+	r.mu.Lock()
+	gone, past, sub := r.goneLocked(it), it.pastLocked(), r.sub
+	r.mu.Unlock()
+	if gone {
+		return true
+	}
+	if !past {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		err := f(ctx, sub)
+		cancel()
+		if err != nil && fault.Untakeable(err) {
+			r.metrics.storeErrors.Inc()
+			return r.untaken(it, err, kept)
+		}
+		if r.writes.Is(err); err != nil {
+			r.metrics.storeErrors.Inc()
+			return false
+		}
+	}
+	it.src.settle([]*item{it})
+	r.mu.Lock()
+	r.doneLocked(it)
+	r.mu.Unlock()
+	return true
+}
+
+// goneLocked reports whether an item that is being written is not this proxy's any more,
+// and is done with it then: it comes again, from the store.
+func (r *runtime) goneLocked(it *item) bool {
+	gone := r.over != nil || r.sources[it.src.key()] != it.src || !it.src.holds(it)
+	if gone {
+		r.doneLocked(it)
+	}
+	return gone
+}
+
+// untaken keeps an item that no topic takes. It is false where that does not count any more.
+func (r *runtime) untaken(it *item, why error, kept func(why error)) bool {
+	r.mu.Lock()
+	gone, past, first := r.goneLocked(it), it.pastLocked(), r.unwritable == 0
+	if !gone && !past {
+		if !it.unwritable {
+			it.unwritable = true
+			r.unwritable++
+			r.metrics.unwritable.Inc()
+		}
+		kept(why)
+	}
+	r.mu.Unlock()
+	if first && !gone && !past { // one line, however many there are
+		r.m.cfg.Log.Warn("an event that failed is taken neither by the retry topic nor as a dead letter; it is kept and given out again", "subscription", r.key, "error", why)
+	}
+	return gone || !past
 }
 
 // written is the end of a write.
@@ -162,7 +218,8 @@ func (r *runtime) park(ctx context.Context, sub *snapshot.Subscription, it *item
 
 // hold has the store hold a parked event back until due. It shows in the retry topic once
 // in a while before that: who gives up a place can see no more of what waits there. What
-// the store does not take for what it is becomes a dead letter, if there is a topic for them.
+// the store does not take for what it is, without the reason neither, becomes a dead letter,
+// if there is a topic for them.
 func (r *runtime) hold(ctx context.Context, sub *snapshot.Subscription, src *source, e event.Event, due time.Time) error {
 	st, err := r.m.cfg.Store(src.storeUID)
 	if err != nil {
@@ -177,9 +234,19 @@ func (r *runtime) hold(ctx context.Context, sub *snapshot.Subscription, src *sou
 		at = shows
 		e.Mesh = event.With(e.Mesh, headerDue, strconv.FormatInt(due.UnixNano(), 10))
 	}
-	var res [1]store.Result
-	err = d.PublishDelayed(ctx, src.retryTopic, []store.Outgoing{{Event: &e}}, []time.Time{at}, res[:])
-	if err != nil && fault.Untakeable(err) && sub.DeadLetter != "" {
+	publish := func(e event.Event) error {
+		var res [1]store.Result
+		return d.PublishDelayed(ctx, src.retryTopic, []store.Outgoing{{Event: &e}}, []time.Time{at}, res[:])
+	}
+	if err = publish(e); err == nil || !fault.Untakeable(err) {
+		return err
+	}
+	bare := e
+	bare.Mesh = slices.DeleteFunc(slices.Clone(e.Mesh), func(a event.Attr) bool { return a.Name == headerReason })
+	if err := publish(bare); err == nil || !fault.Untakeable(err) {
+		return err
+	}
+	if sub.DeadLetter != "" {
 		return r.m.refused(ctx, sub, &r.metrics, &e, err)
 	}
 	return err
@@ -196,7 +263,8 @@ func (r *runtime) notYet(s *source, early map[*item]time.Time) {
 		r.heldLocked(it)
 		e := it.msg.stored.Event
 		e.Mesh = slices.DeleteFunc(slices.Clone(e.Mesh), func(a event.Attr) bool { return a.Name == headerDue })
-		r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error { return r.hold(ctx, sub, s, e, due) })
+		r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error { return r.hold(ctx, sub, s, e, due) },
+			func(error) { r.waitLocked(it, due.Sub(r.m.cfg.Clock.Now())) })
 	}
 }
 
@@ -210,21 +278,31 @@ const (
 	AttrDeadAttempts     = "deadletterattempts"
 )
 
-// deadLetter writes the event to the dead-letter topic with the reason.
+// deadLetter writes the event to the dead-letter topic with the reason. Where that topic does
+// not take it so, it goes there with what redriving needs alone.
 func (m *Manager) deadLetter(ctx context.Context, sub *snapshot.Subscription, metrics *subMetrics, msg *message, why cause, reason string) error {
 	t := m.cfg.Snapshots.Get().Topics[snapshot.Key{Namespace: sub.Namespace, Name: sub.DeadLetter}]
 	if t == nil || t.NotReady != "" {
 		return errNoDeadLetter
 	}
 	e := msg.stored.Event
-	e.Mesh = event.With(Forwarded(Forwards(&e)), headerDead, m.cfg.Clock.Now().UTC().Format(time.RFC3339))
-	for _, a := range []event.Attr{{Name: AttrDeadReason, Value: clean(reason)}, {Name: AttrDeadSubscription, Value: sub.Name}, {Name: AttrDeadTopic, Value: msg.topic},
-		{Name: AttrDeadPosition, Value: msg.token.String()}, {Name: AttrDeadAttempts, Value: strconv.Itoa(msg.attempt)}} {
-		if a.Value != "" {
-			e.Ext = event.With(e.Ext, a.Name, a.Value)
+	e.Ext, e.Mesh = alive(e.Ext), event.With(Forwarded(Forwards(&e)), headerDead, m.cfg.Clock.Now().UTC().Format(time.RFC3339))
+	write := func(attrs ...event.Attr) error {
+		e := e
+		for _, a := range attrs {
+			if a.Value != "" {
+				e.Ext = event.With(e.Ext, a.Name, a.Value)
+			}
 		}
+		return m.cfg.Write(ctx, t, []event.Event{e})
 	}
-	if err := m.cfg.Write(ctx, t, []event.Event{e}); err != nil {
+	of, from := event.Attr{Name: AttrDeadSubscription, Value: sub.Name}, event.Attr{Name: AttrDeadTopic, Value: msg.topic}
+	err := write(event.Attr{Name: AttrDeadReason, Value: clean(reason)}, of, from,
+		event.Attr{Name: AttrDeadPosition, Value: msg.token.String()}, event.Attr{Name: AttrDeadAttempts, Value: strconv.Itoa(msg.attempt)})
+	if err != nil && fault.Untakeable(err) {
+		err = write(of, from)
+	}
+	if err != nil {
 		return err
 	}
 	metrics.deadLettered[why].Inc()
@@ -262,6 +340,13 @@ func (m *Manager) refused(ctx context.Context, sub *snapshot.Subscription, metri
 	(&source{retry: true}).message(&store.Message{Event: *e}, &msg)
 	msg.attempt-- // this one is none
 	return m.deadLetter(ctx, sub, metrics, &msg, causeRefused, refusedReason(e, why))
+}
+
+// untakenReason is why an event is given out again that is no dead letter.
+func untakenReason(why error, last string) string {
+	f := fault.From(why)
+	out := "its dead-letter topic does not take it: " + cmp.Or(f.Msg, f.Reason, f.Class.String()) + "; it failed: " + last
+	return out[:min(len(out), maxReason)]
 }
 
 // refusedReason is why an event is given up that the retry topic does not take.

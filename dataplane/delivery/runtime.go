@@ -50,14 +50,16 @@ type runtime struct {
 	behind   backlog            // of what is not the first of its lane
 	suspects int                // items that are, wherever they are; see suspects.go
 	stuck    map[*item]struct{} // firsts of lanes whose attempts are over
-	seed     maphash.Seed       // of keys and members, see sticky.go
-	ring     uint64             // counted up when other members are there
-	there    []*member          // those that are, as of ring thereOf
-	thereOf  uint64
-	pace     *rate.Limiter // of deliveries; nil without a rate
-	paced    bool          // members wait for pace alone: tend wakes them
-	demand   chan struct{} // closed when a source may have something to do
-	over     error         // why the runtime has ended
+	// unwritable counts items that neither the retry nor the dead-letter topic takes.
+	unwritable int
+	seed       maphash.Seed // of keys and members, see sticky.go
+	ring       uint64       // counted up when other members are there
+	there      []*member    // those that are, as of ring thereOf
+	thereOf    uint64
+	pace       *rate.Limiter // of deliveries; nil without a rate
+	paced      bool          // members wait for pace alone: tend wakes them
+	demand     chan struct{} // closed when a source may have something to do
+	over       error         // why the runtime has ended
 }
 
 // maxWriters bounds concurrent writes to retry and dead-letter topics, a
@@ -71,10 +73,12 @@ type item struct {
 	// owner is the member that has it; nil while nobody has.
 	owner *member
 	lane  *lane // nil where it is in no order, and once it has left it
-	id    uint64
-	given time.Time  // when the owner got it
-	told  facts.Ref  // that it did
-	span  trace.Span // of the delivery in flight; nil without tracing
+	// unwritable is that neither the retry nor the dead-letter topic takes it.
+	unwritable bool
+	id         uint64
+	given      time.Time  // when the owner got it
+	told       facts.Ref  // that it did
+	span       trace.Span // of the delivery in flight; nil without tracing
 	// due is when it times out (in flight) or is repeated (waiting), while it is
 	// among the timers.
 	due        time.Time
@@ -137,6 +141,7 @@ func (r *runtime) end(err error) {
 	r.closeLanesLocked()
 	r.metrics.inFlight.Sub(float64(r.flights.n))
 	r.metrics.oldest.Set(0)
+	r.metrics.unwritable.Sub(float64(r.unwritable))
 	for it := range r.flights.all() {
 		it.end(outcomeReturned)
 	}
@@ -294,6 +299,10 @@ func (r *runtime) dropLocked(it *item) {
 	r.bytes -= it.msg.stored.Size()
 	if r.over == nil {
 		r.m.held.drop(it.msg.stored.Size())
+		if it.unwritable {
+			r.unwritable--
+			r.metrics.unwritable.Dec()
+		}
 	}
 	if it.msg.suspect {
 		r.suspects--
@@ -466,7 +475,11 @@ func (r *runtime) fire(now time.Time) (next time.Duration, over bool) {
 			continue
 		}
 		r.timers.drop(it)
-		r.buffer = append(r.buffer, it)
+		if it.lane == nil {
+			r.enterLocked(it) // it may have come too early to be in one
+		} else {
+			r.buffer = append(r.buffer, it)
+		}
 		r.dispatchLocked()
 	}
 	return r.paceLocked(now, r.absentLocked(now, time.Hour)), false

@@ -22,6 +22,7 @@ type metrics struct {
 	refused        *prometheus.CounterVec
 	mismatches     *prometheus.CounterVec
 	unjudged       *prometheus.CounterVec
+	requests       *prometheus.CounterVec
 	seconds        *prometheus.HistogramVec
 	batchEvents    prometheus.Histogram
 	batchBytes     prometheus.Histogram
@@ -51,6 +52,8 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64, has func(sna
 		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_refused_total", Help: "Events that were refused for their topic: the rules deny it, or it is not there or not ready; by reason."}, []string{"namespace", "reason"}),
 		unjudged:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_route_filter_errors_total", Help: "SQL expressions of a Route that could not be evaluated for an event, and so did not match, by the topic that it entered."}, topic),
 		mismatches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_schema_mismatches_total", Help: "Events whose data do not conform to their topic's Schema, by whether that refused them: enforced or shadowed."}, append(topic, "mode")),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_requests_total",
+			Help: "Requests that wait for a reply, by outcome: replied, no-reply (at the deadline, or since the proxy stopped), failed (it was not published), gone (its client has)."}, append(topic, "outcome")),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weft_proxy_publish_duration_seconds", Help: "Time from a batch's arrival to its outcome.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 13)}, topic),
 		batchEvents: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_proxy_publish_batch_events", Help: "Events of a batch that came; one by itself is a batch of one.",
@@ -65,7 +68,7 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64, has func(sna
 	}
 	m.names = labels.New(reg, "topic", func() { m.forget(has) })
 	if reg != nil {
-		reg.MustRegister(m.events, m.errors, m.bytes, m.sizes, m.refused, m.mismatches, m.unjudged, m.seconds, m.batchEvents, m.batchBytes, m.stores.seconds, m.stores.errors,
+		reg.MustRegister(m.events, m.errors, m.bytes, m.sizes, m.refused, m.mismatches, m.unjudged, m.requests, m.seconds, m.batchEvents, m.batchBytes, m.stores.seconds, m.stores.errors,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_publish_in_flight_bytes", Help: "Bytes of events that wait for stores."}, inFlight))
 	}
 	return m
@@ -97,7 +100,7 @@ func (m *metrics) forget(has func(snapshot.Key) bool) {
 		l := prometheus.Labels{"namespace": key.Namespace, "topic": key.Name}
 		for _, v := range []interface {
 			DeletePartialMatch(labels prometheus.Labels) int
-		}{m.events, m.errors, m.bytes, m.sizes, m.mismatches, m.unjudged, m.seconds} {
+		}{m.events, m.errors, m.bytes, m.sizes, m.mismatches, m.unjudged, m.requests, m.seconds} {
 			v.DeletePartialMatch(l)
 		}
 	}
@@ -177,6 +180,12 @@ func (m *metrics) mismatched(t *snapshot.Topic) {
 func (m *metrics) unjudgedBy(t *snapshot.Topic) {
 	l := m.of(t).labels
 	m.unjudged.WithLabelValues(l.Namespace, l.Name).Inc()
+}
+
+// asked counts a request for which somebody waited.
+func (m *metrics) asked(t *snapshot.Topic, outcome string) {
+	l := m.of(t).labels
+	m.requests.WithLabelValues(l.Namespace, l.Name, outcome).Inc()
 }
 
 // arrived counts a batch that came.

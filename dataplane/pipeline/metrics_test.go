@@ -2,8 +2,10 @@ package pipeline
 
 import (
 	"testing"
+	"time"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/labels"
 )
 
@@ -55,6 +57,16 @@ func TestTopicsOfMetrics(t *testing.T) {
 	if got := w.topics("weft_proxy_publish_errors_total"); len(got) != 1 || got[labels.Other] != 1 {
 		t.Errorf("what was refused: %v", got)
 	}
+	for topic, n := range map[string]int{"orders": 1, "audit": 2, "small": 3} {
+		for range n { // one that is wrong is a request that failed
+			if _, err := w.p.Request(t.Context(), local, "demo", topic, event.Event{}, time.Second); err == nil {
+				t.Error("an event without a type was published")
+			}
+		}
+	}
+	if got := w.topics("weft_proxy_requests_total"); len(got) != 2 || got["orders"] != 1 || got[labels.Other] != 5 {
+		t.Errorf("requests: %v", got)
+	}
 	if got := w.topics("weft_proxy_metrics_names_over_limit"); got["topic"] != 2 {
 		t.Errorf("over the limit: %v", got)
 	}
@@ -63,7 +75,7 @@ func TestTopicsOfMetrics(t *testing.T) {
 	snap.Topics = map[snapshot.Key]*snapshot.Topic{}
 	w.p.cfg.Snapshots.Store(&snap)
 	w.topics("") // the look with which they go
-	for _, metric := range []string{"weft_proxy_publish_events_total", "weft_proxy_publish_event_bytes", "weft_proxy_publish_duration_seconds"} {
+	for _, metric := range []string{"weft_proxy_publish_events_total", "weft_proxy_publish_event_bytes", "weft_proxy_publish_duration_seconds", "weft_proxy_requests_total"} {
 		if got := w.topics(metric); len(got) != 1 {
 			t.Errorf("of deleted topics, %s: %v", metric, got)
 		}

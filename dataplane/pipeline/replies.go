@@ -61,7 +61,6 @@ type waiter struct {
 }
 
 type replyMetrics struct {
-	requests *prometheus.CounterVec
 	seconds  prometheus.Histogram
 	replies  *prometheus.CounterVec
 	received prometheus.Counter
@@ -74,8 +73,6 @@ func newReplies(cfg *Config) *replies {
 		r.incarnation = uuid.New()
 	}
 	r.metrics = replyMetrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_requests_total",
-			Help: "Requests that wait for a reply, by outcome: replied, no-reply (at the deadline, or since the proxy stopped), failed (it was not published), gone (its client has)."}, []string{"namespace", "topic", "outcome"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_proxy_request_duration_seconds", Help: "Time from a request to its reply.", Buckets: prometheus.ExponentialBuckets(0.001, 3, 12)}),
 		replies: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_replies_total",
 			Help: "Replies, by outcome: delivered (to a request that waits here), sent (to another proxy, over the store), and those that are dropped: late, duplicate, unknown (nobody waits for it), overflow (no room), failed (of a push target: it is no event, is refused, or could not be passed on)."}, []string{"outcome"}),
@@ -83,7 +80,7 @@ func newReplies(cfg *Config) *replies {
 			Help: "Replies to requests of this proxy that came from others over the store. Of all proxies together, those that were sent and not received were for a proxy that has stopped."}),
 	}
 	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(r.metrics.requests, r.metrics.seconds, r.metrics.replies, r.metrics.received,
+		cfg.Metrics.MustRegister(r.metrics.seconds, r.metrics.replies, r.metrics.received,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_requests_waiting", Help: "Requests that wait for their reply."}, func() float64 {
 				r.mu.Lock()
 				defer r.mu.Unlock()

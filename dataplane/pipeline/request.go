@@ -48,8 +48,8 @@ func (p *Pipeline) Request(ctx context.Context, who *policy.Principal, namespace
 	}
 	outcome := "failed"
 	defer func() {
-		if snap.Topics[k] != nil {
-			p.replies.metrics.requests.WithLabelValues(namespace, topic, outcome).Inc()
+		if t := snap.Topics[k]; t != nil {
+			p.metrics.asked(t, outcome)
 		}
 	}()
 	if t := snap.Topics[k]; usable(t, namespace, topic) != nil || e.Validate() != nil {

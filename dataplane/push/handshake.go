@@ -55,7 +55,7 @@ func (t *target) consented(ctx context.Context) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		t.p.metrics.requests.WithLabelValues(t.key.Namespace, t.key.Name, a.outcome).Inc()
+		t.p.metrics.requests.WithLabelValues(t.labels[0], t.labels[1], a.outcome).Inc()
 		if a.outcome == outcomeOK {
 			t.mu.Lock()
 			t.consent = c

@@ -80,6 +80,7 @@ type Pusher struct {
 
 	mu      sync.Mutex
 	failing map[*target]Failing
+	named   map[snapshot.Key]int // targets, by the name that their series have
 }
 
 // Failing is a target that requests fail at, failingAfter or more in a row.
@@ -120,7 +121,7 @@ func New(cfg Config) *Pusher {
 	if cfg.Tracing == nil {
 		cfg.Tracing = noop.NewTracerProvider()
 	}
-	p := &Pusher{cfg: cfg, failing: map[*target]Failing{}, tracer: cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/push"), metrics: metrics{
+	p := &Pusher{cfg: cfg, failing: map[*target]Failing{}, named: map[snapshot.Key]int{}, tracer: cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/push"), metrics: metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_push_requests_total",
 			Help: "Requests to push targets, by outcome: ok, later (the target said when), rejected (no repetition would change it), gone (it is called no more), refused (another status), forbidden (an address that is not called), failed (no answer), untrusted (one of both sides does not accept the other's certificate), no-consent (it was asked and does not want events)."},
 			[]string{"namespace", "subscription", "outcome"}),
@@ -211,7 +212,10 @@ func (p *Pusher) newTarget(s *snapshot.Subscription) *target {
 		t.client.transport.DialContext = p.cfg.dial
 	}
 	t.push.Store(s.Push)
+	p.mu.Lock()
+	p.named[s.Key]++
 	t.labels[0], t.labels[1] = p.names.Of(s.Key.Namespace, s.Key.Name)
+	p.mu.Unlock()
 	t.balance(s.Push)
 	if s.Push.ForwardTo == "" {
 		t.stoppedMetric().Set(0)
@@ -507,9 +511,16 @@ func (t *target) attempt(ctx context.Context, push *snapshot.Push, d *delivery.D
 	return a
 }
 
-// forget removes what is shown of the target.
+// forget removes what is shown of the target; the series once no other target has them: its
+// Subscription may have been deleted and made again while its last requests were answered.
 func (t *target) forget() {
-	t.p.fails(t, nil)
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	delete(t.p.failing, t)
+	if t.p.named[t.key]--; t.p.named[t.key] > 0 {
+		return
+	}
+	delete(t.p.named, t.key)
 	if !t.p.names.Forget(t.key.Namespace, t.key.Name) {
 		return
 	}

@@ -3,6 +3,7 @@ package quota
 import (
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"sync"
 	"time"
 
@@ -124,6 +125,8 @@ type Held struct {
 	who    *policy.Principal
 	topic  string
 	events int64
+	// uncounted are the shadowed ones that had no room to count it.
+	uncounted []*Rule
 }
 
 // Publish takes events, of size bytes, of one publish to a topic from what rules,
@@ -141,7 +144,11 @@ func (l *Limiter) Publish(rules []*Rule, who *policy.Principal, topic string, ev
 			continue
 		}
 		err := l.take(r, r.key(who, topic), now, int64(events), size)
-		if err == nil {
+		switch {
+		case err == nil:
+			continue
+		case r.shadow: // it has no room to count, and refuses nothing
+			h.uncounted = append(h.uncounted, r)
 			continue
 		}
 		for _, before := range rules[:i] {
@@ -155,7 +162,7 @@ func (l *Limiter) Publish(rules []*Rule, who *policy.Principal, topic string, ev
 }
 
 // take takes from one quota; where it is shadowed, what does not pass is counted
-// and takes nothing but its place in flight.
+// and takes nothing but its place in flight, and the error can only be errFull.
 func (l *Limiter) take(r *Rule, k key, now time.Duration, events, size int64) error {
 	costEvents, costBytes := r.publish.costs(events, size)
 	e, s := l.lock(k, now)
@@ -196,7 +203,7 @@ func (l *Limiter) take(r *Rule, k key, now time.Duration, events, size int64) er
 }
 
 // undo gives back what take took, since another quota refused. That one was not
-// shadowed, so neither is this one.
+// shadowed, so neither is this one, which has taken all then.
 func (l *Limiter) undo(r *Rule, k key, now time.Duration, events, size int64) {
 	costEvents, costBytes := r.publish.costs(events, size)
 	l.with(k, now, func(e *entry) {
@@ -223,7 +230,7 @@ func (r rates) costs(events, size int64) (time.Duration, time.Duration) {
 // Release ends a publish that was in flight. The zero Held has nothing to end.
 func (h Held) Release() {
 	for _, r := range h.rules {
-		if r.inFlight > 0 && r.selects(h.who) {
+		if r.inFlight > 0 && r.selects(h.who) && !slices.Contains(h.uncounted, r) {
 			h.l.with(r.key(h.who, h.topic), h.l.now(), func(e *entry) { e.inFlight -= h.events })
 		}
 	}

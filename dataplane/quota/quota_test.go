@@ -327,6 +327,45 @@ func TestShadowed(t *testing.T) {
 	})
 }
 
+// TestShadowedFull: a shadowed Quota refuses nothing either where there is no room to count
+// for another principal, and what was not counted is not given back.
+func TestShadowedFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(nil)
+		q := eventsASecond(1, perPrincipal)
+		q.Mode, q.Publish.InFlight = configv1.Mode_MODE_SHADOWED, 1
+		of := rules(t, q).Publishing("demo", "t")
+		publish := func(who string) Held {
+			h, err := l.Publish(of, principal(who), "t", 1, 1)
+			if err != nil {
+				t.Fatalf("%s is refused by a Quota that is shadowed: %v", who, err)
+			}
+			return h
+		}
+		var crowd, late []Held
+		for i := 0; i%1000 > 0 || l.held() < shards*maxShard; i++ { // until there is no room in any shard
+			crowd = append(crowd, publish(fmt.Sprint(i)))
+		}
+		for i := range 100 {
+			late = append(late, publish(fmt.Sprint("late", i)))
+		}
+		for _, h := range crowd {
+			h.Release()
+		}
+		<-time.After(time.Minute) // nothing of the crowd counts any more
+		for _, h := range late {
+			h.Release()
+		}
+		for i := range l.shards {
+			for k, e := range l.shards[i].entries {
+				if e.inFlight != 0 {
+					t.Fatalf("%s has %d in flight", k.name, e.inFlight)
+				}
+			}
+		}
+	})
+}
+
 // TestConnections: sessions count while they are open, those too that were open
 // before there was the Quota.
 func TestConnections(t *testing.T) {

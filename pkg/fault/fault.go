@@ -91,13 +91,17 @@ func Wrap(c Class, op, reason string, err error) *Error {
 }
 
 // From returns the *Error in err's chain. A context's error becomes Canceled
-// (deadline or cancellation), anything else Internal. nil gives nil.
+// (deadline or cancellation), anything else Internal, a nil *Error that is not
+// nil as an error too. nil gives nil.
 func From(err error) *Error {
 	if err == nil {
 		return nil
 	}
 	var e *Error
 	if errors.As(err, &e) {
+		if e == nil {
+			return &Error{Class: Internal, Reason: "internal", Msg: "internal error", Err: errNil}
+		}
 		return e
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -105,6 +109,9 @@ func From(err error) *Error {
 	}
 	return &Error{Class: Internal, Reason: "internal", Msg: "internal error", Err: err}
 }
+
+// errNil is the cause of an error that somebody made of a nil *Error.
+var errNil = errors.New("a nil *fault.Error was returned as an error")
 
 // ClassOf is the class of err; Internal for an unclassified one. err is not nil.
 func ClassOf(err error) Class { return From(err).Class }

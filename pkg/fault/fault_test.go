@@ -19,8 +19,10 @@ func TestFrom(t *testing.T) {
 		"canceled":     {context.Canceled, Canceled},
 		"deadline":     {fmt.Errorf("x: %w", context.DeadlineExceeded), Canceled},
 		"unclassified": {cause, Internal},
+		"nil":          {(*Error)(nil), Internal},
+		"a joined nil": {errors.Join((*Error)(nil), context.Canceled), Internal},
 	} {
-		if got := ClassOf(tc.err); got != tc.want {
+		if got := From(tc.err); got == nil || got.Class != tc.want {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
 	}
