@@ -29,6 +29,8 @@ var measures = map[string]string{
 	"dataplane/config/demand.go":            "how long a name is not used",
 	"dataplane/config/wanted.go":            "how long a name is not used",
 	"pkg/clock/boot_other.go":               "what leases are judged by, where no clock counts sleep",
+	"store/delay/delay.go":                  "for how long a topic is missing",
+	"store/delay/member.go":                 "when what failed is tried again",
 	"store/kafka/topic.go":                  "how old a topic's metadata are",
 	"store/kafka/publish.go":                "for how long a sender is not used",
 	"dataplane/delivery/feed.go":            "where a partition begins of which nothing was read",

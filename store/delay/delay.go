@@ -6,22 +6,24 @@
 // A member holds as many messages as the store's window lets it: while fewer wait
 // in a class, each is on time. Of more, those that came first are looked at first,
 // and one that is due earlier than those may be late by what its class spans.
+//
+// A topic that does not take what is due for it holds up no others: each is written to
+// by itself, and tried again after a pause of its own. What stays so in the way of others, or
+// for long, is parked anew, behind them, and only then settled where it was. So it takes no
+// room for ever. But where a member holds nothing else, what comes after that waits until it
+// is out of the way, some seconds for each maxHeld of them.
 package delay
 
 import (
-	"cmp"
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"strconv"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/weft-mesh/weft/pkg/clock"
-	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/outage"
@@ -41,7 +43,16 @@ const (
 	maxFetch = 32
 	minRetry = 50 * time.Millisecond
 	maxRetry = 2 * time.Second
-	// referTimeout bounds what others wait for who takes what topics do not take.
+	// minFailing is how long a topic must fail before what is in the way of others is parked
+	// anew, maxFailing how long one that is in nobody's way waits here for its topic.
+	minFailing = 2 * time.Second
+	maxFailing = time.Minute
+	// goneAfter is how long each answer must be that there is no such topic, before what is
+	// parked for it is dropped: one is missing for a moment where it is made anew, or to a
+	// broker that has just started. goneUnless is how long may lie between two answers.
+	goneAfter  = 10 * time.Minute
+	goneUnless = time.Minute
+	// referTimeout bounds how long who takes what topics do not take is asked at a time.
 	referTimeout = 5 * time.Second
 	// closeTimeout bounds leaving a group.
 	closeTimeout = 5 * time.Second
@@ -84,7 +95,7 @@ func (d Driver) Open(ctx context.Context, cfg store.Config) (store.Store, error)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{inner: in, cfg: cfg, clock: d.Clock}
+	s := &Store{inner: in, cfg: cfg, clock: d.Clock, missing: map[string]*absence{}}
 	s.life, s.end = context.WithCancel(context.Background())
 	if h, ok := st.(store.Hander); ok {
 		return struct {
@@ -104,7 +115,13 @@ type Store struct {
 	end   context.CancelFunc
 	begin sync.Once
 	work  sync.WaitGroup
+
+	mu      sync.Mutex
+	missing map[string]*absence // by topic
 }
+
+// absence is that of a topic.
+type absence struct{ since, last time.Time }
 
 // Probe adds what the emulation gives, and costs.
 func (s *Store) Probe(ctx context.Context) (store.Capabilities, error) {
@@ -194,7 +211,7 @@ func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store
 		for n, i := range of {
 			e := *events[i].Event
 			if name != topic {
-				e.Mesh = event.With(event.With(e.Mesh, headerDue, strconv.FormatInt(due[i].UnixNano(), 10)), headerTopic, topic)
+				e.Mesh = parking(e.Mesh, topic, due[i])
 			}
 			out[n].Event = &e
 		}
@@ -217,6 +234,26 @@ func classOf(d time.Duration) int {
 	return class
 }
 
+// gone tells how a write to a topic was answered. It reports whether all answers for long
+// were that there is no such topic.
+func (s *Store) gone(topic string, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil || fault.ClassOf(err) != fault.NotFound {
+		delete(s.missing, topic)
+		return false
+	}
+	now := time.Now()
+	maps.DeleteFunc(s.missing, func(_ string, a *absence) bool { return now.Sub(a.last) > goneUnless })
+	a := s.missing[topic]
+	if a == nil {
+		a = &absence{since: now}
+		s.missing[topic] = a
+	}
+	a.last = now
+	return now.Sub(a.since) >= goneAfter
+}
+
 // run looks after a class until the store closes.
 func (s *Store) run(topic string) {
 	log := outage.New(s.cfg.Log.With("topic", topic), "a topic of delayed events cannot be read; trying again", "a topic of delayed events is read again")
@@ -230,218 +267,6 @@ func (s *Store) run(topic string) {
 		pause(s.life, retry)
 		retry = min(2*retry, maxRetry)
 	}
-}
-
-// follow is a member of a class's group, until something fails.
-func (s *Store) follow(topic string, good func()) error {
-	sub, err := s.inner.Subscribe(s.life, store.SubscribeRequest{Topic: topic, Group: topic})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(s.life), closeTimeout)
-		defer cancel()
-		if err := sub.Close(ctx); err != nil {
-			s.cfg.Log.Warn("a group could not be left cleanly; some delayed events may come twice", "group", topic, "error", err)
-		}
-	}()
-	m := &member{s: s, sub: sub}
-	for {
-		if err := m.fetch(); err != nil {
-			return err
-		}
-		if err := m.release(); err != nil {
-			return err
-		}
-		good()
-	}
-}
-
-// member holds what is parked until it is due.
-type member struct {
-	s     *Store
-	sub   store.Subscription
-	held  byDue
-	bytes int
-	// refused are those that their topics do not take, until refer.
-	refused []refusal
-}
-
-// parked is a message that waits.
-type parked struct {
-	msg *store.Message
-	to  string // the topic where it belongs
-	due time.Time
-}
-
-// refusal is a message that its topic does not take for what it is, and why.
-type refusal struct {
-	msg   *store.Message
-	topic string
-	why   error
-}
-
-// fetch waits until something is due, or comes.
-func (m *member) fetch() error {
-	if m.full() {
-		m.forget()
-	}
-	ctx, cancel := m.s.life, context.CancelFunc(func() {})
-	if len(m.held) > 0 {
-		ctx, cancel = context.WithTimeout(m.s.life, max(m.held[0].due.Sub(m.s.clock.Now()), 0))
-	}
-	defer cancel()
-	if m.full() {
-		<-ctx.Done()
-		return m.s.life.Err()
-	}
-	msgs := make([]store.Message, min(maxFetch, maxHeld-len(m.held)))
-	n, err := m.sub.Fetch(ctx, msgs)
-	if err != nil && ctx.Err() != nil {
-		return m.s.life.Err() // something is due
-	}
-	for i := range msgs[:n] {
-		p := parked{msg: &msgs[i]}
-		p.to, _ = event.Lookup(p.msg.Mesh, headerTopic)
-		at, _ := event.Lookup(p.msg.Mesh, headerDue)
-		if v, err := strconv.ParseInt(at, 10, 64); err == nil {
-			p.due = time.Unix(0, v)
-		}
-		heap.Push(&m.held, p)
-		m.bytes += p.msg.Size()
-	}
-	return err
-}
-
-func (m *member) full() bool { return len(m.held) >= maxHeld || m.bytes >= maxBytes }
-
-// forget drops what came from partitions that this member has lost: it comes again, to
-// whoever has them now.
-func (m *member) forget() {
-	m.held = slices.DeleteFunc(m.held, func(p parked) bool {
-		lost := !m.sub.Holds(p.msg)
-		if lost {
-			m.bytes -= p.msg.Size()
-		}
-		return lost
-	})
-	heap.Init(&m.held)
-}
-
-// release writes what is due where it belongs.
-func (m *member) release() (failed error) {
-	due := map[string][]*store.Message{}
-	now := m.s.clock.Now()
-	for len(m.held) > 0 && !m.held[0].due.After(now) {
-		p := heap.Pop(&m.held).(parked)
-		m.bytes -= p.msg.Size()
-		if m.sub.Holds(p.msg) { // else it is another's to write
-			due[p.to] = append(due[p.to], p.msg)
-		}
-	}
-	for topic, msgs := range due {
-		// What is not settled comes again; one topic that fails is not to hold up others.
-		if err := m.write(topic, msgs); failed == nil {
-			failed = err
-		}
-	}
-	return cmp.Or(m.refer(), failed)
-}
-
-// refer gives what topics do not take to somebody else, and settles what that takes.
-// It is last, since it may take a while.
-func (m *member) refer() (failed error) {
-	ctx, cancel := context.WithTimeout(m.s.life, referTimeout)
-	defer cancel()
-	for _, r := range m.refused {
-		err := r.why
-		if m.s.cfg.Refused != nil {
-			e := r.msg.Event
-			e.Mesh = without(e.Mesh)
-			if err = m.s.cfg.Refused(ctx, r.topic, &e, r.why); err != nil {
-				err = fmt.Errorf("%w; it goes nowhere else: %w", r.why, err)
-			}
-		}
-		if err == nil {
-			m.sub.Settle([]*store.Message{r.msg})
-			continue
-		}
-		failed = err
-	}
-	m.refused = nil
-	return failed
-}
-
-// write writes messages to their topic, and settles them. What has no topic any
-// more has no reader: it is dropped. What the topic does not take is left to refer.
-func (m *member) write(topic string, msgs []*store.Message) error {
-	out, res := make([]store.Outgoing, len(msgs)), make([]store.Result, len(msgs))
-	for i, msg := range msgs {
-		e := msg.Event
-		e.Mesh = without(e.Mesh)
-		out[i].Event = &e
-	}
-	var err error = fault.New(fault.NotFound, "delay.release", "unknown-topic", "it is no event that was delayed")
-	if topic != "" {
-		if err = m.s.inner.Publish(m.s.life, topic, out, res); err == nil {
-			m.sub.Settle(msgs)
-			return nil
-		}
-	}
-	if fault.ClassOf(err) == fault.NotFound {
-		m.s.cfg.Log.Warn("delayed events were dropped: their topic is gone", "topic", topic, "events", len(msgs))
-		m.sub.Settle(msgs)
-		return nil
-	}
-	if fault.Untakeable(err) && len(msgs) == 1 {
-		m.refused = append(m.refused, refusal{msgs[0], topic, err})
-		return nil
-	}
-	var others []*store.Message
-	for i := range res {
-		if res[i].Err == nil {
-			m.sub.Settle(msgs[i : i+1])
-		} else {
-			others = append(others, msgs[i])
-		}
-	}
-	if !fault.Untakeable(err) {
-		return err
-	}
-	// It may be another one that the topic does not take, with which it would come again
-	// each time.
-	for i := range others {
-		if err := m.write(topic, others[i:i+1]); err != nil {
-			return err // the topic takes nothing now
-		}
-	}
-	return nil
-}
-
-// without is a parked message's headers without those of parking.
-func without(mesh []event.Attr) []event.Attr {
-	out := make([]event.Attr, 0, len(mesh))
-	for _, a := range mesh {
-		if a.Name != headerDue && a.Name != headerTopic {
-			out = append(out, a)
-		}
-	}
-	return out
-}
-
-// byDue is a heap, the first that is due first.
-type byDue []parked
-
-func (h byDue) Len() int           { return len(h) }
-func (h byDue) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h byDue) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *byDue) Push(x any)        { *h = append(*h, x.(parked)) }
-func (h *byDue) Pop() any {
-	old := *h
-	last := old[len(old)-1]
-	old[len(old)-1] = parked{}
-	*h = old[:len(old)-1]
-	return last
 }
 
 func pause(ctx context.Context, d time.Duration) {
