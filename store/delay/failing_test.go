@@ -261,6 +261,30 @@ func TestWindowOfFailing(t *testing.T) {
 	}
 }
 
+// TestRoomOfFailing: nor does it what a member may hold, where few of it are large.
+func TestRoomOfFailing(t *testing.T) {
+	bubble(t, 0, func(t *testing.T, d *driver, s *Store) {
+		d.last.set("bad", errDenied)
+		const n = 10
+		for i := range n {
+			e := store.Outgoing{Event: &event.Event{ID: fmt.Sprint("b", i), Source: "/s", Type: "t", Data: make([]byte, maxBytes/8)}}
+			must(t, s.PublishDelayed(t.Context(), "bad", []store.Outgoing{e}, []time.Time{time.Now().Add(time.Second)}, make([]store.Result, 1)))
+		}
+		park(t, s, "t", time.Second, "g")
+		sub := subscribe(t, s)
+		pass(15 * time.Second)
+		if n := extent(t, s, "t"); n != 1 {
+			t.Errorf("%d of one other has come", n)
+		}
+		d.last.set("bad", nil)
+		pass(15 * time.Second)
+		if have, left := extent(t, s, "bad"), waiting(t, s); have != n || left > 0 {
+			t.Errorf("%d of %d have come, %d are not settled", have, n, left)
+		}
+		closeAll(t, s, sub)
+	})
+}
+
 // TestFailingParkedAnew: what cannot be written for long is parked anew though it is in
 // nobody's way here: with an owner before it may have filled the window. Where that
 // cannot be done it stays where it is.
