@@ -119,7 +119,7 @@ func jitter(d time.Duration) time.Duration { return d - d/10 + rand.N(d/5+1) }
 // write runs f, again and again until it succeeds, and then settles the item:
 // the event is durable elsewhere before its place here is given up. One that no topic takes
 // for what it is (fault.Untakeable) keeps that place: to write it again would change nothing,
-// so that kept has it wait in memory and be given out again. It is called with mu held.
+// so that kept, which is called with mu held, has it wait in memory and be given out again.
 func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription) error, kept func(why error)) {
 	r.writing++
 	r.writers.Go(func() {
