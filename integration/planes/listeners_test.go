@@ -33,14 +33,14 @@ import (
 func everyListener(ctx context.Context, t *testing.T, most int) map[string]string {
 	t.Helper()
 	cp, err := server.New(server.Config{Etcd: startEtcd(ctx, t).Client(), AdminAddr: "127.0.0.1:0", DiscoveryAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
-		MaxConnections: most, DrainTime: time.Millisecond, Log: quiet})
+		HealthAddr: "127.0.0.1:0", MetricsAddr: "127.0.0.1:0", MaxConnections: most, DrainTime: time.Millisecond, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
 	runs(t, cp.Run)
 	begin := func(overHTTP, overGRPC string) proxy.Addrs {
 		cfg := proxyConfig(filepath.Join(t.TempDir(), "proxy"), cp.Addrs().Discovery)
-		cfg.HTTPAddr, cfg.GRPCAddr, cfg.MaxConnections = overHTTP, overGRPC, most
+		cfg.HTTPAddr, cfg.GRPCAddr, cfg.MetricsAddr, cfg.MaxConnections = overHTTP, overGRPC, "127.0.0.1:0", most
 		p, err := proxy.New(cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -153,9 +153,9 @@ var listenerKinds = map[string]struct {
 	grpc bool
 	most int
 }{
-	"control plane Admin": {true, 50}, "control plane Discovery": {true, 50}, "control plane Ops": {false, 64},
-	"proxy HTTP": {false, 50}, "proxy GRPC": {true, 50}, "proxy Health": {false, 256}, "proxy Ops": {false, 64},
-	"sidecar HTTP": {false, 50}, "sidecar GRPC": {true, 50}, "sidecar Health": {false, 256}, "sidecar Ops": {false, 64},
+	"control plane Admin": {true, 50}, "control plane Discovery": {true, 50}, "control plane Ops": {false, 64}, "control plane Health": {false, 64}, "control plane Metrics": {false, 64},
+	"proxy HTTP": {false, 50}, "proxy GRPC": {true, 50}, "proxy Health": {false, 256}, "proxy Ops": {false, 64}, "proxy Metrics": {false, 64},
+	"sidecar HTTP": {false, 50}, "sidecar GRPC": {true, 50}, "sidecar Health": {false, 256}, "sidecar Ops": {false, 64}, "sidecar Metrics": {false, 64},
 }
 
 // TestEveryListener: connections above the limit are refused at once, those
