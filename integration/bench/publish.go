@@ -246,6 +246,9 @@ func publishRocketMQ(ctx context.Context, r *run) error {
 		}
 		overGRPC := m.overGRPC("weft, gRPC streams", "mesh", l, through)
 		all := []*contender{sync, async, overGRPC}
+		if l.batch == 1 {
+			all = append(all, m.pipelined("weft, one gRPC stream, 1024 events in flight", "mesh", 1024, through))
+		}
 		overHTTP := m.overHTTP("weft, HTTP batch", "mesh", l, through)
 		if l.batch > 1 {
 			all = append(all, overHTTP)
