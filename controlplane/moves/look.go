@@ -24,8 +24,10 @@ import (
 // lookEvery is the time between two looks at the stores of a move.
 const lookEvery = time.Second
 
-// lateness is by how much a store may deliver late what it holds back.
-const lateness = 10 * time.Second
+// lateness is by how much a store may deliver late what it holds back. Where the mesh does
+// so in its place (store/delay) that is up to 13 s for an event whose topic has just failed,
+// and been put behind others.
+const lateness = 20 * time.Second
 
 // look is what stores say of one move; one goroutine at a time asks them, so that a
 // store that does not answer holds up no other move.
