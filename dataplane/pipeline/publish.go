@@ -156,6 +156,7 @@ type publishing struct {
 	events  []event.Event
 	res     []frontend.Result
 	size    int64
+	room    int64 // of the bytes in flight
 	held    quota.Held
 	span    trace.Span
 	start   time.Time
@@ -173,7 +174,7 @@ func (p *Pipeline) enter(ctx context.Context, snap *snapshot.Snapshot, who *poli
 
 // begin is the first half of enter, where the store can do that, and finish the other one.
 // Where it gives nil all is done.
-func (p *Pipeline) begin(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result) (*publishing, error) {
+func (p *Pipeline) begin(ctx context.Context, snap *snapshot.Snapshot, who *policy.Principal, k snapshot.Key, events []event.Event, res []frontend.Result) (begun *publishing, err error) {
 	now := publishing{events: events, res: res, start: time.Now()}
 	t := snap.Topics[k]
 	if err := usable(t, k.Namespace, k.Name); err != nil {
@@ -182,18 +183,23 @@ func (p *Pipeline) begin(ctx context.Context, snap *snapshot.Snapshot, who *poli
 	}
 	ctx, now.span = p.beginPublish(ctx, t, events)
 	now.metrics = p.metrics.of(t)
+	outcome := errDefect // until there is another one
+	defer func() {
+		if begun == nil {
+			p.giveBack(&now, outcome)
+		}
+	}()
 	if err := p.let(&now, t, who); err != nil {
+		outcome = err
 		now.metrics.failed(reason(err), len(events))
-		now.held.Release()
-		end(now.span, err)
 		return nil, err
 	}
-	var err error
 	if now.last, err = p.write(ctx, snap, t, events, res); now.last.wait != nil {
-		begun := now // what is done at once takes nothing of the heap
-		return &begun, nil
+		waiting := now // what is done at once takes nothing of the heap
+		return &waiting, nil
 	}
-	p.done(&now, err)
+	outcome = err
+	now.done()
 	return nil, err
 }
 
@@ -213,20 +219,31 @@ func (p *Pipeline) let(b *publishing, t *snapshot.Topic, who *policy.Principal) 
 	if err := p.admit(b.size); err != nil {
 		return failAll(b.res, err)
 	}
+	b.room = b.size
 	return nil
 }
 
 // finish waits for the outcome of what has begun.
 func (p *Pipeline) finish(ctx context.Context, b *publishing) error {
-	err := p.settle(ctx, &b.last)
-	p.done(b, err)
-	return err
+	outcome := errDefect // until there is another one
+	defer func() { p.giveBack(b, outcome) }()
+	outcome = p.settle(ctx, &b.last)
+	b.done()
+	return outcome
 }
 
-// done ends a publish, whose outcome is err.
-func (p *Pipeline) done(b *publishing, err error) {
+// done counts what has become of a publish.
+func (b *publishing) done() {
 	b.metrics.done(b.events, b.size, b.res, time.Since(b.start))
-	p.inFlight.Add(-b.size)
+}
+
+// errDefect is the outcome of what has panicked: a listener answers the call, and what it
+// had taken of the proxy is given back.
+var errDefect error = fault.New(fault.Internal, "publish", "internal", "the publish has failed by a defect")
+
+// giveBack ends a publish, whose outcome is err: what it has taken is there for others.
+func (p *Pipeline) giveBack(b *publishing, err error) {
+	p.inFlight.Add(-b.room)
 	b.held.Release()
 	end(b.span, err)
 }
@@ -454,8 +471,11 @@ func (p *Pipeline) hand(ctx context.Context, snap *snapshot.Snapshot, t *snapsho
 	}
 	ctx, w.span = p.beginWrite(ctx, t, epoch.Physical, len(events))
 	w.began = time.Now()
+	over := false
+	defer w.abandon(&over)
 	if h, ok := st.(store.Hander); ok && halves {
 		if w.wait, err = h.Hand(ctx, epoch.Physical, out); err == nil {
+			over = true
 			return w, nil
 		}
 		for i := range got {
@@ -464,12 +484,26 @@ func (p *Pipeline) hand(ctx context.Context, snap *snapshot.Snapshot, t *snapsho
 	} else {
 		err = st.Publish(ctx, epoch.Physical, out, got)
 	}
+	over = true
 	return w, p.written(&w, err)
 }
 
 // settle waits for what becomes of events that a store was given.
 func (p *Pipeline) settle(ctx context.Context, w *writing) error {
-	return p.written(w, w.wait(ctx, w.call.got))
+	over := false
+	defer w.abandon(&over)
+	err := w.wait(ctx, w.call.got)
+	over = true
+	return p.written(w, err)
+}
+
+// abandon ends what is not over though its function is: the store has panicked. A move waits
+// for every write.
+func (w *writing) abandon(over *bool) {
+	if !*over {
+		_ = w.under.End(errDefect)
+		end(w.span, errDefect)
+	}
 }
 
 // written tells the results of a call, whose outcome is err.

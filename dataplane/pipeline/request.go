@@ -63,12 +63,7 @@ func (p *Pipeline) Request(ctx context.Context, who *policy.Principal, namespace
 	defer p.replies.end(w)
 	if !localStore(snap, uid) {
 		// What another proxy replies from now on is read. Until then the event is held.
-		size := int64(e.Size())
-		if err := p.admit(size); err != nil {
-			return event.Event{}, failAll(res, err)
-		}
-		release, err := p.replies.tails.listen(ctx, uid)
-		p.inFlight.Add(-size)
+		release, err := p.listen(ctx, uid, int64(e.Size()))
 		if err != nil {
 			return event.Event{}, failAll(res, err)
 		}
@@ -95,6 +90,15 @@ func (p *Pipeline) Request(ctx context.Context, who *policy.Principal, namespace
 		outcome = "gone"
 		return event.Event{}, fault.From(ctx.Err())
 	}
+}
+
+// listen is tails.listen, which an event of size bytes waits for.
+func (p *Pipeline) listen(ctx context.Context, uid string, size int64) (release func(), err error) {
+	if err := p.admit(size); err != nil {
+		return nil, err
+	}
+	defer p.inFlight.Add(-size)
+	return p.replies.tails.listen(ctx, uid)
 }
 
 // localStore reports whether an EventStore is one of this proxy alone: who replies has come

@@ -49,19 +49,20 @@ func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStre
 	go in.read(ctx, rpc, s.held)
 	st := publishStream{server: s, who: who, next: 1}
 	defer st.letGo()
-	out := &answers{rpc: rpc, fail: cancel}
-	err = st.run(ctx, in, out)
-	if failed := out.end(); failed != nil {
-		return failed
-	}
-	if errors.Is(err, io.EOF) {
+	if err = st.run(ctx, in, &answers{rpc: rpc, fail: cancel}); errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
 }
 
-// run begins to publish what comes until nothing more does.
-func (st *publishStream) run(ctx context.Context, in *inbox, out *answers) error {
+// run begins to publish what comes until nothing more does, and waits until all of it is
+// answered.
+func (st *publishStream) run(ctx context.Context, in *inbox, out *answers) (err error) {
+	defer func() {
+		if failed := out.end(); failed != nil {
+			err = failed
+		}
+	}()
 	for ctx.Err() == nil {
 		group, err := in.take(ctx, st)
 		if err != nil {

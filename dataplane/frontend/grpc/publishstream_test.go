@@ -31,6 +31,7 @@ type halves struct {
 	begun  []string     // the ids of each call
 	ends   []chan error // of each call
 	waited int          // calls of which the second half is over
+	broken bool         // a call panics
 }
 
 func (*halves) Current(who *policy.Principal) (*policy.Principal, <-chan struct{}, error) {
@@ -40,6 +41,9 @@ func (*halves) Current(who *policy.Principal) (*policy.Principal, <-chan struct{
 func (*halves) Hold(*policy.Principal, string, string) (func(), error) { return func() {}, nil }
 
 func (h *halves) Begin(_ context.Context, _ *policy.Principal, _, _ string, events []event.Event, res []frontend.Result) (func(context.Context) error, error) {
+	if h.broken {
+		panic("broken")
+	}
 	ids := ""
 	for i := range events {
 		ids += events[i].ID
@@ -99,11 +103,12 @@ func TestPublishStreamHalves(t *testing.T) {
 				st := publishStream{server: New(Config{Mesh: s.mesh}), who: &policy.Principal{}, next: 1}
 				out := &answers{rpc: s.rpc, fail: s.cancel}
 				go func() {
-					err := st.run(ctx, s.in, out)
-					if failed := out.end(); failed != nil {
-						err = failed
-					}
-					s.ended <- err
+					defer func() {
+						if p := recover(); p != nil {
+							s.ended <- fmt.Errorf("panic: %v", p)
+						}
+					}()
+					s.ended <- st.run(ctx, s.in, out)
 				}()
 				test(s)
 			})
@@ -195,6 +200,15 @@ func TestPublishStreamHalves(t *testing.T) {
 		s.cancel()
 		if err := <-s.ended; err == nil || s.mesh.waited != len(s.mesh.begun) {
 			s.Errorf("%v, %d of %d were waited for", err, s.mesh.waited, len(s.mesh.begun))
+		}
+	})
+	run("the mesh panics", func(s *stream) {
+		send(s, 1)
+		s.mesh.broken = true
+		send(s, 1)
+		end(s, 0, nil)
+		if err := <-s.ended; err == nil || err.Error() != "panic: broken" || s.mesh.waited != 1 {
+			s.Errorf("%v, %d were waited for", err, s.mesh.waited)
 		}
 	})
 }
