@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -24,10 +27,22 @@ func TestNoAnswer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(w.ctx, 3*commitTime)
 	defer cancel()
 	_, err = s.Commit(ctx, snap, Change{Put: []*configv1.Resource{res("a", "1")}})
-	if f, ok := errors.AsType[*fault.Error](err); !ok || f.Class != fault.Unavailable || !strings.Contains(f.Msg, "may have been made") {
+	if f, ok := errors.AsType[*fault.Error](err); !ok || f.Class != fault.Ambiguous || !strings.Contains(f.Msg, "may have been made") {
 		t.Errorf("the answer is %v", err)
 	}
 	if ctx.Err() != nil {
 		t.Error("the caller has stopped waiting")
+	}
+}
+
+// TestRefused: a change that etcd refuses was not made, and the answer says so and why.
+func TestRefused(t *testing.T) {
+	w := newWorld(t)
+	s := w.run(Config{Client: w.etcd})
+	snap := w.current(s)
+	many := slices.Repeat([]clientv3.Cmp{clientv3.Compare(clientv3.Version("none"), "=", 0)}, 200) // 128 at most
+	_, err := s.Commit(w.ctx, snap, Change{Put: []*configv1.Resource{res("a", "1")}, Only: many})
+	if f, ok := errors.AsType[*fault.Error](err); !ok || f.Class != fault.Unavailable || f.Msg != "etcd refuses the change, and nothing was changed: etcdserver: too many operations in txn request" {
+		t.Errorf("the answer is %v", err)
 	}
 }

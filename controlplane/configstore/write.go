@@ -10,6 +10,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -59,7 +60,7 @@ const commitTime = 5 * time.Second
 var ErrConflict = errors.New("the configuration changed meanwhile")
 
 // Commit writes c if nothing changed since at. It returns the revision of the
-// change. ErrConflict: nothing was written. Ambiguous: it may have been.
+// change. ErrConflict, Unavailable: nothing was written. Ambiguous: it may have been.
 func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, error) {
 	if message, _ := s.Suspected(); message != "" {
 		return 0, fault.New(fault.Unavailable, "configstore.commit", "restore-suspected", "%s", message)
@@ -118,17 +119,30 @@ func (s *Store) Commit(ctx context.Context, at *Snapshot, c Change) (int64, erro
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd-full", Err: err,
 			Msg: "etcd has used up its space and takes no writes; nothing was changed: compact and defragment it, then disarm its alarm"}
-	case err != nil && ctx.Err() == nil:
-		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd", Err: err,
-			Msg: "etcd did not answer; the change may have been made: read and repeat"}
+	case refuses(err):
+		return 0, &fault.Error{Class: fault.Unavailable, Op: "configstore.commit", Reason: "etcd-refuses", Err: err,
+			Msg: "etcd refuses the change, and nothing was changed: " + err.Error()}
 	case err != nil:
 		return 0, &fault.Error{Class: fault.Ambiguous, Op: "configstore.commit", Reason: "etcd", Err: err,
-			Msg: "the call ended before etcd answered; the change may have been made: read and repeat"}
+			Msg: "etcd did not answer; the change may have been made: read and repeat"}
 	case !resp.Succeeded:
 		return 0, ErrConflict
 	}
 	s.wrote(len(record))
 	return resp.Header.Revision, nil
+}
+
+// refuses reports whether err is etcd's own word that it does not do what it was asked for.
+func refuses(err error) bool {
+	var said rpctypes.EtcdError
+	if !errors.As(err, &said) {
+		return false
+	}
+	switch said.Code() {
+	case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated, codes.FailedPrecondition, codes.ResourceExhausted:
+		return true
+	}
+	return false
 }
 
 // marshalStored marshals r as it is stored and streamed: without its version.

@@ -58,7 +58,7 @@ func TestWithoutQuorum(t *testing.T) {
 		_, err := admin.Apply(ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{{
 			Metadata: &configv1.Metadata{Namespace: m.ns, Name: text}, Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}}}})
 		cancel()
-		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "etcd did not answer") {
+		if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "etcd did not answer") {
 			t.Errorf("%s answers %v to a change", r.Name, err)
 		}
 		m.await("the readiness of "+r.Name, func() error {

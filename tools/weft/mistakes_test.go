@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/weft-mesh/weft/pkg/client"
 )
 
@@ -99,5 +102,22 @@ func TestMaxTakesNoAttempt(t *testing.T) {
 			t.Fatalf("%d are left, and not all come at their first attempt: %s", left, out)
 		}
 		left -= got
+	}
+}
+
+// TestUnreached: whoever does not reach a control plane is asked whether it is there; whom one has
+// answered is not.
+func TestUnreached(t *testing.T) {
+	const hint = "is the control plane there"
+	for message, asked := range map[string]bool{
+		`connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`: true,
+		"error reading from server: EOF":               true,
+		"name resolver error: produced zero addresses": true,
+		"etcd did not answer":                          false,
+		"etcd refuses the change, and nothing was changed: etcdserver: permission denied": false,
+	} {
+		if said := explain(status.Error(codes.Unavailable, message)); strings.Contains(said, hint) != asked || !strings.HasPrefix(said, message) {
+			t.Errorf("%s: it is explained by %q", message, said)
+		}
 	}
 }

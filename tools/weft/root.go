@@ -168,10 +168,21 @@ func explain(err error) string {
 		return st.Message() + "\n--server-token-file (WEFT_TOKEN_FILE) or --server-cert say who you are"
 	}
 	// What a control plane itself answers says by itself what to do.
-	if st.Code() == codes.Unavailable && !strings.Contains(st.Message(), "control plane") {
+	if st.Code() == codes.Unavailable && ofConnection(st.Message()) {
 		return st.Message() + "\nis the control plane there, and does it know the certificate of --server-cert, where it asks for one? it is named with --server (WEFT_SERVER)"
 	}
 	return st.Message()
+}
+
+// ofConnection reports whether a message is gRPC's own, of a server that it does not reach or
+// whose connection broke.
+func ofConnection(message string) bool {
+	for _, words := range []string{"connection", "transport", "resolver", "error reading", "HTTP status"} {
+		if strings.Contains(message, words) {
+			return true
+		}
+	}
+	return false
 }
 
 // callTimeout bounds one call of the admin API.
