@@ -34,8 +34,8 @@ func (c *fetchesRead) OnBrokerRead(_ kgo.BrokerMetadata, key int16, n int, _, _ 
 func TestFetchedOnce(t *testing.T) {
 	broker := servers.SharedKafka(t)
 	var read fetchesRead
-	hooks = []kgo.Hook{&read}
-	t.Cleanup(func() { hooks = nil })
+	extra = []kgo.Opt{kgo.WithHooks(&read)}
+	t.Cleanup(func() { extra = nil })
 	s := open(t, Options{Brokers: []string{broker}}, 0)
 	shut(t, s.Close)
 	for _, c := range []struct {

@@ -79,7 +79,8 @@ func (s *Store) deliver(sn *sender, batch []*outgoing) error {
 	case err == nil:
 		sn.Sent(batch, partitionName(sn.partition), first)
 		return nil
-	case len(batch) == 1 || !errors.Is(err, kerr.MessageTooLarge) && !errors.Is(err, kerr.InvalidRecord):
+	case len(batch) == 1 || fault.ClassOf(err) == fault.Ambiguous || !errors.Is(err, kerr.MessageTooLarge) && !errors.Is(err, kerr.InvalidRecord):
+		sn.producer = 0 // no other batch is to be taken for this one, whatever became of it
 		sn.Failed(batch, err)
 		return err
 	}
@@ -195,10 +196,25 @@ func (s *Store) attempt(sn *sender, events []*outgoing, fresh bool) (first int64
 	if p.ErrorMessage != nil {
 		err = fmt.Errorf("%w: %.200s", err, *p.ErrorMessage)
 	}
-	for _, kept := range []error{kerr.NotEnoughReplicasAfterAppend, kerr.RequestTimedOut, kerr.UnknownServerError, kerr.KafkaStorageError, kerr.DuplicateSequenceNumber} {
-		doubts = doubts || errors.Is(err, kept) // it is in the leader's log, or may be
+	return 0, !slices.Contains(unkept, p.ErrorCode), err
+}
+
+// unkept are the answers to a batch that is surely in no log, the only ones after which its
+// sequence numbers may be those of another batch: one that has the numbers of one that was
+// kept is taken for it, acknowledged, and lost. A leader that has a batch and waits for its
+// replicas answers as well that it is not the leader any more.
+var unkept = codesOf(kerr.NotEnoughReplicas, kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp, kerr.CorruptMessage,
+	kerr.InvalidTopicException, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, kerr.InconsistentTopicID, kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed,
+	kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping,
+	kerr.InvalidRequiredAcks, kerr.InvalidRequest, kerr.UnsupportedVersion, kerr.UnsupportedForMessageFormat, kerr.UnsupportedCompressionType,
+	kerr.PolicyViolation, kerr.ThrottlingQuotaExceeded)
+
+func codesOf(errs ...*kerr.Error) []int16 {
+	codes := make([]int16, len(errs))
+	for i, err := range errs {
+		codes[i] = err.Code
 	}
-	return 0, doubts, err
+	return codes
 }
 
 // newProducer makes the sender a producer that brokers have not seen.

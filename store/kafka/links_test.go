@@ -42,8 +42,8 @@ func (h *heldBack) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ tim
 // again, and nothing is lost by it.
 func TestLinks(t *testing.T) {
 	h := &heldBack{held: make(chan struct{}), letGo: make(chan struct{})}
-	hooks = []kgo.Hook{h}
-	t.Cleanup(func() { hooks = nil })
+	extra = []kgo.Opt{kgo.WithHooks(h)}
+	t.Cleanup(func() { extra = nil })
 	s, topic := open(t, Options{Brokers: []string{servers.SharedKafka(t)}}, 0), servers.Namespace(t)
 	shut(t, s.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

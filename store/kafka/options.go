@@ -118,8 +118,7 @@ func (o *Options) client(id string, more ...kgo.Opt) (*kgo.Client, error) {
 		kgo.RetryBackoffFn(backoff),
 		kgo.MetadataMinAge(250 * time.Millisecond),
 		kgo.MetadataMaxAge(metadataAge),
-		kgo.WithHooks(hooks...),
-	}, more...)
+	}, append(more, extra...)...)
 	if m := o.mechanism(); m != nil {
 		opts = append(opts, kgo.SASL(m))
 	}
@@ -130,8 +129,8 @@ func (o *Options) client(id string, more ...kgo.Opt) (*kgo.Client, error) {
 	return c, nil
 }
 
-// hooks are called by every client; tests count by them.
-var hooks []kgo.Hook
+// extra has every client, too: tests see what it says, and change what it hears.
+var extra []kgo.Opt
 
 // backoff is how long to wait after so many failures one after the other.
 func backoff(fails int) time.Duration {

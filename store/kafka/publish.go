@@ -225,21 +225,21 @@ func (s *Store) send(sn *sender) {
 			s.mu.Unlock()
 			return
 		}
-		// What waits meanwhile would wait as long, for the same.
 		if err := s.deliver(sn, batch); err != nil {
-			switch fault.ClassOf(err) {
-			case fault.Unavailable, fault.NotFound, fault.Ambiguous:
-				s.refuse(sn, err)
-			}
+			s.refuse(sn, err)
 		}
 	}
 }
 
-// refuse answers what waits for a sender, which cannot have it sent for err. It was
-// not sent.
+// refuse answers what waits for a sender, where err is not of the batch before alone: it
+// would wait as long, for the same. It was not sent.
 func (s *Store) refuse(sn *sender, err error) {
 	if f := fault.From(err); f.Class == fault.Ambiguous {
-		err = f.Err // of the event before
+		err = f.Err
 	}
-	sn.Refuse(classify(context.Background(), "kafka.publish", err))
+	err = classify(context.Background(), "kafka.publish", err)
+	switch fault.ClassOf(err) {
+	case fault.Unavailable, fault.NotFound:
+		sn.Refuse(err)
+	}
 }
