@@ -62,7 +62,7 @@ func (c *cursor) joinLocked(f *feed) {
 func (c *cursor) takeLocked(dst []Delivery, room int) (n, size int) {
 	for n < len(dst) && n < len(c.queue) && (size == 0 || size < room) {
 		dst[n] = c.queue[n]
-		size += dst[n].Event.Size()
+		size += dst[n].Event.Held()
 		n++
 	}
 	if n > 0 {
@@ -172,7 +172,7 @@ func (c *cursor) hold(ctx context.Context, k *mark, epoch uint32, msgs []store.M
 		c.t.mu.Lock()
 		from := i
 		for ; i < len(msgs); i++ {
-			size := msgs[i].Size()
+			size := msgs[i].Held()
 			if len(c.queue) > 0 && (len(c.queue) >= tailBuffer || c.held+size > tailBytes) {
 				break
 			}

@@ -178,7 +178,7 @@ func (f *feed) add(epoch uint32, msgs []store.Message) {
 	f.epoch = epoch
 	for i := range msgs {
 		token.Pos = msgs[i].Pos
-		e := &entry{event: msgs[i].Event, token: token, size: msgs[i].Size(), part: f.numberLocked(part{epoch, msgs[i].Pos.Partition})}
+		e := &entry{event: msgs[i].Event, token: token, size: msgs[i].Held(), part: f.numberLocked(part{epoch, msgs[i].Pos.Partition})}
 		p := &f.places[e.part]
 		if !p.read {
 			p.read, p.first = true, msgs[i].Pos

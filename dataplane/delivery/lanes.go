@@ -23,12 +23,12 @@ type backlog struct{ events, bytes int }
 
 func (b *backlog) add(it *item) {
 	b.events++
-	b.bytes += it.msg.stored.Size()
+	b.bytes += it.msg.stored.Held()
 }
 
 func (b *backlog) drop(it *item) {
 	b.events--
-	b.bytes -= it.msg.stored.Size()
+	b.bytes -= it.msg.stored.Held()
 }
 
 // laneKey is an ordering key of a Topic of the Subscription.

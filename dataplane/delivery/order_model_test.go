@@ -403,7 +403,7 @@ func (o *orderModel) held() {
 	}
 	size := 0
 	for it := range have {
-		size += it.msg.stored.Size()
+		size += it.msg.stored.Held()
 	}
 	if size != r.bytes {
 		o.wrong("the events that are here have %d bytes, %d are counted", size, r.bytes)

@@ -286,8 +286,8 @@ func (r *runtime) wantedLocked() int {
 // heldLocked counts an item.
 func (r *runtime) heldLocked(it *item) {
 	r.held++
-	r.bytes += it.msg.stored.Size()
-	r.m.held.add(it.msg.stored.Size())
+	r.bytes += it.msg.stored.Held()
+	r.m.held.add(it.msg.stored.Held())
 	if it.msg.suspect {
 		r.suspects++
 	}
@@ -296,9 +296,9 @@ func (r *runtime) heldLocked(it *item) {
 // dropLocked forgets an item.
 func (r *runtime) dropLocked(it *item) {
 	r.held--
-	r.bytes -= it.msg.stored.Size()
+	r.bytes -= it.msg.stored.Held()
 	if r.over == nil {
-		r.m.held.drop(it.msg.stored.Size())
+		r.m.held.drop(it.msg.stored.Held())
 		if it.unwritable {
 			r.unwritable--
 			r.metrics.unwritable.Dec()

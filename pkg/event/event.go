@@ -160,15 +160,21 @@ func (e *Event) Size() int {
 	return n
 }
 
+// Held is what the event keeps of memory, in bytes, more or less: Size and the mesh's own
+// attributes, which other producers may have written.
+func (e *Event) Held() int {
+	n := e.Size()
+	for i := range e.Mesh {
+		n += len(e.Mesh[i].Name) + len(e.Mesh[i].Value)
+	}
+	return n
+}
+
 // Clone is e with memory of its own, one piece for its texts and one for its data: what holds
 // on to it holds on to nothing that e came in, and who keeps a text keeps no data.
 func (e *Event) Clone() Event {
 	var b strings.Builder
-	n := e.Size() - len(e.Data)
-	for i := range e.Mesh {
-		n += len(e.Mesh[i].Name) + len(e.Mesh[i].Value)
-	}
-	b.Grow(n)
+	b.Grow(e.Held() - len(e.Data))
 	text := func(s string) string {
 		from := b.Len()
 		b.WriteString(s)

@@ -140,7 +140,7 @@ func (m *member) fetch() error {
 		heap.Push(&m.held, p)
 		m.next++
 		m.n++
-		m.bytes += p.msg.Size()
+		m.bytes += p.msg.Held()
 	}
 	return err
 }
@@ -176,7 +176,7 @@ func (m *member) ours(all []parked) []parked {
 		lost := !m.sub.Holds(p.msg)
 		if lost {
 			m.n--
-			m.bytes -= p.msg.Size()
+			m.bytes -= p.msg.Held()
 		}
 		return lost
 	})
@@ -258,11 +258,11 @@ func (m *member) collect() {
 		m.tell(o.lane, q, o.err)
 		for _, p := range o.took {
 			m.n--
-			m.bytes -= p.msg.Size()
+			m.bytes -= p.msg.Held()
 		}
 		for _, p := range o.left {
 			m.n++
-			m.bytes += p.msg.Size()
+			m.bytes += p.msg.Held()
 		}
 		// Whether it is full is asked with all of them.
 		for _, p := range o.left {

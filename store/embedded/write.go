@@ -70,10 +70,7 @@ func (s *Store) publish(ctx context.Context, topic string, events []store.Outgoi
 	now := s.clock.Now()
 	size := 0
 	for i := range events {
-		n := events[i].Size() + 256
-		for _, a := range events[i].Mesh {
-			n += len(a.Name) + len(a.Value)
-		}
+		n := events[i].Held() + 256
 		if n > maxEvent {
 			err := fault.New(fault.TooLarge, op, "event-too-large", "the event has %d bytes, the store takes %d", n, maxEvent)
 			failAll(res, err)

@@ -6,9 +6,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/ackwindow"
 )
 
 // TestIdlePartitions: a partition to which large batches went holds no memory once
@@ -40,6 +43,26 @@ func TestIdlePartitions(t *testing.T) {
 	}
 	if more := held() - before; len(used) < partitions || more > partitions*size/4 {
 		t.Errorf("%d partitions hold %d bytes", len(used), more)
+	}
+}
+
+// TestHeadersCount: what waits here of a partition is bounded whatever of a record takes the
+// memory: headers "weft_…" of another producer are kept with its event.
+func TestHeadersCount(t *testing.T) {
+	x := &subscription{s: &Store{}, topic: "t", commits: ackwindow.NewCommits(), owned: map[int32]*ownership{}, wake: make(chan struct{})}
+	n := &session{sub: x, end: func() {}}
+	o := &ownership{x: n, window: ackwindow.New(1024, 0), end: -1}
+	x.owned[0], x.order = o, []*ownership{o}
+	header := []kgo.RecordHeader{{Key: meshPrefix + "x", Value: make([]byte, 900_000)}}
+	held := 0
+	for enough := false; !enough && o.wantsMore() && held < 100; held++ {
+		enough = n.push(kgo.FetchTopicPartition{Topic: "t", FetchPartition: kgo.FetchPartition{Records: []*kgo.Record{{Topic: "t", Offset: int64(held), Headers: header}}}})
+	}
+	if held > 2 {
+		t.Errorf("%d records of 900 kB are held, which count as %d bytes", held, o.bytes)
+	}
+	if got, _ := x.fetchLocked(make([]store.Message, held)); got != held || o.bytes != 0 {
+		t.Errorf("%d of %d are given, and %d bytes are left", got, held, o.bytes)
 	}
 }
 

@@ -158,7 +158,7 @@ func (x *subscription) fetchLocked(dst []store.Message) (n int, more []int32) {
 			m := &o.buffer[k]
 			offset := int64(m.Pos.Offset) //nolint:gosec // below 2^63
 			at := o.window.Deliver(offset)
-			o.bytes -= m.Size()
+			o.bytes -= m.Held()
 			if o.finished(offset) {
 				o.window.Done(at)
 				o.dirty = true

@@ -4,9 +4,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 	"unsafe"
 
@@ -109,11 +111,7 @@ func (h *headers) end() []byte {
 
 // headerBytes bounds what the headers of an event take.
 func headerBytes(e *event.Event) int {
-	n := 160 + e.Size() - len(e.Data) + headerOverhead*(len(e.Ext)+len(e.Mesh))
-	for i := range e.Mesh {
-		n += len(e.Mesh[i].Name) + len(e.Mesh[i].Value)
-	}
-	return n
+	return 160 + e.Held() - len(e.Data) + headerOverhead*(len(e.Ext)+len(e.Mesh))
 }
 
 // binary reports whether the event can be in binary mode: it has data (or more
@@ -164,6 +162,21 @@ func decode(r *kgo.Record) event.Event {
 		e.Mesh = event.With(e.Mesh, headerUnreadable, err.Error())
 	}
 	return e
+}
+
+// skip has a client that reads go on behind a batch that is too large to be decompressed,
+// which gives nothing of its partition else, and has a record stand for it.
+func skip(c *kgo.Client, log *slog.Logger, p *kgo.FetchTopicPartition) {
+	var large *kgo.ErrDecompressTooLarge
+	if !errors.As(p.Err, &large) {
+		return
+	}
+	why := fmt.Sprintf("the batch of the offsets %d to %d has more than %d MiB once it is decompressed; none of it was read", large.Offset, large.NextOffset-1, maxInflated>>20)
+	log.Warn("a batch of records is too large to be read: an event stands for it", "topic", p.Topic, "partition", p.Partition, "why", why)
+	p.Err = nil
+	p.Records = append(p.Records, &kgo.Record{Topic: p.Topic, Partition: p.Partition, Offset: large.Offset, Timestamp: time.Now(), LeaderEpoch: large.Epoch,
+		Headers: []kgo.RecordHeader{{Key: meshPrefix + headerUnreadable, Value: []byte(why)}}})
+	c.SetOffsets(map[string]map[int32]kgo.EpochOffset{p.Topic: {p.Partition: {Epoch: large.Epoch, Offset: large.NextOffset}}})
 }
 
 // message is a record's, with memory of its own.

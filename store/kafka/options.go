@@ -103,6 +103,10 @@ const (
 	offsetCommitVersion = 4
 )
 
+// maxInflated bounds a batch once it is decompressed: another producer's may be small, and
+// have been of any size.
+const maxInflated = 64 << 20
+
 // client makes a client with the options.
 func (o *Options) client(id string, more ...kgo.Opt) (*kgo.Client, error) {
 	versions := kversion.Stable()
@@ -118,6 +122,7 @@ func (o *Options) client(id string, more ...kgo.Opt) (*kgo.Client, error) {
 		kgo.RetryBackoffFn(backoff),
 		kgo.MetadataMinAge(250 * time.Millisecond),
 		kgo.MetadataMaxAge(metadataAge),
+		kgo.MaxDecompressBatchBytes(maxInflated),
 	}, append(more, extra...)...)
 	if m := o.mechanism(); m != nil {
 		opts = append(opts, kgo.SASL(m))

@@ -186,6 +186,7 @@ func (n *session) poll() {
 		fetches := n.c.PollFetches(n.life)
 		var enough []int32
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+			skip(n.c, n.sub.s.cfg.Log, &p)
 			if p.Err != nil && n.life.Err() == nil {
 				n.sub.fail(unreachable(n.life, "kafka.fetch", p.Err))
 			}
@@ -266,7 +267,7 @@ func (n *session) push(p kgo.FetchTopicPartition) (enough bool) {
 			continue
 		}
 		m := message(r)
-		o.bytes += m.Size()
+		o.bytes += m.Held()
 		o.buffer = append(o.buffer, m)
 	}
 	if len(o.buffer) == 0 {
