@@ -381,7 +381,7 @@ func TestPartitionLost(t *testing.T) {
 	over := time.AfterFunc(patience, s.end)
 	must(t, m.fetch())
 	over.Stop()
-	if len(m.held) != 1 || m.held[0].msg.ID != "later" || m.bytes != m.held[0].msg.Size() {
+	if len(m.held) != 1 || m.held[0].msg.ID != "later" || m.bytes != m.held[0].msg.Held() {
 		t.Errorf("%d are held with %d bytes, want one that is this member's", len(m.held), m.bytes)
 	}
 	must(t, s.Close(t.Context()))
