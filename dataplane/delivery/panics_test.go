@@ -2,9 +2,12 @@ package delivery
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 )
@@ -112,6 +115,36 @@ func TestPanicUnderLock(t *testing.T) {
 		breaks("Ack", func() { m.Ack(d.ID) })
 		if stale := m.Ack(d.ID); stale != 0 {
 			t.Error("it is not the member's any more")
+		}
+	})
+}
+
+// TestPanicEndsPull: a pull that panics has ended, so that its session does once its lease is
+// over, and others have its place.
+func TestPanicEndsPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, reg := newWorld(t, nil), prometheus.NewRegistry()
+		w.stop()
+		broken := atomic.Bool{}
+		w.metrics, w.clock = reg, func() time.Time {
+			if broken.Load() {
+				panic("a defect")
+			}
+			return time.Now()
+		}
+		w.start()
+		const wait = expireEvery / 2
+		time.AfterFunc(wait/2, func() { broken.Store(true) }) // while it waits
+		panics(t, func() {
+			_, _ = w.m.Pull(w.ctx, local, "demo", "billing", PullRequest{Max: 1, Wait: wait})
+		})
+		broken.Store(false)
+		if n := values(t, reg, "pulls_waiting")[""][0]; n != 0 {
+			t.Errorf("%v pulls are in progress", n)
+		}
+		<-time.After(pullLease + 2*expireEvery)
+		if n := values(t, reg, "pull_sessions")[""][0]; n != 0 {
+			t.Errorf("there are %v sessions", n)
 		}
 	})
 }
