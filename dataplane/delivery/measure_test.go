@@ -225,3 +225,29 @@ func TestDeadLettersByCause(t *testing.T) {
 		count("lost", nack, func(uint64) { m.Lost() })
 	})
 }
+
+// TestMembersMadeAgain: where a Subscription is deleted and made again under its name, the
+// members of the new one alone are counted, whenever those of the old one leave.
+func TestMembersMadeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, reg := measured(t, nil)
+		count := func(when string, want float64) {
+			t.Helper()
+			synctest.Wait()
+			if got := values(t, reg, "members")[""][0]; got != want {
+				t.Errorf("%s there are %v members, want %v", when, got, want)
+			}
+		}
+		old := []Member{w.join(1), w.join(1)}
+		count("at first", 2)
+		w.snaps.Store(w.snapshot(func(s *snapshot.Subscription) { s.UID = "55555555-5555-4555-8555-555555555555" }))
+		m := w.join(1)
+		count("before the old ones have left", 1)
+		for _, o := range old {
+			o.Close()
+		}
+		count("once they have", 1)
+		m.Close()
+		count("at last", 0)
+	})
+}

@@ -317,6 +317,8 @@ func (m *member) leaveLocked(err error) {
 			r.buffer = append(r.buffer, it)
 		}
 	}
-	r.metrics.members.Set(float64(len(r.members)))
+	if r.over == nil {
+		r.metrics.members.Dec()
+	}
 	r.dispatchLocked()
 }

@@ -101,7 +101,7 @@ func (r *runtime) add(mem *member) bool {
 	}
 	r.members[mem] = struct{}{}
 	mem.cameLocked()
-	r.metrics.members.Set(float64(len(r.members)))
+	r.metrics.members.Inc()
 	return true
 }
 
@@ -140,6 +140,7 @@ func (r *runtime) end(err error) {
 	r.buffer, r.timers = nil, timers{}
 	r.closeLanesLocked()
 	r.metrics.inFlight.Sub(float64(r.flights.n))
+	r.metrics.members.Sub(float64(len(r.members))) // who has not left yet is none any more
 	r.metrics.oldest.Set(0)
 	r.metrics.unwritable.Sub(float64(r.unwritable))
 	for it := range r.flights.all() {
