@@ -128,6 +128,28 @@ func TestStalled(t *testing.T) {
 	}
 }
 
+// TestStalledInOrder: what waits behind others of its key fills no window.
+func TestStalledInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, st := newOrderedWorld(t, func(s *snapshot.Subscription) { s.MaxInFlight = 2 })
+		w.stop()
+		reg := prometheus.NewRegistry()
+		w.metrics = reg
+		w.start()
+		defer w.stop()
+		for _, id := range []string{"a1", "a2"} {
+			st.append("orders", 0, keyed(id, "a"))
+		}
+		m := w.join(10)
+		defer m.Close()
+		w.next(m, 1)
+		<-time.After(50 * time.Second)
+		if got := values(t, reg, "stalled_seconds_total"); !about(got["credit"][0], 45) || got["window"][0] != 0 {
+			t.Errorf("for 45 s nobody asked: %v", got)
+		}
+	})
+}
+
 // BenchmarkMeasure is what the ages of an event cost, from its delivery to its
 // settlement.
 func BenchmarkMeasure(b *testing.B) {
