@@ -22,6 +22,7 @@ type logStore struct {
 	delayed     func(*event.Event)       // sees what is parked
 	fetched     func(logHandle)          // is called before Fetch returns
 	refuse      func(*event.Event) error // why an event is not taken; nil where all are
+	settling    func()                   // is called before Settle does anything
 }
 
 type logTopic struct {
@@ -209,6 +210,9 @@ func (x *logSub) Holds(m *store.Message) bool {
 
 // Settle settles.
 func (x *logSub) Settle(msgs []*store.Message) (stale int) {
+	if x.s.settling != nil {
+		x.s.settling()
+	}
 	x.s.mu.Lock()
 	defer x.s.mu.Unlock()
 	for _, m := range msgs {

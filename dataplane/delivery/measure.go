@@ -186,7 +186,7 @@ func (r *runtime) whyLocked() stall {
 		room += w.roomLocked()
 	}
 	switch {
-	case r.held >= r.sub.MaxInFlight, r.crowdedLocked():
+	case r.held-r.behind.events >= r.sub.MaxInFlight, r.crowdedLocked():
 		return stallWindow
 	case r.paced || room > r.offeredLocked():
 		return stallRate

@@ -128,6 +128,28 @@ func TestStalled(t *testing.T) {
 	}
 }
 
+// TestStalledInOrder: what waits behind others of its key fills no window.
+func TestStalledInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, st := newOrderedWorld(t, func(s *snapshot.Subscription) { s.MaxInFlight = 2 })
+		w.stop()
+		reg := prometheus.NewRegistry()
+		w.metrics = reg
+		w.start()
+		defer w.stop()
+		for _, id := range []string{"a1", "a2"} {
+			st.append("orders", 0, keyed(id, "a"))
+		}
+		m := w.join(10)
+		defer m.Close()
+		w.next(m, 1)
+		<-time.After(50 * time.Second)
+		if got := values(t, reg, "stalled_seconds_total"); !about(got["credit"][0], 45) || got["window"][0] != 0 {
+			t.Errorf("for 45 s nobody asked: %v", got)
+		}
+	})
+}
+
 // BenchmarkMeasure is what the ages of an event cost, from its delivery to its
 // settlement.
 func BenchmarkMeasure(b *testing.B) {
@@ -223,5 +245,31 @@ func TestDeadLettersByCause(t *testing.T) {
 		count("rejected", func(id uint64) { m.Reject("never", id) }, nil)
 		count("untransformed", nil, nil)
 		count("lost", nack, func(uint64) { m.Lost() })
+	})
+}
+
+// TestMembersMadeAgain: where a Subscription is deleted and made again under its name, the
+// members of the new one alone are counted, whenever those of the old one leave.
+func TestMembersMadeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, reg := measured(t, nil)
+		count := func(when string, want float64) {
+			t.Helper()
+			synctest.Wait()
+			if got := values(t, reg, "members")[""][0]; got != want {
+				t.Errorf("%s there are %v members, want %v", when, got, want)
+			}
+		}
+		old := []Member{w.join(1), w.join(1)}
+		count("at first", 2)
+		w.snaps.Store(w.snapshot(func(s *snapshot.Subscription) { s.UID = "55555555-5555-4555-8555-555555555555" }))
+		m := w.join(1)
+		count("before the old ones have left", 1)
+		for _, o := range old {
+			o.Close()
+		}
+		count("once they have", 1)
+		m.Close()
+		count("at last", 0)
 	})
 }

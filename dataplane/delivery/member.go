@@ -2,7 +2,6 @@ package delivery
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/weft-mesh/weft/dataplane/facts"
@@ -96,35 +95,41 @@ func (m *member) Next(ctx context.Context, dst []Delivery) (int, error) {
 
 // Take gives deliveries.
 func (m *member) Take(dst []Delivery, wake func()) (int, error) {
-	r := m.r
 	for {
-		r.mu.Lock()
-		if m.err != nil {
-			err := m.err
-			r.mu.Unlock()
+		n, sub, err := m.take(dst)
+		if err != nil {
 			return 0, err
 		}
-		m.seenLocked()
-		if n := r.takeLocked(m, dst); n > 0 {
-			m.unwaitLocked()
-			sub := r.sub
-			r.mu.Unlock()
-			if n = m.prepare(sub, dst[:n]); n == 0 {
-				continue
+		if n > 0 {
+			if n = m.prepare(sub, dst[:n]); n > 0 {
+				return n, nil
 			}
-			return n, nil
-		}
-		if m.roomLocked() > 0 && !m.waiting {
-			m.waiting = true
-			r.waiters = append(r.waiters, m)
-			r.demandLocked()
-			r.readyLocked(time.Now())
-		}
-		r.mu.Unlock()
-		if m.bell.listen(wake) {
+		} else if m.bell.listen(wake) {
 			return 0, nil
 		}
 	}
+}
+
+// take gives what there is, as it was fetched, and the Subscription as it is then. Where
+// there is nothing the member waits.
+func (m *member) take(dst []Delivery) (int, *snapshot.Subscription, error) {
+	r := m.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m.err != nil {
+		return 0, nil, m.err
+	}
+	m.seenLocked()
+	n := r.takeLocked(m, dst)
+	if n > 0 {
+		m.unwaitLocked()
+	} else if m.roomLocked() > 0 && !m.waiting {
+		m.waiting = true
+		r.waiters = append(r.waiters, m)
+		r.demandLocked()
+		r.readyLocked(time.Now())
+	}
+	return n, r.sub, nil
 }
 
 func (m *member) unwaitLocked() {
@@ -145,9 +150,18 @@ func (m *member) Ack(ids ...uint64) (stale int) { return len(m.ack(ids)) }
 
 // ack settles and gives the ids that were stale.
 func (m *member) ack(ids []uint64) (stale []uint64) {
+	landed, stale := m.land(ids)
+	m.r.settle(landed)
+	m.r.metrics.settled.Add(float64(len(landed)))
+	return stale
+}
+
+// land ends the flights of what is acknowledged.
+func (m *member) land(ids []uint64) (landed []*item, stale []uint64) {
 	r := m.r
 	r.mu.Lock()
-	landed := make([]*item, 0, len(ids))
+	defer r.mu.Unlock()
+	landed = make([]*item, 0, len(ids))
 	now, at, wall := time.Now(), r.m.cfg.Facts.Now(), r.m.cfg.Clock.Now()
 	for _, id := range ids {
 		if it := r.takeOutLocked(m, id, outcomeAck); it != nil {
@@ -164,29 +178,12 @@ func (m *member) ack(ids []uint64) (stale []uint64) {
 			stale = append(stale, id)
 		}
 	}
-	n := len(landed)
 	m.seenLocked()
-	r.metrics.inFlight.Sub(float64(n))
+	r.metrics.inFlight.Sub(float64(len(landed)))
 	if !m.waiting { // else it is called when there is something
 		m.bell.ring()
 	}
-	r.mu.Unlock()
-	all := landed
-	// A topic after the other: mostly there is one.
-	for len(landed) > 0 {
-		s := landed[0].src
-		of := slices.IndexFunc(landed, func(it *item) bool { return it.src != s })
-		if of < 0 {
-			of = len(landed)
-		}
-		s.settle(landed[:of])
-		landed = landed[of:]
-	}
-	r.mu.Lock()
-	r.doneLocked(all...)
-	r.mu.Unlock()
-	r.metrics.settled.Add(float64(n))
-	return stale
+	return landed, stale
 }
 
 // Nack gives back for another attempt.
@@ -320,6 +317,8 @@ func (m *member) leaveLocked(err error) {
 			r.buffer = append(r.buffer, it)
 		}
 	}
-	r.metrics.members.Set(float64(len(r.members)))
+	if r.over == nil {
+		r.metrics.members.Dec()
+	}
 	r.dispatchLocked()
 }

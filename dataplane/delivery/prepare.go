@@ -17,10 +17,7 @@ func (m *member) prepare(sub *snapshot.Subscription, ds []Delivery) int {
 			if it := m.withdraw(d.ID, outcomeFiltered); it != nil {
 				r.metrics.filtered.Inc()
 				r.remember(r.m.cfg.Facts.Now(), facts.Filtered, &it.msg, "")
-				it.src.settle([]*item{it})
-				r.mu.Lock()
-				r.doneLocked(it)
-				r.mu.Unlock()
+				r.settle([]*item{it})
 			}
 			continue
 		}

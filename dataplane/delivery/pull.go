@@ -121,31 +121,37 @@ func (m *Manager) Pull(ctx context.Context, who *policy.Principal, namespace, na
 	wait, cancel := context.WithTimeout(ctx, r.Wait)
 	defer cancel()
 	for {
-		s, err := m.enter(who, key)
-		if err != nil {
-			return Pulled{}, err
-		}
-		got, err := s.pull(wait, r.Max)
-		if err == nil || wait.Err() != nil {
-			// It may have waited long: who may not have the events gets none.
-			if _, jerr := m.judge(m.cfg.Snapshots.Get(), who, key); jerr != nil {
-				s.mem.giveBack(idsOfDeliveries(got)...)
-				m.leave(s)
-				return Pulled{}, jerr
-			}
-		}
-		p := Pulled{Deliveries: got, AckTimeout: s.mem.AckTimeout(), Handles: s.handles(m.cfg.NodeID, got)}
-		m.leave(s)
+		p, over, err := m.pull(wait, who, key, r.Max)
 		switch {
-		case err == nil:
-			return p, nil
-		case ctx.Err() != nil:
+		case err != nil:
+			return Pulled{}, err
+		case over:
+			// Whether that is for the caller, the next one tells.
+		case len(p.Deliveries) == 0 && ctx.Err() != nil:
 			return Pulled{}, fault.From(ctx.Err())
-		case wait.Err() != nil:
+		default:
 			return p, nil
 		}
-		// The session has ended. Whether that is for the caller, enter tells.
 	}
+}
+
+// pull is one call of a session; over is that the session has ended meanwhile.
+func (m *Manager) pull(wait context.Context, who *policy.Principal, key snapshot.Key, most int) (_ Pulled, over bool, _ error) {
+	s, err := m.enter(who, key)
+	if err != nil {
+		return Pulled{}, false, err
+	}
+	defer m.leave(s)
+	got, err := s.pull(wait, most)
+	if err != nil && wait.Err() == nil {
+		return Pulled{}, true, nil
+	}
+	// It may have waited long: who may not have the events gets none.
+	if _, err := m.judge(m.cfg.Snapshots.Get(), who, key); err != nil {
+		s.mem.giveBack(idsOfDeliveries(got)...)
+		return Pulled{}, false, err
+	}
+	return Pulled{Deliveries: got, AckTimeout: s.mem.AckTimeout(), Handles: s.handles(m.cfg.NodeID, got)}, false, nil
 }
 
 // enter begins a call of a session that is there or begins.

@@ -3,6 +3,7 @@ package delivery
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -55,8 +56,15 @@ func (r *runtime) failedLocked(it *item, reason string, delay time.Duration, why
 	exhausted := it.msg.attempt >= r.sub.MaxAttempts
 	if r.sub.DeadLetter != "" && (last || exhausted && !r.sub.Block) {
 		r.write(it, func(ctx context.Context, sub *snapshot.Subscription) error {
+			if sub.DeadLetter == "" {
+				return errNoneAnyMore
+			}
 			return r.m.deadLetter(ctx, sub, &r.metrics, &it.msg, why, reason)
 		}, func(err error) {
+			if errors.Is(err, errNoneAnyMore) {
+				r.failedLocked(it, reason, delay, why)
+				return
+			}
 			// Nothing else is left to do with it than without a dead-letter topic.
 			delay := max(jitter(r.sub.MaxBackoff), maxRetry)
 			r.againLocked(it, true, delay, untakenReason(err, reason))
@@ -119,7 +127,8 @@ func jitter(d time.Duration) time.Duration { return d - d/10 + rand.N(d/5+1) }
 // write runs f, again and again until it succeeds, and then settles the item:
 // the event is durable elsewhere before its place here is given up. One that no topic takes
 // for what it is (fault.Untakeable) keeps that place: to write it again would change nothing,
-// so that kept, which is called with mu held, has it wait in memory and be given out again.
+// so that kept, which is called with mu held, has it wait in memory and be given out again. So
+// does one that there is no topic for any more (errNoneAnyMore).
 func (r *runtime) write(it *item, f func(context.Context, *snapshot.Subscription) error, kept func(why error)) {
 	r.writing++
 	r.writers.Go(func() {
@@ -146,7 +155,7 @@ func (r *runtime) tryWrite(it *item, f func(context.Context, *snapshot.Subscript
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		err := f(ctx, sub)
 		cancel()
-		if err != nil && fault.Untakeable(err) {
+		if errors.Is(err, errNoneAnyMore) || err != nil && fault.Untakeable(err) {
 			r.metrics.storeErrors.Inc()
 			return r.untaken(it, err, kept)
 		}
@@ -176,8 +185,9 @@ func (r *runtime) goneLocked(it *item) bool {
 func (r *runtime) untaken(it *item, why error, kept func(why error)) bool {
 	r.mu.Lock()
 	gone, past, first := r.goneLocked(it), it.pastLocked(), r.unwritable == 0
+	none := errors.Is(why, errNoneAnyMore) // then nothing is told of the event
 	if !gone && !past {
-		if !it.unwritable {
+		if !it.unwritable && !none {
 			it.unwritable = true
 			r.unwritable++
 			r.metrics.unwritable.Inc()
@@ -185,7 +195,7 @@ func (r *runtime) untaken(it *item, why error, kept func(why error)) bool {
 		kept(why)
 	}
 	r.mu.Unlock()
-	if first && !gone && !past { // one line, however many there are
+	if first && !gone && !past && !none { // one line, however many there are
 		r.m.cfg.Log.Warn("an event that failed is taken neither by the retry topic nor as a dead letter; it is kept and given out again", "subscription", r.key, "error", why)
 	}
 	return gone || !past

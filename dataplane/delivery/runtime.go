@@ -101,7 +101,7 @@ func (r *runtime) add(mem *member) bool {
 	}
 	r.members[mem] = struct{}{}
 	mem.cameLocked()
-	r.metrics.members.Set(float64(len(r.members)))
+	r.metrics.members.Inc()
 	return true
 }
 
@@ -140,6 +140,7 @@ func (r *runtime) end(err error) {
 	r.buffer, r.timers = nil, timers{}
 	r.closeLanesLocked()
 	r.metrics.inFlight.Sub(float64(r.flights.n))
+	r.metrics.members.Sub(float64(len(r.members))) // who has not left yet is none any more
 	r.metrics.oldest.Set(0)
 	r.metrics.unwritable.Sub(float64(r.unwritable))
 	for it := range r.flights.all() {
@@ -366,11 +367,11 @@ func (r *runtime) takeLocked(mem *member, dst []Delivery) int {
 	if n = min(n, r.readyLocked(now)); n <= 0 {
 		return 0
 	}
+	at, wall := r.m.cfg.Facts.Now(), r.m.cfg.Clock.Now()
 	items := r.pickLocked(mem, n)
 	if n = len(items); n == 0 {
 		return 0
 	}
-	at, wall := r.m.cfg.Facts.Now(), r.m.cfg.Clock.Now()
 	size := 0
 	for i, it := range items {
 		size += it.msg.stored.Size()
@@ -422,6 +423,39 @@ func (r *runtime) takeOutLocked(mem *member, id uint64, outcome string) *item {
 	it.owner = nil
 	mem.landedLocked(it)
 	return it
+}
+
+// settle settles items in their stores, a topic after the other: mostly there is one. Where a
+// store panics, which the proxy survives in a client's call, what it was not told of, or may
+// not have taken, is given out again: nobody has it, and it holds up its key.
+func (r *runtime) settle(items []*item) {
+	done := 0
+	defer func() { r.settled(items[:done], items[done:]) }()
+	for done < len(items) {
+		s, rest := items[done].src, items[done:]
+		n := slices.IndexFunc(rest, func(it *item) bool { return it.src != s })
+		if n < 0 {
+			n = len(rest)
+		}
+		s.settle(rest[:n])
+		done += n
+	}
+}
+
+// settled is the end of settle: some are settled, the others are not.
+func (r *runtime) settled(done, others []*item) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, it := range others {
+		switch {
+		case r.goneLocked(it):
+		case it.pastLocked():
+			r.passLocked(it)
+		default:
+			r.buffer = append(r.buffer, it)
+		}
+	}
+	r.doneLocked(done...)
 }
 
 // doneLocked drops items that are settled in their store; those after them in their

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"strconv"
 	"sync/atomic"
@@ -335,4 +336,5 @@ var (
 	errNoDelay      = fault.New(fault.Precondition, "delivery.park", "no-delay", "the store cannot hold events back")
 	errNobody       = fault.New(fault.Precondition, "delivery.dead-letter", "no-dead-letter-topic", "no Subscription that this proxy has, with a dead_letter_topic, is retried in it")
 	errNoDeadLetter = fault.New(fault.Unavailable, "delivery.dead-letter", "topic-not-ready", "the dead-letter topic is not ready")
+	errNoneAnyMore  = errors.New("the Subscription has no dead_letter_topic any more") // tells nobody but retry.go
 )

@@ -387,3 +387,48 @@ func TestUnwritableEarly(t *testing.T) {
 		}
 	})
 }
+
+// TestDeadLetterTopicRemoved: what waits to become a dead letter, since the topic for that cannot
+// be written to, is given out again once the Subscription has none any more, as without one: it
+// holds up neither its key nor the others.
+func TestDeadLetterTopicRemoved(t *testing.T) {
+	for name, away := range map[string]struct {
+		notReady string
+		err      error
+	}{
+		"it is not ready":   {notReady: "no store is there for it"},
+		"its store is away": {err: fault.New(fault.Unavailable, "test.publish", "store-unreachable", "away")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, st := newOrderedWorld(t, nil)
+				defer w.stop()
+				ctx, cancel := context.WithTimeout(w.ctx, time.Hour)
+				defer cancel()
+				w.ctx = ctx
+				st.refuse = func(*event.Event) error { return away.err }
+				change := func(s *snapshot.Subscription) { s.Ordered, s.MaxInFlight, s.MaxAttempts = true, 1, 1 }
+				snap := w.snapshot(func(s *snapshot.Subscription) { change(s); s.DeadLetter = "dead" })
+				snap.Topics[snapshot.Key{Namespace: "demo", Name: "dead"}].NotReady = away.notReady
+				w.snaps.Store(snap)
+				for _, id := range []string{"a1", "a2"} {
+					st.append("orders", 0, keyed(id, "a"))
+				}
+				m := w.join(10)
+				defer m.Close()
+				w.seen(m, "a1", 1, -1)
+				<-time.After(time.Minute)
+				w.snaps.Store(w.snapshot(change))
+				w.seen(m, "a1", 2, -1)
+				d := w.next(m, 1)[0]
+				if d.Event.ID != "a1" || d.Attempt != 3 {
+					t.Errorf("%s comes at attempt %d", d.Event.ID, d.Attempt)
+				}
+				m.Ack(d.ID)
+				if d = w.next(m, 1)[0]; d.Event.ID != "a2" || d.Attempt != 1 {
+					t.Errorf("%s comes at attempt %d", d.Event.ID, d.Attempt)
+				}
+			})
+		})
+	}
+}

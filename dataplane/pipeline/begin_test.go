@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -127,6 +128,57 @@ func TestBeginMoved(t *testing.T) {
 	w.p.cfg.Snapshots.Store(&now)
 	if err := wait(context.Background()); fault.ClassOf(err) != fault.Ambiguous || fault.From(res[0].Err).Reason != "moved-meanwhile" {
 		t.Errorf("%v, %+v", err, res)
+	}
+}
+
+// moving is a store that answers when a topic has moved: with an error, or none, for each event.
+type moving struct {
+	store.Store
+	moved func()
+	errs  []error
+}
+
+func (m moving) Publish(_ context.Context, _ string, _ []store.Outgoing, res []store.Result) (first error) {
+	m.moved()
+	for i, err := range m.errs {
+		res[i] = store.Result{Err: err}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// TestMovedUnkept: where a topic has moved meanwhile, what its store has not acknowledged fails
+// with what that said, and is not counted among what the move left unknown.
+func TestMovedUnkept(t *testing.T) {
+	down, unknown := fault.New(fault.Unavailable, "test", "down", "the store is down"), fault.New(fault.Ambiguous, "test", "no-answer", "nobody knows")
+	for name, tc := range map[string]struct {
+		errs    []error
+		reasons string
+		late    float64
+	}{
+		"all":     {[]error{nil, nil}, "moved-meanwhile moved-meanwhile", 1},
+		"some":    {[]error{nil, down}, "moved-meanwhile down", 1},
+		"none":    {[]error{down, down}, "down down", 0},
+		"unknown": {[]error{unknown, down}, "no-answer down", 0},
+	} {
+		w := newWorld(t, 0)
+		snaps := w.p.cfg.Snapshots
+		st := moving{w.st, func() {
+			now := *snaps.Get()
+			now.Topics = map[snapshot.Key]*snapshot.Topic{}
+			snaps.Store(&now)
+		}, tc.errs}
+		w.p.cfg.Store = func(string) (store.Store, error) { return st, nil }
+		w.p.cfg.Moves = moves.New(moves.Config{Snapshots: snaps, Store: w.p.cfg.Store, Metrics: w.reg})
+		res, err := w.publish("orders", events("x", "y"))
+		if got := reason(res[0].Err) + " " + reason(res[1].Err); got != tc.reasons || err == nil {
+			t.Errorf("%s: %v, %s, want %s", name, err, got, tc.reasons)
+		}
+		if late, _ := w.metric("weft_proxy_move_ambiguous_total"); late != tc.late {
+			t.Errorf("%s: %v count, want %v", name, late, tc.late)
+		}
 	}
 }
 

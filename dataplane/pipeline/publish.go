@@ -5,8 +5,6 @@ package pipeline
 import (
 	"context"
 	"log/slog"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -511,7 +509,7 @@ func (p *Pipeline) written(w *writing, err error) error {
 	epoch, t := w.under.Epoch, w.topic
 	p.metrics.stores.wrote(w.snap, epoch.StoreUID, err, time.Since(w.began))
 	p.cfg.Denied.Is(t.UID, epoch.StoreUID, denied.Publish, err)
-	late := w.under.End(nil)
+	late := w.under.End(w.call.unkept(err)) // a move has nothing to say of what no store has acknowledged
 	if err == nil {
 		err = late
 	}
@@ -539,36 +537,6 @@ func lost(t *snapshot.Topic, err error) error {
 	}
 	f := fault.From(err)
 	return &fault.Error{Class: fault.Unavailable, Op: f.Op, Reason: "topic-not-ready", RetryAfter: time.Second, Err: f.Err, Msg: "topic " + t.Name + " is not ready: " + f.Msg}
-}
-
-// call is what one call of a store is told and tells.
-type call struct {
-	out []store.Outgoing
-	got []store.Result
-}
-
-// calls are those that stores are done with.
-var calls = sync.Pool{New: func() any { return &call{} }}
-
-// maxKept bounds the events that there is room for in a call that is used again.
-const maxKept = 256
-
-func newCall(n int) *call {
-	c := calls.Get().(*call) //nolint:forcetypeassert // there is nothing else in it
-	c.out, c.got = slices.Grow(c.out, n)[:n], slices.Grow(c.got, n)[:n]
-	return c
-}
-
-// release gives the call's memory back. A store that has not acknowledged all may
-// still read it: then the garbage collector knows when.
-func (c *call) release() {
-	if cap(c.out) > maxKept {
-		return
-	}
-	clear(c.out)
-	clear(c.got)
-	c.out, c.got = c.out[:0], c.got[:0]
-	calls.Put(c)
 }
 
 // Write publishes into a topic for the proxy itself: no access rules, no quotas, no routes.

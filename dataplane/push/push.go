@@ -470,7 +470,8 @@ func (t *target) deliver(session, ctx context.Context, m delivery.Member, d deli
 	ctx, span := t.span(ctx, &d)
 	defer span.End()
 	a := t.attempt(ctx, push, &d)
-	if ctx.Err() == nil { // else it is this proxy that stops
+	stopping := ctx.Err() != nil // of this proxy: nobody knows what the target would have done
+	if !stopping {
 		t.judge(a)
 	}
 	if a.outcome == outcomeOK {
@@ -478,10 +479,13 @@ func (t *target) deliver(session, ctx context.Context, m delivery.Member, d deli
 		return
 	}
 	failed(span, a.reason)
+	if stopping {
+		return // it goes back with the session, and no attempt counts
+	}
 	t.log.Debug("a push failed", "attempt", d.Attempt, "reason", a.reason)
 	switch a.outcome {
 	case Gone:
-		if !t.stopAt(push, a.reason) { // else it goes back with the session, and no attempt counts
+		if !t.stopAt(push, a.reason) { // else it goes back with the session, too
 			m.Nack(a.reason, a.delay, d.ID)
 		}
 	case Rejected:

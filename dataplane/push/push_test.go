@@ -528,7 +528,7 @@ func TestStop(t *testing.T) {
 		}
 		<-release
 	})
-	w := newWorld(t, loopback, sub("orders", h.URL, nil))
+	w := newWorld(t, loopback, sub("orders", h.URL, func(s *snapshot.Subscription) { s.MaxAttempts = 1 }))
 	w.publish("orders", ev("fine"), ev("stuck"))
 	h.next(w)
 	h.next(w)

@@ -46,6 +46,11 @@ func (s *Server) Subscribe(rpc grpc.BidiStreamingServer[eventsv1.SubscribeReques
 	out.going.Add(1)
 	out.run = out.flow
 	out.wake = func() { go out.run() }
+	defer func() { // also where what the client says panics
+		out.over.Store(true)
+		leave()
+		out.going.Wait()
+	}()
 	out.wake()
 	err = listen(rpc, source)
 	if out.over.CompareAndSwap(false, true) {
@@ -57,15 +62,12 @@ func (s *Server) Subscribe(rpc grpc.BidiStreamingServer[eventsv1.SubscribeReques
 		default:
 			source.Lost()
 		}
-		leave()
-		out.going.Wait()
 		return err
 	}
 	out.going.Wait() // it has ended the listening
 	if out.lost {
 		source.Lost()
 	}
-	leave()
 	return out.err
 }
 
