@@ -260,21 +260,33 @@ func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
 	}
 	var out []store.Message
 	if cmd.Code == resOK {
-		raw, err := decodeMessages(cmd.Body)
-		if err != nil {
+		var rest bool
+		if out, rest, err = p.decode(cmd.Body); err != nil {
 			return nil, unavailable(err)
 		}
-		for i := range raw {
-			m := &raw[i]
-			if m.offset < p.next {
-				continue
-			}
-			e := decode(m, p.topic, p.q.name())
-			out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored}) //nolint:gosec // not negative
+		if rest {
+			next = int64(out[len(out)-1].Pos.Offset) + 1 //nolint:gosec // below 2^63
 		}
 	}
 	p.next, p.end = next, end
 	return out, nil
+}
+
+// decode takes the messages of an answer until it has prefetchBytes of them. Then it leaves
+// the rest to the next pull: an answer is small, what it inflates to need not be.
+func (p *puller) decode(body []byte) (out []store.Message, rest bool, err error) {
+	size := 0
+	err = decodeMessages(body, func(m *message) bool {
+		if m.offset < p.next {
+			return true
+		}
+		e := decode(m, p.topic, p.q.name())
+		out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored}) //nolint:gosec // not negative
+		size += e.Size()
+		rest = size >= prefetchBytes
+		return !rest
+	})
+	return out, rest, err
 }
 
 // Fetch waits for messages.

@@ -39,6 +39,10 @@ type tailQueue struct {
 	given  int64        // all before it was given by Next, which alone knows it
 	read   atomic.Int64 // all before it is in the channel, or was taken from it
 	behind atomic.Bool  // the broker has said that there is more
+	// waiting is how many bytes were pulled and not given; no more are pulled from
+	// prefetchBytes on, until room says that there are less.
+	waiting atomic.Int64
+	room    chan struct{} // capacity 1
 }
 
 // Tail reads a topic without a group. Where it begins in each queue is fixed when
@@ -97,7 +101,7 @@ func (t *tail) follow() {
 
 // read reads one queue until the tail ends. Its broker may move.
 func (t *tail) read(q queue, addr string, at int64) {
-	tq := &tailQueue{given: at}
+	tq := &tailQueue{given: at, room: make(chan struct{}, 1)}
 	tq.read.Store(at)
 	t.mu.Lock()
 	t.queues[q] = tq
@@ -124,6 +128,9 @@ func (t *tail) read(q queue, addr string, at int64) {
 			}
 			retry = minRetry
 			tq.behind.Store(p.next < p.end)
+			for i := range msgs {
+				tq.waiting.Add(int64(msgs[i].Size()))
+			}
 			for _, m := range msgs {
 				select {
 				case t.events <- tailed{m, tq}:
@@ -132,6 +139,13 @@ func (t *tail) read(q queue, addr string, at int64) {
 				}
 			}
 			tq.read.Store(p.next)
+			for tq.waiting.Load() >= prefetchBytes {
+				select {
+				case <-tq.room:
+				case <-t.life.Done():
+					return
+				}
+			}
 		}
 	})
 }
@@ -140,6 +154,8 @@ func (t *tail) read(q queue, addr string, at int64) {
 func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 	take := func(at int, m tailed) {
 		dst[at], m.q.given = m.Message, int64(m.Pos.Offset)+1 //nolint:gosec // offsets are below 2^63
+		m.q.waiting.Add(-int64(m.Size()))
+		poke(m.q.room)
 	}
 	select {
 	case m := <-t.events:

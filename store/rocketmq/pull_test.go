@@ -1,0 +1,187 @@
+package rocketmq
+
+import (
+	"bytes"
+	"compress/zlib"
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"testing"
+	"testing/synctest"
+
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/rocketmq/remoting"
+)
+
+// brokerOf is a broker, by its address "b", that answers each request as answer says; what
+// it gives no answer to is held for ever.
+func brokerOf(t *testing.T, answer func(*remoting.Command) *remoting.Command) *cluster {
+	t.Helper()
+	c := newCluster(Options{}, nil, nil)
+	c.conns["b"] = linkTo(t, answer)
+	t.Cleanup(c.close)
+	return c
+}
+
+// linkTo is a connection to it.
+func linkTo(t *testing.T, answer func(*remoting.Command) *remoting.Command) *remoting.Conn {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	go func() {
+		defer theirs.Close()
+		for {
+			frame := make([]byte, 4)
+			if _, err := io.ReadFull(theirs, frame); err != nil {
+				return
+			}
+			frame = make([]byte, binary.BigEndian.Uint32(frame))
+			if _, err := io.ReadFull(theirs, frame); err != nil {
+				return
+			}
+			req, err := remoting.Decode(frame)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			out := answer(req)
+			if out == nil {
+				continue
+			}
+			out.Opaque, out.Flag = req.Opaque, 1
+			b, err := out.Append(nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := theirs.Write(b); err != nil {
+				return
+			}
+		}
+	}()
+	return remoting.NewConn(ours, nil)
+}
+
+// found is an answer to a pull; next and end are of the queue.
+func found(code int, next, end int64, body []byte) *remoting.Command {
+	return &remoting.Command{Code: code, Body: body, ExtFields: map[string]string{"nextBeginOffset": strconv.FormatInt(next, 10), "minOffset": "0", "maxOffset": strconv.FormatInt(end, 10)}}
+}
+
+// compressed are messages of a native producer, by what their bodies inflate to.
+func compressed(t *testing.T, sizes ...int) (out [][]byte) {
+	t.Helper()
+	bodies := map[int][]byte{} // to compress takes its time
+	for i, n := range sizes {
+		if bodies[n] == nil {
+			var z bytes.Buffer
+			w := zlib.NewWriter(&z)
+			if _, err := w.Write(make([]byte, n)); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			bodies[n] = z.Bytes()
+		}
+		out = append(out, stored(flagCompressed, int64(i), bodies[n], ""))
+	}
+	return out
+}
+
+// queueOf is a broker with one queue of messages. most is the highest offset that was asked
+// for.
+func queueOf(t *testing.T, messages [][]byte) (c *cluster, most *int64) {
+	t.Helper()
+	most = new(int64)
+	end := int64(len(messages))
+	return brokerOf(t, func(req *remoting.Command) *remoting.Command {
+		from, err := req.Int("queueOffset")
+		if err != nil || req.Code != reqPull {
+			t.Errorf("request %d, %v", req.Code, err)
+		}
+		*most = max(*most, from)
+		if from >= end {
+			return nil // as long as nothing comes
+		}
+		next := min(from+pullMost, end)
+		return found(resOK, next, end, bytes.Join(messages[from:next], nil))
+	}), most
+}
+
+func sizes(n, of int) []int { return slices.Repeat([]int{of}, n) }
+
+// TestPullIsBounded: a pull takes no more than prefetchBytes and one message, whatever the
+// answer inflates to. The rest comes with the next ones, and one that inflates to more than
+// any may as it is stored.
+func TestPullIsBounded(t *testing.T) {
+	const most = 4 << 20 // of one
+	for name, tc := range map[string]struct {
+		sizes []int
+		pulls []int // how many messages each has
+	}{
+		"small ones":         {sizes(64, 1<<10), []int{64}},
+		"of 1 MiB":           {sizes(10, 1<<20), []int{4, 4, 2}},
+		"the largest":        {sizes(3, most), []int{1, 1, 1}},
+		"too large":          {sizes(4, most+1), []int{4}},
+		"too large, between": {[]int{1 << 20, 2 * most, 3 << 20, 1, 1}, []int{3, 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				c, _ := queueOf(t, compressed(t, tc.sizes...))
+				defer c.close()
+				p := puller{c: c, addr: "b", topic: "t", q: queue{"b", 0}}
+				n := 0
+				for i, want := range tc.pulls {
+					msgs, err := p.pull(ctx)
+					if err != nil || len(msgs) != want || p.next != int64(n+want) || p.end != int64(len(tc.sizes)) {
+						t.Fatalf("pull %d has %d messages, want %d, then goes on at %d, %v", i, len(msgs), want, p.next, err)
+					}
+					for j := range msgs {
+						m := &msgs[j]
+						if unreadable := tc.sizes[n] > most; m.Pos.Offset != uint64(n) || len(m.Data) != tc.sizes[n] != unreadable || (len(m.Mesh) > 0) != unreadable {
+							t.Errorf("message %d has offset %d, %d bytes and %v", n, m.Pos.Offset, len(m.Data), m.Mesh)
+						}
+						n++
+					}
+				}
+				cancel()
+			})
+		})
+	}
+}
+
+// TestTailIsBounded: a tail of which nobody takes anything pulls no more than prefetchBytes of
+// a queue, and what a pull has beyond; once it is taken all comes.
+func TestTailIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 40
+		c, most := queueOf(t, compressed(t, sizes(n, 1<<20)...))
+		defer c.close()
+		x := &tail{s: &Store{c: c}, topic: "t", events: make(chan tailed, prefetch), queues: map[queue]*tailQueue{}}
+		x.life, x.end = context.WithCancel(t.Context())
+		x.read(queue{"b", 0}, "b", 0)
+		synctest.Wait()
+		if *most != 0 || len(x.events) != 4 {
+			t.Errorf("%d wait, and it has asked for what is behind %d", len(x.events), *most)
+		}
+		dst := make([]store.Message, 3)
+		for at := 0; at < n; {
+			k, err := x.Next(t.Context(), dst)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range dst[:k] {
+				if dst[i].Pos.Offset != uint64(at) || len(dst[i].Data) != 1<<20 {
+					t.Fatalf("%s comes after %d messages", dst[i].ID, at)
+				}
+				at++
+			}
+		}
+		if err := x.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
