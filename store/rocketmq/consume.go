@@ -25,6 +25,8 @@ const (
 	pullWait = 15 * time.Second
 	// pullMost is how many messages one pull asks for.
 	pullMost = 64
+	// hasty is before when an answer with nothing is none of a broker that has waited.
+	hasty = 100 * time.Millisecond
 	// prefetch and prefetchBytes are how many messages of a queue, and bytes of
 	// them, wait here before no more are pulled.
 	prefetch      = 128
@@ -189,7 +191,6 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 			pause(ctx, &retry)
 			continue
 		}
-		retry = minRetry
 		x.mu.Lock()
 		if !o.revoked {
 			if len(msgs) == 0 && len(o.buffer) == 0 {
@@ -199,6 +200,7 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 			x.wakeLocked()
 		}
 		x.mu.Unlock()
+		p.pace(ctx, &retry)
 	}
 }
 
@@ -229,6 +231,7 @@ type puller struct {
 	q            queue
 	next         int64
 	end          int64 // where the queue ended at the last answer
+	hasty        bool  // that had nothing, and was not waited for
 }
 
 // System flags of a pull: wait for messages, and the subscription is in the
@@ -239,6 +242,7 @@ const pullFlags = 2 | 4
 func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
 	cctx, cancel := context.WithTimeout(ctx, pullWait+callTimeout)
 	defer cancel()
+	asked, from := time.Now(), p.next
 	cmd, err := p.c.call(cctx, p.addr, reqPull, map[string]string{"consumerGroup": p.group, "topic": p.topic, "queueId": strconv.Itoa(p.q.id),
 		"queueOffset": strconv.FormatInt(p.next, 10), "maxMsgNums": strconv.Itoa(pullMost), "sysFlag": strconv.Itoa(pullFlags), "commitOffset": "0",
 		"suspendTimeoutMillis": strconv.FormatInt(pullWait.Milliseconds(), 10), "subscription": "*", "subVersion": "1", "expressionType": "TAG", "bname": p.q.broker}, nil)
@@ -268,8 +272,18 @@ func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
 			next = int64(out[len(out)-1].Pos.Offset) + 1 //nolint:gosec // below 2^63
 		}
 	}
-	p.next, p.end = next, end
+	p.next, p.end, p.hasty = next, end, len(out) == 0 && next <= from && time.Since(asked) < hasty
 	return out, nil
+}
+
+// pace comes after an answer: a broker that does not wait until there is something would
+// else be asked as fast as it answers.
+func (p *puller) pace(ctx context.Context, retry *time.Duration) {
+	if p.hasty {
+		pause(ctx, retry)
+	} else {
+		*retry = minRetry
+	}
 }
 
 // decode takes the messages of an answer until it has prefetchBytes of them. Then it leaves

@@ -11,16 +11,18 @@ import (
 	"strconv"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/ackwindow"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
 )
 
-// brokerOf is a broker, by its address "b", that answers each request as answer says; what
+// brokerOf is a broker and name server, by its address "b", that answers each request as answer says; what
 // it gives no answer to is held for ever.
 func brokerOf(t *testing.T, answer func(*remoting.Command) *remoting.Command) *cluster {
 	t.Helper()
-	c := newCluster(Options{}, nil, nil)
+	c := newCluster(Options{NameServers: []string{"b"}}, nil, nil)
 	c.conns["b"] = linkTo(t, answer)
 	t.Cleanup(c.close)
 	return c
@@ -184,4 +186,66 @@ func TestTailIsBounded(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestHastyAnswers: a broker, or what stands before it, that answers pulls with nothing and
+// does not wait is asked less and less often; one that waits, or whose answers lead on, is
+// asked at once.
+func TestHastyAnswers(t *testing.T) {
+	const wait, leadsOn = 5 * time.Second, 30
+	for name, tc := range map[string]struct {
+		code  int
+		wait  time.Duration
+		leads int64         // how many answers lead on, before those that do not
+		most  time.Duration // until it has asked leadsOn times
+		least time.Duration
+	}{
+		"nothing":    {resPullNotFound, 0, 0, 3 * leadsOn * time.Second, 40 * time.Second},
+		"again":      {resPullRetry, 0, 0, 3 * leadsOn * time.Second, 40 * time.Second},
+		"it waits":   {resPullNotFound, wait, 0, leadsOn * wait, leadsOn * wait},
+		"it goes on": {resPullMoved, 0, leadsOn, 0, 0},
+	} {
+		for kind, read := range map[string]func(context.Context, *cluster){
+			"member": func(ctx context.Context, c *cluster) {
+				x := &subscription{c: c, topic: "t", group: "g", wake: make(chan struct{})}
+				x.pull(ctx, &ownership{window: ackwindow.New(8, 0), q: queue{"b", 0}, addr: "b", room: make(chan struct{})}, 0)
+			},
+			"tail": func(ctx context.Context, c *cluster) {
+				x := &tail{s: &Store{c: c}, topic: "t", events: make(chan tailed, prefetch), queues: map[queue]*tailQueue{}, life: ctx}
+				x.read(queue{"b", 0}, "b", 0)
+				x.work.Wait()
+			},
+		} {
+			t.Run(name+", "+kind, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					ctx, cancel := context.WithCancel(t.Context())
+					pulls, began := 0, time.Now()
+					var took time.Duration
+					c := brokerOf(t, func(req *remoting.Command) *remoting.Command {
+						if req.Code != reqPull {
+							return nil // a tail looks for the topic as it ends
+						}
+						if pulls++; pulls > leadsOn {
+							took = time.Since(began)
+							cancel()
+							return nil
+						}
+						if tc.wait > 0 {
+							<-time.After(tc.wait)
+						}
+						from, err := req.Int("queueOffset")
+						if err != nil {
+							t.Error(err)
+						}
+						return found(tc.code, min(from+1, tc.leads), leadsOn, nil)
+					})
+					defer c.close()
+					read(ctx, c)
+					if took < tc.least || took > tc.most {
+						t.Errorf("it has asked %d times in %s, want %s to %s", leadsOn, took, tc.least, tc.most)
+					}
+				})
+			})
+		}
+	}
 }

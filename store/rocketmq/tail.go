@@ -126,7 +126,6 @@ func (t *tail) read(q queue, addr string, at int64) {
 				}
 				continue
 			}
-			retry = minRetry
 			tq.behind.Store(p.next < p.end)
 			for i := range msgs {
 				tq.waiting.Add(int64(msgs[i].Size()))
@@ -146,6 +145,7 @@ func (t *tail) read(q queue, addr string, at int64) {
 					return
 				}
 			}
+			p.pace(t.life, &retry)
 		}
 	})
 }
