@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -38,16 +37,15 @@ const (
 // subscription is one member of a group. It has connections of its own, since
 // brokers know one member of a group by its connection.
 type subscription struct {
-	s       *Store
-	c       *cluster
-	topic   string
-	group   string
-	client  string
-	life    context.Context
-	end     context.CancelFunc
-	work    sync.WaitGroup
-	moved   chan struct{} // the members have changed; capacity 1
-	commits *ackwindow.Commits
+	s      *Store
+	c      *cluster
+	topic  string
+	group  string
+	client string
+	life   context.Context
+	end    context.CancelFunc
+	work   sync.WaitGroup
+	moved  chan struct{} // the members have changed; capacity 1
 
 	ordered bool // queues are read only while they are locked
 	revoked func(partition string)
@@ -68,11 +66,12 @@ type subscription struct {
 // ownership is one queue while it is this member's. A message's handle points
 // to it, so that what is settled after the queue has gone counts for nothing.
 type ownership struct {
-	q      queue
-	addr   string
-	cancel context.CancelFunc
-	ended  chan struct{} // closed when its puller has ended
-	commit sync.Mutex    // held while it is committed, so that no commit overtakes another
+	q       queue
+	addr    string
+	cancel  context.CancelFunc
+	work    sync.WaitGroup // its puller, and what commits it
+	commits *ackwindow.Commits
+	commit  sync.Mutex // held while it is committed, so that no commit overtakes another
 
 	// Guarded by subscription.mu.
 	window    *ackwindow.Window
@@ -107,7 +106,6 @@ func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 	}
 	x := s.member(r)
 	x.work.Go(x.membership)
-	x.work.Go(func() { x.commits.Run(x.life, commitInterval, x.half, x.commit) })
 	return x, nil
 }
 
@@ -118,7 +116,7 @@ func (s *Store) member(r store.SubscribeRequest) *subscription {
 	n := s.members
 	s.mu.Unlock()
 	x := &subscription{s: s, topic: r.Topic, group: r.Group, client: fmt.Sprintf("%s@%d-%08x", s.cfg.ClientID, n, rand.Uint32()),
-		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, waits: map[queue]time.Duration{}, moved: make(chan struct{}, 1), commits: ackwindow.NewCommits(), owned: map[queue]*ownership{}, wake: make(chan struct{})}
+		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, waits: map[queue]time.Duration{}, moved: make(chan struct{}, 1), owned: map[queue]*ownership{}, wake: make(chan struct{})}
 	x.c = newCluster(s.op, s.c.sign, func() { poke(x.moved) })
 	x.life, x.end = context.WithCancel(context.Background())
 	return x
@@ -195,6 +193,7 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 		if !o.revoked {
 			if len(msgs) == 0 && len(o.buffer) == 0 {
 				o.window.Skip(p.next)
+				o.commits.Settled(false)
 			}
 			o.buffer = append(o.buffer, msgs...)
 			x.wakeLocked()
@@ -365,52 +364,26 @@ func (x *subscription) fetchLocked(dst []store.Message) int {
 func (x *subscription) Settle(msgs []*store.Message) (stale int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	half := false
 	for _, m := range msgs {
 		h, ok := m.Handle.(handle)
 		if !ok || h.o.revoked || !h.o.window.Done(h.n) {
 			stale++
 			continue
 		}
-		half = half || h.o.window.Half()
+		h.o.commits.Settled(h.o.window.Half())
 	}
-	x.commits.Settled(half)
 	return stale
 }
 
-// half reports whether half of a queue's window waits to be durable.
-func (x *subscription) half() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, o := range x.owned {
-		if o.window.Half() && !o.back {
-			return true
-		}
+// commits commits what is settled of a queue until ctx ends. Each queue has it to itself:
+// where one's broker is away the others go on.
+func (x *subscription) commits(ctx context.Context, o *ownership) {
+	half := func() bool {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		return o.window.Half() && !o.back
 	}
-	return false
-}
-
-// commit makes settled messages durable; false where that failed for some.
-func (x *subscription) commit() bool {
-	x.mu.Lock()
-	var dirty []*ownership
-	for _, o := range x.owned {
-		if o.window.Commit() != o.committed && !o.back {
-			dirty = append(dirty, o)
-		}
-	}
-	x.mu.Unlock()
-	var failed atomic.Bool
-	var wg sync.WaitGroup
-	for _, o := range dirty {
-		wg.Go(func() {
-			if !x.commitOne(x.life, o) {
-				failed.Store(true)
-			}
-		})
-	}
-	wg.Wait()
-	return !failed.Load()
+	o.commits.Run(ctx, commitInterval, half, func() bool { return x.commitOne(x.life, o) })
 }
 
 // commitOne commits a queue's offset if it changed; false where that failed.
@@ -474,7 +447,7 @@ func (x *subscription) Close(ctx context.Context) error {
 	var g errgroup.Group
 	for _, o := range mine {
 		g.Go(func() error {
-			<-o.ended
+			o.work.Wait()
 			if !x.commitOne(ctx, o) {
 				return fault.New(fault.Unavailable, "rocketmq.close", "not-flushed", "what was settled last could not be committed; it comes again")
 			}

@@ -208,7 +208,7 @@ func TestHastyAnswers(t *testing.T) {
 		for kind, read := range map[string]func(context.Context, *cluster){
 			"member": func(ctx context.Context, c *cluster) {
 				x := &subscription{c: c, topic: "t", group: "g", wake: make(chan struct{})}
-				x.pull(ctx, &ownership{window: ackwindow.New(8, 0), q: queue{"b", 0}, addr: "b", room: make(chan struct{})}, 0)
+				x.pull(ctx, &ownership{window: ackwindow.New(8, 0), commits: ackwindow.NewCommits(), q: queue{"b", 0}, addr: "b", room: make(chan struct{})}, 0)
 			},
 			"tail": func(ctx context.Context, c *cluster) {
 				x := &tail{s: &Store{c: c}, topic: "t", events: make(chan tailed, prefetch), queues: map[queue]*tailQueue{}, life: ctx}
