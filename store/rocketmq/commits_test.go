@@ -3,6 +3,8 @@ package rocketmq
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -71,4 +73,66 @@ func TestCommitsBesideOneAway(t *testing.T) {
 			t.Errorf("while %d events were settled one broker was asked %d times to commit, and the other one, which takes none, %d times", n, there, away)
 		}
 	})
+}
+
+// TestCommitWithoutLock: a member that had the lock of a queue, and has lost it or the
+// connection on which it was asked for, does not put the group's place back behind that of a
+// member that had the queue since.
+func TestCommitWithoutLock(t *testing.T) {
+	const settled, end = 10, 100
+	for name, tc := range map[string]struct {
+		gone, lost bool
+		there      string // the group's place
+		want       []int64
+	}{
+		"it has the lock":             {false, false, "20", []int64{settled}},
+		"its connection was lost":     {true, false, "20", nil},
+		"another one has the lock":    {false, true, "20", nil},
+		"nobody has gone on":          {true, false, "0", []int64{settled}},
+		"the other one is behind":     {false, true, "5", []int64{settled}},
+		"the place is of another log": {true, false, "1000", []int64{settled}},
+		"there is no place":           {true, false, "", []int64{settled}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var committed []int64
+			c := brokerOf(t, func(req *remoting.Command) *remoting.Command {
+				offset := "0"
+				switch req.Code {
+				case reqQueryOffset:
+					if offset = tc.there; offset == "" {
+						return &remoting.Command{Code: resQueryNotFound}
+					}
+				case reqMaxOffset:
+					offset = strconv.Itoa(end)
+				case reqCommit:
+					at, err := req.Int("commitOffset")
+					if err != nil {
+						t.Error(err)
+					}
+					committed = append(committed, at)
+				}
+				return &remoting.Command{ExtFields: map[string]string{"offset": offset}}
+			})
+			x := memberAt(c)
+			held := lock{conn: c.current("b")}
+			if tc.gone {
+				held.conn = linkTo(t, nil)
+				held.conn.Close()
+			}
+			o := x.owns("b", held)
+			o.lost = tc.lost
+			for i := range int64(settled) {
+				x.settles(o, i)
+			}
+			for range 2 { // the second time there is nothing more
+				if !x.commitOne(t.Context(), o) {
+					t.Error("it has failed")
+				}
+			}
+			c.close()
+			if !slices.Equal(committed, tc.want) {
+				t.Errorf("it has committed %v, want %v", committed, tc.want)
+			}
+		})
+	}
 }

@@ -393,13 +393,24 @@ func (x *subscription) commitOne(ctx context.Context, o *ownership) bool {
 	x.mu.Lock()
 	at := o.window.Commit()
 	same := at == o.committed || o.back
+	doubted := o.lockLostLocked()
 	x.mu.Unlock()
 	if same {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := x.c.commit(ctx, o.addr, x.topic, x.group, o.q, at); err != nil {
+	passed, err := false, error(nil)
+	if doubted {
+		// Brokers take a lower place, too: another member's must not go back.
+		var there int64
+		there, _, passed, err = x.c.place(ctx, o.addr, x.topic, x.group, o.q)
+		passed = passed && there >= at
+	}
+	if err == nil && !passed {
+		err = x.c.commit(ctx, o.addr, x.topic, x.group, o.q, at)
+	}
+	if err != nil {
 		x.s.cfg.Log.Debug("an offset cannot be committed; trying again", "topic", x.topic, "queue", o.q.name(), "error", err)
 		return false
 	}
