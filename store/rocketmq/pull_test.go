@@ -9,10 +9,12 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/ackwindow"
 	"github.com/weft-mesh/weft/store/rocketmq/remoting"
@@ -247,5 +249,66 @@ func TestHastyAnswers(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// TestTailTells: of a topic that is not there any more, or not to be read, Next tells; not of
+// what passes by itself, as a broker that is away or has lost the topic while others have it.
+// Then it goes on where it was.
+func TestTailTells(t *testing.T) {
+	for name, tc := range map[string]struct {
+		pull, route int // what is answered
+		want        fault.Class
+		reason      string
+	}{
+		"deleted":             {resNoTopic, resNoTopic, fault.NotFound, "unknown-topic"},
+		"denied":              {resNoPermission, resOK, fault.Unavailable, "store-access-denied"},
+		"one broker lost it":  {resNoTopic, resOK, fault.Canceled, ""},
+		"a broker that fails": {resSystemError, resOK, fault.Canceled, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var well atomic.Bool
+				c := brokerOf(t, func(req *remoting.Command) *remoting.Command {
+					body := `{"brokerDatas":[{"brokerName":"b","brokerAddrs":{"0":"b"}}],"queueDatas":[{"brokerName":"b","perm":6,"readQueueNums":1,"writeQueueNums":1}]}`
+					switch {
+					case req.Code == reqCluster:
+						body = `{"brokerAddrTable":{"b":{"brokerAddrs":{"0":"b"}}}}`
+					case req.Code == reqRoute && !well.Load():
+						return &remoting.Command{Code: tc.route, Remark: "test", Body: []byte(body)}
+					case req.Code == reqPull && !well.Load():
+						return &remoting.Command{Code: tc.pull, Remark: "test"}
+					case req.Code == reqPull && req.ExtFields["queueOffset"] == "7":
+						return found(resOK, 8, 8, stored(0, 7, []byte("x"), ""))
+					case req.Code == reqPull:
+						return nil
+					}
+					return &remoting.Command{Body: []byte(body)}
+				})
+				defer c.close()
+				x := &tail{s: &Store{c: c}, topic: "t", events: make(chan tailed, prefetch), failed: make(chan error, 1), queues: map[queue]*tailQueue{}}
+				x.life, x.end = context.WithCancel(t.Context())
+				x.read(queue{"b", 0}, "b", 7)
+				dst := make([]store.Message, 2)
+				for range 2 { // for each try
+					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+					if n, err := x.Next(ctx, dst); n != 0 || fault.ClassOf(err) != tc.want || tc.reason != "" && fault.From(err).Reason != tc.reason {
+						t.Errorf("%d events, %v", n, err)
+					}
+					cancel()
+				}
+				well.Store(true)
+				n, err := x.Next(t.Context(), dst)
+				for err != nil {
+					n, err = x.Next(t.Context(), dst)
+				}
+				if n != 1 || dst[0].Pos.Offset != 7 {
+					t.Errorf("%d events, the first at %d", n, dst[0].Pos.Offset)
+				}
+				if err := x.Close(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
 	}
 }

@@ -20,6 +20,7 @@ type tail struct {
 	s      *Store
 	topic  string
 	events chan tailed
+	failed chan error // why nothing can be read, said once for each try; capacity 1
 	life   context.Context
 	end    context.CancelFunc
 	work   sync.WaitGroup
@@ -62,7 +63,7 @@ func (s *Store) Tail(ctx context.Context, r store.TailRequest) (store.Tail, erro
 			return nil, err
 		}
 	}
-	t := &tail{s: s, topic: r.Topic, events: make(chan tailed, prefetch), queues: map[queue]*tailQueue{}}
+	t := &tail{s: s, topic: r.Topic, events: make(chan tailed, prefetch), failed: make(chan error, 1), queues: map[queue]*tailQueue{}}
 	t.life, t.end = context.WithCancel(s.life)
 	for _, q := range rt.read {
 		at, err := s.start(ctx, rt.brokers[q.broker], r.Topic, q, r.From)
@@ -121,8 +122,15 @@ func (t *tail) read(q queue, addr string, at int64) {
 			}
 			if err != nil {
 				pause(t.life, &retry)
-				if rt, err := t.s.c.route(t.life, t.topic, false); err == nil && rt.brokers[q.broker] != "" {
+				rt, gone := t.s.c.route(t.life, t.topic, false)
+				switch {
+				case gone == nil && rt.brokers[q.broker] != "":
 					p.addr = rt.brokers[q.broker]
+				case fault.ClassOf(gone) == fault.NotFound: // all brokers say so, and not only this one
+					t.say(gone)
+				}
+				if store.Why(err) == "AccessDenied" {
+					t.say(err)
 				}
 				continue
 			}
@@ -150,6 +158,14 @@ func (t *tail) read(q queue, addr string, at int64) {
 	})
 }
 
+// say has Next tell why nothing can be read.
+func (t *tail) say(err error) {
+	select {
+	case t.failed <- err:
+	default:
+	}
+}
+
 // Next waits for messages.
 func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 	take := func(at int, m tailed) {
@@ -160,6 +176,8 @@ func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 	select {
 	case m := <-t.events:
 		take(0, m)
+	case err := <-t.failed:
+		return 0, err
 	case <-t.life.Done():
 		return 0, fault.New(fault.Unavailable, "rocketmq.tail", "store-closed", "the tail or its store is closed")
 	case <-ctx.Done():
