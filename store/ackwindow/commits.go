@@ -33,12 +33,17 @@ func poke(c chan struct{}) {
 	}
 }
 
+// longestPause is between two commits that fail, whoever may be there to take them.
+const longestPause = 2 * time.Second
+
 // Run calls commit until ctx ends: when something was settled, and not again before the
 // interval is over, or half reports that half of a window waits. Where commit reports that
-// it failed it is called again after the interval, whatever waits.
+// it failed it is called again after the interval, whatever waits; as long as it fails that
+// doubles, up to longestPause.
 func (c *Commits) Run(ctx context.Context, interval time.Duration, half, commit func() bool) {
 	timer := time.NewTimer(interval)
 	defer timer.Stop()
+	pause := interval
 	for {
 		select {
 		case <-c.settled:
@@ -46,10 +51,14 @@ func (c *Commits) Run(ctx context.Context, interval time.Duration, half, commit 
 			return
 		}
 		kept := commit()
+		if kept {
+			pause = interval
+		}
+		timer.Reset(pause)
 		if !kept {
 			poke(c.settled)
+			pause = max(interval, min(2*pause, longestPause))
 		}
-		timer.Reset(interval)
 		for waiting := true; waiting; {
 			select {
 			case <-timer.C:

@@ -10,7 +10,8 @@ import (
 )
 
 // TestCommits: what is settled is committed once an interval, at once where half of a
-// window waits, and after a failure not before the interval is over.
+// window waits, and after a failure not before the interval is over, which doubles up to 2 s
+// as long as they fail.
 func TestCommits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const interval = 20 * time.Millisecond
@@ -81,10 +82,21 @@ func TestCommits(t *testing.T) {
 		said(207)
 		after(10)
 		said(227)
+		after(3639) // to 3867
+		said(267, 347, 507, 827, 1467, 2747)
+		after(5000) // to 8867
+		said(4747, 6747, 8747)
 		fails.Store(false)
 		waits.Store(false)
-		after(100)
-		said(247)
+		after(2000) // to 10867
+		said(10747)
+		fails.Store(true)
+		c.Settled(false)
+		after(40) // to 10907
+		said(10867, 10887)
+		fails.Store(false)
+		after(100) // to 11007
+		said(10927)
 		cancel()
 		<-ended
 	})

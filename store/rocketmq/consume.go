@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,6 +24,8 @@ const (
 	pullWait = 15 * time.Second
 	// pullMost is how many messages one pull asks for.
 	pullMost = 64
+	// hasty is before when an answer with nothing is none of a broker that has waited.
+	hasty = 100 * time.Millisecond
 	// prefetch and prefetchBytes are how many messages of a queue, and bytes of
 	// them, wait here before no more are pulled.
 	prefetch      = 128
@@ -36,16 +37,15 @@ const (
 // subscription is one member of a group. It has connections of its own, since
 // brokers know one member of a group by its connection.
 type subscription struct {
-	s       *Store
-	c       *cluster
-	topic   string
-	group   string
-	client  string
-	life    context.Context
-	end     context.CancelFunc
-	work    sync.WaitGroup
-	moved   chan struct{} // the members have changed; capacity 1
-	commits *ackwindow.Commits
+	s      *Store
+	c      *cluster
+	topic  string
+	group  string
+	client string
+	life   context.Context
+	end    context.CancelFunc
+	work   sync.WaitGroup
+	moved  chan struct{} // the members have changed; capacity 1
 
 	ordered bool // queues are read only while they are locked
 	revoked func(partition string)
@@ -66,11 +66,12 @@ type subscription struct {
 // ownership is one queue while it is this member's. A message's handle points
 // to it, so that what is settled after the queue has gone counts for nothing.
 type ownership struct {
-	q      queue
-	addr   string
-	cancel context.CancelFunc
-	ended  chan struct{} // closed when its puller has ended
-	commit sync.Mutex    // held while it is committed, so that no commit overtakes another
+	q       queue
+	addr    string
+	cancel  context.CancelFunc
+	work    sync.WaitGroup // its puller, and what commits it
+	commits *ackwindow.Commits
+	commit  sync.Mutex // held while it is committed, so that no commit overtakes another
 
 	// Guarded by subscription.mu.
 	window    *ackwindow.Window
@@ -105,7 +106,6 @@ func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 	}
 	x := s.member(r)
 	x.work.Go(x.membership)
-	x.work.Go(func() { x.commits.Run(x.life, commitInterval, x.half, x.commit) })
 	return x, nil
 }
 
@@ -116,7 +116,7 @@ func (s *Store) member(r store.SubscribeRequest) *subscription {
 	n := s.members
 	s.mu.Unlock()
 	x := &subscription{s: s, topic: r.Topic, group: r.Group, client: fmt.Sprintf("%s@%d-%08x", s.cfg.ClientID, n, rand.Uint32()),
-		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, waits: map[queue]time.Duration{}, moved: make(chan struct{}, 1), commits: ackwindow.NewCommits(), owned: map[queue]*ownership{}, wake: make(chan struct{})}
+		ordered: r.Ordered, revoked: r.Revoked, locked: map[queue]string{}, waits: map[queue]time.Duration{}, moved: make(chan struct{}, 1), owned: map[queue]*ownership{}, wake: make(chan struct{})}
 	x.c = newCluster(s.op, s.c.sign, func() { poke(x.moved) })
 	x.life, x.end = context.WithCancel(context.Background())
 	return x
@@ -189,16 +189,17 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 			pause(ctx, &retry)
 			continue
 		}
-		retry = minRetry
 		x.mu.Lock()
 		if !o.revoked {
 			if len(msgs) == 0 && len(o.buffer) == 0 {
 				o.window.Skip(p.next)
+				o.commits.Settled(false)
 			}
 			o.buffer = append(o.buffer, msgs...)
 			x.wakeLocked()
 		}
 		x.mu.Unlock()
+		p.pace(ctx, &retry)
 	}
 }
 
@@ -206,7 +207,7 @@ func (x *subscription) pull(ctx context.Context, o *ownership, next int64) {
 func enoughBuffered(buffer []store.Message) bool {
 	size := 0
 	for i := range buffer {
-		size += buffer[i].Size()
+		size += buffer[i].Held()
 	}
 	return len(buffer) >= prefetch || size >= prefetchBytes
 }
@@ -229,6 +230,7 @@ type puller struct {
 	q            queue
 	next         int64
 	end          int64 // where the queue ended at the last answer
+	hasty        bool  // that had nothing, and was not waited for
 }
 
 // System flags of a pull: wait for messages, and the subscription is in the
@@ -239,6 +241,7 @@ const pullFlags = 2 | 4
 func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
 	cctx, cancel := context.WithTimeout(ctx, pullWait+callTimeout)
 	defer cancel()
+	asked, from := time.Now(), p.next
 	cmd, err := p.c.call(cctx, p.addr, reqPull, map[string]string{"consumerGroup": p.group, "topic": p.topic, "queueId": strconv.Itoa(p.q.id),
 		"queueOffset": strconv.FormatInt(p.next, 10), "maxMsgNums": strconv.Itoa(pullMost), "sysFlag": strconv.Itoa(pullFlags), "commitOffset": "0",
 		"suspendTimeoutMillis": strconv.FormatInt(pullWait.Milliseconds(), 10), "subscription": "*", "subVersion": "1", "expressionType": "TAG", "bname": p.q.broker}, nil)
@@ -260,21 +263,43 @@ func (p *puller) pull(ctx context.Context) ([]store.Message, error) {
 	}
 	var out []store.Message
 	if cmd.Code == resOK {
-		raw, err := decodeMessages(cmd.Body)
-		if err != nil {
+		var rest bool
+		if out, rest, err = p.decode(cmd.Body); err != nil {
 			return nil, unavailable(err)
 		}
-		for i := range raw {
-			m := &raw[i]
-			if m.offset < p.next {
-				continue
-			}
-			e := decode(m, p.topic, p.q.name())
-			out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored}) //nolint:gosec // not negative
+		if rest {
+			next = int64(out[len(out)-1].Pos.Offset) + 1 //nolint:gosec // below 2^63
 		}
 	}
-	p.next, p.end = next, end
+	p.next, p.end, p.hasty = next, end, len(out) == 0 && next <= from && time.Since(asked) < hasty
 	return out, nil
+}
+
+// pace comes after an answer: a broker that does not wait until there is something would
+// else be asked as fast as it answers.
+func (p *puller) pace(ctx context.Context, retry *time.Duration) {
+	if p.hasty {
+		pause(ctx, retry)
+	} else {
+		*retry = minRetry
+	}
+}
+
+// decode takes the messages of an answer until it has prefetchBytes of them. Then it leaves
+// the rest to the next pull: an answer is small, what it inflates to need not be.
+func (p *puller) decode(body []byte) (out []store.Message, rest bool, err error) {
+	size := 0
+	err = decodeMessages(body, func(m *message) bool {
+		if m.offset < p.next {
+			return true
+		}
+		e := decode(m, p.topic, p.q.name())
+		out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored}) //nolint:gosec // not negative
+		size += e.Held()
+		rest = size >= prefetchBytes
+		return !rest
+	})
+	return out, rest, err
 }
 
 // Fetch waits for messages.
@@ -339,52 +364,26 @@ func (x *subscription) fetchLocked(dst []store.Message) int {
 func (x *subscription) Settle(msgs []*store.Message) (stale int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	half := false
 	for _, m := range msgs {
 		h, ok := m.Handle.(handle)
 		if !ok || h.o.revoked || !h.o.window.Done(h.n) {
 			stale++
 			continue
 		}
-		half = half || h.o.window.Half()
+		h.o.commits.Settled(h.o.window.Half())
 	}
-	x.commits.Settled(half)
 	return stale
 }
 
-// half reports whether half of a queue's window waits to be durable.
-func (x *subscription) half() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, o := range x.owned {
-		if o.window.Half() && !o.back {
-			return true
-		}
+// commits commits what is settled of a queue until ctx ends. Each queue has it to itself:
+// where one's broker is away the others go on.
+func (x *subscription) commits(ctx context.Context, o *ownership) {
+	half := func() bool {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		return o.window.Half() && !o.back
 	}
-	return false
-}
-
-// commit makes settled messages durable; false where that failed for some.
-func (x *subscription) commit() bool {
-	x.mu.Lock()
-	var dirty []*ownership
-	for _, o := range x.owned {
-		if o.window.Commit() != o.committed && !o.back {
-			dirty = append(dirty, o)
-		}
-	}
-	x.mu.Unlock()
-	var failed atomic.Bool
-	var wg sync.WaitGroup
-	for _, o := range dirty {
-		wg.Go(func() {
-			if !x.commitOne(x.life, o) {
-				failed.Store(true)
-			}
-		})
-	}
-	wg.Wait()
-	return !failed.Load()
+	o.commits.Run(ctx, commitInterval, half, func() bool { return x.commitOne(x.life, o) })
 }
 
 // commitOne commits a queue's offset if it changed; false where that failed.
@@ -394,13 +393,24 @@ func (x *subscription) commitOne(ctx context.Context, o *ownership) bool {
 	x.mu.Lock()
 	at := o.window.Commit()
 	same := at == o.committed || o.back
+	doubted := o.lockLostLocked()
 	x.mu.Unlock()
 	if same {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := x.c.commit(ctx, o.addr, x.topic, x.group, o.q, at); err != nil {
+	passed, err := false, error(nil)
+	if doubted {
+		// Brokers take a lower place, too: another member's must not go back.
+		var there int64
+		there, _, passed, err = x.c.place(ctx, o.addr, x.topic, x.group, o.q)
+		passed = passed && there >= at
+	}
+	if err == nil && !passed {
+		err = x.c.commit(ctx, o.addr, x.topic, x.group, o.q, at)
+	}
+	if err != nil {
 		x.s.cfg.Log.Debug("an offset cannot be committed; trying again", "topic", x.topic, "queue", o.q.name(), "error", err)
 		return false
 	}
@@ -448,7 +458,7 @@ func (x *subscription) Close(ctx context.Context) error {
 	var g errgroup.Group
 	for _, o := range mine {
 		g.Go(func() error {
-			<-o.ended
+			o.work.Wait()
 			if !x.commitOne(ctx, o) {
 				return fault.New(fault.Unavailable, "rocketmq.close", "not-flushed", "what was settled last could not be committed; it comes again")
 			}

@@ -51,6 +51,20 @@ func (x *subscription) holdsLocked(o *ownership) bool {
 	}
 }
 
+// lockLostLocked reports whether another member may have had the queue since this one had
+// its lock.
+func (o *ownership) lockLostLocked() bool {
+	if o.lost || o.lock.conn == nil {
+		return o.lost
+	}
+	select {
+	case <-o.lock.conn.Done():
+		return true
+	default:
+		return false
+	}
+}
+
 // Holds reports whether a message is still this member's to deliver.
 func (x *subscription) Holds(m *store.Message) bool {
 	h, ok := m.Handle.(handle)

@@ -208,7 +208,7 @@ func (x *subscription) giveUp(it func(*ownership) bool) {
 		if x.ordered && x.revoked != nil {
 			x.revoked(o.q.name())
 		}
-		<-o.ended
+		o.work.Wait()
 		x.commitOne(context.Background(), o)
 	}
 }
@@ -269,16 +269,14 @@ func (x *subscription) take(ctx context.Context, r *route, want []queue, alive m
 			continue
 		}
 		octx, cancel := context.WithCancel(x.life)
-		o := &ownership{q: q, addr: addr, cancel: cancel, ended: make(chan struct{}), window: ackwindow.New(x.s.cfg.Window, at),
+		o := &ownership{q: q, addr: addr, cancel: cancel, commits: ackwindow.NewCommits(), window: ackwindow.New(x.s.cfg.Window, at),
 			committed: at, again: at + int64(x.s.cfg.Window), room: make(chan struct{}), lock: held}
 		x.mu.Lock()
 		x.owned[q] = o
 		x.order = append(x.order, o)
+		o.work.Go(func() { x.pull(octx, o, at) })
+		o.work.Go(func() { x.commits(octx, o) })
 		x.mu.Unlock()
-		go func() {
-			defer close(o.ended)
-			x.pull(octx, o, at)
-		}()
 	}
 	return all, failed
 }

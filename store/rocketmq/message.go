@@ -142,18 +142,20 @@ func (m *message) property(name string) string {
 
 var errMessage = errors.New("not a valid message")
 
-// decodeMessages decodes the body of a pull's answer.
-func decodeMessages(b []byte) ([]message, error) {
-	var out []message
-	for len(b) > 0 {
-		m, n, err := decodeMessage(b)
-		if err != nil {
-			return nil, err
+// decodeMessages decodes the body of a pull's answer, and gives take one message after the
+// other until it wants no more.
+func decodeMessages(b []byte, take func(*message) (more bool)) error {
+	var m message
+	for more := true; more && len(b) > 0; {
+		var n int
+		var err error
+		if m, n, err = decodeMessage(b); err != nil {
+			return err
 		}
-		out = append(out, m)
 		b = b[n:]
+		more = take(&m)
 	}
-	return out, nil
+	return nil
 }
 
 // cursor reads fields of a message.
@@ -177,13 +179,15 @@ func (c *cursor) u64() uint64 { return binary.BigEndian.Uint64(c.bytes(8)) }
 
 // System flags of a message.
 const (
-	flagCompressed   = 1
-	flagBornHostV6   = 1 << 4
-	flagStoreHostV6  = 1 << 5
-	compressionMask  = 7 << 8
-	compressionZlib  = 3 << 8
-	minMessage       = 91
-	maxInflatedBytes = 16 << 20
+	flagCompressed  = 1
+	flagBornHostV6  = 1 << 4
+	flagStoreHostV6 = 1 << 5
+	compressionMask = 7 << 8
+	compressionZlib = 3 << 8
+	minMessage      = 91
+	// maxInflatedBytes is what producers take by default, before they compress it: more than
+	// the mesh writes. A message that inflates to more is delivered as it is stored.
+	maxInflatedBytes = maxMessage + surround
 )
 
 func decodeMessage(b []byte) (m message, size int, err error) {
@@ -291,7 +295,11 @@ func decodeCloudEvent(m *message) (event.Event, error) {
 	case m.unreadable != nil:
 		return e, m.unreadable
 	case structured(m.property(ceContentType)):
-		return cloudevents.DecodeJSON(m.body)
+		e, err := cloudevents.DecodeJSON(m.body)
+		if 2*e.Size() < len(m.body) {
+			e = e.Clone() // or it would hold a body that is hardly more than blanks
+		}
+		return e, err
 	case m.property(ceProperty+event.AttrSpecVersion) == "":
 		return e, nil
 	}

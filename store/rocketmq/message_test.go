@@ -50,9 +50,18 @@ func property(kv ...string) string {
 	return b.String()
 }
 
+// messages are all messages of a pull's answer.
+func messages(b []byte) (out []message, err error) {
+	err = decodeMessages(b, func(m *message) bool {
+		out = append(out, *m)
+		return true
+	})
+	return out, err
+}
+
 func read(t *testing.T, b []byte) event.Event {
 	t.Helper()
-	ms, err := decodeMessages(b)
+	ms, err := messages(b)
 	if err != nil || len(ms) != 1 {
 		t.Fatalf("%d messages, %v", len(ms), err)
 	}
@@ -102,7 +111,7 @@ func TestRoundTrip(t *testing.T) {
 func TestMeshHeaderForgesNothing(t *testing.T) {
 	e := event.Event{ID: "i", Source: "/s", Type: "t", Data: []byte("x"), Mesh: []event.Attr{{Name: "why", Value: "no\x02TRAN_MSG\x01true\x02CE_id\x01forged"}}}
 	props, body := encode(&e, time.Time{})
-	ms, err := decodeMessages(stored(0, 7, body, props))
+	ms, err := messages(stored(0, 7, body, props))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +120,7 @@ func TestMeshHeaderForgesNothing(t *testing.T) {
 	}
 	e.Subject, e.Mesh = "s\x02TRAN_MSG\x01true", nil
 	props, body = encode(&e, time.Time{})
-	if ms, err = decodeMessages(stored(0, 7, body, props)); err != nil || ms[0].property("TRAN_MSG") != "" || ms[0].property("CE_id") != "" {
+	if ms, err = messages(stored(0, 7, body, props)); err != nil || ms[0].property("TRAN_MSG") != "" || ms[0].property("CE_id") != "" {
 		t.Errorf("an attribute became properties: %q %v", ms[0].properties, err)
 	}
 }
@@ -129,7 +138,7 @@ func TestUnreadable(t *testing.T) {
 		"not UTF-8":  stored(0, 7, []byte("xyz"), property("CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "a\xff")),
 		"native":     stored(0, 7, []byte("xyz"), property("KEYS", "k")),
 	} {
-		ms, err := decodeMessages(append(bytes.Clone(bad), good...))
+		ms, err := messages(append(bytes.Clone(bad), good...))
 		if err != nil || len(ms) != 2 {
 			t.Errorf("%s: %d messages, %v", name, len(ms), err)
 			continue
@@ -144,6 +153,21 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
+// TestPadding: an event in a body that is hardly more than blanks does not hold that.
+func TestPadding(t *testing.T) {
+	want := event.Event{ID: "i", Source: "/s", Type: "t", DataContentType: "application/json", Data: []byte(`{"a":1}`)}
+	body := append(cloudevents.AppendJSON(nil, &want), bytes.Repeat([]byte(" "), 1<<20)...)
+	ms, err := messages(stored(0, 7, body, property("CE_contenttype", cloudevents.TypeJSON)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := decode(&ms[0], "t", "b/3")
+	clear(ms[0].body)
+	if !reflect.DeepEqual(e, want) {
+		t.Errorf("got %+v, want %+v", e, want)
+	}
+}
+
 // FuzzMessages: any answer is refused or gives messages that lie within it.
 func FuzzMessages(f *testing.F) {
 	f.Add(stored(0, 7, []byte("x"), property("CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "t")))
@@ -152,22 +176,29 @@ func FuzzMessages(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 71})
 	fuzztest.Seeds(f, "pull-*")
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var ms []message
+		p := puller{topic: "t", q: queue{"b", 0}}
+		var out []store.Message
 		var err error
 		// A compressed body inflates to at most a thousand times its length.
-		if n := fuzztest.Allocated(func() { ms, err = decodeMessages(b) }); n > 4096*uint64(len(b))+1<<20 {
+		if n := fuzztest.Allocated(func() { out, _, err = p.decode(b) }); n > 4096*uint64(len(b))+1<<20 {
 			t.Errorf("%d bytes for %d", n, len(b))
 		}
 		if err != nil {
 			return
 		}
-		if len(ms)*(minMessage-20) > len(b) {
-			t.Fatalf("%d messages in %d bytes", len(ms), len(b))
+		if len(out)*(minMessage-20) > len(b) {
+			t.Fatalf("%d messages in %d bytes", len(out), len(b))
 		}
-		for i := range ms {
-			if e := decode(&ms[i], "t", "b/0"); e.ID == "" || e.Source == "" || e.Type == "" {
+		size := 0
+		for i := range out {
+			e := &out[i].Event
+			if e.ID == "" || e.Source == "" || e.Type == "" {
 				t.Fatalf("an event without what it must have: %+v", e)
 			}
+			size += e.Size()
+		}
+		if size > prefetchBytes+max(maxInflatedBytes, len(b))+1<<10 {
+			t.Errorf("%d bytes are taken", size)
 		}
 	})
 }
@@ -238,7 +269,7 @@ func TestBufferIsBounded(t *testing.T) {
 // TestPropertiesTwice: of a property that is there twice the last one counts,
 // whatever it is.
 func TestPropertiesTwice(t *testing.T) {
-	ms, err := decodeMessages(stored(0, 7, []byte("x"), property("CE_specversion", "1.0", "CE_id", "a", "CE_x", "1", "WEFT_m", "1", "CE_source", "/s", "CE_id", "b", "CE_a", "2", "CE_type", "t", "CE_x", "3", "WEFT_m", "4")))
+	ms, err := messages(stored(0, 7, []byte("x"), property("CE_specversion", "1.0", "CE_id", "a", "CE_x", "1", "WEFT_m", "1", "CE_source", "/s", "CE_id", "b", "CE_a", "2", "CE_type", "t", "CE_x", "3", "WEFT_m", "4")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +292,7 @@ func pulled() (b []byte) {
 func TestDecodeAllocations(t *testing.T) {
 	b := pulled()
 	if n := testing.AllocsPerRun(100, func() {
-		ms, err := decodeMessages(b)
+		ms, err := messages(b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -277,7 +308,7 @@ func BenchmarkDecodeMessages(b *testing.B) {
 	in := pulled()
 	b.ReportAllocs()
 	for b.Loop() {
-		ms, err := decodeMessages(in)
+		ms, err := messages(in)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -20,6 +20,7 @@ type tail struct {
 	s      *Store
 	topic  string
 	events chan tailed
+	failed chan error // why nothing can be read, said once for each try; capacity 1
 	life   context.Context
 	end    context.CancelFunc
 	work   sync.WaitGroup
@@ -39,6 +40,10 @@ type tailQueue struct {
 	given  int64        // all before it was given by Next, which alone knows it
 	read   atomic.Int64 // all before it is in the channel, or was taken from it
 	behind atomic.Bool  // the broker has said that there is more
+	// waiting is how many bytes were pulled and not given; no more are pulled from
+	// prefetchBytes on, until room says that there are less.
+	waiting atomic.Int64
+	room    chan struct{} // capacity 1
 }
 
 // Tail reads a topic without a group. Where it begins in each queue is fixed when
@@ -58,7 +63,7 @@ func (s *Store) Tail(ctx context.Context, r store.TailRequest) (store.Tail, erro
 			return nil, err
 		}
 	}
-	t := &tail{s: s, topic: r.Topic, events: make(chan tailed, prefetch), queues: map[queue]*tailQueue{}}
+	t := &tail{s: s, topic: r.Topic, events: make(chan tailed, prefetch), failed: make(chan error, 1), queues: map[queue]*tailQueue{}}
 	t.life, t.end = context.WithCancel(s.life)
 	for _, q := range rt.read {
 		at, err := s.start(ctx, rt.brokers[q.broker], r.Topic, q, r.From)
@@ -97,7 +102,7 @@ func (t *tail) follow() {
 
 // read reads one queue until the tail ends. Its broker may move.
 func (t *tail) read(q queue, addr string, at int64) {
-	tq := &tailQueue{given: at}
+	tq := &tailQueue{given: at, room: make(chan struct{}, 1)}
 	tq.read.Store(at)
 	t.mu.Lock()
 	t.queues[q] = tq
@@ -117,13 +122,22 @@ func (t *tail) read(q queue, addr string, at int64) {
 			}
 			if err != nil {
 				pause(t.life, &retry)
-				if rt, err := t.s.c.route(t.life, t.topic, false); err == nil && rt.brokers[q.broker] != "" {
+				rt, gone := t.s.c.route(t.life, t.topic, false)
+				switch {
+				case gone == nil && rt.brokers[q.broker] != "":
 					p.addr = rt.brokers[q.broker]
+				case fault.ClassOf(gone) == fault.NotFound: // all brokers say so, and not only this one
+					t.say(gone)
+				}
+				if store.Why(err) == "AccessDenied" {
+					t.say(err)
 				}
 				continue
 			}
-			retry = minRetry
 			tq.behind.Store(p.next < p.end)
+			for i := range msgs {
+				tq.waiting.Add(int64(msgs[i].Held()))
+			}
 			for _, m := range msgs {
 				select {
 				case t.events <- tailed{m, tq}:
@@ -132,18 +146,38 @@ func (t *tail) read(q queue, addr string, at int64) {
 				}
 			}
 			tq.read.Store(p.next)
+			for tq.waiting.Load() >= prefetchBytes {
+				select {
+				case <-tq.room:
+				case <-t.life.Done():
+					return
+				}
+			}
+			p.pace(t.life, &retry)
 		}
 	})
+}
+
+// say has Next tell why nothing can be read.
+func (t *tail) say(err error) {
+	select {
+	case t.failed <- err:
+	default:
+	}
 }
 
 // Next waits for messages.
 func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 	take := func(at int, m tailed) {
 		dst[at], m.q.given = m.Message, int64(m.Pos.Offset)+1 //nolint:gosec // offsets are below 2^63
+		m.q.waiting.Add(-int64(m.Held()))
+		poke(m.q.room)
 	}
 	select {
 	case m := <-t.events:
 		take(0, m)
+	case err := <-t.failed:
+		return 0, err
 	case <-t.life.Done():
 		return 0, fault.New(fault.Unavailable, "rocketmq.tail", "store-closed", "the tail or its store is closed")
 	case <-ctx.Done():

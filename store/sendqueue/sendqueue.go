@@ -84,6 +84,9 @@ func (a *Queues[E]) Give(items []Item[E]) (*Call[E], error) {
 		}
 	}
 	c := &Call[E]{all: a, items: items, res: make([]store.Result, len(items)), left: len(items), done: make(chan struct{})}
+	if c.left == 0 {
+		close(c.done)
+	}
 	for i := range items {
 		o := &items[i]
 		o.call, o.i = c, i

@@ -128,6 +128,27 @@ func TestBytes(t *testing.T) {
 	})
 }
 
+// TestNothing: a call with nothing is answered.
+func TestNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSender(New[int]("test", Limits{Events: 10, Bytes: 100, Waiting: 1000}))
+		ctx, cancel := context.WithCancel(t.Context())
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			s.give(ctx, t)()
+		}()
+		synctest.Wait()
+		select {
+		case <-answered:
+		default:
+			t.Error("it waits for an answer to nothing")
+		}
+		cancel()
+		<-answered
+	})
+}
+
 // TestFull: while a queue is full, a call that has anything for it is refused whole.
 func TestFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -154,10 +154,11 @@ func Dial(ctx context.Context, addr string, secure func() (*tls.Config, error), 
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
 	}
-	return newConn(conn, notice), nil
+	return NewConn(conn, notice), nil
 }
 
-func newConn(conn net.Conn, notice func(*Command)) *Conn {
+// NewConn is a connection over one that stands; see Dial.
+func NewConn(conn net.Conn, notice func(*Command)) *Conn {
 	_, secure := conn.(*tls.Conn)
 	c := &Conn{conn: conn, secure: secure, notice: notice, pending: map[int32]chan *Command{}, done: make(chan struct{})}
 	go c.read()

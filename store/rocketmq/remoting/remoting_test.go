@@ -57,7 +57,7 @@ func TestSilence(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ours, theirs := net.Pipe()
-				c := newConn(ours, nil)
+				c := NewConn(ours, nil)
 				go func() { _, _ = io.Copy(io.Discard, theirs) }()
 				for i, d := range tc.timeouts {
 					ctx, cancel := context.WithTimeout(t.Context(), d)

@@ -112,7 +112,7 @@ func TestSecure(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := raw.writes.Load()
-		c := newConn(client, nil)
+		c := NewConn(client, nil)
 		if _, err := c.Call(t.Context(), 10, nil, []byte("the body")); err != nil {
 			t.Fatal(err)
 		}
