@@ -22,17 +22,30 @@ const (
 // run is offsets from first to last.
 type run struct{ first, last int64 }
 
-// encodeDone is the metadata of a commit at an offset.
-func encodeDone(w *ackwindow.Window, at int64) string {
+// encodeDone is the metadata of a commit at an offset, with what an owner before has settled
+// and did not come to this one yet.
+func encodeDone(w *ackwindow.Window, at int64, before []run) string {
 	var b []byte
-	for first, last := range w.Beyond {
+	add := func(first, last int64) bool {
 		n := len(b)
 		b = kbin.AppendVarlong(kbin.AppendVarlong(b, first-at), last-first)
 		if len(donePrefix)+base64.RawStdEncoding.EncodedLen(len(b)) > maxDone {
 			b = b[:n]
-			break
+			return false
 		}
 		at = last + 1
+		return true
+	}
+	room := true
+	for first, last := range w.Beyond {
+		if room = add(first, last); !room {
+			break
+		}
+	}
+	for _, r := range before {
+		if room && r.last >= at {
+			room = add(max(r.first, at), r.last)
+		}
 	}
 	if len(b) == 0 {
 		return ""

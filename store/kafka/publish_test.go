@@ -48,7 +48,7 @@ func TestDone(t *testing.T) {
 			settled[100+3*i] = true
 		}
 	}
-	text := encodeDone(w, w.Commit())
+	text := encodeDone(w, w.Commit(), nil)
 	if len(text) > maxDone || len(text) < maxDone-8 {
 		t.Errorf("it has %d bytes, of at most %d", len(text), maxDone)
 	}
@@ -60,7 +60,19 @@ func TestDone(t *testing.T) {
 			t.Fatalf("%d is finished: %v", at, got)
 		}
 	}
-	if text := encodeDone(ackwindow.New(8, 5), 5); text != "" {
+	// What an owner before has settled stays, as far as it was not delivered here, or not
+	// settled here.
+	w = ackwindow.New(8, 100)
+	for i := range int64(4) {
+		if n := w.Deliver(100 + i); i == 2 {
+			w.Done(n)
+		}
+	}
+	text = encodeDone(w, 100, []run{{90, 99}, {101, 102}, {104, 105}, {108, 109}})
+	if got, want := decodeDone(text, 100), []run{{102, 102}, {104, 105}, {108, 109}}; !slices.Equal(got, want) {
+		t.Errorf("with what was settled before: %v, want %v", got, want)
+	}
+	if text := encodeDone(ackwindow.New(8, 5), 5, nil); text != "" {
 		t.Errorf("of nothing: %q", text)
 	}
 	for _, bad := range []string{"", "member-1", donePrefix + "!", donePrefix + "gA", donePrefix + "AQ"} {

@@ -304,7 +304,7 @@ func (n *session) commit(ctx context.Context, all []*ownership) bool {
 		p := kmsg.NewOffsetCommitRequestTopicPartition()
 		p.Partition, p.Offset, p.Metadata = o.partition, at, kmsg.StringPtr("")
 		if !n.bare {
-			p.Metadata = kmsg.StringPtr(encodeDone(o.window, at))
+			p.Metadata = kmsg.StringPtr(encodeDone(o.window, at, o.done))
 		}
 		o.dirty = false
 		topic.Partitions = append(topic.Partitions, p)
