@@ -74,7 +74,7 @@ SOAK ?= 20
 soak: deps ## The mesh as processes under kills, the control plane under faults of SOAK (20) seeds, and 1,000 push targets
 	go test -race -timeout 1h -count=$(SOAK) -run '^TestTargets$$' ./dataplane/push -targets 1000
 	WEFT_TEST_SOAK=1 go run ./tools/cmd/testservers -rocketmq -kafka -etcd -nacos -- go test -race -timeout 12h -count=$(SOAK) -p 1 -parallel 1 -v ./integration/e2e ./integration/chaos
-	WEFT_TEST_SOAK=1 go test -race -timeout 2h -count=$(SOAK) -run '^(TestNodes|TestConformanceNodes)$$' ./store/kafka
+	WEFT_TEST_SOAK=1 go test -race -timeout 2h -count=$(SOAK) -run '^(TestNodes|TestConformanceNodes|TestRestarts)$$' ./store/kafka
 	WEFT_TEST_SOAK=1 go test -race -timeout 8h -count=$(SOAK) -run '^TestRolling$$' ./store/rocketmq
 	WEFT_TEST_SOAK=1 go test -timeout 1h -run "^TestExplore$$" ./pkg/cutover
 
