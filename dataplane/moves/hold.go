@@ -97,32 +97,36 @@ func (s *session) end(cancel context.CancelFunc) {
 	}
 }
 
-// look finds the topics that move, and drops what is kept of others. It reports whether
-// there are any.
+// look finds the topics that move, and drops what is kept of others, and markers that are
+// not asked for any more. It reports whether there are any.
 func (s *session) look() bool {
 	snap := s.m.cfg.Snapshots.Get()
 	if snap == s.snap {
 		return len(s.moving) > 0
 	}
 	s.snap, s.moving = snap, nil
-	uids := map[string]bool{}
+	by := map[string]*snapshot.Topic{}
 	for _, t := range snap.Topics {
 		if t.Move != nil {
 			s.moving = append(s.moving, t)
-			uids[t.UID] = true
+			by[t.UID] = t
 		}
 	}
 	slices.SortFunc(s.moving, func(a, b *snapshot.Topic) int { return strings.Compare(a.String(), b.String()) })
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	for uid, mv := range s.m.moves {
-		if !uids[uid] && mv.writes == 0 {
+		t := by[uid]
+		if t == nil || t.Move.Phase != cutover.Marking || t.Move.Version != mv.seal.version {
 			mv.seal.stop()
+			mv.seal = seal{}
+		}
+		if t == nil && mv.writes == 0 {
 			delete(s.m.moves, uid)
 		}
 	}
 	for uid := range s.settled {
-		if !uids[uid] {
+		if by[uid] == nil {
 			delete(s.settled, uid)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -309,6 +310,55 @@ func TestMarks(t *testing.T) {
 	h.snaps.Store(at(cutover.Marking, 6))
 	if m := h.until("the next attempt", func(m *discoveryv1.Held) bool { return m.Attempt == 6 }); m.Cut[0].Offset != 2 {
 		t.Errorf("the cut is %v", m)
+	}
+}
+
+// fenced is a store that takes no marker.
+type fenced struct {
+	store.Store
+	tries atomic.Int32
+}
+
+func (f *fenced) Seal(context.Context, string, *event.Event) ([]store.Position, error) {
+	f.tries.Add(1)
+	return nil, errors.New("a fence stands")
+}
+
+// TestMarksGivenUp: markers that cannot be written are tried as long as they are asked for.
+func TestMarksGivenUp(t *testing.T) {
+	others := at(cutover.Marking, 5)
+	others.Topics[orders].Move.Marker = "another"
+	for name, tc := range map[string]struct {
+		next *snapshot.Snapshot
+		on   bool
+	}{
+		"they are":              {at(cutover.Marking, 4), true},
+		"they were given up":    {at(cutover.Leasing, 5), false},
+		"another one's are":     {others, false},
+		"another wrote them":    {at(cutover.Draining, 5), false},
+		"the move is withdrawn": {still(), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st := &fenced{}
+				snaps := latest.New(at(cutover.Marking, 4))
+				m := New(Config{Snapshots: snaps, NodeID: node, Terms: terms, Log: slog.New(slog.DiscardHandler), Store: func(string) (store.Store, error) { return st, nil }})
+				ctx, cancel := context.WithCancel(t.Context())
+				s := &session{m: m, ctx: ctx, settled: map[string][]*discoveryv1.Settled{}}
+				defer s.end(cancel)
+				s.look()
+				s.request(true)
+				<-time.After(time.Minute)
+				before := st.tries.Load()
+				snaps.Store(tc.next)
+				s.look()
+				s.request(true)
+				<-time.After(time.Minute)
+				if on := st.tries.Load() > before; before == 0 || on != tc.on {
+					t.Errorf("%d tries, then %d", before, st.tries.Load()-before)
+				}
+			})
+		})
 	}
 }
 
