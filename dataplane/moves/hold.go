@@ -141,7 +141,7 @@ func (s *session) stream(c discoveryv1.MoveServiceClient, good func()) error {
 	if err != nil {
 		return err
 	}
-	for first := true; s.look() || s.m.cfg.Pin != nil; first = false {
+	for first := true; s.look() || s.m.cfg.Pin != nil; {
 		_, replaced := s.m.cfg.Snapshots.Load()
 		if s.snap != s.m.cfg.Snapshots.Get() {
 			continue
@@ -149,7 +149,7 @@ func (s *session) stream(c discoveryv1.MoveServiceClient, good func()) error {
 		kept, more := s.m.cfg.Kept()
 		req := s.request(kept.Covers(s.snap.Lineage, s.snap.Revision))
 		if first {
-			req.NodeId = s.m.cfg.NodeID
+			req.NodeId, first = s.m.cfg.NodeID, false
 		}
 		if err := s.ask(rpc, req, cancel); err != nil {
 			return err

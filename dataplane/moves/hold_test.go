@@ -224,6 +224,45 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// asks is a stream that is answered at once.
+type asks struct {
+	grpc.BidiStreamingClient[discoveryv1.HoldRequest, discoveryv1.HoldResponse]
+	nodes []string // of requests
+	then  func(n int)
+}
+
+func (a *asks) Hold(context.Context, ...grpc.CallOption) (grpc.BidiStreamingClient[discoveryv1.HoldRequest, discoveryv1.HoldResponse], error) {
+	return a, nil
+}
+
+func (a *asks) Leave(context.Context, *discoveryv1.LeaveRequest, ...grpc.CallOption) (*discoveryv1.LeaveResponse, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (a *asks) Send(req *discoveryv1.HoldRequest) error {
+	a.nodes = append(a.nodes, req.NodeId)
+	return nil
+}
+
+func (a *asks) Recv() (*discoveryv1.HoldResponse, error) {
+	a.then(len(a.nodes))
+	return &discoveryv1.HoldResponse{}, nil
+}
+
+// TestFirstRequest: the first request of a stream says whose it is, and no other does, also
+// where a configuration comes right before it.
+func TestFirstRequest(t *testing.T) {
+	snaps := latest.New(at(cutover.Preparing, 1))
+	m := New(Config{Snapshots: snaps, NodeID: node, Terms: terms, Log: slog.New(slog.DiscardHandler), Store: func(string) (store.Store, error) { return nil, errors.ErrUnsupported }})
+	// It comes while the topics that move are looked through.
+	m.moves[uidTopic] = &move{seal: seal{cancel: func() { snaps.Store(at(cutover.Preparing, 2)) }}}
+	a := &asks{then: func(n int) { snaps.Store([]*snapshot.Snapshot{at(cutover.Preparing, 3), still()}[n-1]) }}
+	s := &session{m: m, ctx: t.Context(), settled: map[string][]*discoveryv1.Settled{}}
+	if err := s.stream(a, func() {}); err != nil || !slices.Equal(a.nodes, []string{node, ""}) {
+		t.Errorf("requests of nodes %q; %v", a.nodes, err)
+	}
+}
+
 // TestKept: a version that a restart would not find is not said to be in force, until it
 // is kept; leases are asked for all the same.
 func TestKept(t *testing.T) {
