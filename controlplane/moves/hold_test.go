@@ -342,6 +342,29 @@ func TestAuthorized(t *testing.T) {
 	}
 }
 
+// TestHoldPanics: a stream whose request meets a defect ends, and the others go on.
+func TestHoldPanics(t *testing.T) {
+	w := newWorld(t)
+	w.moving(leasing)
+	var asked atomic.Int32
+	_, addr, _ := w.replica(func(string) error {
+		if asked.Add(1) == 2 {
+			panic("a defect")
+		}
+		return nil
+	})
+	l := w.dial(addr)
+	if _, err := l.ask("n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.ask("n"); status.Code(err) != codes.Internal {
+		t.Errorf("a defect is answered with %v", err)
+	}
+	if granted, err := w.dial(addr).ask("n", proto.Clone(wants).(*discoveryv1.Held)); err != nil || len(granted) != 1 {
+		t.Errorf("afterwards %v, %v", granted, err)
+	}
+}
+
 // TestWords: what a proxy says is in etcd: its newest word, wherever it said it, until it
 // says nothing of the topic any more or the replica dies.
 func TestWords(t *testing.T) {
