@@ -451,6 +451,9 @@ type PartitionLag struct {
 	Committed uint64 // the next offset to deliver after a crash; not before what is kept
 	End       uint64 // the offset that the next event gets
 	Behind    int64  // events between the two; holes may count
+	// Delayed are the topic's events that are held back (Delayer), of a store inside the
+	// process; others do not tell: 0. At each moment one counts here or lies before End.
+	Delayed int64
 }
 
 // Settled reports whether a group has settled all that lies before cut, which has a

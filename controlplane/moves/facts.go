@@ -263,7 +263,7 @@ func (o *Office) undrained(ctx context.Context, m *move) []string {
 	for _, at := range all {
 		if at.local {
 			if !m.settled(at) {
-				waits = append(waits, at.subscription+" has not read all of EventStore "+storeName(at))
+				waits = append(waits, at.subscription+" has not read all of EventStore "+storeName(at)+", with what waits there for another attempt")
 			}
 			continue
 		}

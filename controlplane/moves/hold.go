@@ -23,6 +23,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
@@ -156,7 +157,8 @@ func (h *Holds) Leave(ctx context.Context, req *discoveryv1.LeaveRequest) (*disc
 }
 
 // serve answers requests, one after the other.
-func (h *Holds) serve(rpc grpc.BidiStreamingServer[discoveryv1.HoldRequest, discoveryv1.HoldResponse], me *stream, req *discoveryv1.HoldRequest) error {
+func (h *Holds) serve(rpc grpc.BidiStreamingServer[discoveryv1.HoldRequest, discoveryv1.HoldResponse], me *stream, req *discoveryv1.HoldRequest) (err error) {
+	defer listener.Survive(rpc.Context(), h.cfg.Log, &err) // it has a goroutine of its own
 	for {
 		resp, err := h.answer(rpc.Context(), me, req)
 		if err != nil {

@@ -342,6 +342,29 @@ func TestAuthorized(t *testing.T) {
 	}
 }
 
+// TestHoldPanics: a stream whose request meets a defect ends, and the others go on.
+func TestHoldPanics(t *testing.T) {
+	w := newWorld(t)
+	w.moving(leasing)
+	var asked atomic.Int32
+	_, addr, _ := w.replica(func(string) error {
+		if asked.Add(1) == 2 {
+			panic("a defect")
+		}
+		return nil
+	})
+	l := w.dial(addr)
+	if _, err := l.ask("n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.ask("n"); status.Code(err) != codes.Internal {
+		t.Errorf("a defect is answered with %v", err)
+	}
+	if granted, err := w.dial(addr).ask("n", proto.Clone(wants).(*discoveryv1.Held)); err != nil || len(granted) != 1 {
+		t.Errorf("afterwards %v, %v", granted, err)
+	}
+}
+
 // TestWords: what a proxy says is in etcd: its newest word, wherever it said it, until it
 // says nothing of the topic any more or the replica dies.
 func TestWords(t *testing.T) {
@@ -477,4 +500,57 @@ func TestWordOfLastSession(t *testing.T) {
 	_, err = w.etcd.Revoke(w.ctx, last.ID)
 	w.must(err)
 	w.within(10*foreignEvery, "it is there again", func() bool { return w.words()["n"].GetVersion() == "7" })
+}
+
+// TestWordOfOneThatLeft: a replica that cannot reach etcd while a node comes and goes writes
+// what it has of it later, but not over what the node has said elsewhere since.
+func TestWordOfOneThatLeft(t *testing.T) {
+	w := newWorld(t)
+	type replica struct {
+		words
+		lease clientv3.LeaseID
+	}
+	open := func() *replica {
+		l, err := w.etcd.Grant(w.ctx, 60)
+		w.must(err)
+		return &replica{newWords(w.store, quiet0), l.ID}
+	}
+	say := func(r *replica, version string) {
+		r.say("n", map[string]*discoveryv1.Held{"topic": {Version: version, Able: true}})
+	}
+	flush := func(r *replica) {
+		r.again(func(x *word) bool { return x.foreign })
+		for more := true; more; {
+			var err error
+			more, err = r.flush(w.ctx, r.lease)
+			w.must(err)
+		}
+	}
+	is := func(version string, able bool) {
+		t.Helper()
+		if got := w.words()["n"]; got.GetVersion() != version || got.GetAble() != able {
+			t.Errorf("etcd has %v, want version %s, able %v", got, version, able)
+		}
+	}
+	away, other := open(), open()
+	away.come("n")
+	say(away, "1")
+	away.gone("n")
+	other.come("n")
+	say(other, "2")
+	flush(other)
+	flush(away)
+	is("2", true)
+	say(other, "3")
+	flush(other)
+	is("3", true)
+
+	// Where nothing is there it is as good as any.
+	other.come("n")
+	say(other, "4")
+	other.gone("n")
+	_, err := w.etcd.Delete(w.ctx, w.store.StatusKey("move/topic/n"))
+	w.must(err)
+	flush(other)
+	is("4", false)
 }

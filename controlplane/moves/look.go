@@ -97,7 +97,6 @@ const defaultBackoff = 5 * time.Minute
 // items are what has to be read before all epochs but the last can be given up, and the
 // Subscriptions of which that is not known yet.
 func items(snap *configstore.Snapshot, topic *configv1.Resource, b *configv1.TopicBinding) (all []item, unknown []string) {
-	last := b.Epochs[len(b.Epochs)-1]
 	epochs := map[uint32]*configv1.Epoch{}
 	for _, e := range b.Epochs[:len(b.Epochs)-1] {
 		epochs[e.Number] = e
@@ -121,7 +120,7 @@ func items(snap *configstore.Snapshot, topic *configv1.Resource, b *configv1.Top
 			all = append(all, at)
 			// What waits for another attempt is read on where the subscription stays
 			// in that store.
-			if src.RetryTopic == "" || at.local || staysIn(snap, ns, list, b.TopicUid, last, e.StoreUid) {
+			if src.RetryTopic == "" || at.local || staysIn(snap, ns, list, e.StoreUid) {
 				continue
 			}
 			at.topic, at.group, at.retry = src.RetryTopic, src.RetryGroup, true
@@ -142,15 +141,13 @@ func items(snap *configstore.Snapshot, topic *configv1.Resource, b *configv1.Top
 	return all, unknown
 }
 
-// staysIn reports whether a Subscription reads in a store beside the epochs of a topic
-// that are given up.
-func staysIn(snap *configstore.Snapshot, ns string, list []*configv1.SubscriptionSource, topicUID string, last *configv1.Epoch, store string) bool {
+// staysIn reports whether a Subscription goes on reading in a store: a topic of it is
+// written to there. One that is left there may be given up too, perhaps in the same moment.
+func staysIn(snap *configstore.Snapshot, ns string, list []*configv1.SubscriptionSource, store string) bool {
 	return slices.ContainsFunc(list, func(src *configv1.SubscriptionSource) bool {
-		if src.TopicUid == topicUID {
-			return src.Epoch == last.Number && last.StoreUid == store
-		}
 		b := snap.Resource(resource.Name(resource.TopicBinding, ns, src.Topic)).GetTopicBinding()
-		return b.GetTopicUid() == src.TopicUid && slices.ContainsFunc(b.GetEpochs(), func(e *configv1.Epoch) bool { return e.Number == src.Epoch && e.StoreUid == store })
+		at := cutover.Written(b)
+		return b.GetTopicUid() == src.TopicUid && at >= 0 && b.Epochs[at].Number == src.Epoch && b.Epochs[at].StoreUid == store
 	})
 }
 

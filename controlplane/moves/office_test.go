@@ -12,6 +12,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/cutover"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 const (
@@ -127,6 +128,51 @@ func TestLastOneFails(t *testing.T) {
 	w.jump.Add(int64(schedule / 10))
 	w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
 	stop()
+}
+
+// TestStaying: what waits for another attempt in a store is left to a Subscription that goes on
+// reading there, by a topic that is written to in it; not by one that leaves it too, or has not
+// come yet.
+func TestStaying(t *testing.T) {
+	w := newWorld(t)
+	in := func(epoch uint32, store string) *configv1.Epoch {
+		return &configv1.Epoch{Number: epoch, Store: store, StoreUid: "uid-" + store, PhysicalName: "ns"}
+	}
+	at := func(uid string, phase configv1.Move_Phase, epochs ...*configv1.Epoch) *configv1.Resource {
+		b := &configv1.TopicBinding{TopicUid: uid, Epochs: epochs}
+		if phase != 0 {
+			b.Move = &configv1.Move{Phase: phase}
+		}
+		return &configv1.Resource{Spec: &configv1.Resource_TopicBinding{TopicBinding: b}}
+	}
+	w.put(meta("t", ""), at("topic", draining, in(1, "a"), in(2, "b")))
+	source := func(topic, uid string, epoch uint32) *configv1.SubscriptionSource {
+		return &configv1.SubscriptionSource{Topic: topic, TopicUid: uid, Epoch: epoch, PhysicalGroup: "group", RetryTopic: "retry", RetryGroup: "retry-group"}
+	}
+	w.put(meta("s", ""), &configv1.Resource{Spec: &configv1.Resource_SubscriptionAdmission{SubscriptionAdmission: &configv1.SubscriptionAdmission{SubscriptionUid: "sub",
+		Sources: []*configv1.SubscriptionSource{source("t", "topic", 1), source("t", "topic", 2), source("u", "other", 1), source("u", "other", 2)}}}})
+	for _, tc := range []struct {
+		what  string
+		other *configv1.Resource
+		stays bool
+	}{
+		{"in the store", at("other", 0, in(1, "a")), true},
+		{"in another one", at("other", 0, in(1, "b")), false},
+		{"about to leave it", at("other", marking, in(1, "a"), in(2, "b")), true},
+		{"leaving it", at("other", draining, in(1, "a"), in(2, "b")), false},
+		{"read to its end", at("other", drained, in(1, "a"), in(2, "b")), false},
+		{"about to come to it", at("other", preparing, in(1, "b"), in(2, "a")), false},
+		{"coming to it", at("other", draining, in(1, "b"), in(2, "a")), true},
+		{"made anew", at("another", 0, in(1, "a")), false},
+	} {
+		w.put(meta("u", ""), tc.other)
+		snap, err := w.store.Current()
+		w.must(err)
+		all, _ := items(snap, snap.Resource(resource.Name(resource.Topic, "ns", "t")), w.binding())
+		if stays := !slices.ContainsFunc(all, func(at item) bool { return at.retry }); stays != tc.stays {
+			t.Errorf("beside a topic %s: it stays %v", tc.what, stays)
+		}
+	}
 }
 
 // anew waits until the office has looked at the store anew, and passed since.

@@ -110,13 +110,14 @@ func (w *words) say(node string, by map[string]*discoveryv1.Held) {
 }
 
 // gone notes that a node has no stream here: what it has said still holds, but it can
-// write no markers.
+// write no markers. Where that was not written yet, it takes the place of nothing: the node
+// may have said more elsewhere since.
 func (w *words) gone(node string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for key := range w.nodes[node] {
 		old := w.now[key]
-		next := &word{held: old.held, first: old.first, visit: old.visit, written: old.written, left: true}
+		next := &word{held: old.held, visit: old.visit, written: old.written, left: true}
 		if old.held.GetAble() {
 			next.held, next.written = proto.Clone(old.held).(*discoveryv1.Held), false
 			next.held.Able = false

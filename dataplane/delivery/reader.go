@@ -146,7 +146,7 @@ func (r *reader) counting(t *snapshot.Topic, msgs []store.Message) []store.Messa
 
 // overTo reports whether all that lies before the cut was given. A store may show what
 // it has acknowledged a moment later: it is asked where the topic ends until that is
-// behind the cut. One that is inside this proxy knows at once.
+// not before the cut: at the cut there may be nothing. One that is inside this proxy knows at once.
 func (r *reader) overTo(ctx context.Context, cut map[string]store.Position) (bool, error) {
 	if r.passed == nil {
 		if me, ok := r.st.(store.Measurer); ok && !r.epoch.Local {
@@ -156,7 +156,7 @@ func (r *reader) overTo(ctx context.Context, cut map[string]store.Position) (boo
 			}
 			shown := 0
 			for _, x := range extents {
-				if at, ok := cut[x.Partition]; ok && x.End > at.Offset {
+				if at, ok := cut[x.Partition]; ok && !(store.Position{Offset: x.End}).Less(at) {
 					shown++
 				}
 			}

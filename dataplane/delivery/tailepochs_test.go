@@ -206,6 +206,31 @@ func TestTailWaits(t *testing.T) {
 	}
 }
 
+// TestTailToTheEnd: a cut is where a store that a fence keeps others out of ends, with what they
+// wrote behind the marker: no event is at it, and none will be. Tails go on from there.
+func TestTailToTheEnd(t *testing.T) {
+	o := newMoving(t, 1, nil)
+	tails := []*follower{{}, {from: store.Start{End: true}}}
+	for _, f := range tails {
+		o.follow(f)
+		defer f.Close()
+	}
+	o.put(1, keyed("0", "k"))
+	o.seal(1)
+	o.cut = o.put(1, keyed("native", "k"))
+	o.cut.Offset++
+	o.put(2, keyed("1", "k"))
+	o.snaps.Store(o.config(cutover.Draining))
+	for _, f := range tails {
+		for n := -1; n < len(f.got) && len(f.got) < 3; f.take(o, true, patience) {
+			n = len(f.got)
+		}
+		if want := []string{"0", "native", "1"}; !slices.Equal(f.got, want) {
+			t.Errorf("from %+v: got %v, want %v", f.from, f.got, want)
+		}
+	}
+}
+
 // TestTokensOfEpochs: where a client begins that comes with tokens.
 func TestTokensOfEpochs(t *testing.T) {
 	o := newMoving(t, 1, nil)

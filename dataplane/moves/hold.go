@@ -1,6 +1,7 @@
 package moves
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"slices"
@@ -96,32 +97,36 @@ func (s *session) end(cancel context.CancelFunc) {
 	}
 }
 
-// look finds the topics that move, and drops what is kept of others. It reports whether
-// there are any.
+// look finds the topics that move, and drops what is kept of others, and markers that are
+// not asked for any more. It reports whether there are any.
 func (s *session) look() bool {
 	snap := s.m.cfg.Snapshots.Get()
 	if snap == s.snap {
 		return len(s.moving) > 0
 	}
 	s.snap, s.moving = snap, nil
-	uids := map[string]bool{}
+	by := map[string]*snapshot.Topic{}
 	for _, t := range snap.Topics {
 		if t.Move != nil {
 			s.moving = append(s.moving, t)
-			uids[t.UID] = true
+			by[t.UID] = t
 		}
 	}
 	slices.SortFunc(s.moving, func(a, b *snapshot.Topic) int { return strings.Compare(a.String(), b.String()) })
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	for uid, mv := range s.m.moves {
-		if !uids[uid] && mv.writes == 0 {
+		t := by[uid]
+		if t == nil || t.Move.Phase != cutover.Marking || t.Move.Version != mv.seal.version {
 			mv.seal.stop()
+			mv.seal = seal{}
+		}
+		if t == nil && mv.writes == 0 {
 			delete(s.m.moves, uid)
 		}
 	}
 	for uid := range s.settled {
-		if !uids[uid] {
+		if by[uid] == nil {
 			delete(s.settled, uid)
 		}
 	}
@@ -136,7 +141,7 @@ func (s *session) stream(c discoveryv1.MoveServiceClient, good func()) error {
 	if err != nil {
 		return err
 	}
-	for first := true; s.look() || s.m.cfg.Pin != nil; first = false {
+	for first := true; s.look() || s.m.cfg.Pin != nil; {
 		_, replaced := s.m.cfg.Snapshots.Load()
 		if s.snap != s.m.cfg.Snapshots.Get() {
 			continue
@@ -144,7 +149,7 @@ func (s *session) stream(c discoveryv1.MoveServiceClient, good func()) error {
 		kept, more := s.m.cfg.Kept()
 		req := s.request(kept.Covers(s.snap.Lineage, s.snap.Revision))
 		if first {
-			req.NodeId = s.m.cfg.NodeID
+			req.NodeId, first = s.m.cfg.NodeID, false
 		}
 		if err := s.ask(rpc, req, cancel); err != nil {
 			return err
@@ -274,9 +279,12 @@ func (m *Manager) idle(snap *snapshot.Snapshot, t *snapshot.Topic) bool {
 	return m.cfg.Snapshots.Get() == snap && (mv == nil || mv.writes == 0)
 }
 
-// settledOf are the groups that have settled epochs of t which are inside this proxy.
+// settledOf are the groups that have settled epochs of t which are inside this proxy. One
+// that has is one for ever, but where what waits for another attempt is only read on as
+// long as its Subscription stays there.
 func (s *session) settledOf(t *snapshot.Topic) []*discoveryv1.Settled {
 	known := s.settled[t.UID]
+	var staying []*discoveryv1.Settled
 	for _, sub := range s.snap.Subscriptions {
 		for i := range sub.Sources {
 			src := &sub.Sources[i]
@@ -284,33 +292,45 @@ func (s *session) settledOf(t *snapshot.Topic) []*discoveryv1.Settled {
 				slices.ContainsFunc(known, func(x *discoveryv1.Settled) bool { return x.Epoch == src.Epoch.Number && x.Group == src.Group }) {
 				continue
 			}
-			if s.m.settled(s.ctx, src) {
-				known = append(known, &discoveryv1.Settled{Epoch: src.Epoch.Number, Group: src.Group})
+			one := &discoveryv1.Settled{Epoch: src.Epoch.Number, Group: src.Group}
+			switch settled, waits := s.m.settled(s.ctx, src); {
+			case settled && !waits:
+				known = append(known, one)
+			case settled && staysIn(sub, src.Epoch.StoreUID):
+				staying = append(staying, one)
 			}
 		}
 	}
 	s.settled[t.UID] = known
-	return known
+	slices.SortFunc(staying, func(a, b *discoveryv1.Settled) int {
+		return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), strings.Compare(a.Group, b.Group))
+	})
+	return append(slices.Clip(known), staying...)
+}
+
+// staysIn reports whether a Subscription goes on reading in a store: a topic of it is
+// written to there. One that is left there may be given up, too.
+func staysIn(sub *snapshot.Subscription, storeUID string) bool {
+	return slices.ContainsFunc(sub.Sources, func(src snapshot.Source) bool {
+		return src.Epoch.StoreUID == storeUID && src.Epoch.Number == src.Topic.Written().Number
+	})
 }
 
 // settled reports whether a group has settled an epoch which is inside this proxy up to
-// its cut, and nothing of it waits for another attempt.
-func (m *Manager) settled(ctx context.Context, src *snapshot.Source) bool {
+// its cut; and whether something waits in that store for another attempt, be it held back.
+func (m *Manager) settled(ctx context.Context, src *snapshot.Source) (settled, waits bool) {
 	st, err := m.cfg.Store(src.Epoch.StoreUID)
 	if err != nil {
-		return false
+		return false, true
 	}
 	admin, ok := st.(store.Admin)
 	if !ok {
-		return false
+		return false, true
 	}
 	lag, err := admin.Lag(ctx, src.Epoch.Physical, src.Group)
 	if err != nil || !src.Settled(lag) {
-		return false
+		return false, true
 	}
 	retry, err := admin.Lag(ctx, src.RetryTopic, src.RetryGroup)
-	if err != nil {
-		return false
-	}
-	return !slices.ContainsFunc(retry, func(p store.PartitionLag) bool { return p.Behind > 0 })
+	return err == nil, slices.ContainsFunc(retry, func(p store.PartitionLag) bool { return p.Behind+p.Delayed > 0 })
 }

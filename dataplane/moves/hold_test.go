@@ -5,8 +5,10 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -91,7 +93,7 @@ func connect(t *testing.T, s *snapshot.Snapshot) *held {
 func connectWith(t *testing.T, s *snapshot.Snapshot, kept func() (config.Kept, <-chan struct{}), pin func(config.Name) func()) *held {
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &held{T: t, office: &office{asked: make(chan *discoveryv1.HoldRequest), answers: make(chan *discoveryv1.HoldResponse)}, snaps: latest.New(s)}
-	st, err := embedded.Driver{}.Open(ctx, store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem()}})
+	st, err := embedded.Driver{}.Open(ctx, store.Config{Name: "test", Dir: "store", Options: embedded.Options{FS: vfs.NewMem(), Clock: h.clock}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +129,9 @@ func connectWith(t *testing.T, s *snapshot.Snapshot, kept func() (config.Kept, <
 	})
 	return h
 }
+
+// clock is what the store goes by.
+func (h *held) clock() time.Time { return time.Unix(0, 0).Add(time.Duration(h.now.Load())) }
 
 // until answers with grants until a request is as said, and gives that; it is not
 // answered.
@@ -219,6 +224,45 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// asks is a stream that is answered at once.
+type asks struct {
+	grpc.BidiStreamingClient[discoveryv1.HoldRequest, discoveryv1.HoldResponse]
+	nodes []string // of requests
+	then  func(n int)
+}
+
+func (a *asks) Hold(context.Context, ...grpc.CallOption) (grpc.BidiStreamingClient[discoveryv1.HoldRequest, discoveryv1.HoldResponse], error) {
+	return a, nil
+}
+
+func (a *asks) Leave(context.Context, *discoveryv1.LeaveRequest, ...grpc.CallOption) (*discoveryv1.LeaveResponse, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (a *asks) Send(req *discoveryv1.HoldRequest) error {
+	a.nodes = append(a.nodes, req.NodeId)
+	return nil
+}
+
+func (a *asks) Recv() (*discoveryv1.HoldResponse, error) {
+	a.then(len(a.nodes))
+	return &discoveryv1.HoldResponse{}, nil
+}
+
+// TestFirstRequest: the first request of a stream says whose it is, and no other does, also
+// where a configuration comes right before it.
+func TestFirstRequest(t *testing.T) {
+	snaps := latest.New(at(cutover.Preparing, 1))
+	m := New(Config{Snapshots: snaps, NodeID: node, Terms: terms, Log: slog.New(slog.DiscardHandler), Store: func(string) (store.Store, error) { return nil, errors.ErrUnsupported }})
+	// It comes while the topics that move are looked through.
+	m.moves[uidTopic] = &move{seal: seal{cancel: func() { snaps.Store(at(cutover.Preparing, 2)) }}}
+	a := &asks{then: func(n int) { snaps.Store([]*snapshot.Snapshot{at(cutover.Preparing, 3), still()}[n-1]) }}
+	s := &session{m: m, ctx: t.Context(), settled: map[string][]*discoveryv1.Settled{}}
+	if err := s.stream(a, func() {}); err != nil || !slices.Equal(a.nodes, []string{node, ""}) {
+		t.Errorf("requests of nodes %q; %v", a.nodes, err)
+	}
+}
+
 // TestKept: a version that a restart would not find is not said to be in force, until it
 // is kept; leases are asked for all the same.
 func TestKept(t *testing.T) {
@@ -308,6 +352,55 @@ func TestMarks(t *testing.T) {
 	}
 }
 
+// fenced is a store that takes no marker.
+type fenced struct {
+	store.Store
+	tries atomic.Int32
+}
+
+func (f *fenced) Seal(context.Context, string, *event.Event) ([]store.Position, error) {
+	f.tries.Add(1)
+	return nil, errors.New("a fence stands")
+}
+
+// TestMarksGivenUp: markers that cannot be written are tried as long as they are asked for.
+func TestMarksGivenUp(t *testing.T) {
+	others := at(cutover.Marking, 5)
+	others.Topics[orders].Move.Marker = "another"
+	for name, tc := range map[string]struct {
+		next *snapshot.Snapshot
+		on   bool
+	}{
+		"they are":              {at(cutover.Marking, 4), true},
+		"they were given up":    {at(cutover.Leasing, 5), false},
+		"another one's are":     {others, false},
+		"another wrote them":    {at(cutover.Draining, 5), false},
+		"the move is withdrawn": {still(), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st := &fenced{}
+				snaps := latest.New(at(cutover.Marking, 4))
+				m := New(Config{Snapshots: snaps, NodeID: node, Terms: terms, Log: slog.New(slog.DiscardHandler), Store: func(string) (store.Store, error) { return st, nil }})
+				ctx, cancel := context.WithCancel(t.Context())
+				s := &session{m: m, ctx: ctx, settled: map[string][]*discoveryv1.Settled{}}
+				defer s.end(cancel)
+				s.look()
+				s.request(true)
+				<-time.After(time.Minute)
+				before := st.tries.Load()
+				snaps.Store(tc.next)
+				s.look()
+				s.request(true)
+				<-time.After(time.Minute)
+				if on := st.tries.Load() > before; before == 0 || on != tc.on {
+					t.Errorf("%d tries, then %d", before, st.tries.Load()-before)
+				}
+			})
+		})
+	}
+}
+
 // TestSettled: what groups have settled of an epoch that is inside this proxy is told,
 // once nothing of it waits for another attempt either.
 func TestSettled(t *testing.T) {
@@ -363,6 +456,76 @@ func TestSettled(t *testing.T) {
 	if m := h.until("drained", version(of.Move.Version)); len(m.Settled) != 1 {
 		t.Errorf("drained: %v", m)
 	}
+}
+
+// TestHeldBack: an event of an epoch inside this proxy that waits for another attempt is
+// waited for also while the store holds it back; where its Subscription stays in that store
+// it comes all the same, but only as long as that is so.
+func TestHeldBack(t *testing.T) {
+	h := connect(t, still())
+	ctx := context.Background()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	admin := h.st.(store.Admin) //nolint:forcetypeassert // it is one
+	for topic, group := range map[string]string{"old": "g", "retry": "rg"} {
+		must(admin.EnsureTopic(ctx, store.TopicSpec{Name: topic}))
+		must(admin.EnsureGroup(ctx, topic, group, store.Start{}))
+	}
+	hold := func(due time.Duration) {
+		t.Helper()
+		must(h.st.(store.Delayer).PublishDelayed(ctx, "retry", []store.Outgoing{{Event: &event.Event{ID: "1", Source: "/s", Type: "t"}}}, []time.Time{h.clock().Add(due)}, make([]store.Result, 1))) //nolint:forcetypeassert // it is one
+	}
+	hold(24 * time.Hour)
+	// One Subscription reads orders and, where that is not nil, another topic of the store.
+	says := func(n int, other *snapshot.Topic) int {
+		t.Helper()
+		s := at(cutover.Draining, n)
+		topic := s.Topics[orders]
+		topic.Epochs[0].Local, topic.Cuts = true, map[uint32]map[string]store.Position{1: {"": {}}}
+		sub := &snapshot.Subscription{Sources: []snapshot.Source{{Topic: topic, Epoch: topic.Epochs[0], Group: "g", RetryTopic: "retry", RetryGroup: "rg"}}}
+		if other != nil {
+			sub.Sources = append(sub.Sources, snapshot.Source{Topic: other, Epoch: other.Epochs[0], Group: "og", RetryTopic: "retry", RetryGroup: "rg"})
+		}
+		s.Subscriptions[orders] = sub
+		h.snaps.Store(s)
+		m := h.until("draining", version(strconv.Itoa(n)))
+		h.answer()
+		return len(m.Settled)
+	}
+	for i, tc := range []struct {
+		other *snapshot.Topic
+		want  int
+		why   string
+	}{
+		{nil, 0, "an event is held back"},
+		{still().Topics[orders], 1, "the Subscription stays there"},
+		{at(cutover.Marking, 1).Topics[orders], 1, "so it does until the other one's cut"},
+		{at(cutover.Draining, 1).Topics[orders], 0, "the other one leaves, too"},
+		{nil, 0, "the other one is gone"},
+	} {
+		if got := says(5+i, tc.other); got != tc.want {
+			t.Errorf("%d groups have settled, want %d: %s", got, tc.want, tc.why)
+		}
+	}
+	h.now.Add(int64(24 * time.Hour))
+	hold(0) // has the store look at its clock
+	sub, err := h.st.Subscribe(ctx, store.SubscribeRequest{Topic: "retry", Group: "rg"})
+	must(err)
+	for i := range 2 {
+		msgs := make([]store.Message, 1)
+		_, err = sub.Fetch(ctx, msgs)
+		must(err)
+		if got := says(10+i, nil); got != 0 {
+			t.Error("settled while an event is delivered")
+		}
+		sub.Settle([]*store.Message{&msgs[0]})
+	}
+	must(sub.Close(ctx))
+	h.until("settled", func(m *discoveryv1.Held) bool { return len(m.Settled) == 1 })
 }
 
 // TestSettledOfALostStore: a store inside this proxy that was lost has less than the cut;

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,4 +102,60 @@ func TestMigration(t *testing.T) {
 		t.Error(err)
 	}
 	publish()
+}
+
+// TestMigrationOfRetries: a move is not finished while an event of the store that is left, which
+// is inside a proxy, waits there for another attempt; then it is.
+func TestMigrationOfRetries(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	r := startReplica(ctx, t, startEtcd(ctx, t))
+	failed, done := make(chan struct{}), make(chan struct{})
+	var attempts atomic.Int32
+	hook := httptest.NewServer(http.HandlerFunc(func(resp http.ResponseWriter, _ *http.Request) {
+		switch attempts.Add(1) { // of the one event
+		case 1:
+			resp.WriteHeader(http.StatusServiceUnavailable)
+			close(failed)
+		case 2:
+			close(done)
+		}
+	}))
+	t.Cleanup(hook.Close)
+	billing := subscriptionRes("billing", hook.URL, "orders")
+	const backoff = 5 * time.Second // longer than a move takes where nothing holds it up
+	billing.GetSubscription().Retry = &configv1.Retry{MinBackoff: durationpb.New(backoff), MaxBackoff: durationpb.New(backoff)}
+	apply(ctx, t, r, eventStore("demo", "main", "1"), eventStore("demo", "next", "1"), topic("demo", "orders"), billing, policyOf(everything("local")))
+	g := startProxy(ctx, t, filepath.Join(t.TempDir(), "data"), r.Addrs().Discovery)
+	g.await("the topic", ready([]string{"orders"}, []string{"billing"}))
+	if code, body := g.post("orders", "x", binary("1")); code != http.StatusOK {
+		t.Fatal(code, body)
+	}
+	select {
+	case <-failed:
+	case <-ctx.Done():
+		t.Fatal("the event is not pushed")
+	}
+	apply(ctx, t, r, &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: "orders"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{To: "next", Wish: configv1.Migration_WISH_FINISH}}})
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		got, err := r.admin.Get(ctx, &adminv1.GetRequest{Name: "topicbinding/demo/orders"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b := got.Resource.GetTopicBinding(); b.Move == nil && len(b.Epochs) == 1 && b.Epochs[0].Store == "next" {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("the move does not finish")
+		}
+	}
+	select {
+	case <-done:
+	default:
+		t.Error("the move has finished while an event waits for another attempt")
+	}
 }

@@ -181,5 +181,5 @@ func (s *Store) Lag(_ context.Context, topic, name string) ([]store.PartitionLag
 		return nil, fault.New(fault.NotFound, op, "unknown-group", "topic %s has no group %s", topic, name)
 	}
 	g.advanceLocked()
-	return []store.PartitionLag{{Committed: g.floor, End: t.next, Behind: int64(t.next-g.floor) - int64(len(g.settled))}}, nil
+	return []store.PartitionLag{{Committed: g.floor, End: t.next, Behind: int64(t.next-g.floor) - int64(len(g.settled)), Delayed: t.delayed}}, nil
 }

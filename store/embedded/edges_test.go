@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -215,5 +216,48 @@ func TestLagOfWhatIsRemoved(t *testing.T) {
 	must(t, err)
 	if want := (store.PartitionLag{Committed: 2, End: 3, Behind: 1}); len(lag) != 1 || lag[0] != want {
 		t.Errorf("got %+v, want %+v", lag, want)
+	}
+}
+
+// TestLagOfWhatIsHeldBack: what is held back for a topic is told, also after a restart, until
+// it lies in the topic: at no moment is it nowhere.
+func TestLagOfWhatIsHeldBack(t *testing.T) {
+	fs := vfs.NewMem()
+	s := openAt(t, fs, "store", 0)
+	defer func() { must(t, s.Close(t.Context())) }()
+	topicOf(t, s, "t")
+	topicOf(t, s, "u")
+	must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
+	lag := func() store.PartitionLag {
+		lag, err := s.Lag(t.Context(), "t", "g")
+		must(t, err)
+		return lag[0]
+	}
+	now := time.Now()
+	for i, due := range []time.Time{now.Add(time.Hour), now.Add(time.Hour), now.Add(2 * time.Hour)} {
+		must(t, s.PublishDelayed(t.Context(), "t", ev(strconv.Itoa(i)), []time.Time{due}, make([]store.Result, 1)))
+	}
+	must(t, s.PublishDelayed(t.Context(), "u", ev("u"), []time.Time{now.Add(time.Hour)}, make([]store.Result, 1)))
+	if got := lag(); got.Delayed != 3 || got.Behind != 0 {
+		t.Errorf("three are held back: %+v", got)
+	}
+	s = restart(t, s, fs)
+	if got := lag(); got.Delayed != 3 || got.Behind != 0 {
+		t.Errorf("three are held back, by another process: %+v", got)
+	}
+	moved := make(chan struct{})
+	go func() { defer close(moved); s.moveDue(now.Add(time.Hour)) }()
+	for done := false; !done; {
+		select {
+		case <-moved:
+			done = true
+		default:
+		}
+		if got := lag(); got.Delayed+got.Behind != 3 {
+			t.Fatalf("three are held back or there: %+v", got)
+		}
+	}
+	if got := lag(); got.Delayed != 1 || got.Behind != 2 {
+		t.Errorf("one is held back, two are due: %+v", got)
 	}
 }

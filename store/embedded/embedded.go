@@ -189,6 +189,7 @@ type topic struct {
 	stored  uint64 // the time of the last record, in Unix nanoseconds: they rise
 	cum     uint64 // bytes of all records ever written
 	cumLow  uint64 // bytes of all records below low
+	delayed int64  // records that are held back
 	changed chan struct{}
 	groups  map[string]*group
 	gone    bool
@@ -321,9 +322,15 @@ func (s *Store) load(db *pebble.DB) error {
 		return err
 	}
 	s.firstDue = time.Time{}
-	return scan(db, "d", func(k, _ []byte) error {
+	for _, t := range s.topics {
+		t.delayed = 0
+	}
+	return scan(db, "d", func(k, v []byte) error {
 		if len(k) != 17 {
 			return errRecord
+		}
+		if len(v) >= 4 && s.byID[binary.BigEndian.Uint32(v)] != nil {
+			s.byID[binary.BigEndian.Uint32(v)].delayed++
 		}
 		if due := time.Unix(0, int64(binary.BigEndian.Uint64(k[1:9]))); s.firstDue.IsZero() {
 			s.firstDue = due

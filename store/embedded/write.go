@@ -24,7 +24,7 @@ type request struct {
 	due     []time.Time // with delayed records
 	first   uint64      // offset of the first record, set by the committer
 	// change writes something else into the batch; also does so beside
-	// records.
+	// records: it removes them from what is held back.
 	change, also func(*pebble.Batch) error
 	bytes        int
 	err          error
@@ -258,6 +258,7 @@ func (s *Store) write(requests []*request, settled []groupState) error {
 	defer b.Close()
 	type end struct{ next, cum, stored uint64 }
 	ends := map[*topic]end{}
+	delayed := map[*topic]int64{}
 	key := make([]byte, 0, 17)
 	for _, r := range requests {
 		if r.change != nil {
@@ -267,6 +268,7 @@ func (s *Store) write(requests []*request, settled []groupState) error {
 			continue
 		}
 		if r.due != nil {
+			delayed[r.topic] += int64(len(r.records))
 			for i, rec := range r.records {
 				s.mu.Lock()
 				seq := s.nextSeq
@@ -283,6 +285,7 @@ func (s *Store) write(requests []*request, settled []groupState) error {
 			if err := r.also(b); err != nil {
 				return err
 			}
+			delayed[r.topic] -= int64(len(r.records))
 		}
 		e, ok := ends[r.topic]
 		if !ok {
@@ -317,6 +320,9 @@ func (s *Store) write(requests []*request, settled []groupState) error {
 	for t, e := range ends {
 		t.next, t.cum, t.stored = e.next, e.cum, e.stored
 		t.wakeLocked()
+	}
+	for t, n := range delayed {
+		t.delayed += n
 	}
 	return nil
 }
