@@ -116,7 +116,6 @@ func TestKeptAndNotTold(t *testing.T) {
 	if err := s.EnsureTopic(ctx, store.TopicSpec{Name: topic, Partitions: 1}); err != nil {
 		t.Fatal(err)
 	}
-	kept := uint64(0)
 	publish := func(events ...store.Outgoing) (store.Position, error) {
 		res := make([]store.Result, len(events))
 		err := s.Publish(ctx, topic, events, res)
@@ -129,7 +128,7 @@ func TestKeptAndNotTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept = pos.Offset + 1
+	kept := pos.Offset + 1
 	for _, first := range []*kerr.Error{kerr.NotLeaderForPartition, kerr.NotEnoughReplicasAfterAppend, kerr.RequestTimedOut, kerr.UnknownServerError, kerr.KafkaStorageError,
 		kerr.LeaderNotAvailable, kerr.BrokerNotAvailable} {
 		for _, then := range []*kerr.Error{kerr.TopicAuthorizationFailed, kerr.MessageTooLarge} {
