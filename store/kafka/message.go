@@ -4,11 +4,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 	"unsafe"
 
@@ -166,15 +164,15 @@ func decode(r *kgo.Record) event.Event {
 
 // skip has a client that reads go on behind a batch that is too large to be decompressed,
 // which gives nothing of its partition else, and has a record stand for it.
-func skip(c *kgo.Client, log *slog.Logger, p *kgo.FetchTopicPartition) {
+func (s *Store) skip(c *kgo.Client, p *kgo.FetchTopicPartition) {
 	var large *kgo.ErrDecompressTooLarge
 	if !errors.As(p.Err, &large) {
 		return
 	}
 	why := fmt.Sprintf("the batch of the offsets %d to %d has more than %d MiB once it is decompressed; none of it was read", large.Offset, large.NextOffset-1, maxInflated>>20)
-	log.Warn("a batch of records is too large to be read: an event stands for it", "topic", p.Topic, "partition", p.Partition, "why", why)
+	s.cfg.Log.Warn("a batch of records is too large to be read: an event stands for it", "topic", p.Topic, "partition", p.Partition, "why", why)
 	p.Err = nil
-	p.Records = append(p.Records, &kgo.Record{Topic: p.Topic, Partition: p.Partition, Offset: large.Offset, Timestamp: time.Now(), LeaderEpoch: large.Epoch,
+	p.Records = append(p.Records, &kgo.Record{Topic: p.Topic, Partition: p.Partition, Offset: large.Offset, Timestamp: s.op.Clock.Now(), LeaderEpoch: large.Epoch,
 		Headers: []kgo.RecordHeader{{Key: meshPrefix + headerUnreadable, Value: []byte(why)}}})
 	c.SetOffsets(map[string]map[int32]kgo.EpochOffset{p.Topic: {p.Partition: {Epoch: large.Epoch, Offset: large.NextOffset}}})
 }

@@ -186,7 +186,7 @@ func (n *session) poll() {
 		fetches := n.c.PollFetches(n.life)
 		var enough []int32
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-			skip(n.c, n.sub.s.cfg.Log, &p)
+			n.sub.s.skip(n.c, &p)
 			if p.Err != nil && n.life.Err() == nil {
 				n.sub.fail(unreachable(n.life, "kafka.fetch", p.Err))
 			}

@@ -107,7 +107,7 @@ func (t *tail) Next(ctx context.Context, dst []store.Message) (int, error) {
 		var failed error
 		t.mu.Lock()
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-			skip(t.c, t.s.cfg.Log, &p)
+			t.s.skip(t.c, &p)
 			if p.Err != nil {
 				failed = p.Err
 			}
