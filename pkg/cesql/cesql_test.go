@@ -266,7 +266,7 @@ func BenchmarkCompile(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				if _, err := parse(src); err != nil {
+				if _, _, err := parse(src); err != nil {
 					b.Fatal(err)
 				}
 			}
