@@ -53,7 +53,7 @@ func (s *shell) quotas() {
 	s.walk(blocks(s.T, "docs/quotas.md", ""),
 		step{begins: "weft up", instead: s.up},
 		step{begins: "weft apply", says: []string{`quota/demo/hello created`, `is in force at 1 proxy`, `events_per_second`}},
-		step{begins: "for i", says: []string{`HTTP/1.1 200 OK`, `HTTP/1.1 429 Too Many Requests`, `Retry-After: 1\r?\n`, `"reason":"quota-exceeded"`, `weft: .*Quota hello allows 1 events a second to be published for each principal`}},
+		step{begins: "for i", says: []string{`HTTP/1.1 200 OK`, `HTTP/1.1 429 Too Many Requests`, `Retry-After: 1\r?\n`, `"reason":"quota-exceeded"`, `weft: .*Quota hello allows 1 event a second to be published for each principal`}},
 		step{begins: "curl", says: []string{`weft_proxy_quota_exceeded_total\{limit="events",quota="demo/hello"\} [2-5]`, `weft_proxy_quota_counted `}},
 		step{begins: "curl", says: []string{`"status":429`, `Quota hello allows no more connections`, `quota/demo/hello deleted`}})
 }

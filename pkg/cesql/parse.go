@@ -24,7 +24,7 @@ func parse(src string) (root node, attributes []string, err error) {
 	case !utf8.ValidString(src):
 		return nil, nil, fmt.Errorf("is not valid UTF-8")
 	}
-	var errs firstError
+	errs := firstError{src: src}
 	if err := bounded(src, &errs); err != nil {
 		return nil, nil, err
 	}
@@ -98,13 +98,28 @@ var errDepth = fmt.Errorf("may nest %d deep", MaxDepth)
 // firstError keeps the first error of lexer and parser.
 type firstError struct {
 	antlr.DefaultErrorListener
+	src string
 	err error
 }
 
 func (f *firstError) SyntaxError(_ antlr.Recognizer, _ any, line, column int, msg string, _ antlr.RecognitionException) {
-	if f.err == nil {
-		f.err = &syntaxError{line, column, msg}
+	if f.err != nil {
+		return
 	}
+	if f.ofData(line, column) {
+		msg += "; expressions see the attributes of an event, not its data"
+	}
+	f.err = &syntaxError{line, column, msg}
+}
+
+// ofData tells whether a place is behind "data", as in "data.amount".
+func (f *firstError) ofData(line, column int) bool {
+	rest := f.src
+	for range line - 1 {
+		_, rest, _ = strings.Cut(rest, "\n")
+	}
+	text := []rune(rest)
+	return column < len(text) && text[column] == '.' && strings.HasSuffix(strings.ToLower(string(text[:column])), "data")
 }
 
 // builder turns what the SDK's grammar parsed into nodes. The tree is without
