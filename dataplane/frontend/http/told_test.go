@@ -2,6 +2,7 @@ package http
 
 import (
 	"encoding/json"
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -51,7 +52,7 @@ func TestToldOfAnotherHost(t *testing.T) {
 	} {
 		resp, body := w.ask("POST", orders, "x", append([]string{header}, inBinary...)...)
 		var d details
-		if err := json.Unmarshal([]byte(body), &d); err != nil || resp.StatusCode != 401 || d.Reason != "cross-site" || !strings.HasPrefix(d.Detail, says) {
+		if err := json.Unmarshal([]byte(body), &d); err != nil || resp.StatusCode != http.StatusUnauthorized || d.Reason != "cross-site" || !strings.HasPrefix(d.Detail, says) {
 			t.Errorf("%s: %d %s", header, resp.StatusCode, body)
 		}
 	}
