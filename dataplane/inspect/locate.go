@@ -219,7 +219,7 @@ func (a *asking) ahead(t *snapshot.Topic) string {
 	case !first.Again.IsZero():
 		is = append(is, "is tried again at "+first.Again.UTC().Format(time.RFC3339))
 	default:
-		is = append(is, "is given to a member first")
+		is = append(is, "waits for a member")
 	}
 	if last := len(is) - 1; last > 0 {
 		is[last] = "and " + is[last]

@@ -85,7 +85,7 @@ func TestWhatAKeyWaitsFor(t *testing.T) {
 		"blocked":     {delivery.Ahead{Position: at(1), Failed: 3, Blocked: true, Again: again}, "its key waits for a1 (source /s), which has failed 3 times, blocks it until somebody settles it, and is tried again at 2026-07-01T12:00:00Z"},
 		"failed once": {delivery.Ahead{Position: at(1), Failed: 1, Again: again}, "its key waits for a1 (source /s), which has failed once, and is tried again at 2026-07-01T12:00:00Z"},
 		"out":         {delivery.Ahead{Position: at(1), Out: true}, "its key waits for a1 (source /s), which is with a member now"},
-		"not yet out": {delivery.Ahead{Position: at(1)}, "its key waits for a1 (source /s), which is given to a member first"},
+		"not yet out": {delivery.Ahead{Position: at(1)}, "its key waits for a1 (source /s), which waits for a member"},
 		"itself":      {delivery.Ahead{Position: at(2), Out: true}, ""},
 		"behind it":   {delivery.Ahead{Position: at(3), Out: true}, ""},
 	} {
