@@ -77,7 +77,7 @@ func (v *Validator) Alone(r *configv1.Resource) []Problem {
 		} else {
 			for _, violation := range ve.Violations {
 				p := violation.Proto
-				c.add(specPath(protovalidate.FieldPathString(p.GetField())), p.GetRuleId(), cmp.Or(mustBeSet(violation), p.GetMessage(), "breaks the rule "+p.GetRuleId()))
+				c.add(specPath(protovalidate.FieldPathString(p.GetField())), p.GetRuleId(), cmp.Or(mustBeSet(violation), broken(violation), p.GetMessage(), "breaks the rule "+p.GetRuleId()))
 			}
 		}
 	}

@@ -54,3 +54,40 @@ func (r *runtime) blocked() Blocked {
 	}
 	return b
 }
+
+// Ahead is the event of a key that those behind it wait for, in an ordered Subscription.
+type Ahead struct {
+	Source, ID string
+	Position   position.Token
+	// Failed is how many attempts have failed. With Blocked they are over, and it is repeated
+	// until somebody settles it.
+	Failed  int
+	Blocked bool
+	// Out: a member has it. Otherwise Again is when it is given out again, if it waits for a time.
+	Out   bool
+	Again time.Time
+}
+
+// Ahead tells what a key of a topic waits for in a Subscription, by its uid; false where
+// nothing of the key is on this proxy.
+func (m *Manager) Ahead(uid, topic, key string) (Ahead, bool) {
+	m.mu.Lock()
+	r := m.runtimes[uid]
+	m.mu.Unlock()
+	if r == nil {
+		return Ahead{}, false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.lanes[laneKey{topic, key}]
+	if l == nil {
+		return Ahead{}, false
+	}
+	it := l.items[0]
+	_, stuck := r.stuck[it]
+	a := Ahead{Source: it.msg.stored.Source, ID: it.msg.stored.ID, Position: it.msg.token, Failed: it.msg.attempt - 1, Blocked: stuck, Out: it.owner != nil}
+	if !a.Out && it.slot != 0 {
+		a.Again = it.due
+	}
+	return a, true
+}

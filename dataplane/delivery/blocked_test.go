@@ -59,3 +59,42 @@ func TestBlocked(t *testing.T) {
 		told(0, "")
 	})
 }
+
+// TestAhead: what a key waits for is told, with what became of it so far, while it is the
+// first of its key here.
+func TestAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, st := newOrderedWorld(t, func(s *snapshot.Subscription) { s.Block, s.MaxAttempts = true, 2 })
+		defer w.stop()
+		for _, id := range []string{"a1", "a2"} {
+			st.append("orders", 0, keyed(id, "a"))
+		}
+		if _, there := w.m.Ahead(uidSub, "orders", "a"); there {
+			t.Error("without members")
+		}
+		m := w.join(10)
+		defer m.Close()
+		told := func(id string, failed int, blocked, out, again bool) {
+			t.Helper()
+			synctest.Wait()
+			if a, there := w.m.Ahead(uidSub, "orders", "a"); !there || a.ID != id || a.Source != "/test" || a.Failed != failed || a.Blocked != blocked || a.Out != out || a.Again.IsZero() == again {
+				t.Errorf("%+v", a)
+			}
+		}
+		for failed := range 3 {
+			d := w.next(m, 1)[0]
+			told("a1", failed, failed == 2, true, false)
+			if failed == 2 {
+				m.Ack(d.ID)
+				break
+			}
+			m.Nack("no", time.Second, d.ID)
+			told("a1", failed+1, failed == 1, false, true)
+		}
+		told("a2", 0, false, false, false)
+		m.Ack(w.next(m, 1)[0].ID)
+		if _, there := w.m.Ahead(uidSub, "orders", "a"); there {
+			t.Error("all are settled")
+		}
+	})
+}

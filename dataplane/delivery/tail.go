@@ -73,7 +73,8 @@ func (m *Manager) Tail(ctx context.Context, who *policy.Principal, r TailRequest
 	return t, nil
 }
 
-// selected are the topics that the tail reads by a configuration.
+// selected are the topics that the tail reads by a configuration: maybe none yet, where it
+// has patterns and a rule allows some name that they match.
 func (t *tail) selected(snap *snapshot.Snapshot, who *policy.Principal) ([]*snapshot.Topic, map[string]*policy.Grant, error) {
 	var out []*snapshot.Topic
 	var grants map[string]*policy.Grant
@@ -100,26 +101,21 @@ func (t *tail) selected(snap *snapshot.Snapshot, who *policy.Principal) ([]*snap
 		}
 		out = append(out, topic)
 	}
-	var refused error
 	for _, topic := range snap.Matching(t.namespace, t.topics) {
 		if slices.Contains(t.topics, topic.Name) {
 			continue
 		}
 		if _, ok := allowed(topic.Name); ok {
 			out = append(out, topic)
-		} else {
-			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.namespace, who)
 		}
 	}
-	if err := snap.Refusal(t.namespace); err != nil && len(out) > 0 {
+	// Who may read none that matches is told nothing of which there are: whether to wait for
+	// one goes by the rules alone.
+	if len(out) == 0 && !slices.ContainsFunc(t.topics, func(p string) bool { return snap.Rules.Prospect(who, policy.Subscribe, t.namespace, p) }) {
+		return nil, nil, fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.namespace, who)
+	}
+	if err := snap.Refusal(t.namespace); err != nil {
 		return nil, nil, err
-	}
-	if len(out) == 0 {
-		if refused == nil {
-			// Whether there are topics is told only to those who may know.
-			refused = fault.New(fault.Denied, "authorise", "access-denied", "no topic that matches may be read: no AccessPolicy of namespace %s allows it to %s", t.namespace, who)
-		}
-		return nil, nil, refused
 	}
 	return out, grants, nil
 }

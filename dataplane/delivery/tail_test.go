@@ -104,6 +104,37 @@ func TestTailOfATopicThatComes(t *testing.T) {
 	}
 }
 
+// TestTailThatNothingMatchesYet: a tail by a pattern waits for the first topic that matches,
+// where a rule may allow one; to whom none does it is refused, in the same words whatever
+// topics there are; and it ends when the rules do not any more.
+func TestTailThatNothingMatchesYet(t *testing.T) {
+	w := newWorld(t, nil)
+	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"later.>"}, From: store.Start{End: true}})
+	w.must(err)
+	defer tl.Close()
+	var res [1]store.Result
+	w.must(w.st.(store.Admin).EnsureTopic(w.ctx, store.TopicSpec{Name: "later"}))
+	w.must(w.st.Publish(w.ctx, "later", []store.Outgoing{{Event: &event.Event{ID: "first", Source: "/s", Type: "t"}}}, res[:]))
+	snap := w.snapshot(nil)
+	later := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "later.on"}, UID: uidStore, Epochs: []snapshot.Epoch{{Number: 1, StoreUID: uidStore, Physical: "later"}}}
+	snap.Topics[later.Key] = later
+	w.snaps.Store(snap)
+	if d := w.next(tl, 1)[0]; d.Event.ID != "first" || d.Topic != "later.on" {
+		t.Errorf("%s of %s", d.Event.ID, d.Topic)
+	}
+	few := allowAll()
+	few[0].Topics = []string{"elsewhere"}
+	w.snaps.Store(w.snapshot(nil, few...))
+	if _, err := tl.Next(w.ctx, make([]Delivery, 1)); fault.ClassOf(err) != fault.Denied {
+		t.Errorf("without a rule: %v", err)
+	}
+	for _, pattern := range []string{"later.>", "*.*", "orders.>"} {
+		if _, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{pattern}}); fault.ClassOf(err) != fault.Denied || !strings.Contains(err.Error(), "no topic that matches may be read") {
+			t.Errorf("%s: %v", pattern, err)
+		}
+	}
+}
+
 // TestTailIsBounded: a tail whose client does not read holds a bounded number of
 // bytes, and loses nothing by it.
 func TestTailIsBounded(t *testing.T) {

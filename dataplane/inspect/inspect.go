@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
@@ -26,7 +27,10 @@ type Config struct {
 	// Members tells how many members a Subscription has on this proxy, by its uid,
 	// and how many of its events are unsettled here.
 	Members func(uid string) (members, unsettled int)
-	NodeID  string
+	// Ahead tells which event a key of a topic waits for in an ordered Subscription, where
+	// this proxy delivers it.
+	Ahead  func(uid, topic, key string) (delivery.Ahead, bool)
+	NodeID string
 	// Clock tells how long ago an hour is.
 	Clock clock.Clock
 }

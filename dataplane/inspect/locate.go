@@ -2,12 +2,15 @@ package inspect
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
 )
@@ -140,7 +143,7 @@ func (a *asking) place(ctx context.Context, src *snapshot.Source) error {
 	members, unsettled := a.i.cfg.Members(a.sub.UID)
 	hint := ""
 	if members > 0 {
-		a.found("members", true, "this proxy has members of it, with unsettled events: %d members, %d events", members, unsettled)
+		a.found("members", true, "this proxy has %s of it, and %s of it that are not settled, with members or waiting for them", several(members, "member"), several(unsettled, "event"))
 	} else {
 		none := "no member is connected to this proxy"
 		if a.sub.Push != nil {
@@ -148,6 +151,11 @@ func (a *asking) place(ctx context.Context, src *snapshot.Source) error {
 		}
 		hint = "; " + none
 		a.found("members", false, "%s", none)
+	}
+	if why := a.ahead(src.Topic); why != "" {
+		a.found("order", false, "%s", why)
+		a.verdict("waiting", "Subscription %s has not come to it: %s", a.sub.Name, why)
+		return nil
 	}
 	st, err := a.i.cfg.Store(src.Epoch.StoreUID)
 	if err != nil {
@@ -167,8 +175,12 @@ func (a *asking) place(ctx context.Context, src *snapshot.Source) error {
 			continue
 		}
 		if a.pos.Pos.Offset >= l.Committed {
-			a.found("place", true, "the Subscription has settled its partition up to %d, the event is at %d, and %d are unsettled", l.Committed, a.pos.Pos.Offset, l.Behind)
-			a.verdict("waiting", "Subscription %s has not come to it: %d events of its partition are unsettled, it is %d behind the oldest of them%s", a.sub.Name, l.Behind, a.pos.Pos.Offset-l.Committed, hint)
+			a.found("place", true, "the Subscription has settled its partition up to %d, the event is at %d, and %d are not settled", l.Committed, a.pos.Pos.Offset, l.Behind)
+			where := "the oldest of them"
+			if n := a.pos.Pos.Offset - l.Committed; n > 0 {
+				where = fmt.Sprint(n, " behind the oldest of them")
+			}
+			a.verdict("waiting", "Subscription %s has not come to it: of its partition %s, delivered or not, wait to be settled, and it is %s%s", a.sub.Name, several(int(l.Behind), "event"), where, hint)
 			return nil
 		}
 		a.found("place", false, "the Subscription is past it: settled up to %d, the event is at %d", l.Committed, a.pos.Pos.Offset)
@@ -177,4 +189,51 @@ func (a *asking) place(ctx context.Context, src *snapshot.Source) error {
 	}
 	a.verdict("waiting", "nothing keeps it from Subscription %s", a.sub.Name)
 	return nil
+}
+
+// ahead says what the event's key waits for; "" where that is not known here, or nothing is
+// before the event.
+func (a *asking) ahead(t *snapshot.Topic) string {
+	if !a.sub.Ordered || a.event == nil || a.i.cfg.Ahead == nil {
+		return ""
+	}
+	first, ok := a.i.cfg.Ahead(a.sub.UID, t.Name, a.event.Key(t.KeyFrom))
+	at, of := first.Position, a.pos
+	if !ok || at.Epoch > of.Epoch || at.Epoch == of.Epoch && at.Pos.Partition == of.Pos.Partition && !at.Pos.Less(of.Pos) {
+		return ""
+	}
+	var is []string
+	switch first.Failed {
+	case 0:
+	case 1:
+		is = append(is, "has failed once")
+	default:
+		is = append(is, "has failed "+several(first.Failed, "time"))
+	}
+	if first.Blocked {
+		is = append(is, "blocks it until somebody settles it")
+	}
+	switch {
+	case first.Out:
+		is = append(is, "is with a member now")
+	case !first.Again.IsZero():
+		is = append(is, "is tried again at "+first.Again.UTC().Format(time.RFC3339))
+	default:
+		is = append(is, "waits for a member")
+	}
+	if last := len(is) - 1; last > 0 {
+		is[last] = "and " + is[last]
+	}
+	return fmt.Sprintf("its key waits for %s (source %s), which %s", names.Text(first.ID, maxShown), names.Text(first.Source, maxShown), strings.Join(is, ", "))
+}
+
+// maxShown bounds what is shown of another event's id and source, in bytes.
+const maxShown = 128
+
+// several is a number of things.
+func several(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprint(n, " ", what)
 }

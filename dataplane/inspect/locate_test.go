@@ -9,6 +9,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
@@ -16,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/position"
 )
 
 // endless is a store whose topics have an event every half a second, for ever.
@@ -66,4 +68,34 @@ func TestSearchEnds(t *testing.T) {
 			t.Errorf("it says %s", said)
 		}
 	})
+}
+
+// TestWhatAKeyWaitsFor: of an event of an ordered Subscription whose key is held up is said
+// by which event, and what became of that; not where that one comes behind it.
+func TestWhatAKeyWaitsFor(t *testing.T) {
+	again := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
+	at := func(offset uint64) position.Token {
+		return position.Token{Epoch: 1, Pos: store.Position{Offset: offset}}
+	}
+	topic := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "orders"}, KeyFrom: "subject"}
+	for name, tc := range map[string]struct {
+		first delivery.Ahead
+		want  string
+	}{
+		"blocked":     {delivery.Ahead{Position: at(1), Failed: 3, Blocked: true, Again: again}, "its key waits for a1 (source /s), which has failed 3 times, blocks it until somebody settles it, and is tried again at 2026-07-01T12:00:00Z"},
+		"failed once": {delivery.Ahead{Position: at(1), Failed: 1, Again: again}, "its key waits for a1 (source /s), which has failed once, and is tried again at 2026-07-01T12:00:00Z"},
+		"out":         {delivery.Ahead{Position: at(1), Out: true}, "its key waits for a1 (source /s), which is with a member now"},
+		"not yet out": {delivery.Ahead{Position: at(1)}, "its key waits for a1 (source /s), which waits for a member"},
+		"itself":      {delivery.Ahead{Position: at(2), Out: true}, ""},
+		"behind it":   {delivery.Ahead{Position: at(3), Out: true}, ""},
+	} {
+		tc.first.Source, tc.first.ID = "/s", "a1"
+		a := &asking{sub: &snapshot.Subscription{UID: "u", Ordered: true}, event: &event.Event{ID: "a2", Source: "/s", Type: "t", Subject: "a"}, pos: at(2),
+			i: New(Config{Ahead: func(uid, topic, key string) (delivery.Ahead, bool) {
+				return tc.first, uid == "u" && topic == "orders" && key == "a"
+			}})}
+		if got := a.ahead(topic); got != tc.want {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
 }

@@ -119,8 +119,11 @@ const lateBy = time.Minute
 // It borrows e.
 func (p *Pipeline) Reply(ctx context.Context, who *policy.Principal, namespace string, e event.Event) error {
 	const op = "reply"
-	token, _ := event.Lookup(e.Ext, event.AttrReplyTo)
+	token, there := event.Lookup(e.Ext, event.AttrReplyTo)
 	t, err := parseReplyToken(token)
+	if !there {
+		return fault.New(fault.Invalid, op, "bad-reply-token", "the reply has no attribute %s: it has that of its request, as it was", event.AttrReplyTo)
+	}
 	if err != nil {
 		return fault.New(fault.Invalid, op, "bad-reply-token", "the attribute %s of a reply is that of its request, as it was", event.AttrReplyTo)
 	}

@@ -348,6 +348,11 @@ func TestForgedReplies(t *testing.T) {
 	if n := at.replies(replyUnknown); n != 2 {
 		t.Errorf("%d unknown replies", n)
 	}
+	bare := answer("bare", request)
+	bare.Ext = nil
+	if err := at.p.Reply(a.ctx, answerer, "demo", bare); !strings.Contains(fault.From(err).Msg, "has no attribute replyto") {
+		t.Errorf("a reply without replyto: %v", err)
+	}
 	large := answer("large", request)
 	large.Data = make([]byte, 1<<20)
 	if err := at.p.Reply(a.ctx, answerer, "demo", large); fault.From(err).Reason != "event-too-large" {

@@ -65,6 +65,25 @@ func (r *Rules) Grant(p *Principal, a Action, namespace, name string) Grant {
 	return g
 }
 
+// Prospect reports whether rules may allow p to do a on some name that a pattern matches,
+// whether there is a topic (Publish, Subscribe) or subscription (Consume) of that name or
+// not: one that comes is judged by itself.
+func (r *Rules) Prospect(p *Principal, a Action, namespace, pattern string) bool {
+	n := r.namespaces[namespace]
+	if n == nil || n.denied != "" {
+		return false
+	}
+	of := func(c class, is func(string) bool) bool {
+		return slices.ContainsFunc(n.rules, func(r accessRule) bool {
+			return r.class() == c && r.actions[a] && (c == allows || !r.perEvent()) && r.names(p) && r.of(a).some(is)
+		})
+	}
+	denied := func(name string) bool {
+		return of(denies, func(wide string) bool { return names.Covers(wide, name) })
+	}
+	return !denied(pattern) && of(allows, func(s string) bool { return names.Meet(s, pattern) && !denied(s) })
+}
+
 // PerEvent reports whether the answer may differ from event to event.
 func (g *Grant) PerEvent() bool {
 	return g.first[denies] == nil && g.denied == "" && slices.ContainsFunc(g.some, func(r *accessRule) bool { return !r.shadow })

@@ -253,3 +253,41 @@ func BenchmarkAuthorizeMany(b *testing.B) {
 		})
 	}
 }
+
+// TestProspect: whether a rule may allow a name that a pattern matches, whichever there are.
+func TestProspect(t *testing.T) {
+	alice := &Principal{Namespace: "demo", Name: "alice"}
+	of := func(name string, effect configv1.Effect, topics ...string) *configv1.AccessRule {
+		return &configv1.AccessRule{Name: name, Effect: effect, Principals: []string{"alice"}, Actions: []configv1.Action{publish}, Topics: topics}
+	}
+	shadowed, some := of("shadowed", allow, ">"), of("some", deny, ">")
+	shadowed.Mode, some.Subjects = shadow, []string{"x"}
+	for name, tc := range map[string]struct {
+		rules   []*configv1.AccessRule
+		pattern string
+		want    bool
+	}{
+		"all":                   {[]*configv1.AccessRule{of("a", allow, ">")}, "nosuch.>", true},
+		"a name":                {[]*configv1.AccessRule{of("a", allow, "orders")}, "*", true},
+		"another name":          {[]*configv1.AccessRule{of("a", allow, "orders.eu")}, "*", false},
+		"patterns that meet":    {[]*configv1.AccessRule{of("a", allow, "*.eu")}, "orders.*", true},
+		"no rule":               {nil, ">", false},
+		"a shadowed rule":       {[]*configv1.AccessRule{shadowed}, ">", false},
+		"denied":                {[]*configv1.AccessRule{of("a", allow, ">"), of("d", deny, "orders.>")}, "orders.*", false},
+		"denied in part":        {[]*configv1.AccessRule{of("a", allow, ">"), of("d", deny, "orders.*")}, "orders.>", true},
+		"what is allowed is":    {[]*configv1.AccessRule{of("a", allow, "orders.eu"), of("d", deny, "orders.*")}, "orders.>", false},
+		"some events are":       {[]*configv1.AccessRule{of("a", allow, ">"), some}, "orders.>", true},
+		"to somebody else only": {[]*configv1.AccessRule{{Name: "b", Effect: allow, Principals: []string{"bob"}, Actions: []configv1.Action{publish}, Topics: []string{">"}}}, ">", false},
+	} {
+		r := CompileRules(rules(tc.rules...), nil)
+		if got := r.Prospect(alice, Publish, "demo", tc.pattern); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+		if r.Prospect(alice, Subscribe, "demo", tc.pattern) || r.Prospect(alice, Publish, "other", tc.pattern) {
+			t.Errorf("%s: another action or namespace", name)
+		}
+	}
+	if CompileRules(rules(of("a", allow, ">")), map[string]string{"demo": "accesspolicy/demo/q"}).Prospect(alice, Publish, "demo", ">") {
+		t.Error("a namespace that is denied")
+	}
+}

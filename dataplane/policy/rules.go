@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -116,6 +117,16 @@ func (m *matcher) match(name string) bool {
 		}
 	}
 	return false
+}
+
+// some reports whether is holds of one of the names and patterns.
+func (m *matcher) some(is func(string) bool) bool {
+	for n := range m.names {
+		if is(n) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(m.patterns, is)
 }
 
 // NamedPolicy is an AccessPolicy with its names.

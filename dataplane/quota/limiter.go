@@ -260,18 +260,26 @@ func (r *Rule) refusal(limit string, wait time.Duration, events, size int64, cos
 		if costEvents > r.burst {
 			return never(events, "events", r.publish.events)
 		}
-		what = fmt.Sprintf("%d events a second to be published", r.publish.events)
+		what = several(r.publish.events, "event") + " a second to be published"
 	case limitBytes:
 		if costBytes > r.burst {
 			return never(size, "bytes", r.publish.bytes)
 		}
-		what = fmt.Sprintf("%d bytes a second to be published", r.publish.bytes)
+		what = several(r.publish.bytes, "byte") + " a second to be published"
 	case limitInFlight:
 		if events > r.inFlight {
 			return fault.New(fault.TooLarge, "quota", TooMuch, "%d events at once can never pass Quota %s: %d may be in flight; send smaller batches", events, r.name, r.inFlight)
 		}
-		what = fmt.Sprintf("%d events in flight", r.inFlight)
+		what = several(r.inFlight, "event") + " in flight"
 	}
 	return &fault.Error{Class: fault.Throttled, Op: "quota", Reason: Exceeded, RetryAfter: wait,
 		Msg: fmt.Sprintf("Quota %s allows %s for %s; nothing was published", r.name, what, r.whose())}
+}
+
+// several is a number of things.
+func several(n int64, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprint(n, " ", what)
 }

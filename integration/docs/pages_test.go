@@ -53,7 +53,7 @@ func (s *shell) quotas() {
 	s.walk(blocks(s.T, "docs/quotas.md", ""),
 		step{begins: "weft up", instead: s.up},
 		step{begins: "weft apply", says: []string{`quota/demo/hello created`, `is in force at 1 proxy`, `events_per_second`}},
-		step{begins: "for i", says: []string{`HTTP/1.1 200 OK`, `HTTP/1.1 429 Too Many Requests`, `Retry-After: 1\r?\n`, `"reason":"quota-exceeded"`, `weft: .*Quota hello allows 1 events a second to be published for each principal`}},
+		step{begins: "for i", says: []string{`HTTP/1.1 200 OK`, `HTTP/1.1 429 Too Many Requests`, `Retry-After: 1\r?\n`, `"reason":"quota-exceeded"`, `weft: .*Quota hello allows 1 event a second to be published for each principal`}},
 		step{begins: "curl", says: []string{`weft_proxy_quota_exceeded_total\{limit="events",quota="demo/hello"\} [2-5]`, `weft_proxy_quota_counted `}},
 		step{begins: "curl", says: []string{`"status":429`, `Quota hello allows no more connections`, `quota/demo/hello deleted`}})
 }
@@ -95,7 +95,7 @@ func (s *shell) filters() {
 		step{begins: "weft publish", says: []string{`1`}},
 		step{begins: "weft pull", says: []string{`billing\.invoice\.sent`}},
 		step{begins: "weft publish", says: []string{`transform: `}},
-		step{begins: "weft eval", says: []string{`topic invoices keeps it`, `subscription euro delivers .*"type":"billing\.invoice\.sent".*"data":\{"amount":10,"in":"EUR"\}`, `subscription euro leaves it out: spec\.filter\.sql: it is not true`}},
+		step{begins: "weft eval", says: []string{`topic invoices keeps it`, `subscription euro delivers .*"type":"billing\.invoice\.sent".*"data":\{"amount":10,"in":"EUR"\}`, `subscription euro leaves it out: spec\.filter\.sql: .* is not true; the event has `}},
 		step{begins: "weft publish", says: []string{`rule "plant-1" of accesspolicy/demo/invoices allows demo/local to publish only some events .* whose subject is "plant2/1"|allows local to publish only some events .* whose subject is "plant2/1"`, `rule "no-secrets" of accesspolicy/demo/invoices denies .*, for events as this one, whose subject is "plant1/1"`}})
 }
 

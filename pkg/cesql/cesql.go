@@ -38,23 +38,28 @@ const MaxSteps = 10_000
 
 // Expression is a compiled expression. It is immutable and safe for concurrent use.
 type Expression struct {
-	root   node
-	source string
+	root       node
+	source     string
+	attributes []string
 }
 
 // Compile compiles src. The error says what is wrong and where; it is not of any
 // particular type.
 func Compile(src string) (*Expression, error) {
 	return compiled.Get(src, func() (*Expression, error) {
-		root, err := parse(src)
+		root, attributes, err := parse(src)
 		if err != nil {
 			return nil, err
 		}
-		return &Expression{root: root, source: src}, nil
+		return &Expression{root: root, source: src, attributes: attributes}, nil
 	})
 }
 
 var compiled weakcache.Cache[Expression]
+
+// Attributes are the names of the attributes that the expression looks at, each once, in
+// the order in which it has them.
+func (x *Expression) Attributes() []string { return x.attributes }
 
 // String is the expression as it was written.
 func (x *Expression) String() string { return x.source }

@@ -21,6 +21,8 @@ func TestRefused(t *testing.T) {
 		"type = 'a' #":                     "line 1, column 12",
 		"type = 'a":                        "line 1, column 8",
 		"a b":                              "line 1, column 3",
+		"data.amount > 3":                  "expressions see the attributes of an event, not its data",
+		"type = 'a'\nAND Data.b = 1":       "line 2, column 9: token recognition error at: '.'; expressions see the attributes of an event, not its data",
 		"UNKNOWN(1)":                       "no such function: UNKNOWN with 1 arguments",
 		"LENGTH('a', 'b')":                 "no such function: LENGTH with 2 arguments",
 		"4294967296 = id":                  "4294967296 is not an Integer of 32 bits",
@@ -266,7 +268,7 @@ func BenchmarkCompile(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				if _, err := parse(src); err != nil {
+				if _, _, err := parse(src); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -2,6 +2,7 @@ package cesql
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -13,19 +14,19 @@ import (
 	"github.com/weft-mesh/weft/pkg/event"
 )
 
-// parse turns src into a tree.
-func parse(src string) (node, error) {
+// parse turns src into a tree, and tells which attributes that looks at.
+func parse(src string) (root node, attributes []string, err error) {
 	switch {
 	case src == "":
-		return nil, fmt.Errorf("must not be empty")
+		return nil, nil, fmt.Errorf("must not be empty")
 	case len(src) > MaxLength:
-		return nil, fmt.Errorf("has %d bytes, an expression may have %d", len(src), MaxLength)
+		return nil, nil, fmt.Errorf("has %d bytes, an expression may have %d", len(src), MaxLength)
 	case !utf8.ValidString(src):
-		return nil, fmt.Errorf("is not valid UTF-8")
+		return nil, nil, fmt.Errorf("is not valid UTF-8")
 	}
-	var errs firstError
+	errs := firstError{src: src}
 	if err := bounded(src, &errs); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	lexer := newLexer(src, &errs)
 	p := gen.NewCESQLParserParser(antlr.NewCommonTokenStream(lexer, antlr.TokenDefaultChannel))
@@ -33,11 +34,11 @@ func parse(src string) (node, error) {
 	p.AddErrorListener(&errs)
 	tree := p.Cesql()
 	if errs.err != nil {
-		return nil, errs.err
+		return nil, nil, errs.err
 	}
 	b := &builder{}
-	root := b.build(tree.(*gen.CesqlContext).Expression(), 1)
-	return root, b.err
+	root = b.build(tree.(*gen.CesqlContext).Expression(), 1)
+	return root, b.attributes, b.err
 }
 
 func newLexer(src string, errs *firstError) *gen.CESQLParserLexer {
@@ -97,18 +98,42 @@ var errDepth = fmt.Errorf("may nest %d deep", MaxDepth)
 // firstError keeps the first error of lexer and parser.
 type firstError struct {
 	antlr.DefaultErrorListener
+	src string
 	err error
 }
 
 func (f *firstError) SyntaxError(_ antlr.Recognizer, _ any, line, column int, msg string, _ antlr.RecognitionException) {
-	if f.err == nil {
-		f.err = &syntaxError{line, column, msg}
+	if f.err != nil {
+		return
 	}
+	if f.ofData(line, column) {
+		msg += "; expressions see the attributes of an event, not its data"
+	}
+	f.err = &syntaxError{line, column, msg}
+}
+
+// ofData tells whether a place is behind "data", as in "data.amount".
+func (f *firstError) ofData(line, column int) bool {
+	rest := f.src
+	for range line - 1 {
+		_, rest, _ = strings.Cut(rest, "\n")
+	}
+	text := []rune(rest)
+	return column < len(text) && text[column] == '.' && strings.HasSuffix(strings.ToLower(string(text[:column])), "data")
 }
 
 // builder turns what the SDK's grammar parsed into nodes. The tree is without
 // errors, so every part that the grammar requires is there.
-type builder struct{ err error }
+type builder struct {
+	err        error
+	attributes []string // that are looked at, each once
+}
+
+func (b *builder) attribute(name string) {
+	if !slices.Contains(b.attributes, name) {
+		b.attributes = append(b.attributes, name)
+	}
+}
 
 func (b *builder) fail(format string, args ...any) node {
 	if b.err == nil {
@@ -134,7 +159,9 @@ func (b *builder) build(t antlr.Tree, depth int) node {
 	case *gen.UnaryNumericExpressionContext:
 		return negate{next(t.Expression())}
 	case *gen.ExistsExpressionContext:
-		return exists{strings.ToLower(t.Identifier().GetText())}
+		name := strings.ToLower(t.Identifier().GetText())
+		b.attribute(name)
+		return exists{name}
 	case *gen.LikeExpressionContext:
 		var n node = like{next(t.Expression()), compileLike(unquote(t.StringLiteral().GetText()))}
 		if t.NOT() != nil {
@@ -219,6 +246,7 @@ func (b *builder) atom(t antlr.Tree) node {
 		if !event.ValidName(name) {
 			return b.fail("%q is not the name of an attribute", name)
 		}
+		b.attribute(name)
 		return attribute{name, fmt.Errorf("%w: %s", ErrMissingAttribute, name)}
 	}
 	return b.fail("has a literal that this version does not know")

@@ -21,6 +21,13 @@ import (
 // MaxBatch bounds the events of a batch.
 const MaxBatch = 1000
 
+// A SizeError is of a batch with too few or too many events.
+type SizeError struct{ msg string }
+
+func (e *SizeError) Error() string { return e.msg }
+
+var errMany, errEmpty = &SizeError{fmt.Sprintf("a batch has at most %d events", MaxBatch)}, &SizeError{"the batch is empty"}
+
 // DecodeJSON decodes one event in the JSON format. Data of the event may be part
 // of b, which must not be changed afterwards. The event is not validated.
 func DecodeJSON(b []byte) (event.Event, error) {
@@ -37,7 +44,7 @@ func DecodeJSON(b []byte) (event.Event, error) {
 
 // DecodeJSONBatch decodes a batch, as DecodeJSON does an event. An event that is
 // wrong has an error at its place in wrong, which is nil where every event was
-// read; err is for a batch that cannot be told apart into events.
+// read; err is for a batch that cannot be told apart into events, or a *SizeError.
 func DecodeJSONBatch(b []byte) (events []event.Event, wrong []error, err error) {
 	r := newReader(b)
 	if err := r.batchBegin(); err != nil {
@@ -45,7 +52,7 @@ func DecodeJSONBatch(b []byte) (events []event.Event, wrong []error, err error) 
 	}
 	for r.dec.PeekKind() != jsontext.KindEndArray {
 		if len(events) == MaxBatch {
-			return nil, nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
+			return nil, nil, errMany
 		}
 		e, err := r.event()
 		if err != nil {
@@ -65,7 +72,7 @@ func decodeEach(b []byte) (events []event.Event, wrong []error, err error) {
 	}
 	for r.dec.PeekKind() != jsontext.KindEndArray {
 		if len(events) == MaxBatch {
-			return nil, nil, fmt.Errorf("a batch has at most %d events", MaxBatch)
+			return nil, nil, errMany
 		}
 		raw, err := r.value()
 		if err != nil {
@@ -95,7 +102,7 @@ func (r *reader) batchEnd(n int) error {
 		return errors.New("there is something behind the batch")
 	}
 	if n == 0 {
-		return errors.New("the batch is empty")
+		return errEmpty
 	}
 	return nil
 }

@@ -386,6 +386,13 @@ func scalar(n *yaml.Node, f protoreflect.FieldDescriptor) (out protoreflect.Valu
 		return protoreflect.ValueOfBool(b), ""
 	case protoreflect.Uint32Kind:
 		v, err := strconv.ParseUint(n.Value, 10, 32)
+		if strings.Contains(string(f.Name()), "bytes") {
+			bytes, ok := size(n.Value)
+			if !ok || bytes > math.MaxUint32 {
+				return out, `a number from 0 to 4294967295, or a size such as "64KiB" or "1MiB"`
+			}
+			v, err = bytes, nil
+		}
 		if err != nil {
 			return out, "a number from 0 to 4294967295"
 		}

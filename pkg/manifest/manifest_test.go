@@ -34,7 +34,7 @@ spec:
   retry: {max_attempts: 3}
 ---
 {"apiVersion": "weft/v1alpha1", "kind": "Topic", "metadata": {"namespace": "demo", "name": "orders"},
- "spec": {"store": "main", "retention": {"max_bytes": "2GiB", "max_age": "24h"}, "needs": {"durability": "DISK"}}}
+ "spec": {"store": "main", "max_event_bytes": "64KiB", "retention": {"max_bytes": "2GiB", "max_age": "24h"}, "needs": {"durability": "DISK"}}}
 `
 
 func TestDecode(t *testing.T) {
@@ -49,7 +49,7 @@ func TestDecode(t *testing.T) {
 	if s.AckTimeout.AsDuration().Seconds() != 90 || s.MaxInFlight != 10 || s.Start != configv1.Start_START_BEGINNING || s.GetPush().Timeout.AsDuration().Milliseconds() != 500 || len(s.Filter.All) != 2 {
 		t.Errorf("%v", s)
 	}
-	if r := docs[2].Resource.GetTopic(); r.Retention.MaxBytes != 2<<30 || r.Needs.Durability != configv1.Durability_DURABILITY_DISK {
+	if r := docs[2].Resource.GetTopic(); r.Retention.MaxBytes != 2<<30 || r.MaxEventBytes != 64<<10 || r.Needs.Durability != configv1.Durability_DURABILITY_DISK {
 		t.Errorf("%v", r)
 	}
 	for _, d := range docs {
@@ -97,6 +97,8 @@ func TestDecodeProblems(t *testing.T) {
 		"too large":         {head + strings.Repeat("# comment\n", MaxBytes/10), "f.yaml:1:1: has more than 8388608 bytes"},
 		"too deep":          {"apiVersion: weft/v1alpha1\nkind: Route\nmetadata: {namespace: demo, name: x}\nspec:\n  topic: a\n  rules: [{filter: " + strings.Repeat("{not: ", 40) + "{exact: {a: b}}" + strings.Repeat("}", 40) + "}]\n", "f.yaml:6:"},
 		"number too large":  {head + "spec:\n  partitions: 99999999999\n", "f.yaml:5:15: spec.partitions: must be a number from 0 to 4294967295"},
+		"size too large":    {head + "spec:\n  max_event_bytes: 4GiB\n", `f.yaml:5:20: spec.max_event_bytes: must be a number from 0 to 4294967295, or a size such as "64KiB" or "1MiB", not "4GiB"`},
+		"no size":           {head + "spec:\n  partitions: 1KiB\n", `f.yaml:5:15: spec.partitions: must be a number from 0 to 4294967295, not "1KiB"`},
 		"merge key":         {head + "spec:\n  <<: {store: x}\n", "f.yaml:5:3: spec.<<: is not a field"},
 		"list":              {"- 1\n- 2\n", "must be a mapping"},
 	} {

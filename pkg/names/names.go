@@ -126,6 +126,42 @@ func Match(pattern, name string) bool {
 	}
 }
 
+// Meet reports whether some name is matched by both patterns (or plain names), which have
+// been checked.
+func Meet(a, b string) bool {
+	for {
+		s, arest, amore := strings.Cut(a, ".")
+		t, brest, bmore := strings.Cut(b, ".")
+		switch {
+		case s == ">" || t == ">":
+			return true
+		case s != "*" && t != "*" && s != t || amore != bmore:
+			return false
+		case !amore:
+			return true
+		}
+		a, b = arest, brest
+	}
+}
+
+// Covers reports whether wide matches every name that narrow does; both are patterns (or
+// plain names) that have been checked.
+func Covers(wide, narrow string) bool {
+	for {
+		w, wrest, wmore := strings.Cut(wide, ".")
+		n, nrest, nmore := strings.Cut(narrow, ".")
+		switch {
+		case w == ">":
+			return true
+		case n == ">" || w != "*" && w != n || wmore != nmore:
+			return false
+		case !wmore:
+			return true
+		}
+		wide, narrow = wrest, nrest
+	}
+}
+
 // Physical is the name of a topic in a store: "<namespace>_<topic>", where '_'
 // in the topic becomes "__" and '.' becomes "_-". It is injective, has only
 // characters that every store takes, and at most MaxPhysical-14 bytes.

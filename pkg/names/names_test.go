@@ -151,3 +151,42 @@ func TestEpoch(t *testing.T) {
 		t.Errorf("%q does not tell what it is of", got)
 	}
 }
+
+// TestMeetAndCovers: both agree with Match, of every pattern and name of few segments.
+func TestMeetAndCovers(t *testing.T) {
+	var all []string
+	level := []string{""}
+	for range 4 {
+		var next []string
+		for _, p := range level {
+			for _, seg := range []string{"a", "b", "*", ">"} {
+				next = append(next, strings.TrimPrefix(p+"."+seg, "."))
+			}
+		}
+		all, level = append(all, next...), next
+	}
+	var patterns, plain []string
+	for _, p := range all {
+		if CheckPattern("topic", p) != nil {
+			continue
+		}
+		if strings.Count(p, ".") < 3 {
+			patterns = append(patterns, p)
+		}
+		if !IsPattern(p) {
+			plain = append(plain, p, strings.ReplaceAll(p, "b", "c"))
+		}
+	}
+	for _, a := range patterns {
+		for _, b := range patterns {
+			meet, covers := false, true
+			for _, n := range plain {
+				meet = meet || Match(a, n) && Match(b, n)
+				covers = covers && (Match(a, n) || !Match(b, n))
+			}
+			if Meet(a, b) != meet || Covers(a, b) != covers {
+				t.Errorf("%s and %s: meet %v, covers %v", a, b, Meet(a, b), Covers(a, b))
+			}
+		}
+	}
+}

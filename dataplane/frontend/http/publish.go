@@ -117,7 +117,11 @@ func decode(h http.Header, body *buffer) (events []event.Event, wrong []error, b
 		events = body.event[:]
 		events[0], err = cloudevents.DecodeBinary(h, body.b)
 	}
-	if err != nil {
+	var size *cloudevents.SizeError
+	switch {
+	case errors.As(err, &size):
+		return nil, nil, batch, &fault.Error{Class: fault.Invalid, Op: "http", Reason: "bad-batch", Msg: err.Error()}
+	case err != nil:
 		return nil, nil, batch, badEvent(err)
 	}
 	return events, wrong, batch, nil

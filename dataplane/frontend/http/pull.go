@@ -201,13 +201,13 @@ func (s *Server) readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 		err = errors.New("there is something behind the object")
 	}
 	if err != nil {
-		return &fault.Error{Class: fault.Invalid, Op: "http", Reason: "bad-body", Msg: "the body is not what this call takes: " + misread(err)}
+		return &fault.Error{Class: fault.Invalid, Op: "http", Reason: "bad-body", Msg: "the body is not what this call takes: " + misread(err, b, v)}
 	}
 	return nil
 }
 
-// misread is what is wrong with a body, by its path, without names of ours.
-func misread(err error) string {
+// misread is what is wrong with a body b that is to be a v, by its path, without names of ours.
+func misread(err error, b []byte, v any) string {
 	var typ *json.UnmarshalTypeError
 	var syntax *json.SyntaxError
 	switch {
@@ -221,13 +221,46 @@ func misread(err error) string {
 		case reflect.Slice:
 			want = "a list"
 		}
-		return fmt.Sprintf("%s is to be %s, and is %s", cmp.Or(typ.Field, "it"), want, typ.Value)
+		return fmt.Sprintf("%s is to be %s, and is %s", cmp.Or(misplaced(b, reflect.TypeOf(v).Elem(), ""), typ.Field, "it"), want, typ.Value)
 	case errors.As(err, &syntax):
 		return fmt.Sprintf("it is not JSON: %v, at byte %d", err, syntax.Offset)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return "it is not JSON: it ends too soon"
 	}
 	return strings.TrimPrefix(err.Error(), "json: ")
+}
+
+// misplaced is the path of the first value in b that is of another type than t has there.
+func misplaced(b []byte, t reflect.Type, path string) string {
+	at := func(b []byte, t reflect.Type, path string) (string, bool) {
+		var typ *json.UnmarshalTypeError
+		if !errors.As(json.Unmarshal(b, reflect.New(t).Interface()), &typ) {
+			return "", false
+		}
+		return misplaced(b, t, path), true
+	}
+	switch t.Kind() {
+	case reflect.Slice:
+		var all []json.RawMessage
+		_ = json.Unmarshal(b, &all)
+		for i, raw := range all {
+			if p, found := at(raw, t.Elem(), fmt.Sprintf("%s[%d]", path, i)); found {
+				return p
+			}
+		}
+	case reflect.Struct:
+		var all map[string]json.RawMessage
+		_ = json.Unmarshal(b, &all)
+		for i := range t.NumField() {
+			name := t.Field(i).Tag.Get("json")
+			if raw, there := all[name]; there {
+				if p, found := at(raw, t.Field(i).Type, strings.TrimPrefix(path+"."+name, ".")); found {
+					return p
+				}
+			}
+		}
+	}
+	return path
 }
 
 // maxJSON bounds a body that is no event, in bytes: MaxSettle ids with reasons.

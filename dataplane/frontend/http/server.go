@@ -220,8 +220,10 @@ func (s *Server) authenticate(r *http.Request) (*policy.Principal, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.Namespace == "" && !fromThisMachine(r) {
-		return nil, fault.New(fault.Unauthenticated, "http", "cross-site", "a page of another site may not use what loopback is trusted with")
+	if p.Namespace == "" {
+		if why := foreign(r); why != "" {
+			return nil, fault.New(fault.Unauthenticated, "http", "cross-site", "%s", why)
+		}
 	}
 	return p, nil
 }
@@ -258,21 +260,21 @@ func overUnix(r *http.Request) bool {
 	return ok
 }
 
-// fromThisMachine reports whether a request of the local principal was meant for
-// this machine by something on it, and not sent by a web page that a browser
-// here has open (DNS rebinding, cross-site requests). No name leads a browser to a
+// foreign says why a request of the local principal may not have been meant for this
+// machine by something on it, but sent by a web page that a browser here has open (DNS
+// rebinding, cross-site requests); "" where it was meant so. No name leads a browser to a
 // Unix socket, so any Host may stand there.
-func fromThisMachine(r *http.Request) bool {
+func foreign(r *http.Request) string {
 	host, _, err := net.SplitHostPort(r.Host)
 	if err != nil {
 		host = r.Host
 	}
 	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
 	if host != "localhost" && (err != nil || !ip.Unmap().IsLoopback()) && !overUnix(r) {
-		return false
+		return fmt.Sprintf("the Host is %.64q, and without credentials loopback is trusted as localhost and by its addresses alone, since a page of another site could have sent this: show an API key or a token (Authorization: Bearer …), or call this machine by 127.0.0.1", host)
 	}
-	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
-		return false
+	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" || r.Header.Get("Origin") != "" {
+		return "a page of another site may not use what loopback is trusted with"
 	}
-	return r.Header.Get("Origin") == ""
+	return ""
 }

@@ -2,6 +2,7 @@ package http
 
 import (
 	"encoding/json"
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -24,7 +25,12 @@ func TestTold(t *testing.T) {
 		{billing + ":pull", `{"wat": "3s"}`, `what this call takes: unknown field "wat"`},
 		{billing + ":pull", `{"wait": }`, "it is not JSON: invalid character '}' looking for beginning of value, at byte 10"},
 		{billing + ":pull", `{"wait": `, "it is not JSON: it ends too soon"},
-		{billing + ":settle", `{"nack": [{"delivery_ids": "x"}]}`, "nack.delivery_ids is to be a list, and is string"},
+		{billing + ":settle", `{"nack": [{"delivery_ids": "x"}]}`, "nack[0].delivery_ids is to be a list, and is string"},
+		{billing + ":settle", `{"nack": ["x"]}`, "what this call takes: nack[0] is to be an object, and is string"},
+		{billing + ":settle", `{"nack": {"delivery_ids": ["x"]}}`, "what this call takes: nack is to be a list, and is object"},
+		{billing + ":settle", `{"extend": [{}, "x"]}`, "what this call takes: extend[1] is to be an object, and is string"},
+		{billing + ":settle", `{"ack": ["x", 1]}`, "what this call takes: ack[1] is to be text, and is number"},
+		{billing + ":settle", `{"nack": [{"delivery_ids": [1]}]}`, "what this call takes: nack[0].delivery_ids[0] is to be text, and is number"},
 		{billing + ":settle", `{"nack":[{"delivery_ids":["x"],"delay":"25h"}]}`, "a delay is 0s to 24h"},
 		{billing + ":settle", `{"extend":[{"delivery_ids":["x"],"ack_timeout":"2h"}]}`, "an ack_timeout is more than 0s and at most 1h"},
 	} {
@@ -32,6 +38,22 @@ func TestTold(t *testing.T) {
 		var d details
 		if err := json.Unmarshal([]byte(body), &d); err != nil || !strings.HasSuffix(d.Detail, tc.says) {
 			t.Errorf("%s %s: %s", tc.path, tc.body, body)
+		}
+	}
+}
+
+// TestToldOfAnotherHost: who calls loopback by another host's name, and shows no
+// credentials, hears that this is what is wrong.
+func TestToldOfAnotherHost(t *testing.T) {
+	w := serve(t)
+	for header, says := range map[string]string{
+		"Host: shop.example:80":     `the Host is "shop.example", and without credentials`,
+		"Origin: https://a.example": "a page of another site",
+	} {
+		resp, body := w.ask("POST", orders, "x", append([]string{header}, inBinary...)...)
+		var d details
+		if err := json.Unmarshal([]byte(body), &d); err != nil || resp.StatusCode != http.StatusUnauthorized || d.Reason != "cross-site" || !strings.HasPrefix(d.Detail, says) {
+			t.Errorf("%s: %d %s", header, resp.StatusCode, body)
 		}
 	}
 }

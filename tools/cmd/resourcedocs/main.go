@@ -39,8 +39,9 @@ A mesh's configuration is a set of named resources, written in YAML or JSON:
     spec: {store: main, retention: {max_age: 168h}}
 
 ` + "`weft apply`" + ` creates and updates, all or none; ` + "`weft get KIND NAME -o yaml`" + ` gives back
-what it takes. A field that is not listed here is refused with its line. Durations
-are written as 30s, 5m or 168h, sizes as numbers or as 64KiB, 1GiB; times in RFC 3339.
+what it takes. A field that is not listed here is refused with its line; ackTimeout is
+another spelling of ack_timeout, and so of the others. Words are of any case (allow, ALLOW).
+Durations are written as 30s, 5m or 168h, sizes as numbers or as 64KiB, 1GiB; times in RFC 3339.
 
 `
 
