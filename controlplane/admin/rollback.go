@@ -67,6 +67,9 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 			next.Metadata.Version, next.Metadata.Uid, next.Metadata.CreatedAt = "", "", nil
 			if now != nil {
 				next.Metadata.Version = now.Version()
+				if t := next.GetTopic(); t != nil && d.Before.Metadata.Uid == now.Resource.Metadata.Uid {
+					t.Store = now.Resource.GetTopic().Store // which says where it was, or is; only a move moves it
+				}
 			}
 			c.put = append(c.put, next)
 		}
