@@ -52,7 +52,7 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 			"roll back less (a namespace, a kind, a resource), or in stages (weft rollback --stages)", n, req.ToRevision, maxChange)
 	}
 	c := change{method: "Rollback", dryRun: req.DryRun, allowMassRemoval: req.AllowMassRemoval}
-	resp := &adminv1.RollbackResponse{Revision: snap.Revision}
+	resp := &adminv1.RollbackResponse{Revision: snap.Newest()}
 	var lacking []need
 	for _, d := range differs {
 		if n := toWrite(d.Name); !n.metBy(sc.who) {

@@ -183,3 +183,52 @@ func TestBlockedKeys(t *testing.T) {
 		t.Errorf("%v", c)
 	}
 }
+
+// TestNewestRevision: the newest revision is that of what was changed last, of a restore
+// too, wherever etcd was when a replica and its proxies read it; nobody has more.
+func TestNewestRevision(t *testing.T) {
+	w := newWorld(t, 1)
+	changed := w.apply(eventStore("demo", "main", "")).Revision
+	var at int64
+	for range 3 {
+		resp, err := w.etcd.Put(w.ctx, "/another", "")
+		w.must(err)
+		at = resp.Header.Revision
+	}
+	w.replica()
+	w.connected.Store(&[]*adminv1.ProxyStatus{{NodeId: "p", Connected: true, AckedRevision: at, SentRevision: at, Info: &discoveryv1.NodeInfo{}}})
+	is := func(when string, want int64) {
+		t.Helper()
+		for i, api := range w.api {
+			st, err := api.GetStatus(w.ctx, &adminv1.GetStatusRequest{})
+			w.must(err)
+			if p := st.Proxies[0]; st.Revision != want || st.Replicas[0].Revision != want || p.AckedRevision != want || p.SentRevision != want || st.Fleet.Current != 1 {
+				t.Errorf("%s, replica %d: %d is the newest, want %d; replica %d, proxy %d of %d", when, i, st.Revision, want, st.Replicas[0].Revision, p.AckedRevision, p.SentRevision)
+			}
+			resp, err := api.Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{eventStore("demo", "main", "")}})
+			w.must(err)
+			if resp.Revision != want {
+				t.Errorf("%s, replica %d: what changes nothing is of revision %d, want %d", when, i, resp.Revision, want)
+			}
+		}
+	}
+	is("read later", changed)
+
+	restored, err := w.api[0].DeclareRestore(w.ctx, &adminv1.DeclareRestoreRequest{Reason: "a fire"})
+	w.must(err)
+	for _, s := range w.stores {
+		for {
+			snap, next := s.Snapshot()
+			if snap.Lineage == restored.Lineage {
+				break
+			}
+			select {
+			case <-next:
+			case <-w.ctx.Done():
+				t.Fatal("a replica does not follow")
+			}
+		}
+	}
+	w.connected.Store(&[]*adminv1.ProxyStatus{{NodeId: "p", Connected: true, AckedRevision: restored.Revision + 1, SentRevision: restored.Revision + 1, Info: &discoveryv1.NodeInfo{}}})
+	is("restored", restored.Revision)
+}

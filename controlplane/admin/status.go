@@ -71,13 +71,16 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	}
 	// What was changed last, and not where etcd was when this replica read it, which may be
 	// further than where the others have: nobody lacks anything for that.
-	newest := snap.Generation
+	newest := snap.Newest()
 	resp := &adminv1.GetStatusResponse{Lineage: snap.Lineage, Revision: newest, Version: s.cfg.Version}
 	for _, a := range s.cfg.Alarms {
 		resp.Alarms = append(resp.Alarms, a.Alarms()...)
 	}
 	here := s.cfg.Mesh.Local()
-	resp.Replicas = append(resp.Replicas, s.cfg.Mesh.Replica(snap.Revision, len(here)))
+	for _, p := range here { // nor has anybody more
+		p.AckedRevision, p.SentRevision = min(p.AckedRevision, newest), min(p.SentRevision, newest)
+	}
+	resp.Replicas = append(resp.Replicas, s.cfg.Mesh.Replica(newest, len(here)))
 	if req.Local {
 		// What is asked by another replica, which wants to count all.
 		proxies = maxProxies
