@@ -37,7 +37,7 @@ comes again. With --ack it is settled as soon as it was printed.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			c, err := proxy.dial()
+			c, err := proxy.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -118,7 +118,7 @@ asks for more time. They are settled at the proxy that they were pulled from.`,
 			if extends && extend <= 0 {
 				return errors.New("--extend is more than 0s, up to 1h")
 			}
-			c, err := proxy.dial()
+			c, err := proxy.reach(cmd.Context())
 			if err != nil {
 				return err
 			}

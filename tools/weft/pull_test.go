@@ -3,12 +3,30 @@ package weft
 import (
 	"context"
 	"net"
+	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 )
+
+// TestNoProxyThere: commands that are over soon end soon where no proxy is, and say so.
+func TestNoProxyThere(t *testing.T) {
+	for _, args := range [][]string{{"publish", "orders"}, {"request", "orders"}, {"pull", "billing"}, {"settle", "billing", "some"},
+		{"dlq", "list", "-s", "billing"}, {"dlq", "show", "some", "-s", "billing"}, {"dlq", "redrive", "-s", "billing"}} {
+		t.Run(strings.Join(args[:2], " "), func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // only guards against hanging
+			defer cancel()
+			_, errOut, code := run(ctx, append(args, "--proxy", "127.0.0.1:1")...)
+			if code == 0 || ctx.Err() != nil || !strings.Contains(errOut, "connection refused") || !strings.Contains(errOut, "is a proxy there") {
+				t.Errorf("%d %v: %s", code, ctx.Err(), errOut)
+			}
+		})
+	}
+}
 
 // settled is a proxy that says what it was told of deliveries.
 type settled struct {
