@@ -168,6 +168,29 @@ func TestFailingTargetsOfOthers(t *testing.T) {
 	}
 }
 
+// TestStatusOfNamespace: with a namespace proxies tell of its resources alone, and later of
+// all again.
+func TestStatusOfNamespace(t *testing.T) {
+	w := newWorld(t, 1)
+	w.apply(eventStore("demo", "main", ""))
+	w.connected.Store(&[]*adminv1.ProxyStatus{{NodeId: "p", Connected: true, Info: &discoveryv1.NodeInfo{}, Report: &discoveryv1.ReportStatusRequest{
+		Stores:  []*discoveryv1.StoreState{{Name: "eventstore/demo/main"}, {Name: "eventstore/other/main"}},
+		Targets: []*discoveryv1.TargetState{{Name: "subscription/demo/own", Reason: "Refused"}, {Name: "subscription/other/not", Reason: "Refused"}},
+		Denied:  []*discoveryv1.DeniedState{{Name: "topic/demo/own"}, {Name: "topic/other/not"}},
+		Blocked: []*discoveryv1.BlockedState{{Name: "subscription/demo/own", Keys: 1}, {Name: "subscription/other/not", Keys: 1}}}}})
+	for _, tc := range []struct {
+		namespace string
+		want      int
+	}{{"demo", 1}, {"none", 0}, {"", 2}} {
+		st, err := w.api[0].GetStatus(w.ctx, &adminv1.GetStatusRequest{Namespace: tc.namespace})
+		w.must(err)
+		r := st.Proxies[0].Report
+		if len(r.Stores) != tc.want || len(r.Targets) != tc.want || len(r.Denied) != tc.want || len(r.Blocked) != tc.want || tc.want == 1 && r.Targets[0].Name != "subscription/demo/own" {
+			t.Errorf("of namespace %q it tells %v", tc.namespace, r)
+		}
+	}
+}
+
 // TestBlockedKeys: the blocked keys of a Subscription are summed over the proxies that are
 // connected, with the event that failed first.
 func TestBlockedKeys(t *testing.T) {

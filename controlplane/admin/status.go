@@ -100,6 +100,7 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 		revision = newest
 	}
 	said := told(here)
+	here = within(here, req.Namespace)
 	resp.Fleet = census.Summarize(here, snap.Lineage, revision)
 	census.Sort(here, snap.Lineage, revision)
 	resp.Proxies = seen(callerOf(ctx), census.Fit(here, proxies))
@@ -182,6 +183,31 @@ func seen(who *Caller, in []*adminv1.ProxyStatus) []*adminv1.ProxyStatus {
 		out[i] = p
 	}
 	return out
+}
+
+// within are proxies with what they tell of a namespace's resources alone, of all for "". What
+// they refuse and are not sent stays: they lack it.
+func within(in []*adminv1.ProxyStatus, ns string) []*adminv1.ProxyStatus {
+	if ns == "" {
+		return in
+	}
+	for _, p := range in {
+		if p.Report == nil {
+			continue
+		}
+		r := proto.Clone(p.Report).(*discoveryv1.ReportStatusRequest) // it is others' too
+		r.Stores, r.Targets, r.Denied, r.Blocked = of(r.Stores, ns), of(r.Targets, ns), of(r.Denied, ns), of(r.Blocked, ns)
+		p.Report = r
+	}
+	return in
+}
+
+// of are those of states that are about a namespace's resources.
+func of[T interface{ GetName() string }](states []T, ns string) []T {
+	return slices.DeleteFunc(states, func(s T) bool {
+		_, about, _, err := resource.Split(s.GetName())
+		return err != nil || about != ns
+	})
 }
 
 // distinct are alarms that differ, each once: of those that several replicas raise
