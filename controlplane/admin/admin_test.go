@@ -54,6 +54,7 @@ func alone(etcd *clientv3.Client, store *configstore.Store, connected func() []*
 type world struct {
 	testing.TB
 	ctx      context.Context
+	etcd     *clientv3.Client
 	api      []adminv1.AdminServiceClient
 	stores   []*configstore.Store
 	services []*Service
@@ -88,44 +89,51 @@ func newWorld(t testing.TB, replicas int) *world {
 	e, err := embedetcd.Start(ctx, filepath.Join(t.TempDir(), "etcd"))
 	w.must(err)
 	t.Cleanup(e.Close)
-	validator, err := validate.New()
-	w.must(err)
+	w.etcd = e.Client()
 	for range replicas {
-		store := configstore.New(configstore.Config{Client: e.Client(), Clock: w.now, Log: slog.New(slog.DiscardHandler)})
-		rctx, stop := context.WithCancel(context.Background())
-		ended := make(chan error, 4)
-		go func() { ended <- store.Run(rctx) }()
-		if _, err := store.WaitFor(ctx, 0); err != nil {
-			t.Fatal(err)
-		}
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		w.must(err)
-		access, err := NewAccess(AccessConfig{})
-		w.must(err)
-		joins := jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)})
-		go func() { ended <- joins.Run(rctx) }()
-		nodes := roster.New(roster.Config{Etcd: e.Client(), Prefix: store.StatusKey("node/"), Head: store.Changed, Log: slog.New(slog.DiscardHandler)})
-		go func() { ended <- nodes.Run(rctx) }()
-		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
-			JoinTokens: joins, Roster: nodes, Log: slog.New(slog.DiscardHandler),
-			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
-		srv := grpc.NewServer(service.ServerOptions(access)...)
-		adminv1.RegisterAdminServiceServer(srv, service)
-		go func() { ended <- srv.Serve(l) }()
-		conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-		w.must(err)
-		w.conns = append(w.conns, conn)
-		t.Cleanup(func() {
-			_ = conn.Close()
-			srv.Stop()
-			stop()
-			for range cap(ended) {
-				<-ended
-			}
-		})
-		w.api, w.stores, w.services = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store), append(w.services, service)
+		w.replica()
 	}
 	return w
+}
+
+// replica adds one that reads what is there.
+func (w *world) replica() {
+	w.Helper()
+	validator, err := validate.New()
+	w.must(err)
+	store := configstore.New(configstore.Config{Client: w.etcd, Clock: w.now, Log: slog.New(slog.DiscardHandler)})
+	rctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 4)
+	go func() { ended <- store.Run(rctx) }()
+	if _, err := store.WaitFor(w.ctx, 0); err != nil {
+		w.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	w.must(err)
+	access, err := NewAccess(AccessConfig{})
+	w.must(err)
+	joins := jointoken.New(jointoken.Config{Etcd: w.etcd, Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)})
+	go func() { ended <- joins.Run(rctx) }()
+	nodes := roster.New(roster.Config{Etcd: w.etcd, Prefix: store.StatusKey("node/"), Head: store.Changed, Log: slog.New(slog.DiscardHandler)})
+	go func() { ended <- nodes.Run(rctx) }()
+	service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(w.etcd, store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
+		JoinTokens: joins, Roster: nodes, Log: slog.New(slog.DiscardHandler),
+		Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
+	srv := grpc.NewServer(service.ServerOptions(access)...)
+	adminv1.RegisterAdminServiceServer(srv, service)
+	go func() { ended <- srv.Serve(l) }()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	w.must(err)
+	w.conns = append(w.conns, conn)
+	w.Cleanup(func() {
+		_ = conn.Close()
+		srv.Stop()
+		stop()
+		for range cap(ended) {
+			<-ended
+		}
+	})
+	w.api, w.stores, w.services = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store), append(w.services, service)
 }
 
 func (w *world) must(err error) {

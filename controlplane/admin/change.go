@@ -109,7 +109,7 @@ func (s *Service) execute(ctx context.Context, c change) (*adminv1.ApplyResponse
 		}
 		s.answer(ctx, snap, plan)
 		if c.dryRun || len(plan.change.Put)+len(plan.change.Delete) == 0 {
-			plan.resp.Revision = snap.Revision
+			plan.resp.Revision = snap.Newest()
 			return plan.resp, nil
 		}
 		plan.change.Actor, plan.change.Peer, plan.change.Method = who.Subject, who.Peer, c.method

@@ -1,11 +1,13 @@
 package admin
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -79,5 +81,51 @@ func TestRollbackLeavesMigrations(t *testing.T) {
 		if snap.Get("migration/demo/t") != nil != is {
 			t.Errorf("the Migration is there: %v, want %v", !is, is)
 		}
+	}
+}
+
+// TestMovedTopic: of a topic that has moved the status says where it is, and that store that
+// it is used; its file may say so, and a rollback to what it said before leaves that.
+func TestMovedTopic(t *testing.T) {
+	w := newWorld(t, 1)
+	before := w.apply(eventStore("demo", "main", ""), eventStore("demo", "next", ""), topic("demo", "t"), topic("demo", "stays")).Revision
+	snap, err := w.stores[0].Current()
+	w.must(err)
+	b := proto.Clone(snap.Resource("topicbinding/demo/t")).(*configv1.Resource)
+	b.GetTopicBinding().Epochs = []*configv1.Epoch{{Number: 2, Store: "next", PhysicalName: "demo_t_e2"}}
+	adm := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: "t"}, Spec: &configv1.Resource_TopicAdmission{
+		TopicAdmission: &configv1.TopicAdmission{TopicUid: b.GetTopicBinding().TopicUid, Admitted: true, Epochs: []uint32{2}}}}
+	adm.Name = resource.NameOf(adm)
+	rev, err := w.stores[0].Commit(w.ctx, snap, configstore.Change{Put: []*configv1.Resource{b, adm}})
+	w.must(err)
+	_, err = w.stores[0].WaitFor(w.ctx, rev)
+	w.must(err)
+	about := func(name string) *adminv1.ResourceStatus {
+		st, err := w.api[0].GetStatus(w.ctx, &adminv1.GetStatusRequest{Name: name})
+		w.must(err)
+		return st.Resources[0]
+	}
+	if c := about("topic/demo/t").Conditions; len(c) != 1 || c[0].Reason != "Provisioned" || c[0].Message != "in EventStore next" {
+		t.Errorf("the topic is told as %v", c)
+	}
+	for store, want := range map[string][]string{"main": {"topic/demo/stays"}, "next": {"topic/demo/t"}} {
+		if got := about("eventstore/demo/" + store).UsedBy; !slices.Equal(got, want) {
+			t.Errorf("%s is used by %v, want %v", store, got, want)
+		}
+	}
+
+	w.apply(labelled(topic("demo", "t"), 1)) // as it was made
+	told := topic("demo", "t")
+	told.GetTopic().Store = "next"
+	w.apply(told)
+	resp, err := w.api[0].Rollback(w.ctx, &adminv1.RollbackRequest{ToRevision: before, Namespace: "demo"})
+	w.must(err)
+	snap, err = w.stores[0].WaitFor(w.ctx, resp.Revision)
+	w.must(err)
+	if got := snap.Resource("topic/demo/t").GetTopic().Store; got != "next" {
+		t.Errorf("after a rollback the file says %s", got)
+	}
+	if _, err := w.api[0].Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{topic("demo", "t")}}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "spec.store") {
+		t.Errorf("a file of before the move: %v", err)
 	}
 }

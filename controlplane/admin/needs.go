@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -41,12 +42,18 @@ func (s *Service) answers(ctx context.Context, snap *configstore.Snapshot, put [
 // of tells for one Topic, in the store that it is written to; nothing where it states no
 // needs and nobody knows its store.
 func (a answers) of(r *configv1.Resource) []*adminv1.NeedAnswer {
-	md, in := r.Metadata, r.GetTopic().Store
-	binding := a.snap.Resource(resource.Name(resource.TopicBinding, md.Namespace, md.Name)).GetTopicBinding()
-	if n := cutover.Written(binding); n >= 0 && binding.TopicUid == md.Uid {
-		in = binding.Epochs[n].Store // what it moves to is the Migration's to judge
+	return a.by(r, cmp.Or(storeOf(a.snap, r), r.GetTopic().Store)) // what it moves to is the Migration's to judge
+}
+
+// storeOf names the EventStore that a Topic is written to, by its binding; "" where it has
+// none.
+func storeOf(snap *configstore.Snapshot, r *configv1.Resource) string {
+	md := r.Metadata
+	b := snap.Resource(resource.Name(resource.TopicBinding, md.Namespace, md.Name)).GetTopicBinding()
+	if n := cutover.Written(b); n >= 0 && b.TopicUid == md.Uid {
+		return b.Epochs[n].Store
 	}
-	return a.by(r, in)
+	return ""
 }
 
 // by tells how an EventStore meets what a Topic needs.

@@ -266,7 +266,11 @@ func (s *Service) conditions(ctx context.Context, snap *configstore.Snapshot, at
 		case resource.Topic:
 			a := snap.Resource(resource.Name(resource.TopicAdmission, md.Namespace, md.Name)).GetTopicAdmission()
 			ready := a.GetTopicUid() == md.Uid && a.Admitted
-			out = append(out, condition(ready, a.GetReasons(), "Provisioned", "NotProvisioned"))
+			reasons := a.GetReasons()
+			if in := storeOf(snap, e.Resource); ready && in != "" {
+				reasons = append([]string{"in EventStore " + in}, reasons...)
+			}
+			out = append(out, condition(ready, reasons, "Provisioned", "NotProvisioned"))
 			if c := answers.condition(e.Resource, ready); c != nil {
 				out = append(out, c)
 			}

@@ -52,7 +52,7 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 			"roll back less (a namespace, a kind, a resource), or in stages (weft rollback --stages)", n, req.ToRevision, maxChange)
 	}
 	c := change{method: "Rollback", dryRun: req.DryRun, allowMassRemoval: req.AllowMassRemoval}
-	resp := &adminv1.RollbackResponse{Revision: snap.Revision}
+	resp := &adminv1.RollbackResponse{Revision: snap.Newest()}
 	var lacking []need
 	for _, d := range differs {
 		if n := toWrite(d.Name); !n.metBy(sc.who) {
@@ -67,6 +67,9 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 			next.Metadata.Version, next.Metadata.Uid, next.Metadata.CreatedAt = "", "", nil
 			if now != nil {
 				next.Metadata.Version = now.Version()
+				if t := next.GetTopic(); t != nil && d.Before.Metadata.Uid == now.Resource.Metadata.Uid {
+					t.Store = now.Resource.GetTopic().Store // which says where it was, or is; only a move moves it
+				}
 			}
 			c.put = append(c.put, next)
 		}

@@ -168,6 +168,29 @@ func TestFailingTargetsOfOthers(t *testing.T) {
 	}
 }
 
+// TestStatusOfNamespace: with a namespace proxies tell of its resources alone, and later of
+// all again.
+func TestStatusOfNamespace(t *testing.T) {
+	w := newWorld(t, 1)
+	w.apply(eventStore("demo", "main", ""))
+	w.connected.Store(&[]*adminv1.ProxyStatus{{NodeId: "p", Connected: true, Info: &discoveryv1.NodeInfo{}, Report: &discoveryv1.ReportStatusRequest{
+		Stores:  []*discoveryv1.StoreState{{Name: "eventstore/demo/main"}, {Name: "eventstore/other/main"}},
+		Targets: []*discoveryv1.TargetState{{Name: "subscription/demo/own", Reason: "Refused"}, {Name: "subscription/other/not", Reason: "Refused"}},
+		Denied:  []*discoveryv1.DeniedState{{Name: "topic/demo/own"}, {Name: "topic/other/not"}},
+		Blocked: []*discoveryv1.BlockedState{{Name: "subscription/demo/own", Keys: 1}, {Name: "subscription/other/not", Keys: 1}}}}})
+	for _, tc := range []struct {
+		namespace string
+		want      int
+	}{{"demo", 1}, {"none", 0}, {"", 2}} {
+		st, err := w.api[0].GetStatus(w.ctx, &adminv1.GetStatusRequest{Namespace: tc.namespace})
+		w.must(err)
+		r := st.Proxies[0].Report
+		if len(r.Stores) != tc.want || len(r.Targets) != tc.want || len(r.Denied) != tc.want || len(r.Blocked) != tc.want || tc.want == 1 && r.Targets[0].Name != "subscription/demo/own" {
+			t.Errorf("of namespace %q it tells %v", tc.namespace, r)
+		}
+	}
+}
+
 // TestBlockedKeys: the blocked keys of a Subscription are summed over the proxies that are
 // connected, with the event that failed first.
 func TestBlockedKeys(t *testing.T) {
@@ -182,4 +205,53 @@ func TestBlockedKeys(t *testing.T) {
 	if want := "a, b, c and 1 more: keys that wait behind events which have failed as often as they may: 13; the first failed in t-b at at-b"; len(out) != 1 || c.Type != "KeysBlocked" || c.Reason != "AttemptsOver" || c.State != adminv1.Condition_STATE_TRUE || c.Message != want || !c.Since.AsTime().Equal(at) {
 		t.Errorf("%v", c)
 	}
+}
+
+// TestNewestRevision: the newest revision is that of what was changed last, of a restore
+// too, wherever etcd was when a replica and its proxies read it; nobody has more.
+func TestNewestRevision(t *testing.T) {
+	w := newWorld(t, 1)
+	changed := w.apply(eventStore("demo", "main", "")).Revision
+	var at int64
+	for range 3 {
+		resp, err := w.etcd.Put(w.ctx, "/another", "")
+		w.must(err)
+		at = resp.Header.Revision
+	}
+	w.replica()
+	w.connected.Store(&[]*adminv1.ProxyStatus{{NodeId: "p", Connected: true, AckedRevision: at, SentRevision: at, Info: &discoveryv1.NodeInfo{}}})
+	is := func(when string, want int64) {
+		t.Helper()
+		for i, api := range w.api {
+			st, err := api.GetStatus(w.ctx, &adminv1.GetStatusRequest{})
+			w.must(err)
+			if p := st.Proxies[0]; st.Revision != want || st.Replicas[0].Revision != want || p.AckedRevision != want || p.SentRevision != want || st.Fleet.Current != 1 {
+				t.Errorf("%s, replica %d: %d is the newest, want %d; replica %d, proxy %d of %d", when, i, st.Revision, want, st.Replicas[0].Revision, p.AckedRevision, p.SentRevision)
+			}
+			resp, err := api.Apply(w.ctx, &adminv1.ApplyRequest{Resources: []*configv1.Resource{eventStore("demo", "main", "")}})
+			w.must(err)
+			if resp.Revision != want {
+				t.Errorf("%s, replica %d: what changes nothing is of revision %d, want %d", when, i, resp.Revision, want)
+			}
+		}
+	}
+	is("read later", changed)
+
+	restored, err := w.api[0].DeclareRestore(w.ctx, &adminv1.DeclareRestoreRequest{Reason: "a fire"})
+	w.must(err)
+	for _, s := range w.stores {
+		for {
+			snap, next := s.Snapshot()
+			if snap.Lineage == restored.Lineage {
+				break
+			}
+			select {
+			case <-next:
+			case <-w.ctx.Done():
+				t.Fatal("a replica does not follow")
+			}
+		}
+	}
+	w.connected.Store(&[]*adminv1.ProxyStatus{{NodeId: "p", Connected: true, AckedRevision: restored.Revision + 1, SentRevision: restored.Revision + 1, Info: &discoveryv1.NodeInfo{}}})
+	is("restored", restored.Revision)
 }

@@ -71,13 +71,16 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	}
 	// What was changed last, and not where etcd was when this replica read it, which may be
 	// further than where the others have: nobody lacks anything for that.
-	newest := snap.Generation
+	newest := snap.Newest()
 	resp := &adminv1.GetStatusResponse{Lineage: snap.Lineage, Revision: newest, Version: s.cfg.Version}
 	for _, a := range s.cfg.Alarms {
 		resp.Alarms = append(resp.Alarms, a.Alarms()...)
 	}
 	here := s.cfg.Mesh.Local()
-	resp.Replicas = append(resp.Replicas, s.cfg.Mesh.Replica(snap.Revision, len(here)))
+	for _, p := range here { // nor has anybody more
+		p.AckedRevision, p.SentRevision = min(p.AckedRevision, newest), min(p.SentRevision, newest)
+	}
+	resp.Replicas = append(resp.Replicas, s.cfg.Mesh.Replica(newest, len(here)))
 	if req.Local {
 		// What is asked by another replica, which wants to count all.
 		proxies = maxProxies
@@ -97,6 +100,7 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 		revision = newest
 	}
 	said := told(here)
+	here = within(here, req.Namespace)
 	resp.Fleet = census.Summarize(here, snap.Lineage, revision)
 	census.Sort(here, snap.Lineage, revision)
 	resp.Proxies = seen(callerOf(ctx), census.Fit(here, proxies))
@@ -179,6 +183,31 @@ func seen(who *Caller, in []*adminv1.ProxyStatus) []*adminv1.ProxyStatus {
 		out[i] = p
 	}
 	return out
+}
+
+// within are proxies with what they tell of a namespace's resources alone, of all for "". What
+// they refuse and are not sent stays: they lack it.
+func within(in []*adminv1.ProxyStatus, ns string) []*adminv1.ProxyStatus {
+	if ns == "" {
+		return in
+	}
+	for _, p := range in {
+		if p.Report == nil {
+			continue
+		}
+		r := proto.Clone(p.Report).(*discoveryv1.ReportStatusRequest) // it is others' too
+		r.Stores, r.Targets, r.Denied, r.Blocked = of(r.Stores, ns), of(r.Targets, ns), of(r.Denied, ns), of(r.Blocked, ns)
+		p.Report = r
+	}
+	return in
+}
+
+// of are those of states that are about a namespace's resources.
+func of[T interface{ GetName() string }](states []T, ns string) []T {
+	return slices.DeleteFunc(states, func(s T) bool {
+		_, about, _, err := resource.Split(s.GetName())
+		return err != nil || about != ns
+	})
 }
 
 // distinct are alarms that differ, each once: of those that several replicas raise

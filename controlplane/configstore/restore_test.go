@@ -32,8 +32,8 @@ func TestDeclareRestore(t *testing.T) {
 		for {
 			snap, changed := s.Snapshot()
 			if snap.Lineage == lineage {
-				if snap.Revision < begins || labels(snap)["eventstore/demo/x"] != "1" {
-					t.Errorf("the new lineage has %v at %d", labels(snap), snap.Revision)
+				if snap.Revision < begins || snap.Newest() != begins || labels(snap)["eventstore/demo/x"] != "1" {
+					t.Errorf("the new lineage has %v at %d, changed at %d", labels(snap), snap.Revision, snap.Newest())
 				}
 				break
 			}

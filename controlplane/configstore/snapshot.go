@@ -58,6 +58,8 @@ type Snapshot struct {
 	Revision int64
 	// Generation is the mod revision of the key that every write compares.
 	Generation int64
+	// begun is the revision at which the lineage began.
+	begun int64
 	// chain is the id that the write of the generation drew.
 	chain string
 
@@ -262,6 +264,10 @@ func cutByte(k []byte) (before, after string, ok bool) {
 func Empty(lineage string, revision int64) *Snapshot {
 	return &Snapshot{Lineage: lineage, Revision: revision, floor: revision, tree: iradix.New[*Entry](), found: iradix.New[*Entry](), digests: iradix.New[resource.Digest]()}
 }
+
+// Newest is the revision of what was changed last, of which a restore is one. Revision may
+// be further, where etcd was when this was read, and differs among replicas.
+func (s *Snapshot) Newest() int64 { return max(s.Generation, s.begun) }
 
 // edit is a set of changes on the way to the next snapshot.
 type edit struct {

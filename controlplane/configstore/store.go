@@ -380,7 +380,7 @@ const readPage = 1000
 // read reads everything at one revision. The lineage is "" where etcd has none and
 // none may begin.
 func (s *Store) read(ctx context.Context, begin bool) (*Snapshot, error) {
-	lineage, err := s.lineage(ctx, begin)
+	lineage, begun, err := s.lineage(ctx, begin)
 	if err != nil {
 		return nil, err
 	}
@@ -400,7 +400,7 @@ func (s *Store) read(ctx context.Context, begin bool) (*Snapshot, error) {
 		if x == nil {
 			rev = resp.Header.Revision
 			x = Empty(lineage, rev).edit()
-			x.logged = false
+			x.logged, x.next.begun = false, begun
 		}
 		for _, kv := range resp.Kvs {
 			if e := s.entry(kv); e != nil {
@@ -425,32 +425,33 @@ func (s *Store) read(ctx context.Context, begin bool) (*Snapshot, error) {
 
 // lineage reads the lineage. Where there is none it makes the first one, if it may:
 // who has a configuration already would give an etcd that was emptied the last word.
-func (s *Store) lineage(ctx context.Context, begin bool) (string, error) {
+func (s *Store) lineage(ctx context.Context, begin bool) (name string, begun int64, err error) {
 	key := s.prefix + dirMeta + "lineage"
 	// Read before anything is written: an etcd that is full refuses each transaction
 	// that might write.
 	there, err := s.client.Get(ctx, key)
 	switch {
 	case err != nil:
-		return "", err
+		return "", 0, err
 	case len(there.Kvs) > 0:
-		return string(there.Kvs[0].Value), nil
+		return string(there.Kvs[0].Value), there.Kvs[0].ModRevision, nil
 	case !begin:
-		return "", nil
+		return "", 0, nil
 	}
 	mine, err := lineage.New()
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	resp, err := s.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
 		Then(clientv3.OpPut(key, mine)).Else(clientv3.OpGet(key)).Commit()
 	switch {
 	case err != nil:
-		return "", err
+		return "", 0, err
 	case resp.Succeeded:
-		return mine, nil
+		return mine, resp.Header.Revision, nil
 	}
-	return string(resp.Responses[0].GetResponseRange().Kvs[0].Value), nil
+	other := resp.Responses[0].GetResponseRange().Kvs[0]
+	return string(other.Value), other.ModRevision, nil
 }
 
 // keepLog carries the log of changes over a new reading of everything, by

@@ -110,14 +110,25 @@ func usersOf(kind resource.Kind, ns, name string) string {
 	return "users/" + resource.Name(kind, ns, name)
 }
 
-// Users yields what refers to r by its name, and the subscriptions that read it by
-// a pattern.
+// Users yields what refers to r by its name, the subscriptions that read it by a pattern,
+// and of an EventStore the topics that are in it, and not those that have left it.
 func Users(v View, r *configv1.Resource) iter.Seq[*configv1.Resource] {
 	return func(yield func(*configv1.Resource) bool) {
 		ns, name := r.GetMetadata().GetNamespace(), r.GetMetadata().GetName()
 		for user := range v.Find(usersOf(resource.KindOf(r), ns, name)) {
+			if r.GetEventStore() != nil && user.GetTopic() != nil && placed(v, user) != nil {
+				continue // its binding tells
+			}
 			if !yield(user) {
 				return
+			}
+		}
+		if r.GetEventStore() != nil {
+			for b := range v.Find(epochsIn(ns, name)) {
+				t := v.Resource(resource.Name(resource.Topic, ns, b.Metadata.Name))
+				if t != nil && placed(v, t) != nil && !yield(t) {
+					return
+				}
 			}
 		}
 		if r.GetTopic() == nil {
@@ -130,6 +141,15 @@ func Users(v View, r *configv1.Resource) iter.Seq[*configv1.Resource] {
 			}
 		}
 	}
+}
+
+// placed is the binding of a Topic; nil where it has none yet.
+func placed(v View, topic *configv1.Resource) *configv1.TopicBinding {
+	b := v.Resource(resource.Name(resource.TopicBinding, topic.Metadata.Namespace, topic.Metadata.Name)).GetTopicBinding()
+	if b.GetTopicUid() == "" || b.TopicUid != topic.Metadata.Uid || len(b.Epochs) == 0 {
+		return nil
+	}
+	return b
 }
 
 // patterns: subscriptions that read topics by pattern.

@@ -14,11 +14,10 @@ import (
 // bindingOf is the binding of a topic; nil where it has none yet.
 func (o overlay) bindingOf(ns, topic string) *configv1.TopicBinding {
 	t := o.get(resource.Topic, ns, topic)
-	b := o.before.Resource(resource.Name(resource.TopicBinding, ns, topic)).GetTopicBinding()
-	if t == nil || b.GetTopicUid() == "" || b.TopicUid != t.Metadata.Uid || len(b.Epochs) == 0 {
+	if t == nil {
 		return nil
 	}
-	return b
+	return placed(o.before, t)
 }
 
 // home names the EventStore that a topic is in: the one that it was made in, until it has
@@ -28,6 +27,33 @@ func (o overlay) home(r *configv1.Resource) string {
 		return b.Epochs[len(b.Epochs)-1].Store
 	}
 	return r.GetTopic().Store
+}
+
+// stays checks that a Topic's file does not say where else it is to be: it may say where it
+// is, and what it has said.
+func (c *collector) stays(o overlay, old, r *configv1.Resource) {
+	if r.GetTopic() == nil || old.GetTopic() == nil {
+		return
+	}
+	ns, name, was, to := r.Metadata.Namespace, r.Metadata.Name, old.GetTopic().Store, r.GetTopic().Store
+	b, home := o.bindingOf(ns, name), o.home(r)
+	if was == to || b != nil && b.Move == nil && to == home {
+		return
+	}
+	no := func(format string, args ...any) { c.add("spec.store", "immutable", fmt.Sprintf(format, args...)) }
+	migrate := fmt.Sprintf("moving a topic that is used is weft migrate's work: weft migrate %s -n %s --to %s", name, ns, to)
+	switch {
+	case o.get(resource.EventStore, ns, to) == nil:
+		if b != nil { // else it is missed where the topic would be made
+			c.add("spec.store", "reference", fmt.Sprintf("there is no EventStore %s in namespace %s", to, ns))
+		}
+	case b.GetMove() != nil:
+		no("is %q, and the topic is being moved: leave the field as it is until that has ended (weft migrate status %s -n %s)", was, name, ns)
+	case b != nil && home != was:
+		no("is %q, and the topic is in EventStore %s since it was moved: the field may say either; %s", was, home, migrate)
+	default:
+		no("is %q; %s, and leave the field as it is", was, migrate)
+	}
 }
 
 // migrationTogether judges a Migration that is made or changed.

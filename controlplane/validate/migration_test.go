@@ -191,8 +191,40 @@ func TestMigrationChanges(t *testing.T) {
 	renamed := migrationTo("b", 0)
 	renamed.GetMigration().PhysicalName = "x"
 	told(t, "another name", Together(before, []*configv1.Resource{renamed}, nil), "spec.physical_name: immutable")
-	moved := topicIn("t", "b")
-	told(t, "a topic's file", Together(before, []*configv1.Resource{moved}, nil), "spec.store: immutable: is \"a\"; moving a topic that is used is weft migrate's work: weft migrate t --to b")
+}
+
+// TestWhereATopicIs: a Topic's file may say where the topic was made, or where it is since
+// it was moved; what else it says is refused with the way there, where there is one.
+func TestWhereATopicIs(t *testing.T) {
+	adopted := topicIn("t", "a")
+	adopted.GetTopic().PhysicalName = "theirs"
+	same := topicIn("t", "b")
+	same.GetTopic().PhysicalName = "theirs"
+	local := named("l", "uid-l", &configv1.Resource{Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}})
+	into := topicIn("t", "l")
+	into.GetTopic().PhysicalName = "theirs"
+	for name, tc := range map[string]struct {
+		was     *configv1.Resource
+		binding *configv1.Resource
+		now     *configv1.Resource
+		want    string
+	}{
+		"another":                {topicIn("t", "a"), bound("t", nil, "a"), topicIn("t", "b"), `spec.store: immutable: is "a"; moving a topic that is used is weft migrate's work: weft migrate t -n ns --to b, and leave the field as it is`},
+		"none":                   {topicIn("t", "a"), bound("t", nil, "a"), topicIn("t", "mian"), "spec.store: reference: there is no EventStore mian in namespace ns"},
+		"what it said":           {topicIn("t", "a"), bound("t", nil, "b"), topicIn("t", "a"), ""},
+		"where it is":            {topicIn("t", "a"), bound("t", nil, "b"), topicIn("t", "b"), ""},
+		"where it was made":      {topicIn("t", "b"), bound("t", nil, "b"), topicIn("t", "a"), `is "b"; moving a topic`},
+		"another, moved":         {topicIn("t", "a"), bound("t", nil, "b"), topicIn("t", "l"), `is "a", and the topic is in EventStore b since it was moved: the field may say either; moving a topic that is used is weft migrate's work: weft migrate t -n ns --to l`},
+		"none, moved":            {topicIn("t", "a"), bound("t", nil, "b"), topicIn("t", "mian"), "spec.store: reference: there is no EventStore mian in namespace ns"},
+		"where it goes":          {topicIn("t", "a"), bound("t", isMove(6, false), "a", "b"), topicIn("t", "b"), `is "a", and the topic is being moved: leave the field as it is until that has ended (weft migrate status t -n ns)`},
+		"of another one":         {topicIn("t", "a"), bound("u", nil, "b"), topicIn("t", "b"), `is "a"; moving a topic`},
+		"with its own name":      {adopted, bound("t", nil, "b"), same, ""},
+		"where names are no use": {adopted, bound("t", nil, "l"), into, ""},
+	} {
+		tc.binding.Metadata.Name = "t"
+		before := configOf(rocketmqStore("a"), rocketmqStore("b"), local, tc.was, tc.binding)
+		told(t, name, Together(before, []*configv1.Resource{tc.now}, nil), tc.want)
+	}
 }
 
 // TestMovedAway: what may be deleted while a topic moves, and after that.

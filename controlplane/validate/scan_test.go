@@ -39,6 +39,10 @@ func scanTogether(before config, put []*configv1.Resource, gone []string) []Prob
 			c.add("metadata.name", "unique", "is both applied and deleted")
 		}
 		c.immutable(before.Resource(c.name), r)
+		if was, to := before.Resource(c.name).GetTopic(), r.GetTopic(); was != nil && to != nil && was.Store != to.Store && o.get(resource.EventStore, r.Metadata.Namespace, to.Store) != nil {
+			c.add("spec.store", "immutable", fmt.Sprintf("is %q; moving a topic that is used is weft migrate's work: weft migrate %s -n %s --to %s, and leave the field as it is",
+				was.Store, r.Metadata.Name, r.Metadata.Namespace, to.Store))
+		}
 		c.together(o, r)
 		problems = append(problems, c.problems...)
 	}

@@ -48,6 +48,7 @@ func Together(before View, put []*configv1.Resource, gone []string) []Problem {
 			c.add("metadata.name", "unique", "is both applied and deleted")
 		}
 		c.immutable(before.Resource(c.name), r)
+		c.stays(o, before.Resource(c.name), r)
 		c.together(o, r)
 		problems = append(problems, c.problems...)
 	}
@@ -116,9 +117,6 @@ func (c *collector) immutable(old, r *configv1.Resource) {
 		}
 	case *configv1.Resource_Topic:
 		was := old.GetTopic()
-		if was.Store != s.Topic.Store {
-			c.add("spec.store", "immutable", fmt.Sprintf("is %q; moving a topic that is used is weft migrate's work: weft migrate %s --to %s, and leave the field as it is", was.Store, r.Metadata.Name, s.Topic.Store))
-		}
 		if was.PhysicalName != s.Topic.PhysicalName {
 			c.add("spec.physical_name", "immutable", fmt.Sprintf("is %q and cannot change", was.PhysicalName))
 		}
@@ -249,7 +247,7 @@ func (c *collector) topicTogether(o overlay, r *configv1.Resource, t *configv1.T
 		c.add("spec.store", "reference", fmt.Sprintf("there is no EventStore %s in namespace %s", home, ns))
 		return
 	}
-	if home == t.Store {
+	if b := o.bindingOf(ns, r.Metadata.Name); home == t.Store && (b == nil || b.Epochs[len(b.Epochs)-1].PhysicalName == PhysicalName(r)) {
 		c.storeTakes(t, store, "spec.retention", "spec.needs.durability", t.PhysicalName)
 		if taken := PhysicalName(r); o.taken(taken, c.name, store) || o.claimed(taken, "", store) {
 			c.add("spec.physical_name", "unique", fmt.Sprintf("the physical topic %s is a Topic's already", taken))

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -220,6 +221,9 @@ func (c *Client) Run(ctx context.Context) error {
 			continue
 		}
 		c.metrics.lost.Inc()
+		if status.Code(err) == codes.Unimplemented {
+			err = fmt.Errorf("%w; nothing there serves proxies: is it a control plane's port for them (its --discovery, 7421 if nothing else was said), and not that of the admin API?", err)
+		}
 		away.Is(fmt.Errorf("%s: %w", addr, err))
 		timer := time.NewTimer(retry/2 + rand.N(retry))
 		select {
@@ -370,6 +374,11 @@ func (c *Client) follow(ctx context.Context, addr string, good func()) error {
 	}
 	sub := c.first(token != "")
 	if err := rpc.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: resource.TypeURL, ResourceNamesSubscribe: slices.Concat(c.scope, slices.Sorted(maps.Keys(sub.asked)))}); err != nil {
+		if errors.Is(err, io.EOF) { // it has ended the stream, and says why
+			if _, why := rpc.Recv(); why != nil {
+				err = why
+			}
+		}
 		return err
 	}
 	var d staged

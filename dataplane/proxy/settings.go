@@ -195,7 +195,7 @@ func (c *Config) check() error {
 		case err != nil:
 			bad("%s: %w", l.name, err)
 		case !loopback && c.TLS.Empty() && !c.AllowPlaintext:
-			bad("%s: %s is not a loopback address: it needs TLS files, or plaintext to be allowed expressly", l.name, l.addr)
+			bad("%s: %s is not a loopback address: it needs TLS files (--cert, --key), or plaintext to be allowed expressly (--allow-plaintext)", l.name, l.addr)
 		}
 	}
 	switch {

@@ -108,7 +108,8 @@ func (s *shell) migrating() {
 		step{begins: "weft migrate payments", says: []string{`from +main \(embedded\), as demo_payments, epoch 1`, `to +second \(embedded\), as demo_payments_e2_\w+, epoch 2`, `ledger`, `migration/demo/payments created: the move begins`}},
 		step{begins: "until weft migrate", says: []string{`pay-2 is kept at`, `phase +draining: it is written to second`, `(?s)payments  pay-1  .*payments  pay-2  `}},
 		step{begins: "weft migrate status", says: []string{`phase +drained: everything in main was read`, `(?s)payments  pay-1  .*payments  pay-2  `, `phase +finished: it is in second alone`}},
-		step{begins: "weft migrate list", says: []string{`demo +payments +second +finish +finished`, `migration/demo/payments deleted`}})
+		step{begins: "weft migrate list", says: []string{`demo +payments +second +finish +finished`, `migration/demo/payments deleted`}},
+		step{begins: "weft get topic payments", says: []string{`demo +payments .* second +Ready`, `topic/demo/payments updated`}})
 }
 
 // forwarding walks docs/forwarding.md.

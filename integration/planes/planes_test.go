@@ -205,7 +205,7 @@ func TestOneChange(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(st.Proxies) == 1 && st.Proxies[0].AckedRevision >= s.Revision && st.Proxies[0].NodeId == "node-1" {
+		if len(st.Proxies) == 1 && st.Proxies[0].AckedRevision >= st.Revision && st.Proxies[0].NodeId == "node-1" {
 			break
 		}
 	}

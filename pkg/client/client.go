@@ -21,6 +21,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/experimental"
@@ -74,6 +75,30 @@ type Client struct {
 	dead    eventsv1.DeadLetterServiceClient
 	inspect eventsv1.InspectServiceClient
 	pool    mem.BufferPool // of messages
+}
+
+// Connect waits until a proxy is connected to. Calls do that by themselves, for as long as
+// they may take; it is for those who would rather know within ctx that there is none, and why.
+func (c *Client) Connect(ctx context.Context) error {
+	c.conn.Connect()
+	for state := c.conn.GetState(); state != connectivity.Ready; state = c.conn.GetState() {
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return c.unconnected(ctx)
+		}
+	}
+	return nil
+}
+
+// unconnected asks why nothing is connected: a call that does not wait for it says so.
+func (c *Client) unconnected(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), minRetry)
+	defer cancel()
+	_, err := c.rpc.Settle(ctx, &eventsv1.SettleRequest{}, grpc.WaitForReady(false))
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return toError(err)
+	}
+	return nil // somebody has answered
 }
 
 // New makes a client. It connects when it is first used.

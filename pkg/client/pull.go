@@ -86,7 +86,7 @@ func (c *Client) Settle(ctx context.Context, namespace, subscription string, s S
 	for _, n := range s.Nack {
 		k := &eventsv1.PulledNack{DeliveryIds: n.IDs}
 		if n.Retry != nil {
-			k.Delay, k.Reason = durationpb.New(n.Retry.Delay), reason(n.Retry.Reason)
+			k.Delay, k.Reason = n.Retry.delay(), reason(n.Retry.Reason)
 		}
 		req.Nack = append(req.Nack, k)
 	}

@@ -42,8 +42,8 @@ func (d Delivery) Extend(by time.Duration) {
 }
 
 // Handler takes one delivery. nil settles it; an error gives it back for
-// another attempt, after the Subscription's schedule or, for a *Retry, after
-// its Delay. Its text is kept with the event. ErrUnsettled does neither.
+// another attempt, on the Subscription's schedule or, for a *Retry, after
+// the Delay that it has. Its text is kept with the event. ErrUnsettled does neither.
 type Handler func(ctx context.Context, d Delivery) error
 
 // ErrUnsettled is what a Handler of Subscribe returns, wrapped or not, to leave the
@@ -51,13 +51,29 @@ type Handler func(ctx context.Context, d Delivery) error
 // Subscribe ends, or at the next one when its ack time-out is over.
 var ErrUnsettled = errors.New("client: the delivery is left unsettled")
 
-// Retry asks for another attempt after Delay.
+// AtOnce is the Delay of a Retry that waits for nothing.
+const AtOnce time.Duration = -1
+
+// Retry asks for another attempt.
 type Retry struct {
-	Delay  time.Duration
+	// Delay is when, at most 24 h; the Subscription's schedule when 0. AtOnce is at once.
+	Delay time.Duration
+	// Reason is why; it changes nothing about when.
 	Reason string
 }
 
 func (r *Retry) Error() string { return r.Reason }
+
+// delay is Delay as it is sent: nothing is the schedule.
+func (r *Retry) delay() *durationpb.Duration {
+	switch r.Delay {
+	case 0:
+		return nil
+	case AtOnce:
+		return durationpb.New(0)
+	}
+	return durationpb.New(r.Delay)
+}
 
 // SubscribeOptions change Subscribe. The zero value is its defaults.
 type SubscribeOptions struct {
@@ -242,7 +258,7 @@ func answer(id uint64, err error) settlement {
 	}
 	n := &eventsv1.Nack{Ids: []uint64{id}, Reason: reason(err.Error())}
 	if r, ok := errors.AsType[*Retry](err); ok {
-		n.Delay = durationpb.New(r.Delay)
+		n.Delay = r.delay()
 	}
 	return settlement{more: &eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Nack{Nack: n}}}
 }

@@ -108,6 +108,25 @@ func TestReason(t *testing.T) {
 	}
 }
 
+// TestRetrySchedule: a delivery comes again on the Subscription's schedule, which is no
+// delay on the wire, unless a Retry has one; a reason changes nothing about it.
+func TestRetrySchedule(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want string
+	}{{errors.New("no"), "schedule no"}, {&Retry{}, "schedule "}, {&Retry{Reason: "no"}, "schedule no"}, {fmt.Errorf("later: %w", &Retry{Reason: "no"}), "schedule later: no"},
+		{&Retry{Delay: AtOnce, Reason: "no"}, "0s no"}, {&Retry{Delay: time.Minute, Reason: "no"}, "1m0s no"}} {
+		nack := answer(1, tc.err).more.GetNack()
+		got := "schedule " + nack.Reason
+		if nack.Delay != nil {
+			got = nack.Delay.AsDuration().String() + " " + nack.Reason
+		}
+		if got != tc.want {
+			t.Errorf("%#v is sent as %q, want %q", tc.err, got, tc.want)
+		}
+	}
+}
+
 // TestRetryable: what says that it may have happened, or that it may be tried again, may be.
 func TestRetryable(t *testing.T) {
 	for e, want := range map[*Error]bool{{Code: codes.Unavailable}: true, {Code: codes.ResourceExhausted}: true, {Code: codes.DeadlineExceeded, Reason: "ambiguous"}: true,

@@ -14,6 +14,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/validate"
 	"github.com/weft-mesh/weft/pkg/manifest"
 	"github.com/weft-mesh/weft/pkg/resource"
 
@@ -40,6 +41,18 @@ with the key's hash, to be applied. The key itself is nowhere else.`,
 			}
 			id := hex.EncodeToString(b[:6])
 			key := "weft_" + id + "_" + base64.RawURLEncoding.EncodeToString(b[8:])
+			sum := sha256.Sum256([]byte(key))
+			r := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: namespace, Name: strings.ReplaceAll(args[0], "@", "-") + "-" + id},
+				Spec: &configv1.Resource_Identity{Identity: &configv1.Identity{Method: &configv1.Identity_ApiKeys{ApiKeys: &configv1.ApiKeys{
+					Keys: []*configv1.ApiKey{{Id: id, Hash: "sha256:" + hex.EncodeToString(sum[:]), Principal: args[0], Groups: groups}}}}}}}
+			r.Name = resource.NameOf(r)
+			if err := checkIdentity(r); err != nil {
+				return err
+			}
+			out, err := manifest.YAML(r)
+			if err != nil {
+				return err
+			}
 			f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 			if err != nil {
 				return fmt.Errorf("--key-file: %w", err)
@@ -51,15 +64,6 @@ with the key's hash, to be applied. The key itself is nowhere else.`,
 			if err := f.Close(); err != nil {
 				return err
 			}
-			sum := sha256.Sum256([]byte(key))
-			r := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: namespace, Name: strings.ReplaceAll(args[0], "@", "-") + "-" + id},
-				Spec: &configv1.Resource_Identity{Identity: &configv1.Identity{Method: &configv1.Identity_ApiKeys{ApiKeys: &configv1.ApiKeys{
-					Keys: []*configv1.ApiKey{{Id: id, Hash: "sha256:" + hex.EncodeToString(sum[:]), Principal: args[0], Groups: groups}}}}}}}
-			r.Name = resource.NameOf(r)
-			out, err := manifest.YAML(r)
-			if err != nil {
-				return err
-			}
 			_, err = cmd.OutOrStdout().Write(out)
 			return err
 		}}
@@ -67,4 +71,20 @@ with the key's hash, to be applied. The key itself is nowhere else.`,
 	cmd.Flags().StringSliceVar(&groups, "group", nil, "a group of the principal; may be repeated")
 	cmd.Flags().StringVar(&file, "key-file", "", "the new file for the key")
 	return cmd
+}
+
+// checkIdentity refuses an Identity that could not be applied.
+func checkIdentity(r *configv1.Resource) error {
+	v, err := validate.New()
+	if err != nil {
+		return err
+	}
+	var problems []error
+	for _, p := range v.Alone(r) {
+		problems = append(problems, fmt.Errorf("%s: %s", p.Field, p.Message))
+	}
+	if len(problems) > 0 {
+		return fmt.Errorf("the Identity could not be applied, and no key was made:\n%w", errors.Join(problems...))
+	}
+	return nil
 }

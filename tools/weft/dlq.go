@@ -2,6 +2,7 @@ package weft
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,8 +63,8 @@ func (f *letterFlags) idFlag(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&f.filter.IDs, "id", nil, "the event's id; may be repeated")
 }
 
-// dial reads the flags and connects.
-func (f *letterFlags) dial() (*client.Client, error) {
+// reach reads the flags and connects.
+func (f *letterFlags) reach(ctx context.Context) (*client.Client, error) {
 	if f.filter.Subscription == "" && f.filter.DeadLetterTopic == "" {
 		return nil, errors.New("name the Subscription with --subscription, or the topic with --dead-letter-topic")
 	}
@@ -76,7 +77,7 @@ func (f *letterFlags) dial() (*client.Client, error) {
 			return nil, fmt.Errorf("%s %w", t.flag, err)
 		}
 	}
-	return f.proxy.dial()
+	return f.proxy.reach(ctx)
 }
 
 // parseWhen reads a time, or how long ago it is; "" is the zero time.
@@ -92,14 +93,6 @@ func parseWhen(s string, now time.Time) (time.Time, error) {
 		return t, fmt.Errorf("%q is neither a time such as 2026-01-31T12:00:00Z nor a duration such as 24h", s)
 	}
 	return t, nil
-}
-
-// unanswered says so where no proxy answers for a while; stop once one has.
-func (f *proxyFlags) unanswered(w io.Writer) (stop func()) {
-	t := time.AfterFunc(patience, func() {
-		fmt.Fprintf(w, "no proxy answers at %s so far; it is tried on. Proxies are named with --proxy (WEFT_PROXY); Ctrl-C ends\n", strings.Join(f.proxies, ", "))
-	})
-	return func() { t.Stop() }
 }
 
 func dlqListCommand() *cobra.Command {
@@ -122,7 +115,7 @@ CONSUME on that. With -o json each line is one of them.`,
 			if causes && output != "text" {
 				return errors.New("--causes is a table for people: count with -o json and a program")
 			}
-			c, err := f.dial()
+			c, err := f.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -130,11 +123,8 @@ CONSUME on that. With -o json each line is one of them.`,
 			if o.Redriven, o.OmitData = redriven, output == "text"; causes {
 				o.Limit = maxCounted
 			}
-			answered := f.proxy.unanswered(cmd.ErrOrStderr())
-			defer answered()
 			var letters []client.DeadLetter
 			sum, err := c.DeadLetters(cmd.Context(), f.namespace, f.filter, o, func(l client.DeadLetter) error {
-				answered()
 				if output != "text" {
 					return printLetterJSON(cmd.OutOrStdout(), &l, output)
 				}
@@ -261,17 +251,14 @@ attribute, the data, and how it ended.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			c, err := f.dial()
+			c, err := f.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer c.Close()
 			f.filter.IDs = args
-			answered := f.proxy.unanswered(cmd.ErrOrStderr())
-			defer answered()
 			n := 0
 			_, err = c.DeadLetters(cmd.Context(), f.namespace, f.filter, client.ListOptions{Redriven: true}, func(l client.DeadLetter) error {
-				answered()
 				n++
 				if output != "text" {
 					return printLetterJSON(cmd.OutOrStdout(), &l, output)
@@ -348,15 +335,12 @@ on its topics.`,
 			if f.filter.Subscription == "" {
 				return errors.New("name the Subscription that gets them back with --subscription")
 			}
-			c, err := f.dial()
+			c, err := f.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			answered := f.proxy.unanswered(cmd.ErrOrStderr())
-			defer answered()
 			r, err := c.Redrive(cmd.Context(), f.namespace, f.filter, o, func(r client.Redriven) {
-				answered()
 				fmt.Fprintf(cmd.ErrOrStderr(), "%d redriven so far\n", r.Redriven)
 			})
 			if err != nil {

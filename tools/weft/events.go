@@ -42,7 +42,7 @@ func publishCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := proxy.dial()
+			c, err := proxy.reach(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,7 +54,7 @@ func TestMoveShown(t *testing.T) {
 		"taken back":                {configv1.Migration_WISH_ROLL_BACK, &configv1.TopicBinding{Epochs: two[:1], Ended: "m"}, "ROLLED_BACK", "in main, where it was", true},
 	} {
 		m := &moving{migration: &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: "orders", Uid: "m"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{To: "next", Wish: tc.wish}}},
-			binding: tc.binding, admitted: []uint32{1}, readers: []moveReader{{"billing", []uint32{1}}}, lacking: []*adminv1.ResourceLack{{NodeId: "p7", Reason: "has revision 12"}},
+			binding: tc.binding, admitted: []uint32{1}, readers: []moveReader{{"billing", []uint32{1}}, {"audit", []uint32{1, 2}}}, lacking: []*adminv1.ResourceLack{{NodeId: "p7", Reason: "has revision 12"}},
 			progress: &adminv1.MoveProgress{GroupsLeftOut: 3, ProxiesLeftOut: 7,
 				Groups: []*adminv1.MoveGroup{{Subscription: "billing", Epoch: 1, Store: "main", Partitions: []*adminv1.MovePartition{{Partition: "2", End: 9, Settled: 4}, {Partition: "1", End: 7, Settled: 7}}},
 					{Subscription: "ledger", Epoch: 1, Store: "main", Read: true}},
@@ -66,7 +67,7 @@ func TestMoveShown(t *testing.T) {
 		if err := m.write(&js, "json"); err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{tc.says, "missing ", "p7: has revision 12", "billing has groups in epoch 1", "partition 1 is at 0 of 2", "billing, epoch 1 in main: 1 partition is not read: 2 at 4 of 9", "ledger, epoch 1 in main: all is read", "and 3 more groups",
+		for _, want := range []string{tc.says, "missing ", "p7: has revision 12", "billing has groups in epoch 1\n", "audit has groups in epochs 1, 2\n", "partition 1 is at 0 of 2", "billing, epoch 1 in main: 1 partition is not read: 2 at 4 of 9", "ledger, epoch 1 in main: all is read", "and 3 more groups",
 			"p8: has said nothing of the move", "p9: has the newest phase; nothing is on its way; has marked 2 partitions", "and 7 more proxies"} {
 			if !strings.Contains(text.String(), want) {
 				t.Errorf("%s: %q is not in\n%s", name, want, text.String())
@@ -74,6 +75,44 @@ func TestMoveShown(t *testing.T) {
 		}
 		if !strings.Contains(js.String(), `"phase": "`+tc.phase+`"`) || !strings.Contains(js.String(), `"node_id": "p7"`) || !strings.Contains(js.String(), `"end": 9,`) || !strings.Contains(js.String(), `"settled": 4`) || m.rests() != tc.rests {
 			t.Errorf("%s: rests %v:\n%s", name, m.rests(), js.String())
+		}
+	}
+}
+
+// TestMoveCourse: where a topic goes, and which of its places are ready, the one that is left
+// by itself too.
+func TestMoveCourse(t *testing.T) {
+	main, next, again := &configv1.Epoch{Number: 1, Store: "main"}, &configv1.Epoch{Number: 2, Store: "next"}, &configv1.Epoch{Number: 3, Store: "main"}
+	one, two, three := []*configv1.Epoch{main}, []*configv1.Epoch{main, next}, []*configv1.Epoch{main, next, again}
+	for name, tc := range map[string]struct {
+		wish     configv1.Migration_Wish
+		move     *configv1.Move
+		epochs   []*configv1.Epoch
+		admitted []uint32 // as the admission has it
+		course   string
+		ready    []uint32
+	}{
+		"not begun":          {0, nil, one, nil, "moves to next already", []uint32{1}},
+		"taken back at once": {configv1.Migration_WISH_ROLL_BACK, nil, one, nil, "is being rolled back to main", []uint32{1}},
+		"under way":          {0, &configv1.Move{Phase: 2}, two, []uint32{1}, "moves to next already", []uint32{1}},
+		"to be taken back":   {configv1.Migration_WISH_ROLL_BACK, &configv1.Move{Phase: 5}, two, []uint32{1, 2}, "is being rolled back to main", []uint32{1, 2}},
+		"on the way back":    {configv1.Migration_WISH_ROLL_BACK, &configv1.Move{Phase: 5, Back: true}, three, []uint32{1, 2, 3}, "is being rolled back to main", []uint32{1, 2, 3}},
+		"back, to finish":    {configv1.Migration_WISH_FINISH, &configv1.Move{Phase: 6, Back: true}, three, []uint32{1, 2, 3}, "is being rolled back to main", []uint32{1, 2, 3}},
+		"one place is left":  {configv1.Migration_WISH_FINISH, nil, []*configv1.Epoch{again}, nil, "moves to next already", []uint32{3}},
+	} {
+		b := &configv1.TopicBinding{Epochs: tc.epochs, Move: tc.move}
+		if tc.move != nil {
+			tc.move.MigrationUid = "m"
+		}
+		m := &moving{migration: &configv1.Resource{Metadata: &configv1.Metadata{Name: "orders", Uid: "m"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{To: "next", Wish: tc.wish}}}, binding: b}
+		if got := m.course(); got != tc.course {
+			t.Errorf("%s: it %s, want %s", name, got, tc.course)
+		}
+		if got := usable(b, &configv1.TopicAdmission{Admitted: true, Epochs: tc.admitted}); !slices.Equal(got, tc.ready) {
+			t.Errorf("%s: %v are ready, want %v", name, got, tc.ready)
+		}
+		if got := usable(b, nil); len(got) != 0 {
+			t.Errorf("%s: %v are ready where nothing is admitted", name, got)
 		}
 	}
 }

@@ -111,7 +111,7 @@ func readPlan(ctx context.Context, c adminv1.AdminServiceClient, m *configv1.Res
 	}
 	switch old, err := readMove(ctx, c, ns, name); {
 	case err == nil && !old.over():
-		return nil, fmt.Errorf("%s moves to %s already, %s; weft migrate status %s", name, old.migration.GetMigration().To, old.sentence(), name)
+		return nil, fmt.Errorf("%s %s: %s; weft migrate status %s -n %s", name, old.course(), old.sentence(), name, ns)
 	case err == nil:
 		p.old = old.migration
 	case status.Code(err) != codes.NotFound:

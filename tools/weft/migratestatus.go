@@ -55,7 +55,7 @@ func readMove(ctx context.Context, c adminv1.AdminServiceClient, namespace, topi
 	if err != nil && status.Code(err) != codes.NotFound {
 		return nil, err
 	}
-	m.admitted = admission.GetResource().GetTopicAdmission().GetEpochs()
+	m.admitted = usable(m.binding, admission.GetResource().GetTopicAdmission())
 	if m.over() {
 		return m, nil
 	}
@@ -78,6 +78,15 @@ func readMove(ctx context.Context, c adminv1.AdminServiceClient, namespace, topi
 			m.readers = append(m.readers, moveReader{r.Metadata.Name, epochs})
 		}
 	})
+}
+
+// usable are the epochs of a topic that are there, with all groups. The admission of a topic
+// that is in one place does not name it.
+func usable(b *configv1.TopicBinding, a *configv1.TopicAdmission) []uint32 {
+	if len(b.GetEpochs()) == 1 && a.GetAdmitted() {
+		return []uint32{b.Epochs[0].Number}
+	}
+	return a.GetEpochs()
 }
 
 func (m *moving) name() string { return m.migration.Metadata.Name }
@@ -130,6 +139,17 @@ func (m *moving) rests() bool {
 	return false
 }
 
+// course says where the topic goes, of a move that is not over.
+func (m *moving) course() string {
+	switch {
+	case m.move().GetBack():
+		return "is being rolled back to " + m.last().GetStore()
+	case m.wish() == configv1.Migration_WISH_ROLL_BACK:
+		return "is being rolled back to " + m.before().GetStore()
+	}
+	return "moves to " + m.migration.GetMigration().To + " already"
+}
+
 // phase is how far the move is, one word.
 func (m *moving) phase() string {
 	switch {
@@ -160,6 +180,9 @@ func (m *moving) sentence() string {
 	case "DRAINING":
 		return "it is written to " + to + ", and subscriptions read what is left in " + from
 	case "DRAINED":
+		if m.move().GetBack() {
+			return "everything in " + from + " was read; weft migrate finish gives it up"
+		}
 		return "everything in " + from + " was read; weft migrate finish gives it up, weft migrate rollback leads back"
 	case "FINISHED":
 		return "it is in " + to + " alone"
@@ -315,7 +338,11 @@ func (m *moving) write(w io.Writer, output string) error {
 		}
 	}
 	for _, r := range s.Subscriptions {
-		line("subscription", "%s has groups in epoch %s", r.Name, strings.Trim(fmt.Sprint(r.Epochs), "[]"))
+		epochs := "epoch "
+		if len(r.Epochs) > 1 {
+			epochs = "epochs "
+		}
+		line("subscription", "%s has groups in %s%s", r.Name, epochs, strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Epochs), " ", ", "), "[]"))
 	}
 	for _, g := range s.Reading[:min(len(s.Reading), some)] {
 		line("reads", "%s", g)

@@ -37,7 +37,7 @@ comes again. With --ack it is settled as soon as it was printed.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			c, err := proxy.dial()
+			c, err := proxy.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -118,7 +118,7 @@ asks for more time. They are settled at the proxy that they were pulled from.`,
 			if extends && extend <= 0 {
 				return errors.New("--extend is more than 0s, up to 1h")
 			}
-			c, err := proxy.dial()
+			c, err := proxy.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -134,6 +134,9 @@ asks for more time. They are settled at the proxy that they were pulled from.`,
 				if again {
 					n.Retry = &client.Retry{Delay: delay, Reason: reason}
 				}
+				if cmd.Flags().Changed("delay") && delay == 0 {
+					n.Retry.Delay = client.AtOnce
+				}
 				s.Nack = []client.Nack{n}
 			default:
 				s.Ack = args[1:]
@@ -143,7 +146,7 @@ asks for more time. They are settled at the proxy that they were pulled from.`,
 	proxy.add(cmd)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
 	cmd.Flags().BoolVar(&nack, "nack", false, "they failed: deliver them again")
-	cmd.Flags().DurationVar(&delay, "delay", 0, "with --nack: when; the Subscription's retry schedule without --delay and --reason")
+	cmd.Flags().DurationVar(&delay, "delay", 0, "with --nack: when, 0s is at once; the Subscription's retry schedule when it is absent")
 	cmd.Flags().StringVar(&reason, "reason", "", "with --nack: why; kept with the event")
 	cmd.Flags().DurationVar(&extend, "extend", 0, "they take this much longer from now, up to 1h")
 	return cmd

@@ -47,7 +47,7 @@ nobody replies in time the event was published all the same.`,
 			if err != nil {
 				return err
 			}
-			c, err := proxy.dial()
+			c, err := proxy.reach(cmd.Context())
 			if err != nil {
 				return err
 			}

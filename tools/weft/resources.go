@@ -17,6 +17,7 @@ import (
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/manifest"
 	"github.com/weft-mesh/weft/pkg/resource"
 
@@ -126,6 +127,10 @@ func getCommand() *cobra.Command {
 				}
 			}
 			states := map[string]string{}
+			var stores map[string]string
+			if output == "text" && info.Kind == resource.Topic && len(rs) > 0 {
+				stores = topicStores(cmd.Context(), c, rs, about)
+			}
 			if output == "text" && !info.System && len(rs) > 0 {
 				// Those are listed also where nobody knows how they are.
 				if st, err := getStatus(cmd.Context(), c, about); err == nil {
@@ -141,7 +146,7 @@ func getCommand() *cobra.Command {
 				}
 				fmt.Fprintf(cmd.ErrOrStderr(), "there is no %s in %s\n", info.Kind, where)
 			}
-			return printResources(cmd.OutOrStdout(), rs, states, output)
+			return printResources(cmd.OutOrStdout(), rs, states, stores, output)
 		}}
 	admin.add(cmd)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
@@ -151,7 +156,27 @@ func getCommand() *cobra.Command {
 	return cmd
 }
 
-func printResources(w io.Writer, rs []*configv1.Resource, states map[string]string, output string) error {
+// topicStores are where topics are written to, by the topics' uids; their files may say
+// where they were made. Those of which nobody tells are left out.
+func topicStores(ctx context.Context, c adminv1.AdminServiceClient, topics []*configv1.Resource, about *adminv1.GetStatusRequest) map[string]string {
+	stores := map[string]string{}
+	take := func(r *configv1.Resource) {
+		if b := r.GetTopicBinding(); cutover.Written(b) >= 0 {
+			stores[b.TopicUid] = b.Epochs[cutover.Written(b)].Store
+		}
+	}
+	if about.Name == "" {
+		_ = eachResource(ctx, c, &adminv1.ListRequest{Kind: string(resource.TopicBinding), Namespace: about.Namespace}, take)
+		return stores
+	}
+	if got, err := get(ctx, c, resource.TopicBinding, topics[0].Metadata.Namespace, topics[0].Metadata.Name); err == nil {
+		take(got.Resource)
+	}
+	return stores
+}
+
+// printResources prints resources, and with stores, by uid, the one that each is in.
+func printResources(w io.Writer, rs []*configv1.Resource, states, stores map[string]string, output string) error {
 	switch output {
 	case "yaml":
 		b, err := manifest.YAML(rs...)
@@ -171,9 +196,17 @@ func printResources(w io.Writer, rs []*configv1.Resource, states map[string]stri
 		return nil
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "NAMESPACE\tNAME\tVERSION\tCREATED\tSTATE")
+	column := ""
+	if stores != nil {
+		column = "STORE\t"
+	}
+	fmt.Fprintf(t, "NAMESPACE\tNAME\tVERSION\tCREATED\t%sSTATE\n", column)
 	for _, r := range rs {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", r.Metadata.Namespace, r.Metadata.Name, r.Metadata.Version, r.Metadata.CreatedAt.AsTime().Format("2006-01-02 15:04:05"), cmp.Or(states[r.Name], "-"))
+		md := r.Metadata
+		if stores != nil {
+			column = cmp.Or(stores[md.Uid], "-") + "\t"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s%s\n", md.Namespace, md.Name, md.Version, md.CreatedAt.AsTime().Format("2006-01-02 15:04:05"), column, cmp.Or(states[r.Name], "-"))
 	}
 	return t.Flush()
 }

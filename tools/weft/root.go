@@ -299,6 +299,24 @@ func (f *proxyFlags) dial() (*client.Client, error) {
 	return client.New(cfg)
 }
 
+// reachTimeout is how long a command that is over soon waits for a proxy to be there.
+const reachTimeout = 5 * time.Second
+
+// reach is dial for commands that are over soon: it fails where no proxy is there.
+func (f *proxyFlags) reach(ctx context.Context) (*client.Client, error) {
+	c, err := f.dial()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	if err := c.Connect(ctx); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
 // checkOutput refuses an output format that there is not, before anything is done.
 func checkOutput(output string) error {
 	if output != "text" && output != "json" && output != "yaml" {

@@ -281,7 +281,11 @@ func printProxy(w io.Writer, st *adminv1.GetStatusResponse, p *adminv1.ProxyStat
 		if c.ConfirmedAt != nil {
 			confirmed = "confirmed " + ago(c.ConfirmedAt.AsTime())
 		}
-		line("in force", "revision %d of lineage %s, from %s, %s", c.Revision, c.Lineage, cmp.Or(source, "nowhere"), confirmed)
+		revision := c.Revision
+		if c.Lineage == st.Lineage { // it may have been read later, and be of no later change
+			revision = min(revision, st.Revision)
+		}
+		line("in force", "revision %d of lineage %s, from %s, %s", revision, c.Lineage, cmp.Or(source, "nowhere"), confirmed)
 		var kinds []string
 		for _, k := range c.Digests {
 			kinds = append(kinds, fmt.Sprintf("%s %s", number(k.Count), k.Kind))

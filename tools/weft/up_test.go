@@ -5,8 +5,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -395,6 +397,13 @@ func TestSecondMeshOnOneFolder(t *testing.T) {
 func TestAPIKey(t *testing.T) {
 	m := start(t, filepath.Join(t.TempDir(), "data"))
 	key := filepath.Join(t.TempDir(), "svc.key")
+	refused := filepath.Join(t.TempDir(), "refused")
+	if _, err := m.weft("apikey", "order service", "--key-file", refused); err == nil || !strings.Contains(err.Error(), "spec.api_keys.keys[0].principal: ") {
+		t.Errorf("a principal that no Identity may have: %v", err)
+	}
+	if _, err := os.Stat(refused); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a key for an Identity that could not be applied: %v", err)
+	}
 	identity := m.must("apikey", "svc", "--key-file", key)
 	secret, err := os.ReadFile(key)
 	if err != nil {

@@ -137,9 +137,9 @@ func (DeletionPolicy) EnumDescriptor() ([]byte, []int) {
 // Topic is a declared log.
 type Topic struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the EventStore, in the same namespace, that holds the topic's
-	// first epoch. Moving a topic is a Migration's work: a re-apply that
-	// differs is refused.
+	// Name of the EventStore, in the same namespace, that the topic is made
+	// in. Moving a topic is a Migration's work: after one this may stay as it
+	// is, or name where the topic is now; anything else is refused.
 	Store string `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
 	// The topic's name in the store, to adopt one that exists; derived from
 	// namespace and name when empty. Fixed at creation.
