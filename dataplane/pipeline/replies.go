@@ -124,28 +124,37 @@ func (r *replies) end(w *waiter) {
 // take gives a reply, which it keeps, to its request. The first one wins. It tells
 // what became of it, and counts that.
 func (r *replies) take(token string, t *replyToken, e event.Event) (outcome string) {
-	defer func() { r.metrics.replies.WithLabelValues(outcome).Inc() }()
-	size, now := int64(e.Size()), r.cfg.Clock.Now()
+	w, outcome := r.claim(token, t, int64(e.Size()))
+	r.metrics.replies.WithLabelValues(outcome).Inc()
+	if w != nil {
+		w.got <- e
+	}
+	return outcome
+}
+
+// claim gives the request that a reply of size bytes is for, which waits no more; nil
+// where there is none, or no room.
+func (r *replies) claim(token string, t *replyToken, size int64) (*waiter, string) {
+	now := r.cfg.Clock.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w := r.waiting[token]
 	replied := r.replied[token]
 	switch {
 	case w == nil && replied:
-		return replyDuplicate
+		return nil, replyDuplicate
 	case w == nil && !now.Before(t.Deadline):
-		return replyLate
+		return nil, replyLate
 	case w == nil:
-		return replyUnknown
+		return nil, replyUnknown
 	case r.held+size > maxReplies && r.held > 0:
-		return replyOverflow
+		return nil, replyOverflow
 	}
 	delete(r.waiting, token)
 	w.size = size
 	r.held += size
 	r.rememberLocked(token)
-	w.got <- e
-	return replyDelivered
+	return w, replyDelivered
 }
 
 // rememberLocked keeps that a request had its reply, instead of the oldest that is kept.
