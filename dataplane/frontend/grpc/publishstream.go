@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -374,14 +375,20 @@ func (st *publishStream) letGo() {
 	st.held, st.release = "", nil
 }
 
-// write gives events to the mesh. Where one is wrong, or a quota has no room for
-// all, nothing is published, and each message has its own outcome: then they go
-// one by one, up to the first for which there is no room.
+// write gives events to the mesh. Where one is wrong or denied, nothing is published: the
+// others go again, since each event of a stream has its own outcome. Where a quota has no
+// room for all, or a store takes something of them not, the messages go one by one, up to
+// the first for which there is no room.
 func (st *publishStream) write(ctx context.Context, p *published) {
-	events, res := p.events, p.res
 	var err error // the first of the results'
-	p.wait, err = st.server.cfg.Mesh.Begin(ctx, st.who, st.namespace, st.topic, events, res)
-	if err == nil || len(p.group) == 1 {
+	if p.wait, err = st.server.cfg.Mesh.Begin(ctx, st.who, st.namespace, st.topic, p.events, p.res); err == nil {
+		return
+	}
+	left := make([]int, len(p.events))
+	for i := range left {
+		left[i] = i
+	}
+	if left, err = st.others(ctx, p, left, err); err == nil || len(p.group) == 1 {
 		return
 	}
 	switch f := fault.From(err); {
@@ -389,21 +396,56 @@ func (st *publishStream) write(ctx context.Context, p *published) {
 	default:
 		return
 	}
-	for i := range res {
-		if res[i].Err == nil {
+	for _, i := range left {
+		if p.res[i].Err == nil {
 			return // a part was published
 		}
 	}
-	clear(res)
+	end := 0
 	for _, r := range p.group {
-		n := len(r.events)
-		err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events[:n], res[:n])
-		events, res = events[n:], res[n:]
+		end += len(r.events)
+		n, _ := slices.BinarySearch(left, end)
+		if n == 0 {
+			continue
+		}
+		_, err := st.others(ctx, p, left[:n], st.publish(ctx, p, left[:n]))
+		left = left[n:]
 		if err != nil && fault.ClassOf(err) == fault.Throttled {
-			for i := range res {
-				res[i].Err = err // the order is kept
+			for _, i := range left {
+				p.res[i].Err = err // the order is kept
 			}
 			return
 		}
 	}
+}
+
+// others publishes those of some events again that were refused for others alone, until
+// there are none. It gives the events of the last call, and its outcome.
+func (st *publishStream) others(ctx context.Context, p *published, some []int, err error) ([]int, error) {
+	for err != nil {
+		var again []int
+		for _, i := range some {
+			if err := p.res[i].Err; err != nil && fault.From(err).Reason == pipeline.BatchRefused {
+				again = append(again, i)
+			}
+		}
+		if len(again) == 0 || len(again) == len(some) {
+			break
+		}
+		some, err = again, st.publish(ctx, p, again)
+	}
+	return some, err
+}
+
+// publish publishes some of the events.
+func (st *publishStream) publish(ctx context.Context, p *published, some []int) error {
+	events, res := make([]event.Event, len(some)), make([]frontend.Result, len(some))
+	for n, i := range some {
+		events[n] = p.events[i]
+	}
+	err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events, res)
+	for n, i := range some {
+		p.res[i] = res[n]
+	}
+	return err
 }
