@@ -429,7 +429,7 @@ func TestPublishStreamAhead(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		srv := New(Config{})
-		go func() { in.read(ctx, &endless{ctx: ctx}, srv.held); close(done) }()
+		go func() { in.read(ctx, &endless{ctx: ctx}, srv.held, srv.cfg.Log); close(done) }()
 		st := &publishStream{server: srv}
 		const slow = 3 * time.Second
 		calls := 0

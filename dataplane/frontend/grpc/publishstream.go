@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/quota"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/listener"
 )
 
 // maxAhead bounds, in bytes, the messages of a stream that wait while others are
@@ -47,10 +49,10 @@ func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStre
 		return toStatus(err)
 	}
 	in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
-	go in.read(ctx, rpc, s.held)
+	go in.read(ctx, rpc, s.held, s.cfg.Log)
 	st := publishStream{server: s, who: who, next: 1}
 	defer st.letGo()
-	if err = st.run(ctx, in, &answers{rpc: rpc, fail: cancel}); errors.Is(err, io.EOF) {
+	if err = st.run(ctx, in, &answers{rpc: rpc, fail: cancel, log: s.cfg.Log}); errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
@@ -87,7 +89,8 @@ func (st *publishStream) run(ctx context.Context, in *inbox, out *answers) (err 
 // beside who adds more: one publish that is answered next, and one behind it.
 type answers struct {
 	rpc     grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]
-	fail    func()          // ends the stream
+	fail    func() // ends the stream
+	log     *slog.Logger
 	queue   chan *published // nil until something is waited for
 	waiting atomic.Int32    // what was put there and is not answered
 	ended   chan struct{}   // closed with err
@@ -111,15 +114,23 @@ func (a *answers) add(ctx context.Context, p *published) error {
 func (a *answers) run(ctx context.Context) {
 	defer close(a.ended)
 	for p := range a.queue {
-		if a.err == nil {
-			if a.err = a.answer(ctx, p); a.err != nil {
-				a.fail()
-			}
-		} else {
-			_, _ = p.finish(ctx)
+		if err := a.turn(ctx, p); err != nil && a.err == nil {
+			a.err = err
+			a.fail()
 		}
 		a.waiting.Add(-1)
 	}
+}
+
+// turn answers p, or where the stream has failed waits for it: also a defect in one leaves
+// those behind it their turn.
+func (a *answers) turn(ctx context.Context, p *published) (err error) {
+	defer listener.Survive(ctx, a.log, &err)
+	if a.err == nil {
+		return a.answer(ctx, p)
+	}
+	_, _ = p.finish(ctx)
+	return nil
 }
 
 func (a *answers) answer(ctx context.Context, p *published) error {
@@ -159,10 +170,10 @@ func poke(c chan struct{}) {
 
 // read fills the inbox until the stream ends. held observes for how long it waited for
 // room.
-func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream, held prometheus.Observer) {
+func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream, held prometheus.Observer, log *slog.Logger) {
 	for {
 		r := newRequest()
-		err := rpc.RecvMsg(r)
+		err := receive(ctx, rpc, r, log)
 		in.mu.Lock()
 		if err != nil {
 			in.err = err
@@ -193,6 +204,12 @@ func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream, held prometheu
 		}
 		held.Observe(time.Since(began).Seconds())
 	}
+}
+
+// receive reads r. It is not the handler's goroutine, which survives defects.
+func receive(ctx context.Context, rpc grpc.ServerStream, r *publishRequest, log *slog.Logger) (err error) {
+	defer listener.Survive(ctx, log, &err)
+	return rpc.RecvMsg(r)
 }
 
 // take waits for messages and takes those that can be published together.
