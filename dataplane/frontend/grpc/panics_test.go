@@ -112,7 +112,7 @@ func TestPanicsBeside(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := &defective{part: tc.part, left: make(chan struct{}, 2)}
 			api, _ := serve(t, func(m frontend.Mesh) frontend.Mesh { d.Mesh = m; return d })
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			if err := tc.call(ctx, api); status.Code(err) != codes.Internal {
 				t.Errorf("the stream ends with %v", err)
