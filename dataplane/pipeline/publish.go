@@ -332,9 +332,12 @@ func check(t *snapshot.Topic, events []event.Event, res []frontend.Result) (size
 	return size, err
 }
 
+// BatchRefused is the reason of the refusal of an event for another one of its batch.
+const BatchRefused = "batch-refused"
+
 // refuseOthers refuses the events of a batch that are right.
 func refuseOthers(res []frontend.Result) {
-	others := fault.New(fault.Invalid, "publish", "batch-refused", "another event of the batch is wrong; nothing was published")
+	others := fault.New(fault.Invalid, "publish", BatchRefused, "another event of the batch is wrong; nothing was published")
 	for i := range res {
 		if res[i].Err == nil {
 			res[i].Err = others

@@ -97,7 +97,7 @@ func (i *Identities) add(n NamedIdentity) error {
 				p.Groups = append(p.Groups, n.Namespace+"/"+g)
 			}
 			if k.ExpiresAt != nil {
-				p.Expires = max(k.ExpiresAt.AsTime().UnixNano(), 1)
+				p.Expires = expires(k.ExpiresAt.AsTime())
 			}
 			if _, taken := i.keys[k.Id]; taken {
 				i.keys[k.Id] = apiKey{} // matches nothing
@@ -213,7 +213,7 @@ func (i *Identities) byCertificate(chain []*x509.Certificate, now time.Time) *Pr
 		}
 		if name := a.principal(leaf); name != "" {
 			return &Principal{Namespace: a.namespace, Name: name, Groups: a.groups, Identity: a.identity,
-				Expires: leaf.NotAfter.UnixNano(), Credential: "certificate " + leaf.SerialNumber.Text(16), chain: chain}
+				Expires: expires(leaf.NotAfter), Credential: "certificate " + leaf.SerialNumber.Text(16), chain: chain}
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ package policy
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"math"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,18 @@ func (p *Principal) String() string {
 		return p.Name
 	}
 	return p.Namespace + "/" + p.Name
+}
+
+// expires is t for a Principal: the last or first time that there is for one where t is
+// later or earlier, as the end of certificates that have none (RFC 5280: in 9999).
+func expires(t time.Time) int64 {
+	switch {
+	case t.After(time.Unix(0, math.MaxInt64)):
+		return math.MaxInt64
+	case t.Unix() < 0:
+		return 1
+	}
+	return max(t.UnixNano(), 1)
 }
 
 // Expired reports whether what was shown has expired.

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
+	"math"
 	"math/big"
 	"net/netip"
 	"net/url"
@@ -263,6 +264,36 @@ func FuzzAPIKey(f *testing.F) {
 			t.Errorf("the error tells the key: %v", err)
 		}
 	})
+}
+
+// TestNoEnd: credentials that end when no int64 of nanoseconds does are good until then.
+func TestNoEnd(t *testing.T) {
+	never := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	ca := newCA(t)
+	ca.cert.NotAfter = never
+	i := CompileIdentities([]NamedIdentity{
+		mtlsIdentity("demo", ca.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, ""),
+		keyIdentity("demo", "abcdefgh", "alice", "weft_abcdefgh_s3cret", timestamppb.New(never)),
+		keyIdentity("demo", "ancientk", "eve", "weft_ancientk_s3cret", timestamppb.New(time.Date(1600, 1, 1, 0, 0, 0, 0, time.UTC))),
+	}, nil, false)
+	now := time.Now()
+	for name, c := range map[string]Credentials{
+		"certificate": {Certificates: ca.leaf(t, func(c *x509.Certificate) { c.NotAfter = never })},
+		"key":         {Bearer: "weft_abcdefgh_s3cret"},
+	} {
+		p, err := i.Authenticate(t.Context(), c, now)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if _, ok := i.Current(p, now); !ok {
+			t.Errorf("%s: it is not good any more", name)
+		}
+	}
+	if _, err := i.Authenticate(t.Context(), Credentials{Bearer: "weft_ancientk_s3cret"}, now); err == nil {
+		t.Error("a key that has expired in 1600 is good")
+	}
+	if at := expires(never); at != math.MaxInt64 {
+		t.Errorf("a token that ends in 9999 expires at %d", at)
+	}
 }
 
 func TestRefresh(t *testing.T) {

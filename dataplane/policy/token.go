@@ -59,7 +59,7 @@ func (i *Identities) byToken(token string, verify func(*jwtauth.Verifier) (jwtau
 			return nil, &fault.Error{Class: fault.Unauthenticated, Op: "authenticate", Reason: "bad-credentials", Msg: "the token's principal has characters that a principal must not have",
 				Err: &RefusedToken{is.identity, jwtauth.BadPrincipal}}
 		}
-		p := &Principal{Namespace: is.namespace, Name: claims.Principal, Identity: is.identity, Expires: claims.Expires.UnixNano(),
+		p := &Principal{Namespace: is.namespace, Name: claims.Principal, Identity: is.identity, Expires: expires(claims.Expires),
 			Credential: "token", token: token}
 		for _, g := range claims.Groups {
 			p.Groups = append(p.Groups, is.namespace+"/"+g)

@@ -104,6 +104,29 @@ func TestTransform(t *testing.T) {
 	}
 }
 
+// TestTransformFull: an event that has as many attributes as a publisher may give it, and
+// what the mesh has added, is transformed; a transform adds no more than a publisher may.
+func TestTransformFull(t *testing.T) {
+	compile := func(name string) *Transform {
+		tr, err := CompileTransform(&configv1.Transform{Language: &configv1.Transform_Cel{Cel: &configv1.CelTransform{Attributes: map[string]string{name: "'x'"}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tr
+	}
+	e := &event.Event{ID: "1", Source: "/s", Type: "t"}
+	for i := range event.MaxAttributes {
+		e.Ext = event.With(e.Ext, fmt.Sprintf("a%02d", i), "v")
+	}
+	if _, err := compile("more").Apply(e); err == nil {
+		t.Error("a transform gives an event more attributes than it may have")
+	}
+	e.Ext = event.With(e.Ext, event.AttrTraceParent, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	if out, err := compile("type").Apply(e); err != nil || out.Type != "x" {
+		t.Errorf("%v, %v", out, err)
+	}
+}
+
 func TestTransformFails(t *testing.T) {
 	for name, tc := range map[string]struct {
 		attributes map[string]string

@@ -141,7 +141,11 @@ func (t *Transform) Apply(e *event.Event) (*event.Event, error) {
 			out.DataContentType = "application/json"
 		}
 	}
-	if err := out.Validate(); err != nil {
+	err := out.Validate()
+	if err != nil && e.Validate() != nil {
+		err = out.Conforms() // it came with what the mesh has added
+	}
+	if err != nil {
 		return nil, err
 	}
 	return &out, nil

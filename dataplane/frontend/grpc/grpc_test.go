@@ -212,7 +212,8 @@ func TestBadCalls(t *testing.T) {
 }
 
 // TestBadBatch: each event of a batch has its own result, whatever is wrong with
-// it, in a call and on a stream, and nothing of the batch is kept.
+// it, and nothing of the batch is kept. On a stream the events are no batch: the one that
+// is right is.
 func TestBadBatch(t *testing.T) {
 	api, _ := serve(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -234,6 +235,14 @@ func TestBadBatch(t *testing.T) {
 	for i, r := range out.Results {
 		check(i, r.Error)
 	}
+	// The next one is the topic's first.
+	first, err := api.Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tok, err := position.Parse(first.Position); err != nil || tok.Pos.Offset > 1 {
+		t.Errorf("%+v, %v: something was kept", tok, err)
+	}
 	st, err := api.PublishStream(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -242,21 +251,13 @@ func TestBadBatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp, err := st.Recv()
-	if err != nil || len(resp.Failed) != len(want) {
+	if err != nil || len(resp.Failed) != len(want)-1 {
 		t.Fatalf("%v %v", resp, err)
 	}
 	for i, f := range resp.Failed {
-		if check(i, f.Error); f.Sequence != uint64(i+1) { //nolint:gosec // small
-			t.Errorf("event %d has sequence %d", i, f.Sequence)
+		if check(i+1, f.Error); f.Sequence != uint64(i+2) { //nolint:gosec // small
+			t.Errorf("event %d has sequence %d", i+1, f.Sequence)
 		}
-	}
-	// The next one is the topic's first.
-	first, err := api.Publish(ctx, &eventsv1.PublishRequest{Namespace: "demo", Topic: "orders", Event: ce("1")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if tok, err := position.Parse(first.Position); err != nil || tok.Pos.Offset > 1 {
-		t.Errorf("%+v, %v: something was kept", tok, err)
 	}
 	if _, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders", Events: ces(pipeline.MaxBatch + 1)}); reason(err) != "bad-batch" {
 		t.Errorf("too many: %v", err)
@@ -282,7 +283,7 @@ func TestPublishStream(t *testing.T) {
 	for i, tc := range []struct {
 		events []*cev1.CloudEvent
 		failed int
-	}{{ces(2), 0}, {bad, 3}, {ces(1000), 0}, {ces(1), 0}} {
+	}{{ces(2), 0}, {bad, 1}, {ces(1000), 0}, {ces(1), 0}} {
 		req := &eventsv1.PublishStreamRequest{Events: tc.events}
 		if i == 0 {
 			req.Namespace, req.Topic = "demo", "orders"
@@ -298,7 +299,7 @@ func TestPublishStream(t *testing.T) {
 			t.Errorf("message %d: first %d, count %d, %d failed, %d positions", i, resp.FirstSequence, resp.Count, len(resp.Failed), len(resp.Positions))
 		}
 		for j, f := range resp.Failed {
-			if f.Sequence != next+uint64(j) { //nolint:gosec // small
+			if f.Sequence != next+1+uint64(j) { //nolint:gosec // small
 				t.Errorf("message %d: failure %d has sequence %d", i, j, f.Sequence)
 			}
 		}
@@ -329,17 +330,29 @@ func (c *counted) Begin(ctx context.Context, who *policy.Principal, namespace, t
 }
 
 // TestPublishStreamTogether: what waits while the store works is published in
-// one call, in order, up to another topic; a message that is wrong takes no other
-// with it.
+// one call, in order, up to another topic; an event that is wrong or denied takes no
+// other with it, of its message or of others.
 func TestPublishStreamTogether(t *testing.T) {
 	c := &counted{}
-	serve(t, func(m frontend.Mesh) frontend.Mesh { c.Mesh = m; return m })
+	serve(t, func(m frontend.Mesh) frontend.Mesh {
+		c.Mesh = m
+		snaps := m.(mesh).snaps
+		snap := *snaps.Get()
+		publish := []configv1.Action{configv1.Action_ACTION_PUBLISH}
+		rules := &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
+			{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Topics: []string{"orders"}, Actions: publish},
+			{Name: "theirs", Effect: configv1.Effect_EFFECT_DENY, Principals: []string{"local"}, Topics: []string{"orders"}, Actions: publish, Subjects: []string{"theirs"}}}}
+		snap.Rules = policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: rules}}, nil)
+		snaps.Store(&snap)
+		return m
+	})
 	who, err := c.Authenticate(t.Context(), policy.Credentials{Peer: netip.MustParseAddrPort("127.0.0.1:1")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	bad := ce("bad")
+	bad, denied := ce("bad"), ce("denied")
 	bad.Source = ""
+	denied.Attributes = map[string]*cev1.CloudEventAttributeValue{"subject": {Attr: &cev1.CloudEventAttributeValue_CeString{CeString: "theirs"}}}
 	of := func(topic string, events ...*cev1.CloudEvent) *eventsv1.PublishStreamRequest {
 		return &eventsv1.PublishStreamRequest{Topic: topic, Events: events}
 	}
@@ -348,12 +361,15 @@ func TestPublishStreamTogether(t *testing.T) {
 		calls   []int
 		failed  map[uint64]codes.Code
 	}{
-		"together":      {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", ce("2")), of("", ces(3)...)}, []int{5}, nil},
-		"one is wrong":  {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", bad, ce("3")), of("", ce("4"))}, []int{4, 1, 2, 1}, map[uint64]codes.Code{2: codes.InvalidArgument, 3: codes.InvalidArgument}},
-		"another topic": {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("other", ce("2")), of("", ce("3"))}, []int{1, 2}, map[uint64]codes.Code{2: codes.PermissionDenied, 3: codes.PermissionDenied}},
-		"many":          {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", ces(pipeline.MaxBatch)...), of("", ce("x"))}, []int{1, pipeline.MaxBatch, 1}, nil},
-		"said again":    {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("orders", ce("2")), of("", ce("3"))}, []int{3}, nil},
-		"nothing":       {[]*eventsv1.PublishStreamRequest{of("orders"), of("", ce("1"))}, []int{1}, nil},
+		"together":       {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", ce("2")), of("", ces(3)...)}, []int{5}, nil},
+		"one is wrong":   {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", bad, ce("3")), of("", ce("4"))}, []int{4, 3}, map[uint64]codes.Code{2: codes.InvalidArgument}},
+		"one is denied":  {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", denied, ce("3"), bad), of("", ce("5"))}, []int{5, 4, 3}, map[uint64]codes.Code{2: codes.PermissionDenied, 4: codes.InvalidArgument}},
+		"in one message": {[]*eventsv1.PublishStreamRequest{of("orders", ce("1"), denied, ce("3"))}, []int{3, 2}, map[uint64]codes.Code{2: codes.PermissionDenied}},
+		"all are wrong":  {[]*eventsv1.PublishStreamRequest{of("orders", bad, denied)}, []int{2, 1}, map[uint64]codes.Code{1: codes.InvalidArgument, 2: codes.PermissionDenied}},
+		"another topic":  {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("other", ce("2")), of("", ce("3"))}, []int{1, 2}, map[uint64]codes.Code{2: codes.PermissionDenied, 3: codes.PermissionDenied}},
+		"many":           {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("", ces(pipeline.MaxBatch)...), of("", ce("x"))}, []int{1, pipeline.MaxBatch, 1}, nil},
+		"said again":     {[]*eventsv1.PublishStreamRequest{of("orders", ce("1")), of("orders", ce("2")), of("", ce("3"))}, []int{3}, nil},
+		"nothing":        {[]*eventsv1.PublishStreamRequest{of("orders"), of("", ce("1"))}, []int{1}, nil},
 	} {
 		c.calls = nil
 		in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1), err: io.EOF}
@@ -413,7 +429,7 @@ func TestPublishStreamAhead(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		srv := New(Config{})
-		go func() { in.read(ctx, &endless{ctx: ctx}, srv.held); close(done) }()
+		go func() { in.read(ctx, &endless{ctx: ctx}, srv.held, srv.cfg.Log); close(done) }()
 		st := &publishStream{server: srv}
 		const slow = 3 * time.Second
 		calls := 0

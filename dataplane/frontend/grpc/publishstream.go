@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +22,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/quota"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/listener"
 )
 
 // maxAhead bounds, in bytes, the messages of a stream that wait while others are
@@ -46,10 +49,10 @@ func (s *Server) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStre
 		return toStatus(err)
 	}
 	in := &inbox{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
-	go in.read(ctx, rpc, s.held)
+	go in.read(ctx, rpc, s.held, s.cfg.Log)
 	st := publishStream{server: s, who: who, next: 1}
 	defer st.letGo()
-	if err = st.run(ctx, in, &answers{rpc: rpc, fail: cancel}); errors.Is(err, io.EOF) {
+	if err = st.run(ctx, in, &answers{rpc: rpc, fail: cancel, log: s.cfg.Log}); errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
@@ -86,7 +89,8 @@ func (st *publishStream) run(ctx context.Context, in *inbox, out *answers) (err 
 // beside who adds more: one publish that is answered next, and one behind it.
 type answers struct {
 	rpc     grpc.BidiStreamingServer[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]
-	fail    func()          // ends the stream
+	fail    func() // ends the stream
+	log     *slog.Logger
 	queue   chan *published // nil until something is waited for
 	waiting atomic.Int32    // what was put there and is not answered
 	ended   chan struct{}   // closed with err
@@ -110,15 +114,23 @@ func (a *answers) add(ctx context.Context, p *published) error {
 func (a *answers) run(ctx context.Context) {
 	defer close(a.ended)
 	for p := range a.queue {
-		if a.err == nil {
-			if a.err = a.answer(ctx, p); a.err != nil {
-				a.fail()
-			}
-		} else {
-			_, _ = p.finish(ctx)
+		if err := a.turn(ctx, p); err != nil && a.err == nil {
+			a.err = err
+			a.fail()
 		}
 		a.waiting.Add(-1)
 	}
+}
+
+// turn answers p, or where the stream has failed waits for it: also a defect in one leaves
+// those behind it their turn.
+func (a *answers) turn(ctx context.Context, p *published) (err error) {
+	defer listener.Survive(ctx, a.log, &err)
+	if a.err == nil {
+		return a.answer(ctx, p)
+	}
+	_, _ = p.finish(ctx)
+	return nil
 }
 
 func (a *answers) answer(ctx context.Context, p *published) error {
@@ -158,10 +170,10 @@ func poke(c chan struct{}) {
 
 // read fills the inbox until the stream ends. held observes for how long it waited for
 // room.
-func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream, held prometheus.Observer) {
+func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream, held prometheus.Observer, log *slog.Logger) {
 	for {
 		r := newRequest()
-		err := rpc.RecvMsg(r)
+		err := receive(ctx, rpc, r, log)
 		in.mu.Lock()
 		if err != nil {
 			in.err = err
@@ -192,6 +204,12 @@ func (in *inbox) read(ctx context.Context, rpc grpc.ServerStream, held prometheu
 		}
 		held.Observe(time.Since(began).Seconds())
 	}
+}
+
+// receive reads r. It is not the handler's goroutine, which survives defects.
+func receive(ctx context.Context, rpc grpc.ServerStream, r *publishRequest, log *slog.Logger) (err error) {
+	defer listener.Survive(ctx, log, &err)
+	return rpc.RecvMsg(r)
 }
 
 // take waits for messages and takes those that can be published together.
@@ -374,14 +392,20 @@ func (st *publishStream) letGo() {
 	st.held, st.release = "", nil
 }
 
-// write gives events to the mesh. Where one is wrong, or a quota has no room for
-// all, nothing is published, and each message has its own outcome: then they go
-// one by one, up to the first for which there is no room.
+// write gives events to the mesh. Where one is wrong or denied, nothing is published: the
+// others go again, since each event of a stream has its own outcome. Where a quota has no
+// room for all, or a store takes something of them not, the messages go one by one, up to
+// the first for which there is no room.
 func (st *publishStream) write(ctx context.Context, p *published) {
-	events, res := p.events, p.res
 	var err error // the first of the results'
-	p.wait, err = st.server.cfg.Mesh.Begin(ctx, st.who, st.namespace, st.topic, events, res)
-	if err == nil || len(p.group) == 1 {
+	if p.wait, err = st.server.cfg.Mesh.Begin(ctx, st.who, st.namespace, st.topic, p.events, p.res); err == nil {
+		return
+	}
+	left := make([]int, len(p.events))
+	for i := range left {
+		left[i] = i
+	}
+	if left, err = st.others(ctx, p, left, err); err == nil || len(p.group) == 1 {
 		return
 	}
 	switch f := fault.From(err); {
@@ -389,21 +413,56 @@ func (st *publishStream) write(ctx context.Context, p *published) {
 	default:
 		return
 	}
-	for i := range res {
-		if res[i].Err == nil {
+	for _, i := range left {
+		if p.res[i].Err == nil {
 			return // a part was published
 		}
 	}
-	clear(res)
+	end := 0
 	for _, r := range p.group {
-		n := len(r.events)
-		err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events[:n], res[:n])
-		events, res = events[n:], res[n:]
+		end += len(r.events)
+		n, _ := slices.BinarySearch(left, end)
+		if n == 0 {
+			continue
+		}
+		_, err := st.others(ctx, p, left[:n], st.publish(ctx, p, left[:n]))
+		left = left[n:]
 		if err != nil && fault.ClassOf(err) == fault.Throttled {
-			for i := range res {
-				res[i].Err = err // the order is kept
+			for _, i := range left {
+				p.res[i].Err = err // the order is kept
 			}
 			return
 		}
 	}
+}
+
+// others publishes those of some events again that were refused for others alone, until
+// there are none. It gives the events of the last call, and its outcome.
+func (st *publishStream) others(ctx context.Context, p *published, some []int, err error) ([]int, error) {
+	for err != nil {
+		var again []int
+		for _, i := range some {
+			if err := p.res[i].Err; err != nil && fault.From(err).Reason == pipeline.BatchRefused {
+				again = append(again, i)
+			}
+		}
+		if len(again) == 0 || len(again) == len(some) {
+			break
+		}
+		some, err = again, st.publish(ctx, p, again)
+	}
+	return some, err
+}
+
+// publish publishes some of the events.
+func (st *publishStream) publish(ctx context.Context, p *published, some []int) error {
+	events, res := make([]event.Event, len(some)), make([]frontend.Result, len(some))
+	for n, i := range some {
+		events[n] = p.events[i]
+	}
+	err := st.server.cfg.Mesh.Publish(ctx, st.who, st.namespace, st.topic, events, res)
+	for n, i := range some {
+		p.res[i] = res[n]
+	}
+	return err
 }

@@ -108,15 +108,20 @@ type principalKey struct{}
 // enter asks who calls before there is anything of the call: whoever may not
 // opens nothing that waits for a message which never comes.
 func (s *Server) enter(ctx context.Context, call *tap.Info) (_ context.Context, err error) {
+	// It is the goroutine that reads the connection which comes here.
+	defer listener.Survive(ctx, s.cfg.Log, &err)
 	var who *policy.Principal
-	if call.FullMethodName == eventsv1.EventService_Subscribe_FullMethodName {
-		// It is the goroutine that reads the connection which comes here.
-		aside(func() { who, err = s.identify(ctx) })
-	} else {
+	identify := func() (err error) {
 		who, err = s.identify(ctx)
+		return toStatus(err)
+	}
+	if call.FullMethodName == eventsv1.EventService_Subscribe_FullMethodName {
+		err = s.aside(ctx, identify)
+	} else {
+		err = identify()
 	}
 	if err != nil {
-		return nil, toStatus(err)
+		return nil, err
 	}
 	return context.WithValue(ctx, principalKey{}, who), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/pkg/duration"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
 )
@@ -34,15 +36,17 @@ func (s *Server) Subscribe(rpc grpc.BidiStreamingServer[eventsv1.SubscribeReques
 	var (
 		source receiver
 		leave  func()
-		err    error
 	)
-	aside(func() { source, leave, err = s.open(rpc.Context(), rpc) })
+	err := s.aside(rpc.Context(), func() (err error) {
+		source, leave, err = s.open(rpc.Context(), rpc)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	// This goroutine reads what the client says. There is one that writes only while
 	// there is something to write.
-	out := &outflow{rpc: rpc, source: source, dst: frontend.Room(nil, 0, maxDeliveries)}
+	out := &outflow{rpc: rpc, log: s.cfg.Log, source: source, dst: frontend.Room(nil, 0, maxDeliveries)}
 	out.going.Add(1)
 	out.run = out.flow
 	out.wake = func() { go out.run() }
@@ -72,7 +76,7 @@ func (s *Server) Subscribe(rpc grpc.BidiStreamingServer[eventsv1.SubscribeReques
 }
 
 // open joins or begins the tail that the first message asks for, and says so. leave
-// must be called where there is no error.
+// must be called where there is no error; where there is one, also a defect, it was.
 func (s *Server) open(ctx context.Context, rpc grpc.BidiStreamingServer[eventsv1.SubscribeRequest, eventsv1.SubscribeResponse]) (source receiver, leave func(), err error) {
 	who, err := s.authenticate(ctx)
 	if err != nil {
@@ -90,6 +94,12 @@ func (s *Server) open(ctx context.Context, rpc grpc.BidiStreamingServer[eventsv1
 	if err != nil {
 		return nil, nil, toStatus(err)
 	}
+	done := false
+	defer func() {
+		if leave != nil && !done {
+			leave()
+		}
+	}()
 	opened := &eventsv1.SubscribeOpened{NodeId: s.cfg.NodeID}
 	switch src := open.Source.(type) {
 	case *eventsv1.SubscribeOpen_Subscription:
@@ -117,21 +127,24 @@ func (s *Server) open(ctx context.Context, rpc grpc.BidiStreamingServer[eventsv1
 		return nil, nil, toStatus(fault.New(fault.Invalid, "grpc", "no-source", "open names a subscription or a tail"))
 	}
 	if err := rpc.Send(&eventsv1.SubscribeResponse{Message: &eventsv1.SubscribeResponse_Opened{Opened: opened}}); err != nil {
-		leave()
-		return nil, nil, err
+		return nil, leave, err
 	}
+	done = true
 	return source, leave, nil
 }
 
 // aside runs f on a stack of its own and waits for it. What goes deep once would leave
-// the stack of a goroutine that then waits for long at twice the size, for each stream.
-func aside(f func()) {
+// the stack of a goroutine that then waits for long at twice the size, for each stream. A
+// defect is f's error, as it is that of a handler.
+func (s *Server) aside(ctx context.Context, f func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		f()
+		defer listener.Survive(ctx, s.cfg.Log, &err)
+		err = f()
 	}()
 	<-done
+	return err
 }
 
 // receiver is a member or a tail.
@@ -147,6 +160,7 @@ type receiver interface {
 // nothing to send it has no goroutine.
 type outflow struct {
 	rpc    grpc.ServerStream
+	log    *slog.Logger
 	source receiver
 	run    func() // flow
 	wake   func() // begins it
@@ -160,15 +174,7 @@ type outflow struct {
 // flow sends what there is. Once Take had nothing, another one may have begun.
 func (o *outflow) flow() {
 	for {
-		n, err := o.source.Take(o.dst, o.wake)
-		switch {
-		case err != nil:
-			err = toStatus(err)
-		case n == 0:
-			return
-		default:
-			err = send(o.rpc, o.dst[:n])
-		}
+		n, err := o.step()
 		if err != nil {
 			o.err, o.lost = err, o.rpc.Context().Err() != nil
 			if o.over.CompareAndSwap(false, true) {
@@ -177,8 +183,25 @@ func (o *outflow) flow() {
 			o.going.Done()
 			return
 		}
+		if n == 0 {
+			return
+		}
 		o.dst = frontend.Room(o.dst, n, maxDeliveries)
 	}
+}
+
+// step sends what there is for one message or some, and tells how many deliveries that
+// were. It is not the handler's goroutine, which survives defects.
+func (o *outflow) step() (n int, err error) {
+	defer listener.Survive(o.rpc.Context(), o.log, &err)
+	n, err = o.source.Take(o.dst, o.wake)
+	switch {
+	case err != nil:
+		return 0, toStatus(err)
+	case n == 0:
+		return 0, nil // o is another one's
+	}
+	return n, send(o.rpc, o.dst[:n])
 }
 
 // finish ends a stream whose handler waits for the client to say something: then it

@@ -48,6 +48,9 @@ func TestCORS(t *testing.T) {
 		if w.Code != tc.code || h.Get("Access-Control-Allow-Origin") != tc.allows || h.Get("Access-Control-Allow-Credentials") != "" || (h.Get("Vary") == "Origin") != (tc.allowed != nil) {
 			t.Errorf("%s: %d %v", name, w.Code, h)
 		}
+		if (h.Get("Access-Control-Expose-Headers") == "*") != (tc.allows != "") {
+			t.Errorf("%s: a page reads %q", name, h.Get("Access-Control-Expose-Headers"))
+		}
 		if tc.code == 204 && (h.Get("Access-Control-Allow-Headers") != "authorization,ce-id,ce-any" || h.Get("Access-Control-Allow-Methods") != "DELETE, GET, PATCH, POST, PUT") {
 			t.Errorf("%s: %v", name, h)
 		}

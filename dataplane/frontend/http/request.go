@@ -58,6 +58,9 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request, in *body, who *poli
 		w.WriteHeader(code)
 		return
 	}
+	if _, has := h["Content-Type"]; !has {
+		h["Content-Type"] = nil // or one is guessed by the data
+	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(code)
 	_, _ = w.Write(body)

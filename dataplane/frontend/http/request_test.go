@@ -24,8 +24,11 @@ func (answering) Request(_ context.Context, who *policy.Principal, namespace, to
 	}
 	reply := event.Event{ID: "to ü " + e.ID, Source: "/answer", Type: "answer", DataContentType: "text/plain", Data: append([]byte("to "), e.Data...),
 		Ext: []event.Attr{{Name: "asked", Value: namespace + "/" + topic + " " + timeout.String() + " " + who.String()}}}
-	if e.Type == "within" {
+	switch e.Type {
+	case "within":
 		reply.DataContentType = "application/cloudevents+json"
+	case "bare":
+		reply.DataContentType = ""
 	}
 	if _, status, says := strings.Cut(e.Type, "says."); says {
 		reply.Set(event.AttrHTTPStatus, status)
@@ -58,6 +61,11 @@ func TestRequest(t *testing.T) {
 	resp, body = w.ask(http.MethodPost, "/v1/demo/topics/orders:request", "x", "Ce-Specversion: 1.0", "Ce-Id: 1", "Ce-Source: /s", "Ce-Type: within")
 	if h := resp.Header; h.Get("Content-Type") != "application/cloudevents+json" || h.Get("Ce-Id") != "" || !strings.Contains(body, `"type":"answer"`) || !strings.Contains(body, `"datacontenttype":"application/cloudevents+json"`) {
 		t.Errorf("%v %s", h, body)
+	}
+	// Of data that nobody has said the type of none is guessed.
+	resp, body = w.ask(http.MethodPost, "/v1/demo/topics/orders:request", "<html>", "Ce-Specversion: 1.0", "Ce-Id: 1", "Ce-Source: /s", "Ce-Type: bare")
+	if said, has := resp.Header["Content-Type"]; resp.StatusCode != http.StatusOK || body != "to <html>" || has {
+		t.Errorf("%d %s, whose type is %q", resp.StatusCode, body, said)
 	}
 	const one = `[{"specversion":"1.0","id":"2","source":"/s","type":"t"}]`
 	for name, tc := range map[string]struct {

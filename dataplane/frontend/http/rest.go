@@ -60,6 +60,11 @@ func (s *Server) rest(w http.ResponseWriter, r *http.Request, prefixed bool) {
 		problem(w, fault.New(fault.Invalid, "http", methodNotAllowed, "this path takes %s", strings.Join(bound.Allow, ", ")))
 		return
 	}
+	if err := plain(r.Header); err != nil {
+		w.Header().Set("Accept-Encoding", "identity")
+		problem(w, err)
+		return
+	}
 	in := body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}
 	defer in.release()
 	buf := newBuffer()

@@ -71,6 +71,7 @@ func TestRest(t *testing.T) {
 		code               int
 		reason             string
 	}{
+		{"POST", path, "x", []string{"Content-Encoding: gzip"}, 415, "unknown-encoding"},
 		{"POST", "/rest/demo/orders/4%2F2?kind=made", "", nil, 400, "bad-path"},
 		{"POST", "/rest/demo/orders/4%2f2%22?kind=made", "", nil, 400, "bad-path"},
 		{"POST", "/rest/demo/orders/4%5C2?kind=made", "", nil, 400, "bad-path"},
