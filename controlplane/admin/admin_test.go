@@ -102,9 +102,9 @@ func newWorld(t testing.TB, replicas int) *world {
 		w.must(err)
 		access, err := NewAccess(AccessConfig{})
 		w.must(err)
-		joins := jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)})
+		joins := jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Lineage: store.LineageKey(), Log: slog.New(slog.DiscardHandler)})
 		go func() { ended <- joins.Run(rctx) }()
-		nodes := roster.New(roster.Config{Etcd: e.Client(), Prefix: store.StatusKey("node/"), Head: store.Changed, Log: slog.New(slog.DiscardHandler)})
+		nodes := roster.New(roster.Config{Etcd: e.Client(), Prefix: store.StatusKey("node/"), Lineage: store.LineageKey(), Head: store.Changed, Log: slog.New(slog.DiscardHandler)})
 		go func() { ended <- nodes.Run(rctx) }()
 		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
 			JoinTokens: joins, Roster: nodes, Log: slog.New(slog.DiscardHandler),
