@@ -19,6 +19,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/nodestream"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/names"
 )
 
@@ -123,7 +124,8 @@ func (r *Reports) ReportStatus(rpc grpc.BidiStreamingServer[discoveryv1.ReportSt
 }
 
 // read takes reports until the stream ends.
-func (r *Reports) read(rpc grpc.BidiStreamingServer[discoveryv1.ReportStatusRequest, discoveryv1.ReportStatusResponse], me *statusStream) error {
+func (r *Reports) read(rpc grpc.BidiStreamingServer[discoveryv1.ReportStatusRequest, discoveryv1.ReportStatusResponse], me *statusStream) (err error) {
+	defer listener.Survive(rpc.Context(), r.cfg.Log, &err) // it has a goroutine of its own
 	for {
 		report, err := rpc.Recv()
 		if err != nil {

@@ -214,6 +214,9 @@ func (s *Store) Client() *clientv3.Client { return s.client }
 // JoinTokens is where the keys of join tokens begin.
 func (s *Store) JoinTokens() string { return s.prefix + "join-tokens/" }
 
+// LineageKey is the key of the lineage that etcd is of.
+func (s *Store) LineageKey() string { return s.prefix + dirMeta + "lineage" }
+
 // StatusKey is the key for a status record.
 func (s *Store) StatusKey(name string) string { return s.prefix + dirStatus + name }
 

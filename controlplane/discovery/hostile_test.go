@@ -138,9 +138,19 @@ func FuzzStream(f *testing.F) {
 				if st.rpc = rpc; world {
 					st.sotw = &sotw{}
 				}
-				if _, err := s.admit(st); err != nil {
+				over, err := s.admit(st)
+				if err != nil {
 					t.Fatal(err)
 				}
+				defer func() {
+					select {
+					case err := <-over:
+						if status.Code(err) == codes.Internal {
+							t.Error("it meets a defect")
+						}
+					default:
+					}
+				}()
 				defer s.close(st)
 				defer func() {
 					if st.late != nil {

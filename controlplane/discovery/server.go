@@ -33,6 +33,7 @@ import (
 	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/roster"
 	"github.com/weft-mesh/weft/pkg/clock"
+	"github.com/weft-mesh/weft/pkg/listener"
 )
 
 // ResumeHeader is the stream metadata that has a resume token.
@@ -184,7 +185,11 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 	if err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
-	first, err := s.first(next)
+	read := func() (req request, err error) {
+		defer listener.Survive(ctx, s.cfg.Log, &err) // it has a goroutine of its own
+		return next()
+	}
+	first, err := s.first(read)
 	if errors.Is(err, io.EOF) {
 		return nil // it asks for nothing
 	}
@@ -219,14 +224,14 @@ func (s *Server) serve(rpc grpc.ServerStream, w *sotw, next func() (request, err
 				st.turn.Unlock()
 				return
 			}
-			if err := req.take(st); err != nil {
+			if err := st.surviving(func() error { return req.take(st) }); err != nil {
 				st.turn.Unlock()
 				s.end(st, err)
 				return
 			}
 			st.work()
 			var err error
-			if req, err = next(); errors.Is(err, io.EOF) {
+			if req, err = read(); errors.Is(err, io.EOF) {
 				s.end(st, nil)
 				return
 			} else if err != nil {

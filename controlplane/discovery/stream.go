@@ -17,6 +17,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
@@ -98,7 +99,7 @@ type stream struct {
 func (st *stream) work() {
 	for {
 		snap, _ := st.server.cfg.Source.Snapshot()
-		err := st.advance(snap)
+		err := st.surviving(func() error { return st.advance(snap) })
 		waits := err != nil || st.flight != nil || !st.asked || st.closed
 		st.turn.Unlock()
 		if err != nil {
@@ -112,6 +113,13 @@ func (st *stream) work() {
 			return
 		}
 	}
+}
+
+// surviving does what is done in goroutines of their own, whose panics gRPC does not
+// see: one ends the stream, and no other.
+func (st *stream) surviving(f func() error) (err error) {
+	defer listener.Survive(st.rpc.Context(), st.server.cfg.Log, &err)
+	return f()
 }
 
 // poke looks whether a new snapshot has something for the stream, and if so sends

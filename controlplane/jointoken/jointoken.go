@@ -20,6 +20,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/weft-mesh/weft/controlplane/follow"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/latest"
@@ -57,8 +58,10 @@ type Config struct {
 	Etcd *clientv3.Client
 	// Prefix is where the tokens' keys begin; it ends with a slash.
 	Prefix string
-	Clock  clock.Clock
-	Log    *slog.Logger
+	// Lineage is the key of the lineage that etcd is of.
+	Lineage string
+	Clock   clock.Clock
+	Log     *slog.Logger
 }
 
 // Tokens are the join tokens of a mesh. Methods are safe for concurrent use.
@@ -75,8 +78,9 @@ func New(cfg Config) *Tokens {
 // Run follows the tokens until ctx ends.
 func (t *Tokens) Run(ctx context.Context) error {
 	away := outage.New(t.cfg.Log, "join tokens cannot be followed; those that are known stay in force", "join tokens are followed again")
+	keys := follow.Keys{Etcd: t.cfg.Etcd, Prefix: t.cfg.Prefix, Lineage: t.cfg.Lineage}
 	for ctx.Err() == nil {
-		if err := t.follow(ctx, away); err != nil && ctx.Err() == nil {
+		if err := t.follow(ctx, &keys, away); err != nil && ctx.Err() == nil {
 			away.Is(err)
 		}
 		timer := time.NewTimer(retryAfter)
@@ -89,25 +93,18 @@ func (t *Tokens) Run(ctx context.Context) error {
 	return nil
 }
 
-func (t *Tokens) follow(ctx context.Context, away *outage.Log) error {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	resp, err := t.cfg.Etcd.Get(ctx, t.cfg.Prefix, clientv3.WithPrefix())
-	if err != nil {
-		return err
-	}
-	all := map[string]*Token{}
-	for _, kv := range resp.Kvs {
-		t.put(all, kv)
-	}
-	t.now.Store(all)
-	away.Is(nil)
-	for events := range t.cfg.Etcd.Watch(ctx, t.cfg.Prefix, clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1)) {
-		if err := events.Err(); err != nil {
-			return err
+func (t *Tokens) follow(ctx context.Context, keys *follow.Keys, away *outage.Log) error {
+	return keys.Run(ctx, func(resp *clientv3.GetResponse, _ bool) error {
+		all := map[string]*Token{}
+		for _, kv := range resp.Kvs {
+			t.put(all, kv)
 		}
+		t.now.Store(all)
+		away.Is(nil)
+		return nil
+	}, func(events []*clientv3.Event) {
 		all := maps.Clone(t.now.Get())
-		for _, e := range events.Events {
+		for _, e := range events {
 			if e.Type == clientv3.EventTypeDelete {
 				delete(all, strings.TrimPrefix(string(e.Kv.Key), t.cfg.Prefix))
 			} else {
@@ -115,8 +112,7 @@ func (t *Tokens) follow(ctx context.Context, away *outage.Log) error {
 			}
 		}
 		t.now.Store(all)
-	}
-	return nil
+	})
 }
 
 func (t *Tokens) put(all map[string]*Token, kv *mvccpb.KeyValue) {

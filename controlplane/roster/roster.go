@@ -22,6 +22,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/weft-mesh/weft/controlplane/follow"
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/outage"
@@ -117,6 +118,8 @@ type Config struct {
 	Etcd *clientv3.Client
 	// Prefix is where the nodes' keys begin; it ends with a slash.
 	Prefix string
+	// Lineage is the key of the lineage that etcd is of.
+	Lineage string
 	// Head asks etcd of which revision the last change of the configuration is.
 	Head func(ctx context.Context) (lineage string, revision int64, err error)
 	// End is called, if set, with each node that may not stay connected, and why: it was
@@ -136,13 +139,12 @@ type Roster struct {
 	mu    sync.Mutex
 	known map[string]entry // as far as this replica has seen
 	read  chan struct{}    // closed once it has read everything
-	seen  int64            // the newest revision of etcd that it has read
 }
 
 // entry is a node as etcd has it.
 type entry struct {
 	node *Node
-	mod  int64 // its key's mod revision; 0 is of one that is not there
+	mod  int64 // its key's mod revision; 0 is of one that is not there, or was lost and is to be written
 }
 
 // At is how far a replica must have read before a node is sent anything; the zero
@@ -266,7 +268,7 @@ func (r *Roster) knows(j *join) (bool, error) {
 	case n.Dead != nil:
 		return false, refused(n)
 	default:
-		return n.is(j.Joining), nil
+		return r.known[j.Node].mod > 0 && n.is(j.Joining), nil
 	}
 }
 
@@ -276,8 +278,9 @@ func (r *Roster) Run(ctx context.Context) error {
 	work.Go(func() { r.write(ctx) })
 	work.Go(func() { r.ask(ctx) })
 	away := outage.New(r.cfg.Log, "the roster of proxies cannot be followed; those that are known are served", "the roster of proxies is followed again")
+	keys := follow.Keys{Etcd: r.cfg.Etcd, Prefix: r.cfg.Prefix, Lineage: r.cfg.Lineage}
 	for ctx.Err() == nil {
-		if err := r.follow(ctx, away); err != nil && ctx.Err() == nil {
+		if err := r.follow(ctx, &keys, away); err != nil && ctx.Err() == nil {
 			away.Is(err)
 		}
 		timer := time.NewTimer(retryAfter)
@@ -292,52 +295,48 @@ func (r *Roster) Run(ctx context.Context) error {
 }
 
 // follow reads the roster and what becomes of it.
-func (r *Roster) follow(ctx context.Context, away *outage.Log) error {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	resp, err := r.cfg.Etcd.Get(ctx, r.cfg.Prefix, clientv3.WithPrefix())
-	if err != nil {
-		return err
-	}
-	if err := r.keep(ctx, r.begin(resp)); err != nil {
-		return err
-	}
-	away.Is(nil)
-	for events := range r.cfg.Etcd.Watch(ctx, r.cfg.Prefix, clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1)) {
-		if err := events.Err(); err != nil {
+func (r *Roster) follow(ctx context.Context, keys *follow.Keys, away *outage.Log) error {
+	return keys.Run(ctx, func(resp *clientv3.GetResponse, other bool) error {
+		if err := r.keep(ctx, r.begin(resp, other)); err != nil {
 			return err
 		}
-		for _, e := range events.Events {
+		away.Is(nil)
+		return nil
+	}, func(events []*clientv3.Event) {
+		for _, e := range events {
 			r.note(e.Kv, e.Type == clientv3.EventTypeDelete)
 		}
-	}
-	return nil
+	})
 }
 
 // begin takes what was read as all there is, at once: whoever asks meanwhile finds every
-// node that was there before. lost are those that were there and are not any more since
-// etcd went back, as it does when it is restored from a backup: they have their
-// configuration all the same.
-func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
+// node that was there before. lost are those that were there, or had more namespaces, and
+// etcd is not what it was, as when it is restored from a backup: they have their
+// configuration all the same. Some of them may have left, or were forgotten: one too many
+// is declared dead, for one too few events are lost.
+func (r *Roster) begin(resp *clientv3.GetResponse, other bool) (lost []*Node) {
 	known := make(map[string]entry, len(resp.Kvs))
 	for _, kv := range resp.Kvs {
 		id := strings.TrimPrefix(string(kv.Key), r.cfg.Prefix)
 		known[id] = entry{r.parse(id, kv.Value), kv.ModRevision}
 	}
 	r.mu.Lock()
-	back := resp.Header.Revision < r.seen
 	var gone []string
 	for id, e := range r.known {
-		switch {
-		case back && known[id].node == nil:
-			lost = append(lost, e.node)
-		case !back && e.mod > resp.Header.Revision:
+		switch now := known[id].node; {
+		case other && (now == nil || !now.covers(e.node.Namespaces)):
+			n := e.node
+			if now != nil {
+				n = now.with(n.Namespaces)
+			}
+			lost, known[id] = append(lost, n), entry{node: n}
+		case !other && e.mod > resp.Header.Revision:
 			known[id] = e // it has come since
-		case known[id].node == nil:
+		case now == nil:
 			gone = append(gone, id)
 		}
 	}
-	r.known, r.seen = known, resp.Header.Revision
+	r.known = known
 	told := maps.Clone(known) // others change what is known while who is dead is told
 	select {
 	case <-r.read:
@@ -360,10 +359,13 @@ func (r *Roster) begin(resp *clientv3.GetResponse) (lost []*Node) {
 func (r *Roster) keep(ctx context.Context, lost []*Node) error {
 	for _, n := range lost {
 		err := r.edit(ctx, n.ID, func(now *Node) (*Node, error) {
-			if now != nil {
-				return now.with(n.Namespaces), nil
+			switch {
+			case now == nil:
+				return n, nil
+			case now.covers(n.Namespaces):
+				return now, nil
 			}
-			return n, nil
+			return now.with(n.Namespaces), nil
 		})
 		if err != nil {
 			return err
@@ -377,7 +379,6 @@ func (r *Roster) note(kv *mvccpb.KeyValue, gone bool) {
 	id := strings.TrimPrefix(string(kv.Key), r.cfg.Prefix)
 	n := r.parse(id, kv.Value)
 	r.mu.Lock()
-	r.seen = max(r.seen, kv.ModRevision)
 	old := r.known[id]
 	if old.mod > kv.ModRevision {
 		r.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -13,6 +14,9 @@ import (
 // maxBatch bounds how many nodes one transaction writes: each takes a condition, a put
 // and, where it fails, a get, of which etcd takes 128 each; and 1.5 MiB of all.
 const maxBatch = 50
+
+// putAgain is the wait before nodes are written whose writing has failed twice.
+const putAgain = 50 * time.Millisecond
 
 // write writes nodes down that join, as many at a time as are waiting.
 func (r *Roster) write(ctx context.Context) {
@@ -78,7 +82,7 @@ func collect(ctx context.Context, from <-chan *join, most int) (batch []*join) {
 // put writes nodes down; those that are written are returned, and the others answered,
 // but for those that etcd's silence leaves waiting until they give up.
 func (r *Roster) put(ctx context.Context, batch []*join) (written []*join) {
-	for {
+	for tries := 0; ; tries++ {
 		var left []*join
 		cmps, puts, gets, nodes := []clientv3.Cmp(nil), []clientv3.Op(nil), []clientv3.Op(nil), map[string]*Node{}
 		for _, j := range batch {
@@ -95,6 +99,13 @@ func (r *Roster) put(ctx context.Context, batch []*join) (written []*join) {
 		}
 		if len(left) == 0 {
 			return written
+		}
+		if tries > 1 { // what etcd has is not what this replica will know before it reads all again
+			select {
+			case <-time.After(putAgain):
+			case <-ctx.Done():
+				return written
+			}
 		}
 		r.mu.Lock()
 		mods := map[string]int64{}

@@ -246,8 +246,8 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s.store = configstore.New(configstore.Config{Client: cfg.Etcd, Prefix: cfg.Prefix, MaxRetry: cfg.Times.EtcdMaxRetry, ProbeEvery: cfg.Times.EtcdProbe, AuditBytes: cfg.AuditBytes, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.paced = discovery.Pace(s.store, 0)
-	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Clock: cfg.Clock, Log: cfg.Log})
-	s.roster = roster.New(roster.Config{Etcd: cfg.Etcd, Prefix: s.store.StatusKey("node/"), Head: s.store.Changed,
+	s.joins = jointoken.New(jointoken.Config{Etcd: cfg.Etcd, Prefix: s.store.JoinTokens(), Lineage: s.store.LineageKey(), Clock: cfg.Clock, Log: cfg.Log})
+	s.roster = roster.New(roster.Config{Etcd: cfg.Etcd, Prefix: s.store.StatusKey("node/"), Lineage: s.store.LineageKey(), Head: s.store.Changed,
 		End: func(node string, err error) { s.discovery.EndNode(node, err) }, Clock: cfg.Clock, Metrics: s.metrics, Log: cfg.Log})
 	s.discovery = discovery.New(discovery.Config{Source: s.paced, Roster: s.roster, Quarantine: s.store.Quarantine, MaxAge: cfg.Times.StreamAge, Clock: cfg.Clock, Log: cfg.Log, Metrics: s.metrics})
 	offices := &election.Offices{}
