@@ -91,43 +91,7 @@ func newWorld(t testing.TB, replicas int) *world {
 	t.Cleanup(e.Close)
 	w.etcd = e.Client()
 	for range replicas {
-<<<<<<< HEAD
 		w.replica()
-=======
-		store := configstore.New(configstore.Config{Client: e.Client(), Clock: w.now, Log: slog.New(slog.DiscardHandler)})
-		rctx, stop := context.WithCancel(context.Background())
-		ended := make(chan error, 4)
-		go func() { ended <- store.Run(rctx) }()
-		if _, err := store.WaitFor(ctx, 0); err != nil {
-			t.Fatal(err)
-		}
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		w.must(err)
-		access, err := NewAccess(AccessConfig{})
-		w.must(err)
-		joins := jointoken.New(jointoken.Config{Etcd: e.Client(), Prefix: store.JoinTokens(), Lineage: store.LineageKey(), Log: slog.New(slog.DiscardHandler)})
-		go func() { ended <- joins.Run(rctx) }()
-		nodes := roster.New(roster.Config{Etcd: e.Client(), Prefix: store.StatusKey("node/"), Lineage: store.LineageKey(), Head: store.Changed, Log: slog.New(slog.DiscardHandler)})
-		go func() { ended <- nodes.Run(rctx) }()
-		service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(e.Client(), store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
-			JoinTokens: joins, Roster: nodes, Log: slog.New(slog.DiscardHandler),
-			Conditions: func(context.Context) (map[string][]*adminv1.Condition, error) { return nil, nil }})
-		srv := grpc.NewServer(service.ServerOptions(access)...)
-		adminv1.RegisterAdminServiceServer(srv, service)
-		go func() { ended <- srv.Serve(l) }()
-		conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-		w.must(err)
-		w.conns = append(w.conns, conn)
-		t.Cleanup(func() {
-			_ = conn.Close()
-			srv.Stop()
-			stop()
-			for range cap(ended) {
-				<-ended
-			}
-		})
-		w.api, w.stores, w.services = append(w.api, adminv1.NewAdminServiceClient(conn)), append(w.stores, store), append(w.services, service)
->>>>>>> h/roster
 	}
 	return w
 }
@@ -148,9 +112,9 @@ func (w *world) replica() {
 	w.must(err)
 	access, err := NewAccess(AccessConfig{})
 	w.must(err)
-	joins := jointoken.New(jointoken.Config{Etcd: w.etcd, Prefix: store.JoinTokens(), Log: slog.New(slog.DiscardHandler)})
+	joins := jointoken.New(jointoken.Config{Etcd: w.etcd, Prefix: store.JoinTokens(), Lineage: store.LineageKey(), Log: slog.New(slog.DiscardHandler)})
 	go func() { ended <- joins.Run(rctx) }()
-	nodes := roster.New(roster.Config{Etcd: w.etcd, Prefix: store.StatusKey("node/"), Head: store.Changed, Log: slog.New(slog.DiscardHandler)})
+	nodes := roster.New(roster.Config{Etcd: w.etcd, Prefix: store.StatusKey("node/"), Lineage: store.LineageKey(), Head: store.Changed, Log: slog.New(slog.DiscardHandler)})
 	go func() { ended <- nodes.Run(rctx) }()
 	service := New(Config{Store: store, Clock: w.now, Validator: validator, Mesh: alone(w.etcd, store, w.proxies), Commands: census.NewReports(census.ReportsConfig{Log: slog.New(slog.DiscardHandler)}),
 		JoinTokens: joins, Roster: nodes, Log: slog.New(slog.DiscardHandler),
