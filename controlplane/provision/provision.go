@@ -167,7 +167,7 @@ func wait(ctx context.Context, d time.Duration, changed <-chan struct{}) {
 // done and is worth trying again soon.
 func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *configstore.Snapshot) (complete bool, err error) {
 	complete = true
-	r := round{p: p, term: term, snap: snap, topics: map[string]*topicState{}, groups: time.Since(p.groups) >= p.cfg.Every}
+	r := round{p: p, term: term, snap: snap, topics: map[string]*topicState{}, large: map[string]bool{}, groups: time.Since(p.groups) >= p.cfg.Every}
 	if r.groups {
 		p.groups = time.Now()
 	}
@@ -190,6 +190,7 @@ func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *config
 	if err := r.commit(ctx); err != nil {
 		return false, err
 	}
+	r.taken(ctx)
 	return complete && !r.pending, nil
 }
 
@@ -362,6 +363,7 @@ type round struct {
 	topics  map[string]*topicState
 	groups  bool // it looks whether groups that were made are there
 	put     []decision
+	large   map[string]bool // those whose admissions are too large, by name
 	pending bool
 }
 
