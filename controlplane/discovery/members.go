@@ -68,6 +68,10 @@ func (s *Server) classify(st *stream) {
 	c.key = string(sum[:])
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.streams[st] == nil { // it is closed, and nobody would leave this one
+		st.class = c
+		return
+	}
 	s.leave(st.class)
 	if known := s.classes[c.key]; known != nil {
 		c = known
