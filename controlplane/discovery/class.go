@@ -34,6 +34,8 @@ type class struct {
 	declared bool
 	// manifest: a manifest closes each delta.
 	manifest bool
+	// seen is what the manifest says as view.
+	seen []byte
 
 	streams int // guarded by Server.mu
 
@@ -368,7 +370,7 @@ func (v *view) encode(d delta, of shown) (*bundle, error) {
 		for i, part := range parts {
 			m := &configv1.Manifest{Lineage: v.snap.Lineage, Revision: v.snap.Revision, Withheld: part, Continues: i < len(parts)-1}
 			if !m.Continues {
-				m.Complete, m.Kinds, m.Names = d.complete, digestsOf(of.sums), of.names
+				m.Complete, m.Kinds, m.Names, m.View = d.complete, digestsOf(of.sums), of.names, v.seen
 			}
 			body, err := proto.Marshal(&configv1.Resource{Name: resource.ManifestName, Spec: &configv1.Resource_Manifest{Manifest: m}})
 			if err != nil {

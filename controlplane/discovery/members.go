@@ -63,11 +63,15 @@ func (s *Server) close(st *stream) {
 // subscription.
 func (s *Server) classify(st *stream) {
 	c := &class{scope: scope{allowed: st.scope.allowed, serves: st.scope.serves, all: st.scope.all, spaces: maps.Clone(st.scope.spaces), governing: maps.Clone(st.scope.governing)},
-		can: st.can, declared: st.declared, manifest: st.manifest}
+		can: st.can, declared: st.declared, manifest: st.manifest, seen: st.seen}
 	sum := sha256.Sum256(fmt.Appendf(nil, "%v %t %t %s", c.can, c.declared, c.manifest, c.scope.key()))
 	c.key = string(sum[:])
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.streams[st] == nil { // it is closed, and nobody would leave this one
+		st.class = c
+		return
+	}
 	s.leave(st.class)
 	if known := s.classes[c.key]; known != nil {
 		c = known

@@ -2,8 +2,10 @@ package discovery
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -56,6 +58,7 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 		st.can = resource.FeaturesOf(st.info.Capabilities)
 		st.info.Capabilities = s.intern(st.info.Capabilities)
 	}
+	st.see()
 	for _, text := range []*string{&st.info.Version, &st.info.Zone, &st.info.AdvertiseHost, &st.info.Incarnation} {
 		*text = clip(*text)
 	}
@@ -91,6 +94,20 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, allowed map[string
 		st.token = token
 	}
 	return st, nil
+}
+
+// see sums up what decides, beside the subscription, what the node is sent.
+func (st *stream) see() {
+	can := "everything"
+	if st.declared {
+		can = strings.Join(st.can.Names(), " ")
+	}
+	allowed := "all"
+	if st.scope.allowed != nil {
+		allowed = fmt.Sprintf("%q", slices.Sorted(maps.Keys(st.scope.allowed)))
+	}
+	sum := sha256.Sum256([]byte(can + "\x00" + allowed))
+	st.seen = sum[:16]
 }
 
 // readInfo reads what a node says of itself. Its capabilities, which are many, do not

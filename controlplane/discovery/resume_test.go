@@ -1,12 +1,15 @@
 package discovery
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,9 +17,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // TestInitialVersions: a client that says what it has is sent the rest, and told
@@ -152,6 +157,53 @@ func TestNeverThePast(t *testing.T) {
 		p.next()
 		if p.last.Revision <= snap.Revision {
 			t.Fatalf("revision %d is shown, the proxy has %d", p.last.Revision, snap.Revision+1)
+		}
+	}
+}
+
+// TestResumeWithAnotherView: a proxy that may see, or can enforce, something else than when
+// it was sent what it has, as after an upgrade, is sent everything, and that is no sign of a
+// restore.
+func TestResumeWithAnotherView(t *testing.T) {
+	policy := &configv1.Resource{Name: "accesspolicy/demo/p", Metadata: &configv1.Metadata{Namespace: "demo", Name: "p"}, Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{}}}
+	lacking := slices.DeleteFunc(resource.AllFeatures(), func(f string) bool { return f == "kind/accesspolicy" })
+	demo := map[string]bool{"demo": true}
+	w := newWorld(t)
+	w.put("1", "demo/a", "other/b")
+	w.commit(configstore.Change{Put: []*configv1.Resource{policy}})
+	var allowed atomic.Pointer[map[string]bool]
+	server, addr := serve(t, Config{Source: w.store, Allowed: func(context.Context) (map[string]bool, error) { return *allowed.Load(), nil }, Log: slog.New(slog.DiscardHandler)})
+	connect := func(token *discoveryv1.ResumeToken, can []string, of map[string]bool) *proxy {
+		allowed.Store(&of)
+		p := w.connect(addr, token)
+		p.send(&discoveryv3.DeltaDiscoveryRequest{Node: p.says("n", &discoveryv1.NodeInfo{Manifest: true, Capabilities: can}), ResourceNamesSubscribe: []string{"*"}})
+		return p
+	}
+	leave := func(p *proxy) {
+		w.must(p.rpc.CloseSend())
+		_ = p.ends()
+	}
+	all := resource.AllFeatures()
+	for name, tc := range map[string]struct {
+		before, after []string
+		of, then      map[string]bool
+		want          string
+	}{
+		"it was upgraded":   {lacking, all, nil, nil, "+accesspolicy/demo/p +demo/a +other/b"},
+		"it was downgraded": {all, lacking, nil, nil, "+demo/a +other/b"},
+		"it may see more":   {all, all, demo, nil, "+accesspolicy/demo/p +demo/a +other/b"},
+		"it may see less":   {all, all, nil, demo, "+accesspolicy/demo/p +demo/a"},
+	} {
+		old := connect(nil, tc.before, tc.of)
+		old.next()
+		leave(old)
+		p := connect(&discoveryv1.ResumeToken{Lineage: old.last.Lineage, Revision: old.last.Revision, Scope: []string{"*"}, Digests: old.last.Kinds, View: old.last.View}, tc.after, tc.then)
+		if got := p.next(); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+		leave(p)
+		if a := server.Alarms(); len(a) != 0 {
+			t.Errorf("%s: %v", name, a)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"bytes"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,6 +60,8 @@ type stream struct {
 	class    *class
 	can      resource.Features
 	declared bool
+	// seen is what the manifest says as view.
+	seen     []byte
 	manifest bool
 	// sotw is set for State-of-the-World streams.
 	sotw *sotw
@@ -385,7 +388,8 @@ func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) error {
 	}
 	st.token = nil
 	snap, _ := st.server.cfg.Source.Snapshot()
-	if t.Lineage != snap.Lineage || t.Revision > snap.Revision || !st.scope.is(t) {
+	if t.Lineage != snap.Lineage || t.Revision > snap.Revision || !st.scope.is(t) ||
+		len(t.View) > 0 && !bytes.Equal(t.View, st.seen) { // digests are of what it was sent, which was something else
 		return nil
 	}
 	from := t.Revision

@@ -206,7 +206,8 @@ func (f *Fleet) term(ctx context.Context, term election.Term) error {
 }
 
 // pass makes the registry say what is written down. In the grace nobody is
-// removed who is there.
+// removed who is there, and who is alive is not for want of a record: etcd may have
+// lost it.
 func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, grace bool) error {
 	ctx, cancel := context.WithTimeout(ctx, registryTimeout)
 	defer cancel()
@@ -220,11 +221,10 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 	}
 	latest := latestAt(records)
 	want := map[string]registry.Instance{}
-	if grace {
-		for id, i := range there {
-			if at, ok := latest[i.Address()]; !ok || at == id {
-				want[id] = i
-			}
+	for id, i := range there {
+		_, known := records[id]
+		if at, ok := latest[i.Address()]; (!ok || at == id) && (grace || !known && i.Healthy) {
+			want[id] = i
 		}
 	}
 	for id, r := range records {

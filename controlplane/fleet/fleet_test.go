@@ -113,11 +113,16 @@ func TestFleet(t *testing.T) {
 	// Long unseen: the one that is alive stays.
 	l.healthy = "a"
 	pass(f, time.Hour, false, "a")
-	// The records are lost: in the grace nobody is removed.
+	// The records are lost: who is alive stays, and in the grace nobody is removed.
 	if _, err := e.Client().Delete(ctx, "/weft/s/instance/a"); err != nil {
 		t.Fatal(err)
 	}
+	pass(f, time.Hour, false, "a")
+	l.healthy = ""
 	pass(f, time.Hour, true, "a")
+	pass(f, time.Hour, false, "")
+	l.healthy, l.there = "a", []registry.Instance{{ID: "a", Host: "10.0.0.1"}}
+	pass(f, time.Hour, false, "a")
 	// It moved: its one record says where it is.
 	connected = []*adminv1.ProxyStatus{status("a", "10.0.0.9")}
 	pass(f, 2*time.Hour, false, "a")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
@@ -13,6 +14,7 @@ import (
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/configstore"
+	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
@@ -105,7 +107,7 @@ func (r *round) write(md *configv1.Metadata, res *configv1.Resource, saw []strin
 func (r *round) commit(ctx context.Context) error {
 	at := r.snap
 	for len(r.put) > 0 {
-		n := min(len(r.put), configstore.MaxWrites)
+		n := r.fitting(at)
 		change := configstore.Change{Only: []clientv3.Cmp{r.term.Fence()}, Actor: "weft provisioner", Peer: "control plane"}
 		for _, d := range r.put[:n] {
 			change.Put = append(change.Put, d.admission)
@@ -116,6 +118,10 @@ func (r *round) commit(ctx context.Context) error {
 			r.put = r.put[n:]
 		case errors.Is(err, configstore.ErrConflict):
 			rev = at.Revision + 1
+		case fault.ClassOf(err) == fault.TooLarge: // it is one alone
+			r.tooLarge(ctx, err)
+			r.put = r.put[1:]
+			continue
 		default:
 			return err
 		}
@@ -133,6 +139,51 @@ func (r *round) commit(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Most of one transaction: every admission may take a Quarantine away, and its audit record
+// has what was and what comes.
+const (
+	maxPuts     = configstore.MaxWrites / 2
+	maxPutBytes = configstore.MaxWriteBytes
+)
+
+// fitting is how many of the decisions go into one transaction: at least one.
+func (r *round) fitting(at *configstore.Snapshot) int {
+	size := 0
+	for i, d := range r.put {
+		size += 2 * proto.Size(d.admission)
+		if old := at.Get(d.admission.Name); old != nil {
+			size += len(old.Bytes)
+		}
+		if i > 0 && size > maxPutBytes || i == maxPuts {
+			return i
+		}
+	}
+	return len(r.put)
+}
+
+// tooLarge tells of the first decision that no transaction takes it: what was admitted
+// before stays so, and the others go on.
+func (r *round) tooLarge(ctx context.Context, err error) {
+	md, kind := r.put[0].admission.Metadata, resource.Subscription
+	if r.put[0].admission.GetTopicAdmission() != nil {
+		kind = resource.Topic
+	}
+	name := resource.Name(kind, md.Namespace, md.Name)
+	r.large[name] = true
+	r.p.cfg.Log.Error("an admission is too large to be written; the others are", "of", name, "error", err)
+	r.p.condition(ctx, r.term, name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_FALSE, Reason: "TooLarge",
+		Message: "its admission, which grows with each topic, is too large: " + err.Error()})
+}
+
+// taken tells of Subscriptions whose admission was too large that it is not any more.
+func (r *round) taken(ctx context.Context) {
+	for name := range r.p.known {
+		if strings.HasPrefix(name, string(resource.Subscription)+"/") && !r.large[name] {
+			r.p.condition(ctx, r.term, name, &adminv1.Condition{Type: "Provisioned", State: adminv1.Condition_STATE_TRUE, Reason: "AsAdmitted"})
+		}
+	}
 }
 
 // rebase keeps, of what is left to write, the decisions that hold at a later

@@ -12,10 +12,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -55,8 +58,10 @@ type Provisioner struct {
 	remembered bool      // in this time in office: known has all that is written
 	groups     time.Time // when it was looked last whether all groups are there; zero: not in this time in office
 
-	cfg   Config
-	open  map[string]*opened // by EventStore uid; only the elected loop uses it
+	cfg Config
+
+	mu    sync.Mutex         // while stores are reached side by side; else only the elected loop uses these
+	open  map[string]*opened // by EventStore uid
 	known map[string]string  // condition keys and what was written last
 
 	leader prometheus.Gauge
@@ -70,6 +75,10 @@ type opened struct {
 	err     error
 	caps    store.Capabilities
 	told    string // what was written of caps, in this time in office
+	// rest is for how long, until next, it is not asked again: it did not answer in time,
+	// which holds up everybody.
+	rest time.Duration
+	next time.Time
 }
 
 // conditions is where the status keys of conditions begin.
@@ -77,6 +86,10 @@ const conditions = "condition/"
 
 // callTimeout bounds one call of a store or of etcd.
 const callTimeout = 10 * time.Second
+
+// reachAtOnce bounds the stores that are reached side by side: those that do not answer
+// hold up the others.
+const reachAtOnce = 32
 
 // New makes a Provisioner.
 func New(cfg Config) *Provisioner {
@@ -166,19 +179,25 @@ func wait(ctx context.Context, d time.Duration, changed <-chan struct{}) {
 // pass looks at everything once. complete is false where something could not be
 // done and is worth trying again soon.
 func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *configstore.Snapshot) (complete bool, err error) {
-	complete = true
-	r := round{p: p, term: term, snap: snap, topics: map[string]*topicState{}, groups: time.Since(p.groups) >= p.cfg.Every}
+	r := round{p: p, term: term, snap: snap, topics: map[string]*topicState{}, large: map[string]bool{}, groups: time.Since(p.groups) >= p.cfg.Every}
 	if r.groups {
 		p.groups = time.Now()
 	}
 	if err := p.forget(ctx, term, snap); err != nil {
 		return false, err
 	}
+	var stores errgroup.Group
+	var again atomic.Bool
+	stores.SetLimit(reachAtOnce)
 	for e := range snap.All(string(resource.EventStore) + "/") {
-		if !p.reach(ctx, term, e) {
-			complete = false
-		}
+		stores.Go(func() error {
+			if !p.reach(ctx, term, e) {
+				again.Store(true)
+			}
+			return nil
+		})
 	}
+	_ = stores.Wait()
 	for e := range snap.All(string(resource.Topic) + "/") {
 		r.topic(ctx, e)
 	}
@@ -190,7 +209,8 @@ func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *config
 	if err := r.commit(ctx); err != nil {
 		return false, err
 	}
-	return complete && !r.pending, nil
+	r.taken(ctx)
+	return !again.Load() && !r.pending, nil
 }
 
 // forget closes the stores whose EventStores are gone, and removes what was written
@@ -248,13 +268,20 @@ func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configst
 	if spec.GetEmbedded() != nil {
 		return true
 	}
+	p.mu.Lock()
 	o := p.open[uid]
+	p.mu.Unlock()
 	if o == nil || o.version != e.Version() {
 		if o != nil && o.st != nil {
 			p.close(o)
 		}
 		o = &opened{name: e.Name, version: e.Version()}
+		p.mu.Lock()
 		p.open[uid] = o
+		p.mu.Unlock()
+	}
+	if time.Now().Before(o.next) {
+		return false
 	}
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -263,6 +290,12 @@ func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configst
 	}
 	if o.st != nil {
 		o.caps, o.err = o.st.Probe(cctx)
+	}
+	if o.err != nil && cctx.Err() != nil {
+		o.rest = min(max(2*o.rest, time.Second), p.cfg.Every)
+		o.next = time.Now().Add(o.rest)
+	} else {
+		o.rest = 0
 	}
 	c := &adminv1.Condition{Type: "Reachable", State: adminv1.Condition_STATE_TRUE, Reason: "Probed",
 		Message: fmt.Sprintf("%s %s, durability %s", o.caps.Product, o.caps.Version, o.caps.Durability)}
@@ -317,7 +350,10 @@ func (p *Provisioner) closeAll() {
 // no harm: the next pass writes it.
 func (p *Provisioner) condition(ctx context.Context, term election.Term, name string, c *adminv1.Condition) {
 	same := c.State.String() + c.Reason + c.Message
-	if p.known[name] == same {
+	p.mu.Lock()
+	known := p.known[name]
+	p.mu.Unlock()
+	if known == same {
 		return
 	}
 	c.Since = timestamppb.New(p.cfg.Clock.Now())
@@ -328,7 +364,9 @@ func (p *Provisioner) condition(ctx context.Context, term election.Term, name st
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := term.Write(cctx, p.cfg.Store.Client(), clientv3.OpPut(p.cfg.Store.StatusKey(conditions+name), string(b))); err == nil {
+		p.mu.Lock()
 		p.known[name] = same
+		p.mu.Unlock()
 	}
 }
 
@@ -362,6 +400,7 @@ type round struct {
 	topics  map[string]*topicState
 	groups  bool // it looks whether groups that were made are there
 	put     []decision
+	large   map[string]bool // those whose admissions are too large, by name
 	pending bool
 }
 

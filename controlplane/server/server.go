@@ -381,7 +381,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.access.Run(gctx) })
 	adminServer := s.grpcServer(s.adminTLS, 100, time.Hour, append(counting(s.metrics), s.admin.ServerOptions(s.access)...)...)
 	adminv1.RegisterAdminServiceServer(adminServer, s.admin)
-	discoServer := s.grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), grpc.ChainStreamInterceptor(discovery.Join(s.joins)))...)
+	discoServer := s.grpcServer(s.discoTLS, 16, 2*cmp.Or(s.cfg.Times.StreamAge, time.Hour) /* streams end by themselves before */, append(discovery.ServerOptions(), discovery.Join(s.joins)...)...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(discoServer, s.discovery)
 	discoveryv1.RegisterProxyStatusServiceServer(discoServer, s.reports)
 	discoveryv1.RegisterMoveServiceServer(discoServer, s.holds)

@@ -32,7 +32,7 @@ type disk struct{ dir string }
 // save writes m as the newest generation: aside, synced, renamed, the folder
 // synced. A crash leaves the generations before it.
 func (d disk) save(m *memory, scope []string, nodeID string) error {
-	lg := &discoveryv1.LastGood{Lineage: m.lineage, Revision: m.revision, Scope: scope, NodeId: nodeID, Withheld: m.withheld}
+	lg := &discoveryv1.LastGood{Lineage: m.lineage, Revision: m.revision, Scope: scope, NodeId: nodeID, Withheld: m.withheld, View: m.view}
 	for name, k := range m.resources {
 		lg.Resources = append(lg.Resources, &discoveryv1.KeptResource{Name: name, OfferedVersion: k.offered,
 			Version: k.good.Version, Resource: k.bytes, Rejection: k.rejection, OfferedDigest: k.digest.Bytes()})
@@ -184,7 +184,7 @@ func (d disk) read(name string, scope []string, nodeID string, check func(*confi
 		lg.Withheld = slices.DeleteFunc(lg.Withheld, func(w *configv1.Withheld) bool { return other(w.Name) })
 	}
 	m := newMemory()
-	m.lineage, m.revision, m.withheld, m.scope = lg.Lineage, lg.Revision, lg.Withheld, wildcards
+	m.lineage, m.revision, m.withheld, m.view, m.scope = lg.Lineage, lg.Revision, lg.Withheld, lg.View, wildcards
 	for _, name := range names {
 		m.names[name] = true
 	}

@@ -22,7 +22,7 @@ func (c *Client) token() string {
 	if c.mem.lineage == "" || c.resync || !slices.Equal(c.mem.scope, c.scope) {
 		return ""
 	}
-	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope), Digests: c.mem.digests()}
+	t := &discoveryv1.ResumeToken{Lineage: c.mem.lineage, Revision: c.mem.revision, Scope: slices.Clone(c.scope), Digests: c.mem.digests(), View: c.mem.view}
 	if len(c.mem.names) > 0 {
 		t.Names = c.first(true).sum.Bytes()
 	}

@@ -60,6 +60,8 @@ type memory struct {
 	sums map[string]resource.Digest
 	// withheld exists and is not sent to this node.
 	withheld []*configv1.Withheld
+	// view is the last manifest's.
+	view []byte
 }
 
 func newMemory() *memory {
@@ -137,7 +139,7 @@ func (m *memory) apply(d staged, man *configv1.Manifest, check func(*configv1.Re
 	for _, w := range man.Withheld {
 		m.remove(w.Name)
 	}
-	m.lineage, m.revision = man.Lineage, man.Revision
+	m.lineage, m.revision, m.view = man.Lineage, man.Revision, man.View
 	return refused
 }
 

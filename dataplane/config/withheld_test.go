@@ -20,7 +20,7 @@ func withholding(t *testing.T, m *discoveryv3.Resource, list ...*configv1.Withhe
 	if err := proto.Unmarshal(m.Resource.Value, r); err != nil {
 		t.Fatal(err)
 	}
-	r.GetManifest().Withheld = list
+	r.GetManifest().Withheld, r.GetManifest().View = list, []byte("of a proxy that lacks something")
 	return wire(r, strconv.FormatInt(r.GetManifest().Revision, 10))
 }
 
@@ -63,6 +63,9 @@ func TestWithheld(t *testing.T) {
 	one := resource.DigestOf(nameB, "5", b)
 	if d := st.token.GetDigests(); len(d) != 1 || d[0].Kind != "eventstore" || d[0].Count != 1 || string(d[0].Digest) != string(one.Bytes()) {
 		t.Errorf("the token says %v", d)
+	}
+	if got := string(st.token.GetView()); got != "of a proxy that lacks something" {
+		t.Errorf("the token is %q", got)
 	}
 	holds[nameA] = "7"
 	st.send([]*discoveryv3.Resource{wire(storeRes("a", "7", testUID), "7"), closing("1-x", 7, false, holds)})

@@ -45,7 +45,10 @@ type Manifest struct {
 	Names []byte `protobuf:"bytes,6,opt,name=names,proto3" json:"names,omitempty"`
 	// It closes nothing: there is more withheld than one response takes, and this is
 	// a part of it. The manifest that closes the delta has the last part.
-	Continues     bool `protobuf:"varint,7,opt,name=continues,proto3" json:"continues,omitempty"`
+	Continues bool `protobuf:"varint,7,opt,name=continues,proto3" json:"continues,omitempty"`
+	// Digest of the node's capabilities, as the control plane knows them, and of the
+	// namespaces that its credential allows. The node gives it back in its resume token.
+	View          []byte `protobuf:"bytes,8,opt,name=view,proto3" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -127,6 +130,13 @@ func (x *Manifest) GetContinues() bool {
 		return x.Continues
 	}
 	return false
+}
+
+func (x *Manifest) GetView() []byte {
+	if x != nil {
+		return x.View
+	}
+	return nil
 }
 
 // Withheld is one resource that a node is not sent.
@@ -274,7 +284,7 @@ var File_weft_config_v1alpha1_manifest_proto protoreflect.FileDescriptor
 
 const file_weft_config_v1alpha1_manifest_proto_rawDesc = "" +
 	"\n" +
-	"#weft/config/v1alpha1/manifest.proto\x12\x14weft.config.v1alpha1\"\x84\x02\n" +
+	"#weft/config/v1alpha1/manifest.proto\x12\x14weft.config.v1alpha1\"\x98\x02\n" +
 	"\bManifest\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x126\n" +
@@ -282,7 +292,8 @@ const file_weft_config_v1alpha1_manifest_proto_rawDesc = "" +
 	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12:\n" +
 	"\bwithheld\x18\x05 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\x12\x14\n" +
 	"\x05names\x18\x06 \x01(\fR\x05names\x12\x1c\n" +
-	"\tcontinues\x18\a \x01(\bR\tcontinues\"j\n" +
+	"\tcontinues\x18\a \x01(\bR\tcontinues\x12\x12\n" +
+	"\x04view\x18\b \x01(\fR\x04view\"j\n" +
 	"\bWithheld\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +

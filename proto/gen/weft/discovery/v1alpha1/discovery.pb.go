@@ -1424,7 +1424,10 @@ type ResumeToken struct {
 	Digests []*v1alpha1.KindDigest `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
 	// Names in the subscription that are no wildcards, as in Manifest.names, which
 	// then are not in scope. Empty: all of it is in scope.
-	Names         []byte `protobuf:"bytes,6,opt,name=names,proto3" json:"names,omitempty"`
+	Names []byte `protobuf:"bytes,6,opt,name=names,proto3" json:"names,omitempty"`
+	// Manifest.view of what was applied last. Where the node has another one by now, as
+	// when it was upgraded, digests are not compared, and it is sent its whole scope.
+	View          []byte `protobuf:"bytes,7,opt,name=view,proto3" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1497,6 +1500,13 @@ func (x *ResumeToken) GetDigests() []*v1alpha1.KindDigest {
 func (x *ResumeToken) GetNames() []byte {
 	if x != nil {
 		return x.Names
+	}
+	return nil
+}
+
+func (x *ResumeToken) GetView() []byte {
+	if x != nil {
+		return x.View
 	}
 	return nil
 }
@@ -1637,7 +1647,9 @@ type LastGood struct {
 	// The node id that it was written for; empty in a snapshot.
 	NodeId string `protobuf:"bytes,5,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// What exists and was not sent.
-	Withheld      []*v1alpha1.Withheld `protobuf:"bytes,6,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	Withheld []*v1alpha1.Withheld `protobuf:"bytes,6,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	// Manifest.view of what was applied last.
+	View          []byte `protobuf:"bytes,7,opt,name=view,proto3" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1710,6 +1722,13 @@ func (x *LastGood) GetNodeId() string {
 func (x *LastGood) GetWithheld() []*v1alpha1.Withheld {
 	if x != nil {
 		return x.Withheld
+	}
+	return nil
+}
+
+func (x *LastGood) GetView() []byte {
+	if x != nil {
+		return x.View
 	}
 	return nil
 }
@@ -1914,14 +1933,15 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"PortsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xeb\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xff\x01\n" +
 	"\vResumeToken\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05scope\x18\x03 \x03(\tR\x05scope\x12>\n" +
 	"\brejected\x18\x04 \x03(\v2\".weft.discovery.v1alpha1.RejectionR\brejected\x12:\n" +
 	"\adigests\x18\x05 \x03(\v2 .weft.config.v1alpha1.KindDigestR\adigests\x12\x14\n" +
-	"\x05names\x18\x06 \x01(\fR\x05names\"P\n" +
+	"\x05names\x18\x06 \x01(\fR\x05names\x12\x12\n" +
+	"\x04view\x18\a \x01(\fR\x04view\"P\n" +
 	"\n" +
 	"Rejections\x12B\n" +
 	"\n" +
@@ -1931,14 +1951,15 @@ const file_weft_discovery_v1alpha1_discovery_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05field\x18\x03 \x01(\tR\x05field\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xf0\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x84\x02\n" +
 	"\bLastGood\x12\x18\n" +
 	"\alineage\x18\x01 \x01(\tR\alineage\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05scope\x18\x03 \x03(\tR\x05scope\x12C\n" +
 	"\tresources\x18\x04 \x03(\v2%.weft.discovery.v1alpha1.KeptResourceR\tresources\x12\x17\n" +
 	"\anode_id\x18\x05 \x01(\tR\x06nodeId\x12:\n" +
-	"\bwithheld\x18\x06 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"\xea\x01\n" +
+	"\bwithheld\x18\x06 \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\x12\x12\n" +
+	"\x04view\x18\a \x01(\fR\x04view\"\xea\x01\n" +
 	"\fKeptResource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0foffered_version\x18\x02 \x01(\tR\x0eofferedVersion\x12\x18\n" +
