@@ -212,7 +212,9 @@ func (e *Error) Error() string { return e.Message }
 // "ambiguous" and "moved-meanwhile" the event may have been kept: publish it again with
 // the same source and id.
 func (e *Error) Retryable() bool {
-	return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted || e.Reason == "ambiguous" || e.Reason == "moved-meanwhile"
+	// Without a reason it is gRPC that has a limit, as of a message's length.
+	throttled := e.Code == codes.ResourceExhausted && e.Reason != ""
+	return e.Code == codes.Unavailable || throttled || e.Reason == "ambiguous" || e.Reason == "moved-meanwhile"
 }
 
 // toError is an error of a call.
@@ -241,6 +243,14 @@ func fromWire(e *eventsv1.Error) error {
 	return &Error{Code: codes.Code(e.Code), Reason: e.Reason, Message: e.Message, RetryAfter: e.RetryAfter.AsDuration()} //nolint:gosec // a code
 }
 
+// call makes a call with events.
+func (c *Client) call(ctx context.Context, method string, req encoded, resp any) error {
+	if err := req.fits(); err != nil {
+		return err
+	}
+	return toError(c.conn.Invoke(ctx, method, req, resp))
+}
+
 // Publish publishes one event and waits until the store has it. It returns the
 // position token.
 func (c *Client) Publish(ctx context.Context, namespace, topic string, e event.Event) (string, error) {
@@ -248,8 +258,8 @@ func (c *Client) Publish(ctx context.Context, namespace, topic string, e event.E
 		return "", &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
 	resp := &eventsv1.PublishResponse{}
-	if err := c.conn.Invoke(ctx, eventsv1.EventService_Publish_FullMethodName, append(request(namespace, topic), encode(&e, c.pool)), resp); err != nil {
-		return "", toError(err)
+	if err := c.call(ctx, eventsv1.EventService_Publish_FullMethodName, append(request(namespace, topic), encode(&e, c.pool)), resp); err != nil {
+		return "", err
 	}
 	return resp.Position, nil
 }
@@ -260,16 +270,16 @@ type Result struct {
 	Err      error
 }
 
-// PublishBatch publishes up to 1,000 events of one topic; each has its own
-// result. The error is of the call as a whole.
+// PublishBatch publishes up to 1,000 events of one topic, which have less than 8 MiB
+// together; each has its own result. The error is of the call as a whole.
 func (c *Client) PublishBatch(ctx context.Context, namespace, topic string, events []event.Event) ([]Result, error) {
 	req := request(namespace, topic)
 	for i := range events {
 		req = append(req, encode(&events[i], c.pool))
 	}
 	resp := &eventsv1.PublishBatchResponse{}
-	if err := c.conn.Invoke(ctx, eventsv1.EventService_PublishBatch_FullMethodName, req, resp); err != nil {
-		return nil, toError(err)
+	if err := c.call(ctx, eventsv1.EventService_PublishBatch_FullMethodName, req, resp); err != nil {
+		return nil, err
 	}
 	out := make([]Result, len(resp.Results))
 	for i, r := range resp.Results {

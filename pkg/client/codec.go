@@ -3,9 +3,11 @@ package client
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"unsafe"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -57,6 +59,22 @@ func request(namespace, topic string) encoded {
 		b = protowire.AppendString(protowire.AppendTag(b, 2, protowire.BytesType), topic)
 	}
 	return encoded{mem.SliceBuffer(b)}
+}
+
+// maxMessage is the longest message that proxies take, in bytes.
+const maxMessage = 8 << 20
+
+// fits is why no proxy takes the message, if so: all that it does is to end the call, or
+// the stream.
+func (m encoded) fits() error {
+	n := 0
+	for _, b := range m {
+		n += b.Len()
+	}
+	if n <= maxMessage {
+		return nil
+	}
+	return &Error{Code: codes.InvalidArgument, Reason: "event-too-large", Message: fmt.Sprintf("the message has %d bytes with what is published, a proxy takes %d", n, maxMessage)}
 }
 
 // omitPositions is the field of a PublishStreamRequest that asks for no positions.

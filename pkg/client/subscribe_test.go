@@ -110,7 +110,7 @@ func TestReason(t *testing.T) {
 
 // TestRetryable: what says that it may have happened, or that it may be tried again, may be.
 func TestRetryable(t *testing.T) {
-	for e, want := range map[*Error]bool{{Code: codes.Unavailable}: true, {Code: codes.ResourceExhausted}: true, {Code: codes.DeadlineExceeded, Reason: "ambiguous"}: true,
+	for e, want := range map[*Error]bool{{Code: codes.Unavailable}: true, {Code: codes.ResourceExhausted, Reason: "quota-exceeded"}: true, {Code: codes.ResourceExhausted}: false, {Code: codes.DeadlineExceeded, Reason: "ambiguous"}: true,
 		{Code: codes.DeadlineExceeded, Reason: "moved-meanwhile"}: true, {Code: codes.DeadlineExceeded, Reason: "no-reply"}: false, {Code: codes.InvalidArgument}: false} {
 		if e.Retryable() != want {
 			t.Errorf("%v %s: %v", e.Code, e.Reason, !want)
