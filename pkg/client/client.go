@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -74,6 +75,8 @@ type Client struct {
 	dead    eventsv1.DeadLetterServiceClient
 	inspect eventsv1.InspectServiceClient
 	pool    mem.BufferPool // of messages
+	close   sync.Once
+	closed  chan struct{}
 }
 
 // New makes a client. It connects when it is first used.
@@ -147,7 +150,8 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	return &Client{conn, eventsv1.NewEventServiceClient(conn), eventsv1.NewDeadLetterServiceClient(conn), eventsv1.NewInspectServiceClient(conn), pool}, nil
+	return &Client{conn: conn, rpc: eventsv1.NewEventServiceClient(conn), dead: eventsv1.NewDeadLetterServiceClient(conn), inspect: eventsv1.NewInspectServiceClient(conn),
+		pool: pool, closed: make(chan struct{})}, nil
 }
 
 // socket is what gRPC is told of a Unix socket.
@@ -192,8 +196,15 @@ func (k apiKey) GetRequestMetadata(context.Context, ...string) (map[string]strin
 
 func (k apiKey) RequireTransportSecurity() bool { return k.secure }
 
-// Close ends the client.
-func (c *Client) Close() error { return c.conn.Close() }
+// Close ends the client, and what it began with it: Subscribe, Tail and each Publisher,
+// with an *Error of code Canceled.
+func (c *Client) Close() error {
+	c.close.Do(func() { close(c.closed) })
+	return c.conn.Close()
+}
+
+// errClientClosed is how what a client began ends with it.
+var errClientClosed = &Error{Code: codes.Canceled, Message: "client: the client is closed"}
 
 // Error is why the mesh did not do what was asked.
 type Error struct {

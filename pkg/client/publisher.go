@@ -89,7 +89,7 @@ func (c *Client) Publisher(namespace, topic string, o PublisherOptions) *Publish
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Publisher{c: c, head: slices.Clip(head), cancel: cancel, room: make(chan struct{}, o.MaxPending), more: make(chan struct{}, 1), over: make(chan struct{})}
 	go func() {
-		err := again(ctx, func(good func()) error { return p.stream(ctx, good) })
+		err := c.again(ctx, func(good func()) error { return p.stream(ctx, good) })
 		p.end(err)
 	}()
 	return p

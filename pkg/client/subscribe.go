@@ -74,7 +74,7 @@ const (
 	maxRetry = 5 * time.Second
 )
 
-// Subscribe is a member of a Subscription until ctx ends: it calls h for each
+// Subscribe is a member of a Subscription until ctx ends or the client is closed: it calls h for each
 // delivery, up to Credit at a time, and settles. It reconnects by itself; an
 // error is returned where trying again cannot help (denied, deleted, credentials
 // that are refused). Credentials that end while it is open are asked for again:
@@ -84,18 +84,23 @@ func (c *Client) Subscribe(ctx context.Context, namespace, subscription string, 
 	if o.Credit == 0 {
 		o.Credit = 64
 	}
-	return again(ctx, func(good func()) error {
+	return c.again(ctx, func(good func()) error {
 		return c.member(ctx, namespace, subscription, h, o, good)
 	})
 }
 
-// again runs f until ctx ends or f fails for good.
-func again(ctx context.Context, f func(good func()) error) error {
+// again runs f until ctx ends, the client is closed or f fails for good.
+func (c *Client) again(ctx context.Context, f func(good func()) error) error {
 	retry := minRetry
 	for {
 		err := f(func() { retry = minRetry })
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		select {
+		case <-c.closed:
+			return errClientClosed
+		default:
 		}
 		switch e := toError(err); code(e) {
 		case codes.Unauthenticated:
@@ -109,6 +114,9 @@ func again(ctx context.Context, f func(good func()) error) error {
 		timer := time.NewTimer(retry/2 + rand.N(retry))
 		select {
 		case <-timer.C:
+		case <-c.closed:
+			timer.Stop()
+			return errClientClosed
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
@@ -298,7 +306,7 @@ type TailOptions struct {
 const tailCredit = 1024
 
 // Tail calls f for each event of topics (names or patterns), in order for each
-// partition, until ctx ends or f returns an error. It reconnects by itself and
+// partition, until ctx ends, the client is closed or f returns an error. It reconnects by itself and
 // goes on behind the last event that f took. While f runs nothing is read: after 20 s of
 // that a proxy may close the connection.
 func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o TailOptions, f func(Delivery) error) error {
@@ -307,7 +315,7 @@ func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o 
 		last.add(t)
 	}
 	var stopped error
-	err := again(ctx, func(good func()) error {
+	err := c.again(ctx, func(good func()) error {
 		sctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		rpc, err := c.rpc.Subscribe(sctx)

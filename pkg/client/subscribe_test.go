@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
@@ -106,6 +108,22 @@ func TestReason(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestAgainEnds: what waits to be tried again waits no longer than for the client's end.
+func TestAgainEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &Client{closed: make(chan struct{})}
+		began, ended := time.Now(), make(chan error, 1)
+		go func() {
+			ended <- c.again(t.Context(), func(func()) error { return status.Error(codes.Unavailable, "away") })
+		}()
+		synctest.Wait() // it has failed once
+		close(c.closed)
+		if err := <-ended; code(err) != codes.Canceled || time.Since(began) > 0 {
+			t.Errorf("it ends after %v with %v", time.Since(began), err)
+		}
+	})
 }
 
 // TestRetryable: what says that it may have happened, or that it may be tried again, may be.
