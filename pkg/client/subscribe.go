@@ -97,11 +97,6 @@ func (c *Client) again(ctx context.Context, f func(good func()) error) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		select {
-		case <-c.closed:
-			return errClientClosed
-		default:
-		}
 		switch e := toError(err); code(e) {
 		case codes.Unauthenticated:
 			// What was shown has ended; there may be another by now.

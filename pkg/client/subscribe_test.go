@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -114,9 +115,11 @@ func TestReason(t *testing.T) {
 func TestAgainEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &Client{closed: make(chan struct{})}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
 		began, ended := time.Now(), make(chan error, 1)
 		go func() {
-			ended <- c.again(t.Context(), func(func()) error { return status.Error(codes.Unavailable, "away") })
+			ended <- c.again(ctx, func(func()) error { return status.Error(codes.Unavailable, "away") })
 		}()
 		synctest.Wait() // it has failed once
 		close(c.closed)
