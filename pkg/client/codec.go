@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
@@ -120,7 +121,7 @@ func fromProto(e *cev1.CloudEvent) (event.Event, error) {
 
 // received is a SubscribeResponse.
 type received struct {
-	opened bool
+	opened *eventsv1.SubscribeOpened
 	list   []delivered
 }
 
@@ -179,7 +180,10 @@ func (r *received) unmarshal(b []byte) error {
 		case typ != protowire.BytesType:
 			return nil
 		case num == 1:
-			r.opened = true
+			r.opened = &eventsv1.SubscribeOpened{}
+			if proto.Unmarshal(v, r.opened) != nil {
+				return errReceived
+			}
 			return nil
 		case num != 2:
 			return nil

@@ -47,25 +47,32 @@ func (s *slow) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStream
 	return nil
 }
 
-// TestPublisherGathers: what is published while three messages are unanswered goes together
-// in one, which is full before another follows; what is little beside what is unanswered
-// does so before.
-func TestPublisherGathers(t *testing.T) {
+// clientOf makes a client of a proxy.
+func clientOf(t *testing.T, proxy eventsv1.EventServiceServer) *Client {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy := &slow{messages: make(chan *eventsv1.PublishStreamRequest, 1000), answers: make(chan struct{}, 1000)}
 	server := grpc.NewServer()
 	eventsv1.RegisterEventServiceServer(server, proxy)
 	go func() { _ = server.Serve(l) }()
-	defer server.Stop()
-	defer close(proxy.answers)
+	t.Cleanup(server.Stop)
 	c, err := New(Config{Addresses: []string{l.Addr().String()}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// TestPublisherGathers: what is published while three messages are unanswered goes together
+// in one, which is full before another follows; what is little beside what is unanswered
+// does so before.
+func TestPublisherGathers(t *testing.T) {
+	proxy := &slow{messages: make(chan *eventsv1.PublishStreamRequest, 1000), answers: make(chan struct{}, 1000)}
+	c := clientOf(t, proxy)
+	defer close(proxy.answers)
 	p := c.Publisher("demo", "orders", PublisherOptions{OmitPositions: true})
 	published, received := 0, 0
 	publish := func(n int) {
