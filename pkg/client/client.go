@@ -56,15 +56,21 @@ type Config struct {
 	// connection.
 	TLSFiles tlsconf.Files
 	// APIKey gives the key for each call; nil sends none. It is never sent
-	// over plaintext to another machine.
+	// over plaintext to another machine. A call that it gives an error for has
+	// code Unavailable, and what reconnects by itself tries again.
 	APIKey func() (string, error)
 }
 
-// APIKeyFile reads the key from a file at each call, so that it can be rotated.
+// APIKeyFile reads the key from a file at each call, so that it can be rotated. One that
+// is empty, as while it is written, is not sent.
 func APIKeyFile(path string) func() (string, error) {
 	return func() (string, error) {
 		b, err := os.ReadFile(path)
-		return strings.TrimSpace(string(b)), err
+		key := strings.TrimSpace(string(b))
+		if err == nil && key == "" {
+			err = fmt.Errorf("%s is empty", path)
+		}
+		return key, err
 	}
 }
 
@@ -189,7 +195,8 @@ type apiKey struct {
 func (k apiKey) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
 	key, err := k.key()
 	if err != nil {
-		return nil, status.Errorf(codes.Unauthenticated, "the API key cannot be read: %v", err)
+		// It may be there in a moment; nothing was refused.
+		return nil, status.Errorf(codes.Unavailable, "the API key cannot be read: %v", err)
 	}
 	return map[string]string{"authorization": "Bearer " + key}, nil
 }

@@ -48,7 +48,7 @@ func (s *slow) PublishStream(rpc grpc.BidiStreamingServer[eventsv1.PublishStream
 }
 
 // clientOf makes a client of a proxy.
-func clientOf(t *testing.T, proxy eventsv1.EventServiceServer) *Client {
+func clientOf(t *testing.T, proxy eventsv1.EventServiceServer, with ...func(*Config)) *Client {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -58,7 +58,11 @@ func clientOf(t *testing.T, proxy eventsv1.EventServiceServer) *Client {
 	eventsv1.RegisterEventServiceServer(server, proxy)
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
-	c, err := New(Config{Addresses: []string{l.Addr().String()}})
+	cfg := Config{Addresses: []string{l.Addr().String()}}
+	for _, w := range with {
+		w(&cfg)
+	}
+	c, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -21,6 +23,8 @@ import (
 
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
+
+	"github.com/weft-mesh/weft/pkg/event"
 )
 
 // TestSettledTogether: what is done with and waits to be said is said in one message, and
@@ -188,6 +192,47 @@ func TestReason(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestKeyIsReadAgain: a key file that is empty for a moment, as while it is written, ends
+// nothing that reconnects by itself; the key that is there by then is sent.
+func TestKeyIsReadAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	write := func(key string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("\n")
+	proxy := &breaking{asked: make(chan *eventsv1.Tail, 100), time: timestamppb.Now(), one: &eventsv1.Delivery{}}
+	c := clientOf(t, proxy, func(cfg *Config) {
+		read := APIKeyFile(path)
+		cfg.APIKey = func() (string, error) {
+			key, err := read()
+			if err != nil {
+				write("secret\n")
+			}
+			return key, err
+		}
+	})
+	if _, err := c.Publish(t.Context(), "demo", "orders", event.Event{ID: "1", Source: "/s", Type: "t"}); code(err) != codes.Unavailable {
+		t.Errorf("without a key a call has the error %v", err)
+	}
+	write("")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- c.Tail(ctx, "demo", []string{"orders"}, TailOptions{}, func(Delivery) error { return nil })
+	}()
+	select {
+	case <-proxy.asked:
+	case err := <-ended:
+		t.Fatalf("the tail ends with %v", err)
+	}
+	cancel()
+	<-ended
 }
 
 // TestAgainEnds: what waits to be tried again waits no longer than for the client's end.
