@@ -49,6 +49,7 @@ type Publisher struct {
 // Pending is an event that was handed over.
 type Pending struct {
 	event    mem.Buffer    // encoded; nil once it is answered
+	failures int           // of streams that may be for it
 	answered chan struct{} // closed with the rest
 	position string
 	err      error
@@ -89,7 +90,11 @@ func (c *Client) Publisher(namespace, topic string, o PublisherOptions) *Publish
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Publisher{c: c, head: slices.Clip(head), cancel: cancel, room: make(chan struct{}, o.MaxPending), more: make(chan struct{}, 1), over: make(chan struct{})}
 	go func() {
-		err := c.again(ctx, func(good func()) error { return p.stream(ctx, good) })
+		err := c.again(ctx, func(good func()) error {
+			err := p.stream(ctx, good)
+			p.suspect(err)
+			return err
+		})
 		p.end(err)
 	}()
 	return p
@@ -211,6 +216,38 @@ func (p *Publisher) stream(ctx context.Context, good func()) error {
 	}
 }
 
+// maxFailures is how many streams may fail for one event.
+const maxFailures = 5
+
+// suspect gives an event its error for which streams fail again and again, though it was
+// sent alone: nothing behind it would ever be published. A connection that is lost, and a
+// proxy that takes nothing at the moment, are for none.
+func (p *Publisher) suspect(err error) {
+	e, ok := errors.AsType[*Error](toError(err))
+	if !ok || e.Code != codes.Internal && e.Code != codes.Unknown && (e.Code != codes.ResourceExhausted || e.Reason != "") {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sent == 0 {
+		return
+	}
+	q := p.list[0]
+	if q.failures == 0 {
+		for _, q := range p.list[:p.sent] { // it may be any of them
+			q.failures = 1
+		}
+		return
+	}
+	if q.failures++; q.failures == maxFailures {
+		q.event.Free()
+		q.event, q.err = nil, e
+		close(q.answered)
+		<-p.room
+		p.list, p.sent = p.list[1:], 0
+	}
+}
+
 // send sends until the stream fails or ctx ends.
 func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) {
 	for {
@@ -218,6 +255,9 @@ func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[event
 		p.mu.Lock()
 		rest := p.list[p.sent:]
 		n, full := inMessage(rest)
+		if len(p.list) > 0 && p.list[0].failures > 0 {
+			n, full = 1-p.sent, true // alone: what fails then is for it
+		}
 		// What is little beside what is unanswered goes together with what comes until then.
 		if !full && (len(p.messages) >= ahead || n < p.sent/2) {
 			n = 0
