@@ -64,7 +64,7 @@ func (p *Proxy) wire() error {
 	p.mesh.in, p.mesh.requests, p.mesh.out, p.mesh.dead, p.mesh.quotas = in, in, out, out, quotas
 	p.mesh.inspector = inspect.New(inspect.Config{Snapshots: p.snapshots, Store: p.stores.Get, Facts: known, Members: out.Members, Ahead: out.Ahead, NodeID: p.nodeID, Clock: p.cfg.Clock})
 	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, Requests: p.mesh, TLS: p.tls[listenHTTP], Origins: p.cfg.CORSOrigins, MaxBodies: within(maxBodies), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Clock: p.cfg.Clock, Metrics: p.registry, Log: p.cfg.Log})
-	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, Requests: p.mesh, DeadLetters: p.mesh, Inspector: p.mesh, NodeID: p.nodeID, TLS: p.tls[listenGRPC], MaxArriving: within(maxArriving), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Metrics: p.registry, Log: p.cfg.Log})
+	overGRPC := frontgrpc.New(frontgrpc.Config{Mesh: p.mesh, Requests: p.mesh, DeadLetters: p.mesh, Inspector: p.mesh, NodeID: p.nodeID, Clock: p.cfg.Clock, TLS: p.tls[listenGRPC], MaxArriving: within(maxArriving), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Metrics: p.registry, Log: p.cfg.Log})
 	calls := push.New(push.Config{Snapshots: p.snapshots, Join: out.JoinPush, Forward: in.Forward, Reply: in.ReplyFrom, Allow: p.cfg.PushAllow, Secrets: p.cfg.PushSecrets, Services: p.cfg.PushServices, Finish: p.cfg.DrainTime / 4, Clock: p.cfg.Clock,
 		Metrics: p.registry, Tracing: p.cfg.Tracing, Log: p.cfg.Log})
 	p.pusher, p.deliveries = calls, out

@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -56,15 +57,21 @@ type Config struct {
 	// connection.
 	TLSFiles tlsconf.Files
 	// APIKey gives the key for each call; nil sends none. It is never sent
-	// over plaintext to another machine.
+	// over plaintext to another machine. A call that it gives an error for has
+	// code Unavailable, and what reconnects by itself tries again.
 	APIKey func() (string, error)
 }
 
-// APIKeyFile reads the key from a file at each call, so that it can be rotated.
+// APIKeyFile reads the key from a file at each call, so that it can be rotated. One that
+// is empty, as while it is written, is not sent.
 func APIKeyFile(path string) func() (string, error) {
 	return func() (string, error) {
 		b, err := os.ReadFile(path)
-		return strings.TrimSpace(string(b)), err
+		key := strings.TrimSpace(string(b))
+		if err == nil && key == "" {
+			err = fmt.Errorf("%s is empty", path)
+		}
+		return key, err
 	}
 }
 
@@ -75,6 +82,8 @@ type Client struct {
 	dead    eventsv1.DeadLetterServiceClient
 	inspect eventsv1.InspectServiceClient
 	pool    mem.BufferPool // of messages
+	close   sync.Once
+	closed  chan struct{}
 }
 
 // Connect waits until a proxy is connected to. Calls do that by themselves, for as long as
@@ -172,7 +181,8 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	return &Client{conn, eventsv1.NewEventServiceClient(conn), eventsv1.NewDeadLetterServiceClient(conn), eventsv1.NewInspectServiceClient(conn), pool}, nil
+	return &Client{conn: conn, rpc: eventsv1.NewEventServiceClient(conn), dead: eventsv1.NewDeadLetterServiceClient(conn), inspect: eventsv1.NewInspectServiceClient(conn),
+		pool: pool, closed: make(chan struct{})}, nil
 }
 
 // socket is what gRPC is told of a Unix socket.
@@ -210,15 +220,23 @@ type apiKey struct {
 func (k apiKey) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
 	key, err := k.key()
 	if err != nil {
-		return nil, status.Errorf(codes.Unauthenticated, "the API key cannot be read: %v", err)
+		// It may be there in a moment; nothing was refused.
+		return nil, status.Errorf(codes.Unavailable, "the API key cannot be read: %v", err)
 	}
 	return map[string]string{"authorization": "Bearer " + key}, nil
 }
 
 func (k apiKey) RequireTransportSecurity() bool { return k.secure }
 
-// Close ends the client.
-func (c *Client) Close() error { return c.conn.Close() }
+// Close ends the client, and what it began with it: Subscribe, Tail and each Publisher,
+// with an *Error of code Canceled.
+func (c *Client) Close() error {
+	c.close.Do(func() { close(c.closed) })
+	return c.conn.Close()
+}
+
+// errClientClosed is how what a client began ends with it.
+var errClientClosed = &Error{Code: codes.Canceled, Message: "client: the client is closed"}
 
 // Error is why the mesh did not do what was asked.
 type Error struct {
@@ -237,7 +255,9 @@ func (e *Error) Error() string { return e.Message }
 // "ambiguous" and "moved-meanwhile" the event may have been kept: publish it again with
 // the same source and id.
 func (e *Error) Retryable() bool {
-	return e.Code == codes.Unavailable || e.Code == codes.ResourceExhausted || e.Reason == "ambiguous" || e.Reason == "moved-meanwhile"
+	// Without a reason it is gRPC that has a limit, as of a message's length.
+	throttled := e.Code == codes.ResourceExhausted && e.Reason != ""
+	return e.Code == codes.Unavailable || throttled || e.Reason == "ambiguous" || e.Reason == "moved-meanwhile"
 }
 
 // toError is an error of a call.
@@ -266,6 +286,14 @@ func fromWire(e *eventsv1.Error) error {
 	return &Error{Code: codes.Code(e.Code), Reason: e.Reason, Message: e.Message, RetryAfter: e.RetryAfter.AsDuration()} //nolint:gosec // a code
 }
 
+// call makes a call with events.
+func (c *Client) call(ctx context.Context, method string, req encoded, resp any) error {
+	if err := req.fits(); err != nil {
+		return err
+	}
+	return toError(c.conn.Invoke(ctx, method, req, resp))
+}
+
 // Publish publishes one event and waits until the store has it. It returns the
 // position token.
 func (c *Client) Publish(ctx context.Context, namespace, topic string, e event.Event) (string, error) {
@@ -273,8 +301,8 @@ func (c *Client) Publish(ctx context.Context, namespace, topic string, e event.E
 		return "", &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
 	resp := &eventsv1.PublishResponse{}
-	if err := c.conn.Invoke(ctx, eventsv1.EventService_Publish_FullMethodName, append(request(namespace, topic), encode(&e, c.pool)), resp); err != nil {
-		return "", toError(err)
+	if err := c.call(ctx, eventsv1.EventService_Publish_FullMethodName, append(request(namespace, topic), encode(&e, c.pool)), resp); err != nil {
+		return "", err
 	}
 	return resp.Position, nil
 }
@@ -285,16 +313,16 @@ type Result struct {
 	Err      error
 }
 
-// PublishBatch publishes up to 1,000 events of one topic; each has its own
-// result. The error is of the call as a whole.
+// PublishBatch publishes up to 1,000 events of one topic, which have less than 8 MiB
+// together; each has its own result. The error is of the call as a whole.
 func (c *Client) PublishBatch(ctx context.Context, namespace, topic string, events []event.Event) ([]Result, error) {
 	req := request(namespace, topic)
 	for i := range events {
 		req = append(req, encode(&events[i], c.pool))
 	}
 	resp := &eventsv1.PublishBatchResponse{}
-	if err := c.conn.Invoke(ctx, eventsv1.EventService_PublishBatch_FullMethodName, req, resp); err != nil {
-		return nil, toError(err)
+	if err := c.call(ctx, eventsv1.EventService_PublishBatch_FullMethodName, req, resp); err != nil {
+		return nil, err
 	}
 	out := make([]Result, len(resp.Results))
 	for i, r := range resp.Results {

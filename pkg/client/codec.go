@@ -3,9 +3,11 @@ package client
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"unsafe"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
+	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
@@ -59,6 +62,22 @@ func request(namespace, topic string) encoded {
 	return encoded{mem.SliceBuffer(b)}
 }
 
+// maxMessage is the longest message that proxies take, in bytes.
+const maxMessage = 8 << 20
+
+// fits is why no proxy takes the message, if so: all that it does is to end the call, or
+// the stream.
+func (m encoded) fits() error {
+	n := 0
+	for _, b := range m {
+		n += b.Len()
+	}
+	if n <= maxMessage {
+		return nil
+	}
+	return &Error{Code: codes.InvalidArgument, Reason: "event-too-large", Message: fmt.Sprintf("the message has %d bytes with what is published, a proxy takes %d", n, maxMessage)}
+}
+
 // omitPositions is the field of a PublishStreamRequest that asks for no positions.
 var omitPositions = mem.SliceBuffer(protowire.AppendVarint(protowire.AppendTag(nil, 4, protowire.VarintType), 1))
 
@@ -102,7 +121,7 @@ func fromProto(e *cev1.CloudEvent) (event.Event, error) {
 
 // received is a SubscribeResponse.
 type received struct {
-	opened bool
+	opened *eventsv1.SubscribeOpened
 	list   []delivered
 }
 
@@ -161,7 +180,10 @@ func (r *received) unmarshal(b []byte) error {
 		case typ != protowire.BytesType:
 			return nil
 		case num == 1:
-			r.opened = true
+			r.opened = &eventsv1.SubscribeOpened{}
+			if proto.Unmarshal(v, r.opened) != nil {
+				return errReceived
+			}
 			return nil
 		case num != 2:
 			return nil

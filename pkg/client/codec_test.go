@@ -109,13 +109,13 @@ func FuzzReceived(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%v, generated code reads %v", err, want)
 		}
-		if want.GetOpened() == nil && want.GetDeliveries() == nil || r.opened && want.GetDeliveries() != nil || !r.opened && want.GetOpened() != nil {
+		if want.GetOpened() == nil && want.GetDeliveries() == nil || r.opened != nil && want.GetDeliveries() != nil || r.opened == nil && want.GetOpened() != nil {
 			return // nothing, or both, of which generated code keeps the last
 		}
-		if want.GetDeliveries() != nil && !r.opened && len(r.list) != len(list) {
+		if want.GetDeliveries() != nil && r.opened == nil && len(r.list) != len(list) {
 			t.Fatalf("%d deliveries, generated code reads %d", len(r.list), len(list))
 		}
-		if r.opened {
+		if r.opened != nil {
 			return
 		}
 		before := fmt.Sprintf("%+v", r.list)

@@ -344,7 +344,8 @@ func ExampleClient_Tail() {
 	}
 
 	// The positions of what was seen are where another tail goes on, in another
-	// process too. One of each partition; here there is one.
+	// process too. One of each partition, beside which Beginning or Since says where
+	// others begin; here there is one.
 	enough := errors.New("enough")
 	var seen []string
 	err := c.Tail(ctx, "demo", []string{"prices"}, client.TailOptions{Beginning: true}, func(d client.Delivery) error {

@@ -31,14 +31,12 @@ type PublisherOptions struct {
 // connection are published again, in their order, with the same source and id.
 // Its methods are safe for concurrent use.
 type Publisher struct {
-	c                *Client
-	namespace, topic string
-	cancel           context.CancelFunc
-	room             chan struct{} // one element for each event in list
-	more             chan struct{} // capacity 1: there is something to send
-	over             chan struct{} // closed with err
-
-	omit bool
+	c      *Client
+	head   encoded // what each message begins with
+	cancel context.CancelFunc
+	room   chan struct{} // one element for each event in list
+	more   chan struct{} // capacity 1: there is something to send
+	over   chan struct{} // closed with err
 
 	mu       sync.Mutex
 	list     []*Pending // unanswered, in order
@@ -51,6 +49,7 @@ type Publisher struct {
 // Pending is an event that was handed over.
 type Pending struct {
 	event    mem.Buffer    // encoded; nil once it is answered
+	failures int           // of streams that may be for it
 	answered chan struct{} // closed with the rest
 	position string
 	err      error
@@ -84,17 +83,26 @@ func (c *Client) Publisher(namespace, topic string, o PublisherOptions) *Publish
 	if o.MaxPending <= 0 {
 		o.MaxPending = 1024
 	}
+	head := request(namespace, topic)
+	if o.OmitPositions {
+		head = append(head, omitPositions)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Publisher{c: c, namespace: namespace, topic: topic, omit: o.OmitPositions, cancel: cancel, room: make(chan struct{}, o.MaxPending), more: make(chan struct{}, 1), over: make(chan struct{})}
+	p := &Publisher{c: c, head: slices.Clip(head), cancel: cancel, room: make(chan struct{}, o.MaxPending), more: make(chan struct{}, 1), over: make(chan struct{})}
 	go func() {
-		err := again(ctx, func(good func()) error { return p.stream(ctx, good) })
+		err := c.again(ctx, func(good func()) error {
+			err := p.stream(ctx, good)
+			p.suspect(err)
+			return err
+		})
 		p.end(err)
 	}()
 	return p
 }
 
 // Publish hands an event over. It waits only while too many are unanswered. The
-// error is of the Publisher as a whole, or of ctx; then nothing was handed over.
+// error is of the Publisher as a whole, of ctx, or of an event that no proxy takes; then
+// nothing was handed over.
 func (p *Publisher) Publish(ctx context.Context, e event.Event) (*Pending, error) {
 	if err := e.Validate(); err != nil {
 		return nil, &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
@@ -107,6 +115,11 @@ func (p *Publisher) Publish(ctx context.Context, e event.Event) (*Pending, error
 		return nil, ctx.Err()
 	}
 	q := &Pending{event: encode(&e, p.c.pool), answered: make(chan struct{})}
+	if err := append(p.head, q.event).fits(); err != nil {
+		q.event.Free()
+		<-p.room
+		return nil, err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.err != nil {
@@ -203,24 +216,55 @@ func (p *Publisher) stream(ctx context.Context, good func()) error {
 	}
 }
 
+// maxFailures is how many streams may fail for one event.
+const maxFailures = 5
+
+// suspect gives an event its error for which streams fail again and again, though it was
+// sent alone: nothing behind it would ever be published. A connection that is lost, and a
+// proxy that takes nothing at the moment, are for none.
+func (p *Publisher) suspect(err error) {
+	e, ok := errors.AsType[*Error](toError(err))
+	if !ok || e.Code != codes.Internal && (e.Code != codes.ResourceExhausted || e.Reason != "") {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sent == 0 {
+		return
+	}
+	q := p.list[0]
+	if q.failures == 0 {
+		for _, q := range p.list[:p.sent] { // it may be any of them
+			q.failures = 1
+		}
+		return
+	}
+	if q.failures++; q.failures == maxFailures {
+		q.event.Free()
+		q.event, q.err = nil, e
+		close(q.answered)
+		<-p.room
+		p.list, p.sent = p.list[1:], 0
+	}
+}
+
 // send sends until the stream fails or ctx ends.
 func (p *Publisher) send(ctx context.Context, rpc grpc.BidiStreamingClient[eventsv1.PublishStreamRequest, eventsv1.PublishStreamResponse]) {
-	head := request(p.namespace, p.topic)
-	if p.omit {
-		head = append(head, omitPositions)
-	}
 	for {
 		runtime.Gosched() // who has just been answered may have more
 		p.mu.Lock()
 		rest := p.list[p.sent:]
 		n, full := inMessage(rest)
+		if len(p.list) > 0 && p.list[0].failures > 0 {
+			n, full = 1-p.sent, true // alone: what fails then is for it
+		}
 		// What is little beside what is unanswered goes together with what comes until then.
 		if !full && (len(p.messages) >= ahead || n < p.sent/2) {
 			n = 0
 		}
 		var req encoded
 		if n > 0 {
-			req = append(make(encoded, 0, len(head)+n), head...)
+			req = append(make(encoded, 0, len(p.head)+n), p.head...)
 			p.messages = append(p.messages, n)
 		}
 		for _, q := range rest[:n] {

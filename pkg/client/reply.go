@@ -23,8 +23,8 @@ func (c *Client) Request(ctx context.Context, namespace, topic string, e event.E
 		return event.Event{}, &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
 	resp := &eventsv1.RequestResponse{}
-	if err := c.conn.Invoke(ctx, eventsv1.EventService_Request_FullMethodName, c.asking(namespace, topic, &e, timeout), resp); err != nil {
-		return event.Event{}, toError(err)
+	if err := c.call(ctx, eventsv1.EventService_Request_FullMethodName, c.asking(namespace, topic, &e, timeout), resp); err != nil {
+		return event.Event{}, err
 	}
 	return fromProto(resp.Event)
 }
@@ -53,5 +53,5 @@ func (c *Client) Reply(ctx context.Context, namespace string, asked, e event.Eve
 		return &Error{Code: codes.InvalidArgument, Reason: "bad-event", Message: err.Error()}
 	}
 	e.Ext = event.With(e.Ext, event.AttrReplyTo, token)
-	return toError(c.conn.Invoke(ctx, eventsv1.EventService_Reply_FullMethodName, append(request(namespace, ""), encode(&e, c.pool)), &eventsv1.ReplyResponse{}))
+	return c.call(ctx, eventsv1.EventService_Reply_FullMethodName, append(request(namespace, ""), encode(&e, c.pool)), &eventsv1.ReplyResponse{})
 }

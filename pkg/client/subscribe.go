@@ -90,7 +90,7 @@ const (
 	maxRetry = 5 * time.Second
 )
 
-// Subscribe is a member of a Subscription until ctx ends: it calls h for each
+// Subscribe is a member of a Subscription until ctx ends or the client is closed: it calls h for each
 // delivery, up to Credit at a time, and settles. It reconnects by itself; an
 // error is returned where trying again cannot help (denied, deleted, credentials
 // that are refused). Credentials that end while it is open are asked for again:
@@ -100,13 +100,13 @@ func (c *Client) Subscribe(ctx context.Context, namespace, subscription string, 
 	if o.Credit == 0 {
 		o.Credit = 64
 	}
-	return again(ctx, func(good func()) error {
+	return c.again(ctx, func(good func()) error {
 		return c.member(ctx, namespace, subscription, h, o, good)
 	})
 }
 
-// again runs f until ctx ends or f fails for good.
-func again(ctx context.Context, f func(good func()) error) error {
+// again runs f until ctx ends, the client is closed or f fails for good.
+func (c *Client) again(ctx context.Context, f func(good func()) error) error {
 	retry := minRetry
 	for {
 		err := f(func() { retry = minRetry })
@@ -125,6 +125,9 @@ func again(ctx context.Context, f func(good func()) error) error {
 		timer := time.NewTimer(retry/2 + rand.N(retry))
 		select {
 		case <-timer.C:
+		case <-c.closed:
+			timer.Stop()
+			return errClientClosed
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
@@ -194,7 +197,7 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 				settle <- answer(d.id, err)
 			}
 		}()
-	}, func() {
+	}, func(*eventsv1.SubscribeOpened) {
 		good()
 		if o.Connected != nil {
 			o.Connected()
@@ -212,20 +215,20 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 }
 
 // receive reads a stream to its end, and lends f each delivery.
-func receive(rpc grpc.ClientStream, f func(*delivered), opened func()) error {
+func receive(rpc grpc.ClientStream, f func(*delivered), opened func(*eventsv1.SubscribeOpened)) error {
 	resp := &received{}
 	for {
 		if err := rpc.RecvMsg(resp); err != nil {
 			return err
 		}
-		if resp.opened {
-			opened()
+		if resp.opened != nil {
+			opened(resp.opened)
 		}
 		for i := range resp.list {
 			f(&resp.list[i])
 		}
 		clear(resp.list) // they hold on to the message
-		resp.opened, resp.list = false, resp.list[:0]
+		resp.opened, resp.list = nil, resp.list[:0]
 	}
 }
 
@@ -303,7 +306,8 @@ func sendSettled(send func(*eventsv1.SubscribeRequest) error, x settlement, wait
 type TailOptions struct {
 	Beginning bool
 	Since     time.Time
-	// After are position tokens, one for each partition.
+	// After are position tokens, one for each partition; those without one begin as the
+	// other fields say.
 	After []string
 	// Connected is called each time the tail is open.
 	Connected func()
@@ -314,23 +318,25 @@ type TailOptions struct {
 const tailCredit = 1024
 
 // Tail calls f for each event of topics (names or patterns), in order for each
-// partition, until ctx ends or f returns an error. It reconnects by itself and
-// goes on behind the last event that f took. While f runs nothing is read: after 20 s of
+// partition, until ctx ends, the client is closed or f returns an error. It reconnects by itself and
+// goes on behind the last event that f took, or, in a partition of which that had none,
+// where it began. While f runs nothing is read: after 20 s of
 // that a proxy may close the connection.
 func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o TailOptions, f func(Delivery) error) error {
 	var last places
 	for _, t := range o.After {
 		last.add(t)
 	}
+	var end *timestamppb.Timestamp // when the first stream was opened, by its proxy's clock
 	var stopped error
-	err := again(ctx, func(good func()) error {
+	err := c.again(ctx, func(good func()) error {
 		sctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		rpc, err := c.rpc.Subscribe(sctx)
 		if err != nil {
 			return err
 		}
-		open := &eventsv1.SubscribeOpen{Namespace: namespace, Source: &eventsv1.SubscribeOpen_Tail{Tail: tailFrom(topics, o, last.tokens())}, Credit: tailCredit}
+		open := &eventsv1.SubscribeOpen{Namespace: namespace, Source: &eventsv1.SubscribeOpen_Tail{Tail: tailFrom(topics, o, last.tokens(), end)}, Credit: tailCredit}
 		if err := rpc.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: open}}); err != nil {
 			_, err = rpc.Recv()
 			return err
@@ -354,7 +360,10 @@ func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o 
 				taken = 0
 				_ = rpc.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Credit{Credit: &eventsv1.Credit{Deliveries: tailCredit / 2}}})
 			}
-		}, func() {
+		}, func(opened *eventsv1.SubscribeOpened) {
+			if end == nil {
+				end = opened.Time
+			}
 			good()
 			if o.Connected != nil {
 				o.Connected()
@@ -371,15 +380,24 @@ func (c *Client) Tail(ctx context.Context, namespace string, topics []string, o 
 	return err
 }
 
-func tailFrom(topics []string, o TailOptions, last []string) *eventsv1.Tail {
+// tailFrom is where a tail begins, or goes on that has begun: end is nil before. What it
+// has seen nothing of goes on where it began.
+func tailFrom(topics []string, o TailOptions, last []string, end *timestamppb.Timestamp) *eventsv1.Tail {
 	t := &eventsv1.Tail{Topics: topics}
+	after := &eventsv1.Positions{Tokens: last}
 	switch {
-	case len(last) > 0:
-		t.From = &eventsv1.Tail_After{After: &eventsv1.Positions{Tokens: last}}
 	case o.Beginning:
 		t.From = &eventsv1.Tail_Beginning{Beginning: true}
+		after.Others = &eventsv1.Positions_Beginning{Beginning: true}
 	case !o.Since.IsZero():
-		t.From = &eventsv1.Tail_Time{Time: timestamppb.New(o.Since)}
+		since := timestamppb.New(o.Since)
+		t.From = &eventsv1.Tail_Time{Time: since}
+		after.Others = &eventsv1.Positions_Time{Time: since}
+	case end != nil:
+		after.Others = &eventsv1.Positions_Time{Time: end}
+	}
+	if len(last) > 0 || t.From == nil && end != nil {
+		t.From = &eventsv1.Tail_After{After: after}
 	}
 	return t
 }

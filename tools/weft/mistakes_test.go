@@ -40,6 +40,7 @@ func TestMistakes(t *testing.T) {
 		{"--max: -1 is less than 0", []string{"reply", "hello", "--max", "-1"}},
 		{"--extend is more than 0s", []string{"settle", "hello", "some", "--extend", "0s"}},
 		{"--nack and --extend exclude each other", []string{"settle", "hello", "some", "--extend", "0s", "--nack"}},
+		{"--api-key-file: open /nowhere/key: no such file", []string{"subscribe", "--tail", "hello", "--api-key-file", "/nowhere/key"}},
 		{"--from is beginning, end, a time or how long ago", []string{"subscribe", "--tail", "hello", "--from", "yesterday"}},
 	} {
 		if out, err := m.weft(tc.args...); err == nil || !strings.Contains(err.Error(), tc.says) {

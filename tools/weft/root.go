@@ -293,6 +293,9 @@ func (f *proxyFlags) dial() (*client.Client, error) {
 	switch key := os.Getenv("WEFT_API_KEY"); {
 	case f.keyFile != "":
 		cfg.APIKey = client.APIKeyFile(f.keyFile)
+		if _, err := cfg.APIKey(); err != nil { // the client would wait until it can be read
+			return nil, fmt.Errorf("--api-key-file: %w", err)
+		}
 	case key != "":
 		cfg.APIKey = func() (string, error) { return key, nil }
 	}

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cev1 "github.com/weft-mesh/weft/proto/gen/io/cloudevents/v1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -535,6 +536,7 @@ func TestBadSubscribe(t *testing.T) {
 		"bad pattern":     {tail(&eventsv1.Tail{Topics: []string{"a..b"}}), codes.InvalidArgument},
 		"denied":          {tail(&eventsv1.Tail{Topics: []string{"other"}}), codes.PermissionDenied},
 		"bad token":       {tail(after("???")), codes.InvalidArgument},
+		"bad time":        {tail(&eventsv1.Tail{Topics: []string{"orders"}, From: &eventsv1.Tail_After{After: &eventsv1.Positions{Others: &eventsv1.Positions_Time{Time: &timestamppb.Timestamp{Nanos: -1}}}}}), codes.InvalidArgument},
 		"token of a past": {tail(after(gone)), codes.FailedPrecondition},
 		"large credit": {&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{Namespace: "demo", Credit: maxCredit + 1,
 			Source: &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{"orders"}}}}}}, codes.InvalidArgument},

@@ -25,6 +25,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/pkg/buffers"
+	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/listener"
 )
@@ -40,6 +41,8 @@ type Config struct {
 	Inspector frontend.Inspector
 	// NodeID is told to receivers.
 	NodeID string
+	// Clock tells where a tail that begins now begins.
+	Clock clock.Clock
 	// TLS of the listener; nil is plaintext.
 	TLS *tls.Config
 	// MaxMessage bounds a message, in bytes; 8 MiB.

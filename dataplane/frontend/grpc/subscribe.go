@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
@@ -116,6 +117,7 @@ func (s *Server) open(ctx context.Context, rpc grpc.BidiStreamingServer[eventsv1
 		if err != nil {
 			return nil, nil, toStatus(err)
 		}
+		opened.Time = timestamppb.New(s.cfg.Clock.Now().Truncate(time.Millisecond)) // as stores have it; before the end is looked for
 		t, err := s.cfg.Mesh.Tail(ctx, who, req)
 		if err != nil {
 			return nil, nil, toStatus(err)
@@ -295,6 +297,8 @@ func (tailReceiver) settle(*eventsv1.SubscribeRequest) error {
 	return fault.New(fault.Invalid, "grpc", "bad-message", "on a tail a client sends only credit after open")
 }
 
+var errBadTime = fault.New(fault.Invalid, "grpc", "bad-from", "the time is not valid")
+
 // tailRequest reads what to tail.
 func tailRequest(namespace string, t *eventsv1.Tail) (delivery.TailRequest, error) {
 	req := delivery.TailRequest{Namespace: namespace, Topics: t.Topics, From: store.Start{End: true}, Credit: true}
@@ -305,7 +309,7 @@ func tailRequest(namespace string, t *eventsv1.Tail) (delivery.TailRequest, erro
 		}
 	case *eventsv1.Tail_Time:
 		if err := from.Time.CheckValid(); err != nil {
-			return req, fault.New(fault.Invalid, "grpc", "bad-from", "the time is not valid")
+			return req, errBadTime
 		}
 		req.From = store.Start{At: from.Time.AsTime()}
 	case *eventsv1.Tail_After:
@@ -318,6 +322,17 @@ func tailRequest(namespace string, t *eventsv1.Tail) (delivery.TailRequest, erro
 				return req, fault.New(fault.Invalid, "grpc", "bad-position", "a position is not one that this API gave")
 			}
 			req.After = append(req.After, tok)
+		}
+		switch others := from.After.GetOthers().(type) {
+		case *eventsv1.Positions_Beginning:
+			if others.Beginning {
+				req.From = store.Start{}
+			}
+		case *eventsv1.Positions_Time:
+			if err := others.Time.CheckValid(); err != nil {
+				return req, errBadTime
+			}
+			req.From = store.Start{At: others.Time.AsTime()}
 		}
 	}
 	return req, nil

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
@@ -90,5 +91,47 @@ func TestPanicLeaves(t *testing.T) {
 	defer m.mu.Unlock()
 	if !m.left {
 		t.Error("it is a member still")
+	}
+}
+
+// TestTailGoesOn: a tail that goes on says where it begins in partitions of which it has
+// no position: where it began, which for the end is the time that its stream told.
+func TestTailGoesOn(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	publish := func(n int) {
+		t.Helper()
+		if _, err := api.PublishBatch(ctx, &eventsv1.PublishBatchRequest{Namespace: "demo", Topic: "orders", Events: ces(n)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tail := func(after *eventsv1.Positions) (eventsv1.EventService_SubscribeClient, *timestamppb.Timestamp) {
+		t.Helper()
+		st, err := api.Subscribe(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := &eventsv1.SubscribeOpen{Namespace: "demo", Credit: 100, Source: &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{"orders"}, From: &eventsv1.Tail_After{After: after}}}}
+		if err := st.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: open}}); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := st.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st, resp.GetOpened().GetTime()
+	}
+	_, end := tail(&eventsv1.Positions{})
+	publish(3) // nobody has heard it
+	for name, after := range map[string]*eventsv1.Positions{"time": {Others: &eventsv1.Positions_Time{Time: end}}, "beginning": {Others: &eventsv1.Positions_Beginning{Beginning: true}}} {
+		st, _ := tail(after)
+		for got := 0; got < 3; {
+			resp, err := st.Recv()
+			if err != nil {
+				t.Fatalf("%s: of 3 events %d came: %v", name, got, err)
+			}
+			got += len(resp.GetDeliveries().GetDeliveries())
+		}
 	}
 }

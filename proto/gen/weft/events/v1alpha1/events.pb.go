@@ -1136,8 +1136,6 @@ type Tail_Time struct {
 
 type Tail_After struct {
 	// After these position tokens; one for each partition that was read.
-	// Partitions without a token begin at the end, or at the beginning where
-	// they came later.
 	After *Positions `protobuf:"bytes,4,opt,name=after,proto3,oneof"`
 }
 
@@ -1151,7 +1149,17 @@ func (*Tail_After) isTail_From() {}
 type Positions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The tokens.
-	Tokens        []string `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	Tokens []string `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	// Where partitions begin of which there is no token; the end when unset. They begin
+	// at the beginning where they came later. A tail that goes on says where it began,
+	// so that it has no gap where it had read nothing; at the end is time of the
+	// SubscribeOpened that it got.
+	//
+	// Types that are valid to be assigned to Others:
+	//
+	//	*Positions_Beginning
+	//	*Positions_Time
+	Others        isPositions_Others `protobuf_oneof:"others"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1192,6 +1200,49 @@ func (x *Positions) GetTokens() []string {
 	}
 	return nil
 }
+
+func (x *Positions) GetOthers() isPositions_Others {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
+func (x *Positions) GetBeginning() bool {
+	if x != nil {
+		if x, ok := x.Others.(*Positions_Beginning); ok {
+			return x.Beginning
+		}
+	}
+	return false
+}
+
+func (x *Positions) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		if x, ok := x.Others.(*Positions_Time); ok {
+			return x.Time
+		}
+	}
+	return nil
+}
+
+type isPositions_Others interface {
+	isPositions_Others()
+}
+
+type Positions_Beginning struct {
+	// The oldest event that is kept.
+	Beginning bool `protobuf:"varint,2,opt,name=beginning,proto3,oneof"`
+}
+
+type Positions_Time struct {
+	// The first event stored at or after this time.
+	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3,oneof"`
+}
+
+func (*Positions_Beginning) isPositions_Others() {}
+
+func (*Positions_Time) isPositions_Others() {}
 
 // Credit allows more deliveries.
 type Credit struct {
@@ -1498,7 +1549,10 @@ type SubscribeOpened struct {
 	// The ack time-out in force; unset on a tail.
 	AckTimeout *durationpb.Duration `protobuf:"bytes,1,opt,name=ack_timeout,json=ackTimeout,proto3" json:"ack_timeout,omitempty"`
 	// The id of the proxy's node.
-	NodeId        string `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	NodeId string `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// The proxy's time as it opened the stream, of a tail: the end of its topics was
+	// there or later.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1545,6 +1599,13 @@ func (x *SubscribeOpened) GetNodeId() string {
 		return x.NodeId
 	}
 	return ""
+}
+
+func (x *SubscribeOpened) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
 }
 
 // Deliveries are events.
@@ -2270,9 +2331,12 @@ const file_weft_events_v1alpha1_events_proto_rawDesc = "" +
 	"\tbeginning\x18\x02 \x01(\bH\x00R\tbeginning\x120\n" +
 	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\x04time\x127\n" +
 	"\x05after\x18\x04 \x01(\v2\x1f.weft.events.v1alpha1.PositionsH\x00R\x05afterB\x06\n" +
-	"\x04from\"#\n" +
+	"\x04from\"\x7f\n" +
 	"\tPositions\x12\x16\n" +
-	"\x06tokens\x18\x01 \x03(\tR\x06tokens\"(\n" +
+	"\x06tokens\x18\x01 \x03(\tR\x06tokens\x12\x1e\n" +
+	"\tbeginning\x18\x02 \x01(\bH\x00R\tbeginning\x120\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\x04timeB\b\n" +
+	"\x06others\"(\n" +
 	"\x06Credit\x12\x1e\n" +
 	"\n" +
 	"deliveries\x18\x01 \x01(\rR\n" +
@@ -2292,11 +2356,12 @@ const file_weft_events_v1alpha1_events_proto_rawDesc = "" +
 	"\n" +
 	"deliveries\x18\x02 \x01(\v2 .weft.events.v1alpha1.DeliveriesH\x00R\n" +
 	"deliveriesB\t\n" +
-	"\amessage\"f\n" +
+	"\amessage\"\x96\x01\n" +
 	"\x0fSubscribeOpened\x12:\n" +
 	"\vack_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"ackTimeout\x12\x17\n" +
-	"\anode_id\x18\x02 \x01(\tR\x06nodeId\"L\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"L\n" +
 	"\n" +
 	"Deliveries\x12>\n" +
 	"\n" +
@@ -2431,44 +2496,46 @@ var file_weft_events_v1alpha1_events_proto_depIdxs = []int32{
 	15, // 17: weft.events.v1alpha1.SubscribeOpen.tail:type_name -> weft.events.v1alpha1.Tail
 	35, // 18: weft.events.v1alpha1.Tail.time:type_name -> google.protobuf.Timestamp
 	16, // 19: weft.events.v1alpha1.Tail.after:type_name -> weft.events.v1alpha1.Positions
-	34, // 20: weft.events.v1alpha1.Nack.delay:type_name -> google.protobuf.Duration
-	34, // 21: weft.events.v1alpha1.Extend.ack_timeout:type_name -> google.protobuf.Duration
-	22, // 22: weft.events.v1alpha1.SubscribeResponse.opened:type_name -> weft.events.v1alpha1.SubscribeOpened
-	23, // 23: weft.events.v1alpha1.SubscribeResponse.deliveries:type_name -> weft.events.v1alpha1.Deliveries
-	34, // 24: weft.events.v1alpha1.SubscribeOpened.ack_timeout:type_name -> google.protobuf.Duration
-	24, // 25: weft.events.v1alpha1.Deliveries.deliveries:type_name -> weft.events.v1alpha1.Delivery
-	33, // 26: weft.events.v1alpha1.Delivery.event:type_name -> io.cloudevents.v1.CloudEvent
-	34, // 27: weft.events.v1alpha1.PullRequest.wait:type_name -> google.protobuf.Duration
-	27, // 28: weft.events.v1alpha1.PullResponse.deliveries:type_name -> weft.events.v1alpha1.PulledDelivery
-	34, // 29: weft.events.v1alpha1.PullResponse.ack_timeout:type_name -> google.protobuf.Duration
-	33, // 30: weft.events.v1alpha1.PulledDelivery.event:type_name -> io.cloudevents.v1.CloudEvent
-	29, // 31: weft.events.v1alpha1.SettleRequest.nack:type_name -> weft.events.v1alpha1.PulledNack
-	30, // 32: weft.events.v1alpha1.SettleRequest.extend:type_name -> weft.events.v1alpha1.PulledExtend
-	34, // 33: weft.events.v1alpha1.PulledNack.delay:type_name -> google.protobuf.Duration
-	34, // 34: weft.events.v1alpha1.PulledExtend.ack_timeout:type_name -> google.protobuf.Duration
-	32, // 35: weft.events.v1alpha1.SettleResponse.unsettled:type_name -> weft.events.v1alpha1.Unsettled
-	12, // 36: weft.events.v1alpha1.Unsettled.error:type_name -> weft.events.v1alpha1.Error
-	0,  // 37: weft.events.v1alpha1.EventService.Publish:input_type -> weft.events.v1alpha1.PublishRequest
-	2,  // 38: weft.events.v1alpha1.EventService.PublishBatch:input_type -> weft.events.v1alpha1.PublishBatchRequest
-	5,  // 39: weft.events.v1alpha1.EventService.PublishStream:input_type -> weft.events.v1alpha1.PublishStreamRequest
-	8,  // 40: weft.events.v1alpha1.EventService.Request:input_type -> weft.events.v1alpha1.RequestRequest
-	10, // 41: weft.events.v1alpha1.EventService.Reply:input_type -> weft.events.v1alpha1.ReplyRequest
-	13, // 42: weft.events.v1alpha1.EventService.Subscribe:input_type -> weft.events.v1alpha1.SubscribeRequest
-	25, // 43: weft.events.v1alpha1.EventService.Pull:input_type -> weft.events.v1alpha1.PullRequest
-	28, // 44: weft.events.v1alpha1.EventService.Settle:input_type -> weft.events.v1alpha1.SettleRequest
-	1,  // 45: weft.events.v1alpha1.EventService.Publish:output_type -> weft.events.v1alpha1.PublishResponse
-	3,  // 46: weft.events.v1alpha1.EventService.PublishBatch:output_type -> weft.events.v1alpha1.PublishBatchResponse
-	6,  // 47: weft.events.v1alpha1.EventService.PublishStream:output_type -> weft.events.v1alpha1.PublishStreamResponse
-	9,  // 48: weft.events.v1alpha1.EventService.Request:output_type -> weft.events.v1alpha1.RequestResponse
-	11, // 49: weft.events.v1alpha1.EventService.Reply:output_type -> weft.events.v1alpha1.ReplyResponse
-	21, // 50: weft.events.v1alpha1.EventService.Subscribe:output_type -> weft.events.v1alpha1.SubscribeResponse
-	26, // 51: weft.events.v1alpha1.EventService.Pull:output_type -> weft.events.v1alpha1.PullResponse
-	31, // 52: weft.events.v1alpha1.EventService.Settle:output_type -> weft.events.v1alpha1.SettleResponse
-	45, // [45:53] is the sub-list for method output_type
-	37, // [37:45] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	35, // 20: weft.events.v1alpha1.Positions.time:type_name -> google.protobuf.Timestamp
+	34, // 21: weft.events.v1alpha1.Nack.delay:type_name -> google.protobuf.Duration
+	34, // 22: weft.events.v1alpha1.Extend.ack_timeout:type_name -> google.protobuf.Duration
+	22, // 23: weft.events.v1alpha1.SubscribeResponse.opened:type_name -> weft.events.v1alpha1.SubscribeOpened
+	23, // 24: weft.events.v1alpha1.SubscribeResponse.deliveries:type_name -> weft.events.v1alpha1.Deliveries
+	34, // 25: weft.events.v1alpha1.SubscribeOpened.ack_timeout:type_name -> google.protobuf.Duration
+	35, // 26: weft.events.v1alpha1.SubscribeOpened.time:type_name -> google.protobuf.Timestamp
+	24, // 27: weft.events.v1alpha1.Deliveries.deliveries:type_name -> weft.events.v1alpha1.Delivery
+	33, // 28: weft.events.v1alpha1.Delivery.event:type_name -> io.cloudevents.v1.CloudEvent
+	34, // 29: weft.events.v1alpha1.PullRequest.wait:type_name -> google.protobuf.Duration
+	27, // 30: weft.events.v1alpha1.PullResponse.deliveries:type_name -> weft.events.v1alpha1.PulledDelivery
+	34, // 31: weft.events.v1alpha1.PullResponse.ack_timeout:type_name -> google.protobuf.Duration
+	33, // 32: weft.events.v1alpha1.PulledDelivery.event:type_name -> io.cloudevents.v1.CloudEvent
+	29, // 33: weft.events.v1alpha1.SettleRequest.nack:type_name -> weft.events.v1alpha1.PulledNack
+	30, // 34: weft.events.v1alpha1.SettleRequest.extend:type_name -> weft.events.v1alpha1.PulledExtend
+	34, // 35: weft.events.v1alpha1.PulledNack.delay:type_name -> google.protobuf.Duration
+	34, // 36: weft.events.v1alpha1.PulledExtend.ack_timeout:type_name -> google.protobuf.Duration
+	32, // 37: weft.events.v1alpha1.SettleResponse.unsettled:type_name -> weft.events.v1alpha1.Unsettled
+	12, // 38: weft.events.v1alpha1.Unsettled.error:type_name -> weft.events.v1alpha1.Error
+	0,  // 39: weft.events.v1alpha1.EventService.Publish:input_type -> weft.events.v1alpha1.PublishRequest
+	2,  // 40: weft.events.v1alpha1.EventService.PublishBatch:input_type -> weft.events.v1alpha1.PublishBatchRequest
+	5,  // 41: weft.events.v1alpha1.EventService.PublishStream:input_type -> weft.events.v1alpha1.PublishStreamRequest
+	8,  // 42: weft.events.v1alpha1.EventService.Request:input_type -> weft.events.v1alpha1.RequestRequest
+	10, // 43: weft.events.v1alpha1.EventService.Reply:input_type -> weft.events.v1alpha1.ReplyRequest
+	13, // 44: weft.events.v1alpha1.EventService.Subscribe:input_type -> weft.events.v1alpha1.SubscribeRequest
+	25, // 45: weft.events.v1alpha1.EventService.Pull:input_type -> weft.events.v1alpha1.PullRequest
+	28, // 46: weft.events.v1alpha1.EventService.Settle:input_type -> weft.events.v1alpha1.SettleRequest
+	1,  // 47: weft.events.v1alpha1.EventService.Publish:output_type -> weft.events.v1alpha1.PublishResponse
+	3,  // 48: weft.events.v1alpha1.EventService.PublishBatch:output_type -> weft.events.v1alpha1.PublishBatchResponse
+	6,  // 49: weft.events.v1alpha1.EventService.PublishStream:output_type -> weft.events.v1alpha1.PublishStreamResponse
+	9,  // 50: weft.events.v1alpha1.EventService.Request:output_type -> weft.events.v1alpha1.RequestResponse
+	11, // 51: weft.events.v1alpha1.EventService.Reply:output_type -> weft.events.v1alpha1.ReplyResponse
+	21, // 52: weft.events.v1alpha1.EventService.Subscribe:output_type -> weft.events.v1alpha1.SubscribeResponse
+	26, // 53: weft.events.v1alpha1.EventService.Pull:output_type -> weft.events.v1alpha1.PullResponse
+	31, // 54: weft.events.v1alpha1.EventService.Settle:output_type -> weft.events.v1alpha1.SettleResponse
+	47, // [47:55] is the sub-list for method output_type
+	39, // [39:47] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_weft_events_v1alpha1_events_proto_init() }
@@ -2491,6 +2558,10 @@ func file_weft_events_v1alpha1_events_proto_init() {
 		(*Tail_Beginning)(nil),
 		(*Tail_Time)(nil),
 		(*Tail_After)(nil),
+	}
+	file_weft_events_v1alpha1_events_proto_msgTypes[16].OneofWrappers = []any{
+		(*Positions_Beginning)(nil),
+		(*Positions_Time)(nil),
 	}
 	file_weft_events_v1alpha1_events_proto_msgTypes[21].OneofWrappers = []any{
 		(*SubscribeResponse_Opened)(nil),
