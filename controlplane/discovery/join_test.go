@@ -35,7 +35,7 @@ func (l leaves) Leave(ctx context.Context, req *discoveryv1.LeaveRequest) (*disc
 func TestCallWithToken(t *testing.T) {
 	w := newWorld(t)
 	w.put("1", "demo/a")
-	tokens := jointoken.New(jointoken.Config{Etcd: w.etcd, Prefix: "/t/", Log: slog.New(slog.DiscardHandler)})
+	tokens := jointoken.New(jointoken.Config{Etcd: w.etcd, Prefix: "/t/", Lineage: "/lineage", Log: slog.New(slog.DiscardHandler)})
 	ctx, stop := context.WithCancel(w.ctx)
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = tokens.Run(ctx) }()
@@ -44,6 +44,13 @@ func TestCallWithToken(t *testing.T) {
 	for range 2 {
 		text, _, err := tokens.Create(w.ctx, "node-1", nil, time.Time{})
 		w.must(err)
+		for _, changed, err := tokens.Check(text); err != nil; _, changed, err = tokens.Check(text) {
+			select {
+			case <-changed:
+			case <-w.ctx.Done():
+				t.Fatal(err)
+			}
+		}
 		shown = append(shown, metadata.AppendToOutgoingContext(w.ctx, "authorization", "Bearer "+text))
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
