@@ -39,7 +39,7 @@ func TestPutWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), joinTime)
 		defer cancel()
-		etcd := &wentBack{most: int(joinTime/putAgain) + 2, over: cancel}
+		etcd := &wentBack{most: int(joinTime/putAgain) + 3, over: cancel} // two at once, and one as the time is up
 		r := New(Config{Etcd: &clientv3.Client{KV: etcd}, Prefix: "/p/", Log: slog.New(slog.DiscardHandler)})
 		r.known["a"] = entry{&Node{ID: "a", All: true, Incarnation: "1"}, 100}
 		written := r.put(t.Context(), []*join{{Joining: Joining{Node: "a", Incarnation: "2"}, ctx: ctx, done: make(chan joined, 1)}})
