@@ -163,7 +163,7 @@ func TestNeverThePast(t *testing.T) {
 
 // TestResumeWithAnotherView: a proxy that may see, or can enforce, something else than when
 // it was sent what it has, as after an upgrade, is sent everything, and that is no sign of a
-// restore.
+// restore. One for which there is nothing else resumes.
 func TestResumeWithAnotherView(t *testing.T) {
 	policy := &configv1.Resource{Name: "accesspolicy/demo/p", Metadata: &configv1.Metadata{Namespace: "demo", Name: "p"}, Spec: &configv1.Resource_AccessPolicy{AccessPolicy: &configv1.AccessPolicy{}}}
 	lacking := slices.DeleteFunc(resource.AllFeatures(), func(f string) bool { return f == "kind/accesspolicy" })
@@ -193,6 +193,7 @@ func TestResumeWithAnotherView(t *testing.T) {
 		"it was downgraded": {all, lacking, nil, nil, "+demo/a +other/b"},
 		"it may see more":   {all, all, demo, nil, "+accesspolicy/demo/p +demo/a +other/b"},
 		"it may see less":   {all, all, nil, demo, "+accesspolicy/demo/p +demo/a"},
+		"it sees the same":  {all, all, nil, map[string]bool{"demo": true, "other": true}, ""},
 	} {
 		old := connect(nil, tc.before, tc.of)
 		old.next()

@@ -29,8 +29,8 @@ type Keys struct {
 	// Lineage is the key of the lineage that etcd is of.
 	Lineage string
 
-	seen    int64 // up to here etcd was this one; 0 before it was read
-	lineage string
+	seen    int64         // up to here etcd was this one; 0 before it was read
+	lineage string        // "" before there was one
 	every   time.Duration // lookEvery when 0
 }
 
@@ -78,9 +78,9 @@ func (k *Keys) Run(ctx context.Context, begin func(resp *clientv3.GetResponse, o
 func (k *Keys) look(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	txn, _, other, err := k.ask(ctx)
+	txn, lineage, other, err := k.ask(ctx)
 	if err == nil && !other {
-		k.seen = txn.Header.Revision
+		k.seen, k.lineage = txn.Header.Revision, lineage
 	}
 	return other
 }
@@ -101,5 +101,5 @@ func (k *Keys) ask(ctx context.Context, ops ...clientv3.Op) (txn *clientv3.TxnRe
 	for _, kv := range txn.Responses[len(ops)-1].GetResponseRange().Kvs {
 		lineage = string(kv.Value)
 	}
-	return txn, lineage, other || k.seen > 0 && lineage != k.lineage, nil
+	return txn, lineage, other || k.lineage != "" && lineage != k.lineage, nil // a mesh that begins has none yet
 }

@@ -48,6 +48,7 @@ func TestOther(t *testing.T) {
 		"dropped":         {before, "1-a", true},
 		"went back":       {now + 1, "1-a", true},
 		"another lineage": {now, "2-b", true},
+		"none yet":        {now, "", false},
 	} {
 		k := &Keys{Etcd: e.Client(), Prefix: "/n/", Lineage: "/m/lineage", seen: c.seen, lineage: c.lineage}
 		failed := errors.New("not this time")
@@ -65,8 +66,8 @@ func TestOther(t *testing.T) {
 		if c.seen == 0 {
 			continue
 		}
-		if got := k.look(ctx); got != c.want || !got && k.seen != now || got && k.seen != c.seen {
-			t.Errorf("%s: a look says %v, and has seen %d", name, got, k.seen)
+		if got := k.look(ctx); got != c.want || !got && (k.seen != now || k.lineage != "1-a") || got && k.seen != c.seen {
+			t.Errorf("%s: a look says %v, and has seen %d of %s", name, got, k.seen, k.lineage)
 		}
 	}
 }
@@ -80,6 +81,9 @@ func TestLineage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
+	if _, err := e.Client().Put(ctx, "/m/lineage", "1-a"); err != nil {
+		t.Fatal(err)
+	}
 	k := &Keys{Etcd: e.Client(), Prefix: "/n/", Lineage: "/m/lineage", every: 10 * time.Millisecond}
 	err = k.Run(ctx, func(*clientv3.GetResponse, bool) error {
 		go func() { _, _ = e.Client().Put(ctx, "/n/a", "") }()

@@ -1426,7 +1426,8 @@ type ResumeToken struct {
 	// then are not in scope. Empty: all of it is in scope.
 	Names []byte `protobuf:"bytes,6,opt,name=names,proto3" json:"names,omitempty"`
 	// Manifest.view of what was applied last. Where the node has another one by now, as
-	// when it was upgraded, digests are not compared, and it is sent its whole scope.
+	// when it was upgraded, other digests are no sign of a restore, and without digests it
+	// is sent its whole scope.
 	View          []byte `protobuf:"bytes,7,opt,name=view,proto3" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
