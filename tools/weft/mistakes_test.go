@@ -112,9 +112,11 @@ func TestUnreached(t *testing.T) {
 	const hint = "is the control plane there"
 	for message, asked := range map[string]bool{
 		`connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`: true,
-		"error reading from server: EOF":               true,
-		"name resolver error: produced zero addresses": true,
-		"etcd did not answer":                          false,
+		"write tcp 127.0.0.1:1->127.0.0.1:2: write: broken pipe":                                                       true,
+		"keepalive ping failed to receive ACK within timeout":                                                          true,
+		"error reading from server: EOF":                                                                               true,
+		"name resolver error: produced zero addresses":                                                                 true,
+		"etcd did not answer": false,
 		"etcd refuses the change, and nothing was changed: etcdserver: permission denied": false,
 	} {
 		if said := explain(status.Error(codes.Unavailable, message)); strings.Contains(said, hint) != asked || !strings.HasPrefix(said, message) {

@@ -177,7 +177,7 @@ func explain(err error) string {
 // ofConnection reports whether a message is gRPC's own, of a server that it does not reach or
 // whose connection broke.
 func ofConnection(message string) bool {
-	for _, words := range []string{"connection", "transport", "resolver", "error reading", "HTTP status"} {
+	for _, words := range []string{"connection", "transport", "resolver", "error reading", "HTTP status", "keepalive", "EOF", "tcp ", "unix ", "tls: ", "x509: "} {
 		if strings.Contains(message, words) {
 			return true
 		}
