@@ -173,37 +173,36 @@ type outflow struct {
 	lost   bool // the client was gone
 }
 
-// flow sends what there is. Once Take had nothing, another one may have begun.
+// flow sends what there is. Once Take had nothing, another one may have begun. It is not the
+// handler's goroutine, which survives defects; its stack is as flat as it can be, since there
+// is a new one for each time that something comes.
 func (o *outflow) flow() {
+	var err error
+	defer func() {
+		if err == nil {
+			return
+		}
+		o.err, o.lost = err, o.rpc.Context().Err() != nil
+		if o.over.CompareAndSwap(false, true) {
+			finish(o.rpc.Context(), err)
+		}
+		o.going.Done()
+	}()
+	defer listener.Survive(o.rpc.Context(), o.log, &err)
 	for {
-		n, err := o.step()
-		if err != nil {
-			o.err, o.lost = err, o.rpc.Context().Err() != nil
-			if o.over.CompareAndSwap(false, true) {
-				finish(o.rpc.Context(), err)
-			}
-			o.going.Done()
+		var n int
+		if n, err = o.source.Take(o.dst, o.wake); err != nil {
+			err = toStatus(err)
 			return
 		}
 		if n == 0 {
+			return // o is another one's
+		}
+		if err = send(o.rpc, o.dst[:n]); err != nil {
 			return
 		}
 		o.dst = frontend.Room(o.dst, n, maxDeliveries)
 	}
-}
-
-// step sends what there is for one message or some, and tells how many deliveries that
-// were. It is not the handler's goroutine, which survives defects.
-func (o *outflow) step() (n int, err error) {
-	defer listener.Survive(o.rpc.Context(), o.log, &err)
-	n, err = o.source.Take(o.dst, o.wake)
-	switch {
-	case err != nil:
-		return 0, toStatus(err)
-	case n == 0:
-		return 0, nil // o is another one's
-	}
-	return n, send(o.rpc, o.dst[:n])
 }
 
 // finish ends a stream whose handler waits for the client to say something: then it
