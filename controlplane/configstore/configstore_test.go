@@ -22,6 +22,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/embedetcd/etcdtest"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
@@ -303,7 +304,8 @@ func TestStrangers(t *testing.T) {
 func TestCompacted(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	way, far0 := startWay(t, startEtcd(t))
+	addr, _ := etcdtest.Start(t)
+	way, far0 := startWay(t, addr)
 	direct := clientOf(t, way.to)
 	w := &world{t, ctx, direct}
 	var log buffer
@@ -370,7 +372,8 @@ func TestRestored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 			t.Cleanup(cancel)
-			old, backup := startEtcd(t), startEtcd(t)
+			old, _ := etcdtest.Start(t)
+			backup, _ := etcdtest.Start(t)
 			way, addr := startWay(t, old)
 			w := &world{t, ctx, clientOf(t, old)}
 			s := w.replica(clientOf(t, addr), io.Discard)

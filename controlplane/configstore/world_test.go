@@ -7,14 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/url"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -185,24 +183,6 @@ func (x *wire) set(cut bool) {
 		}
 		x.all = nil
 	}
-}
-
-// startEtcd runs an etcd that listens and gives its address.
-func startEtcd(t *testing.T) string {
-	t.Helper()
-	cfg := embed.NewConfig()
-	cfg.Dir, cfg.LogLevel, cfg.LogOutputs = filepath.Join(t.TempDir(), "etcd"), "fatal", []string{filepath.Join(t.TempDir(), "log")}
-	cfg.ListenClientUrls, cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}, nil
-	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "localhost:1"}}
-	cfg.AdvertiseClientUrls = cfg.AdvertisePeerUrls
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	e, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(e.Close)
-	<-e.Server.ReadyNotify()
-	return e.Clients[0].Addr().String()
 }
 
 // startWay gives a way to an etcd that can be cut, and its address.

@@ -3,39 +3,18 @@ package follow_test
 import (
 	"context"
 	"log/slog"
-	"net/url"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
+	"github.com/weft-mesh/weft/controlplane/embedetcd/etcdtest"
 	"github.com/weft-mesh/weft/controlplane/jointoken"
 	"github.com/weft-mesh/weft/controlplane/roster"
 	"github.com/weft-mesh/weft/pkg/fault"
 )
-
-// startEtcd runs an etcd that listens.
-func startEtcd(t *testing.T) (addr string, stop func()) {
-	t.Helper()
-	cfg := embed.NewConfig()
-	cfg.Dir, cfg.LogLevel, cfg.LogOutputs = filepath.Join(t.TempDir(), "etcd"), "fatal", []string{filepath.Join(t.TempDir(), "log")}
-	cfg.ListenClientUrls, cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}, nil
-	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "localhost:1"}}
-	cfg.AdvertiseClientUrls = cfg.AdvertisePeerUrls
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	e, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(e.Close)
-	t.Cleanup(stop)
-	<-e.Server.ReadyNotify()
-	return "http://" + e.Clients[0].Addr().String(), stop
-}
 
 func clientOf(t *testing.T, addr string) *clientv3.Client {
 	t.Helper()
@@ -69,8 +48,8 @@ func TestWentBack(t *testing.T) {
 			}
 		}
 	}
-	first, end := startEtcd(t)
-	second, _ := startEtcd(t)
+	first, end := etcdtest.Start(t)
+	second, _ := etcdtest.Start(t)
 	etcd, old, backup := clientOf(t, first), clientOf(t, first), clientOf(t, second)
 	log := slog.New(slog.DiscardHandler)
 	tokens := jointoken.New(jointoken.Config{Etcd: etcd, Prefix: "/weft/join/", Lineage: "/weft/lineage", Log: log})
