@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	goruntime "runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -26,16 +27,18 @@ func panics(t *testing.T, f func()) {
 // TestPanicWhileSettled: where a store panics as it is to settle an event, in a client's call,
 // that event comes again, and holds up neither its key nor its place.
 func TestPanicWhileSettled(t *testing.T) {
-	for name, settle := range map[string]func(w *world, m Member) []string{
-		"acknowledged": func(w *world, m Member) []string {
+	for name, settle := range map[string]func(w *world, m Member, publish func()) []string{
+		"acknowledged": func(w *world, m Member, publish func()) []string {
+			publish()
 			id := w.next(m, 1)[0].ID
 			panics(w.T, func() { m.Ack(id) })
 			return []string{"a1", "a2"}
 		},
-		"left out by a new filter": func(w *world, m Member) []string {
+		"left out by a new filter": func(w *world, m Member, publish func()) []string {
 			if n, err := m.Take(make([]Delivery, 1), func() {}); n != 0 || err != nil {
 				w.Fatal(n, err)
 			}
+			publish()
 			synctest.Wait() // it is fetched
 			w.snaps.Store(w.snapshot(func(s *snapshot.Subscription) { s.Ordered, s.MaxInFlight, s.Filter = true, 1, mustFilter("id", "a2") }))
 			synctest.Wait()
@@ -57,11 +60,13 @@ func TestPanicWhileSettled(t *testing.T) {
 						panic("a defect")
 					}
 				}
-				st.append("orders", 0, keyed("a1", "a"))
-				st.append("orders", 0, keyed("a2", "a"))
 				m := w.join(10)
 				defer m.Close()
-				for _, id := range settle(w, m) {
+				publish := func() {
+					st.append("orders", 0, keyed("a1", "a"))
+					st.append("orders", 0, keyed("a2", "a"))
+				}
+				for _, id := range settle(w, m, publish) {
 					d := w.next(m, 1)[0]
 					if d.Event.ID != id || d.Attempt != 1 || m.Ack(d.ID) != 0 {
 						t.Errorf("%s comes at attempt %d, want %s", d.Event.ID, d.Attempt, id)
@@ -99,8 +104,12 @@ func TestPanicUnderLock(t *testing.T) {
 			panics(t, f)
 			broken = false
 			r := m.(*member).r
-			if !r.mu.TryLock() {
-				t.Errorf("%s keeps it locked", name)
+			for n := 0; !r.mu.TryLock(); n++ { // others have it for a moment
+				if n > 1e6 {
+					t.Errorf("%s keeps it locked", name)
+					break
+				}
+				goruntime.Gosched()
 			}
 			r.mu.Unlock()
 		}
