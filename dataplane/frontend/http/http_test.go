@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -383,6 +384,10 @@ func (w *world) tail(path, last string) *sse {
 	if !s.lines.Scan() || !strings.HasPrefix(s.lines.Text(), ":") { // open: where it begins is fixed
 		w.Fatal("the stream does not open")
 	}
+	s.lines.Scan()
+	if s.id = strings.TrimPrefix(s.lines.Text(), "id: "); s.id == s.lines.Text() {
+		w.Fatalf("the stream opens with %q", s.id)
+	}
 	return s
 }
 
@@ -436,7 +441,9 @@ func TestResume(t *testing.T) {
 		w.ask("GET", "/", "")
 	}
 	s := w.tail("/v1/demo/topics/>/events", "")
-	w.publish("orders", "1")
+	s.close()
+	w.publish("orders", "1") // before the first stream has seen one
+	s = w.tail("/v1/demo/topics/>/events", s.id)
 	if e := s.next(); e.ID != "1" {
 		t.Fatalf("%+v", e)
 	}
@@ -534,6 +541,9 @@ func FuzzPlaces(f *testing.F) {
 		if len(p.tokens) > maxPlaces || len(p.texts) != len(p.tokens) {
 			t.Fatalf("%d tokens", len(p.tokens))
 		}
+		if p, err = parsePlaces(string(p.append(nil))); err != nil { // one place of each partition
+			t.Fatal(err)
+		}
 		again, err := parsePlaces(string(p.append(nil)))
 		if err != nil || again.since != p.since || strings.Join(again.texts, " ") != strings.Join(p.texts, " ") {
 			t.Errorf("%+v, %+v, %v", p, again, err)
@@ -560,6 +570,40 @@ func TestPlacesOverEpochs(t *testing.T) {
 	}
 	if got[3] != maxPlaces/2 || got[1]+got[2] != 1 || len(p.tokens) != maxPlaces/2+2 {
 		t.Errorf("got %v of %d", got, len(p.tokens))
+	}
+}
+
+// TestLongPlaces: an id fits in the headers of the request that has it as Last-Event-ID,
+// whatever the names of partitions are; what it has no place for comes again from where the
+// stream began. Places of epochs that are over make room.
+func TestLongPlaces(t *testing.T) {
+	p := &places{since: 1}
+	for epoch := range uint32(3) {
+		for part := range maxPlaces {
+			p.see(position.Token{TopicUID: "11111111-1111-4111-8111-111111111111", Epoch: epoch + 1, Pos: store.Position{Partition: fmt.Sprintf("%0200d", part)}})
+		}
+	}
+	for i := range p.tokens {
+		tok := p.tokens[i]
+		tok.Pos.Offset = math.MaxUint64
+		p.see(tok)
+	}
+	for _, tok := range p.tokens[1:] { // the first says that the stream was there
+		if tok.Epoch != 3 {
+			t.Fatalf("a place of epoch %d is kept", tok.Epoch)
+		}
+	}
+	id := string(p.append(nil))
+	if len(p.tokens) < 40 || len(id) > 30<<10 {
+		t.Errorf("%d places in %d bytes", len(p.tokens), len(id))
+	}
+	again, err := parsePlaces(id)
+	if err != nil || again.since != p.since || len(again.tokens) < 40 {
+		t.Errorf("%+v, %v", again, err)
+	}
+	w := serve(t)
+	if resp, body := w.ask("GET", orders+"/events?from=no", "", "Last-Event-ID: "+id); resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, "bad-from") {
+		t.Errorf("%d %s", resp.StatusCode, body)
 	}
 }
 

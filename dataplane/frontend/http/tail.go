@@ -26,8 +26,8 @@ const (
 )
 
 // tail takes GET /v1/{namespace}/topics/{topic or pattern}/events: server-sent
-// events, each a CloudEvent in the JSON format. The id of each is where the
-// stream is, in all partitions, so that Last-Event-ID resumes without a gap.
+// events, each a CloudEvent in the JSON format. The id of each, and of the opening,
+// is where the stream is, in all partitions, so that Last-Event-ID resumes without a gap.
 //
 // The query's from is beginning, end (the default), or an RFC 3339 time.
 func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern string) {
@@ -41,12 +41,13 @@ func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern
 		problem(w, err)
 		return
 	}
-	places, err := parsePlaces(r.Header.Get("Last-Event-ID"))
+	last := r.Header.Get("Last-Event-ID")
+	places, err := parsePlaces(last)
 	if err != nil {
 		problem(w, err)
 		return
 	}
-	if len(places.tokens) > 0 {
+	if last != "" {
 		// Partitions of which it has seen nothing begin where the stream did.
 		req.After, req.From = places.tokens, places.from()
 	} else {
@@ -67,7 +68,8 @@ func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern
 	w.Header().Set("X-Accel-Buffering", "no")
 	w.WriteHeader(http.StatusOK)
 	out := &stream{rc: http.NewResponseController(w), w: w, stall: s.cfg.Stall}
-	if out.write([]byte(": the stream is open\n\n")) != nil {
+	// The id is that of no event: it is for who loses the stream before the first one comes.
+	if out.write(append(places.append([]byte(": the stream is open\nid: ")), "\n\n"...)) != nil {
 		return
 	}
 	out.beats(cancel)
@@ -222,12 +224,16 @@ type places struct {
 	since  int64
 	tokens []position.Token
 	texts  []string
+	size   int // of texts as they came
 }
 
 const (
 	placesVersion = 1
-	// maxPlaces bounds the partitions of one stream, and so the id's length.
-	maxPlaces = 256
+	// maxPlaces bounds the partitions of one stream, and maxPlacesSize their tokens, in bytes:
+	// an id must fit in a request's headers, also where offsets have grown. Partitions beyond
+	// come again from where the stream began.
+	maxPlaces     = 256
+	maxPlacesSize = 16 << 10
 )
 
 // began sets where the stream begins.
@@ -255,6 +261,7 @@ func (p *places) see(tok position.Token) {
 	for i := len(p.tokens) - 1; i >= 0; i-- {
 		if t := &p.tokens[i]; t.TopicUID == tok.TopicUID && t.Epoch < tok.Epoch {
 			if before {
+				p.size -= len(p.texts[i])
 				p.tokens, p.texts = slices.Delete(p.tokens, i, i+1), slices.Delete(p.texts, i, i+1)
 			}
 			before = true
@@ -267,8 +274,8 @@ func (p *places) see(tok position.Token) {
 			return
 		}
 	}
-	if len(p.tokens) < maxPlaces {
-		p.tokens, p.texts = append(p.tokens, tok), append(p.texts, tok.String())
+	if text := tok.String(); len(p.tokens) < maxPlaces && p.size+len(text) <= maxPlacesSize {
+		p.tokens, p.texts, p.size = append(p.tokens, tok), append(p.texts, text), p.size+len(text)
 	}
 }
 
