@@ -48,7 +48,9 @@ func (t Token) String() string {
 
 // Append appends the token's text. TopicUID must be a UUID.
 func (t Token) Append(to []byte) []byte {
-	var buf [maxToken]byte
+	// Room for all but long names of partitions. More would make the stacks grow that
+	// deliveries are sent from, each of which is new.
+	var buf [128]byte
 	b := append(buf[:0], version)
 	u, err := uuid.Parse(t.TopicUID)
 	if err != nil || len(t.Pos.Partition) > maxPartition {
