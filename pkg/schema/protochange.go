@@ -52,6 +52,9 @@ func (c *protoChange) message(at string, r, w protoreflect.MessageDescriptor) {
 			if c.reserve && c.json && !r.ReservedNames().Has(g.Name()) {
 				c.add(at, "field %d is gone, and its name is not reserved", g.Number())
 			}
+			if other := inJSONAs(r, g); !c.reserve && c.json && other != nil {
+				c.add(at, "field %d has the name in JSON of field %d", g.Number(), other.Number())
+			}
 			continue
 		case !c.reserve:
 			c.field(at, f, g)
@@ -60,12 +63,52 @@ func (c *protoChange) message(at string, r, w protoreflect.MessageDescriptor) {
 			c.message(at, f.Message(), g.Message())
 		}
 	}
+	if c.reserve {
+		c.reservations(at, r, w)
+	}
 	for i := range r.RequiredNumbers().Len() {
 		n := r.RequiredNumbers().Get(i)
 		if g := w.Fields().ByNumber(n); !c.reserve && (g == nil || g.Cardinality() != protoreflect.Required) {
 			c.add(at, "the field %s is required, and may be missing in what is read", r.Fields().ByNumber(n).Name())
 		}
 	}
+}
+
+// reservations tells what a message does not reserve any more: what had the number, or with
+// json the name, may be in the topic still.
+func (c *protoChange) reservations(at string, now, old protoreflect.MessageDescriptor) {
+	for i := range old.ReservedRanges().Len() {
+		for n, end := old.ReservedRanges().Get(i)[0], old.ReservedRanges().Get(i)[1]; n < end; {
+			from := n
+			for j := range now.ReservedRanges().Len() {
+				if kept := now.ReservedRanges().Get(j); kept[0] <= n && n < kept[1] {
+					n = kept[1]
+				}
+			}
+			if n == from {
+				c.add(at, "number %d is reserved no more", n)
+				break
+			}
+		}
+	}
+	for i := range old.ReservedNames().Len() {
+		if name := old.ReservedNames().Get(i); c.json && !now.ReservedNames().Has(name) {
+			c.add(at, "name %s is reserved no more", name)
+		}
+	}
+}
+
+// inJSONAs is the field of a message that takes what g is in JSON; nil for none.
+func inJSONAs(m protoreflect.MessageDescriptor, g protoreflect.FieldDescriptor) protoreflect.FieldDescriptor {
+	for _, name := range []string{g.JSONName(), g.TextName()} {
+		if f := m.Fields().ByJSONName(name); f != nil {
+			return f
+		}
+		if f := m.Fields().ByTextName(name); f != nil {
+			return f
+		}
+	}
+	return nil
 }
 
 // field judges whether f reads what g wrote.

@@ -260,8 +260,11 @@ func TestProtobufJSONIncompatible(t *testing.T) {
 		"text is not in base64": {field("a", "STRING"), field("a", "BYTES"), "in JSON", "bytes"},
 		"gone":                  {field("a", "INT32"), messageOf("M", "reserved_range { start: 1 end: 2 }"), "its name is not reserved", "its name is not reserved"},
 		"gone for good":         {field("a", "INT32"), messageOf("M", `reserved_range { start: 1 end: 2 } reserved_name: "a"`), "", ""},
-		"a value more":          {enum(""), enum(b), "", "lacks B"},
-		"a value less":          {enum(b), enum(""), "lacks B", ""},
+		"a name no more":        {messageOf("M", `reserved_name: "a"`), messageOf("M", ""), "name a is reserved no more", "name a"},
+		"the name of another": {messageOf("M", fieldOf("foo_bar", "1", "INT32", optional)), messageOf("M", fieldOf("fooBar", "2", "STRING", optional)+`reserved_range { start: 1 end: 2 } reserved_name: "foo_bar"`),
+			"/foo_bar: field 1 has the name in JSON of field 2", "/fooBar: field 2 has the name in JSON of field 1"},
+		"a value more": {enum(""), enum(b), "", "lacks B"},
+		"a value less": {enum(b), enum(""), "lacks B", ""},
 	} {
 		for c, want := range map[configv1.Compatibility]string{configv1.Compatibility_COMPATIBILITY_BACKWARD: tc.backward, configv1.Compatibility_COMPATIBILITY_FORWARD: tc.forward} {
 			old, now := protoSpec(t, tc.old), protoSpec(t, tc.now)

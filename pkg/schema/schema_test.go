@@ -281,3 +281,17 @@ func BenchmarkCheck(b *testing.B) {
 		}
 	}
 }
+
+// TestNotUTF8: what is no UTF-8 is no JSON, whatever the schema asks.
+func TestNotUTF8(t *testing.T) {
+	s, err := Compile(spec(`{"enum": ["�"]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(&event.Event{Data: []byte("\"\xff\"")}); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+		t.Errorf("%v", err)
+	}
+	if err := s.Check(&event.Event{Data: []byte(`"�"`)}); err != nil {
+		t.Error(err)
+	}
+}
