@@ -81,14 +81,14 @@ func readers(old, now *configv1.Schema) (unread func(forward bool) []string, err
 		}
 		is, isJSON, err := compileProto(now.GetProtobuf())
 		return func(forward bool) []string {
-			reader, writer, json, writerJSON := is, was, isJSON != nil, wasJSON != nil
+			reader, writer, json, writerJSON := is, was, isJSON, wasJSON
 			if forward {
-				reader, writer, json, writerJSON = was, is, wasJSON != nil, isJSON != nil
+				reader, writer, json, writerJSON = was, is, wasJSON, isJSON
 			}
-			if writerJSON && !json {
+			if writerJSON != nil && json == nil {
 				return []string{"data in JSON are taken by one alone"}
 			}
-			return append(protoUnreadable(reader, writer, writerJSON), dropped(is, was, isJSON != nil)...)
+			return append(protoUnreadable(reader, writer, json, writerJSON), dropped(is, was, isJSON != nil)...)
 		}, err
 	}
 	was, err := parse([]byte(old.GetJson().GetDocument()))

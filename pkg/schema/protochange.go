@@ -1,16 +1,48 @@
 package schema
 
 import (
+	"cmp"
+	"slices"
+
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
 // protoUnreadable tells why a reader of one message cannot read all that is written
-// by another, by the numbers and wire types of fields; with json, which both take, by
-// what they are there, too.
-func protoUnreadable(reader, writer protoreflect.MessageDescriptor, json bool) []string {
-	c := protoChange{seen: map[[2]protoreflect.FullName]bool{}, json: json}
+// by another, by the numbers and wire types of fields; where JSON is written, by what they
+// are there, too: then there are the descriptors of both, as what is in an Any is judged.
+func protoUnreadable(reader, writer protoreflect.MessageDescriptor, readers, writers *protoregistry.Files) []string {
+	c := protoChange{seen: map[[2]protoreflect.FullName]bool{}, json: writers != nil}
 	c.message("", reader, writer)
+	if c.json && c.any {
+		c.messages(readers, writers)
+	}
 	return c.found
+}
+
+// messages judges all that an Any may have: whatever is among the descriptors.
+func (c *protoChange) messages(readers, writers *protoregistry.Files) {
+	var all []protoreflect.MessageDescriptor
+	var add func(protoreflect.MessageDescriptors)
+	add = func(list protoreflect.MessageDescriptors) {
+		for i := range list.Len() {
+			all = append(all, list.Get(i))
+			add(list.Get(i).Messages())
+		}
+	}
+	writers.RangeFiles(func(f protoreflect.FileDescriptor) bool {
+		add(f.Messages())
+		return true
+	})
+	slices.SortFunc(all, func(a, b protoreflect.MessageDescriptor) int { return cmp.Compare(a.FullName(), b.FullName()) })
+	for _, w := range all {
+		d, _ := readers.FindDescriptorByName(w.FullName())
+		if r, ok := d.(protoreflect.MessageDescriptor); ok {
+			c.message("/"+string(w.FullName()), r, w)
+		} else if !w.IsMapEntry() {
+			c.add("", "%s is gone, which an Any may have in JSON", w.FullName())
+		}
+	}
 }
 
 // dropped tells which fields a message lost without keeping their numbers, with json
@@ -25,6 +57,7 @@ type protoChange struct {
 	seen    map[[2]protoreflect.FullName]bool
 	json    bool
 	reserve bool // look for numbers that are not reserved, and nothing else
+	any     bool // an Any was written
 	found   []string
 }
 
@@ -40,6 +73,7 @@ func (c *protoChange) message(at string, r, w protoreflect.MessageDescriptor) {
 		return
 	}
 	c.seen[k] = true
+	c.any = c.any || w.FullName() == "google.protobuf.Any"
 	for i := range w.Fields().Len() {
 		g := w.Fields().Get(i)
 		at := at + "/" + string(g.Name())

@@ -275,6 +275,33 @@ func TestProtobufJSONIncompatible(t *testing.T) {
 			}
 		}
 	}
+	// What is in an Any is one of the descriptors, each of which counts then.
+	inAny := func(message string) string {
+		return messageOf("M", fieldOf("a", "1", "MESSAGE", optional+` type_name: ".google.protobuf.Any"`)) + message
+	}
+	for now, want := range map[string]string{
+		messageOf("X", fieldOf("v", "1", "INT32", optional)):  "",
+		messageOf("X", fieldOf("v", "1", "STRING", optional)): "string does not read int32",
+		messageOf("Y", fieldOf("v", "1", "INT32", optional)):  "shop.X is gone",
+	} {
+		withAny := func(message string) *configv1.Schema {
+			s := protoSpec(t, "")
+			var f descriptorpb.FileDescriptorProto
+			if err := prototext.Unmarshal([]byte(`name: "m.proto" package: "shop" dependency: "google/protobuf/any.proto" `+inAny(message)), &f); err != nil {
+				t.Fatal(err)
+			}
+			b, err := proto.Marshal(&descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{protodesc.ToFileDescriptorProto(anypb.File_google_protobuf_any_proto), &f}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.GetProtobuf().Descriptors, s.GetProtobuf().Json = b, true
+			return s
+		}
+		got := strings.Join(Incompatible(withAny(messageOf("X", fieldOf("v", "1", "INT32", optional))), withAny(now)), "; ")
+		if (want == "") != (got == "") || !strings.Contains(got, want) {
+			t.Errorf("in an Any, %s: %q, want %q", now, got, want)
+		}
+	}
 	plain, withJSON := protoSpec(t, protoOrder), protoSpec(t, protoOrder)
 	withJSON.GetProtobuf().Json = true
 	if got := Incompatible(plain, withJSON); len(got) > 0 {
