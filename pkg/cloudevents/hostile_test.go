@@ -269,3 +269,22 @@ func sameData(a, b []byte) bool {
 	}
 	return bytes.Equal(a, b)
 }
+
+// TestNullData: null is a value of JSON alone, and nothing beside data_base64; what is
+// JSON is so whatever follows the media type.
+func TestNullData(t *testing.T) {
+	for in, want := range map[string]string{
+		`"datacontenttype":"text/plain","data":null`:                  "",
+		`"datacontenttype":"application/octet-stream","data":null`:    "",
+		`"data":null,"data_base64":"AQ=="`:                            "\x01",
+		`"datacontenttype":"application/json","data":null`:            "null",
+		`"datacontenttype":"a/b+json","data":null,"data_base64":null`: "null",
+		`"datacontenttype":"application/json; charset","data":"x"`:    `"x"`,
+		`"datacontenttype":"text/plain; charset","data":"x"`:          "x",
+	} {
+		e, err := DecodeJSON([]byte(`{"specversion":"1.0","id":"1","source":"s","type":"t",` + in + `}`))
+		if err != nil || string(e.Data) != want {
+			t.Errorf("%s: %q %v, want %q", in, e.Data, err, want)
+		}
+	}
+}

@@ -279,6 +279,9 @@ func decodeData(e *event.Event, data, data64 []byte) error {
 	if string(data64) == "null" {
 		data64 = nil
 	}
+	if string(data) == "null" && (data64 != nil || !isJSON(e.DataContentType)) {
+		data = nil // of what is no JSON, as of attributes, null is absent
+	}
 	switch {
 	case data64 != nil && data != nil:
 		return errors.New("data and data_base64 are both there")
@@ -292,7 +295,7 @@ func decodeData(e *event.Event, data, data64 []byte) error {
 			return errors.New("data_base64 is not base64")
 		}
 		e.Data = b
-	case data == nil || string(data) == "null" && e.DataContentType == "":
+	case data == nil:
 	case e.DataContentType == "" || isJSON(e.DataContentType):
 		// In the JSON format data without a content type are JSON.
 		e.DataContentType = first(e.DataContentType, "application/json")
@@ -327,7 +330,7 @@ func isJSON(contentType string) bool {
 		return false // as is said below, for less
 	}
 	t, _, err := mime.ParseMediaType(contentType)
-	return err == nil && (t == "application/json" || t == "text/json" || strings.HasSuffix(t, "+json"))
+	return (err == nil || errors.Is(err, mime.ErrInvalidMediaParameter)) && (t == "application/json" || t == "text/json" || strings.HasSuffix(t, "+json"))
 }
 
 // AppendJSON appends e in the JSON format.

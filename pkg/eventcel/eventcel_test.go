@@ -98,6 +98,14 @@ func TestTransform(t *testing.T) {
 	if tr, err := CompileTransform(nil); tr != nil || err != nil {
 		t.Error(tr, err)
 	}
+	// What is beyond an int of 64 bits stays as it is as far as a uint has it.
+	if tr, err = CompileTransform(transform(nil, "{'id': data.id, 'same': data.id == 18446744073709551615u, 'n': data.n}")); err != nil {
+		t.Fatal(err)
+	}
+	e.Data, e.DataContentType = []byte(`{"id": 18446744073709551615, "n": -9223372036854775808}`), ""
+	if got, err = tr.Apply(e); err != nil || string(got.Data) != `{"id":18446744073709551615,"n":-9223372036854775808,"same":true}` {
+		t.Errorf("%s %v", got.Data, err)
+	}
 	var none *Transform
 	if got, err := none.Apply(e); got != e || err != nil {
 		t.Error(got, err)
@@ -168,8 +176,11 @@ func TestTransformFails(t *testing.T) {
 		"cel.attributes.id":     transform(map[string]string{"id": "'x'"}, ""),
 		"cel.attributes.source": transform(map[string]string{"source": "'x'"}, ""),
 		"cel.attributes.Bad":    transform(map[string]string{"Bad": "'x'"}, ""),
-		"cel.attributes.x":      transform(map[string]string{"x": "principal"}, ""),
-		"cel.data":              transform(nil, "data."),
+		"cel.attributes.data":   transform(map[string]string{"data": "'x'"}, ""),
+		// No event may have it, so that each would be a dead letter.
+		"cel.attributes.database64": transform(map[string]string{"database64": "'x'"}, ""),
+		"cel.attributes.x":          transform(map[string]string{"x": "principal"}, ""),
+		"cel.data":                  transform(nil, "data."),
 	} {
 		_, err := CompileTransform(tr)
 		if fe, ok := err.(*FieldError); !ok || fe.Field != field || fe.Reason == "" { //nolint:errorlint // the contract is the type itself

@@ -20,8 +20,8 @@ import (
 // maxJSONDepth is how deep data nests that a transform reads or makes.
 const maxJSONDepth = 64
 
-// parseJSON gives data as CEL has it. Whole numbers within 64 bits are int, others
-// double.
+// parseJSON gives data as CEL has it. Whole numbers within 64 bits are int, or uint
+// where an int does not have them, others double.
 func parseJSON(b []byte) (any, error) {
 	if len(b) > MaxData {
 		return nil, fmt.Errorf("data %w", errTooLarge)
@@ -68,6 +68,9 @@ func numbers(v any) (any, error) {
 	case json.Number:
 		if i, err := strconv.ParseInt(string(v), 10, 64); err == nil {
 			return i, nil
+		}
+		if u, err := strconv.ParseUint(string(v), 10, 64); err == nil {
+			return u, nil
 		}
 		f, err := v.Float64()
 		if err != nil {

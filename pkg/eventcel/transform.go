@@ -71,7 +71,7 @@ func compileTransform(t *configv1.Transform) (*Transform, error) {
 		switch {
 		case name == event.AttrID || name == event.AttrSource || name == event.AttrSpecVersion:
 			return nil, &FieldError{field, "is the event's identity and cannot change"}
-		case !event.ValidName(name) || name == "data":
+		case !event.ValidName(name) || name == "data" || name == "database64": // which no event has
 			return nil, &FieldError{field, "is not the name of an attribute ([a-z0-9])"}
 		}
 		p, ast, err := compile(transforms, in.Attributes[name], maxTransformCost)

@@ -81,14 +81,14 @@ func readers(old, now *configv1.Schema) (unread func(forward bool) []string, err
 		}
 		is, isJSON, err := compileProto(now.GetProtobuf())
 		return func(forward bool) []string {
-			reader, writer, json, writerJSON := is, was, isJSON != nil, wasJSON != nil
+			reader, writer, json, writerJSON := is, was, isJSON, wasJSON
 			if forward {
-				reader, writer, json, writerJSON = was, is, wasJSON != nil, isJSON != nil
+				reader, writer, json, writerJSON = was, is, wasJSON, isJSON
 			}
-			if writerJSON && !json {
+			if writerJSON != nil && json == nil {
 				return []string{"data in JSON are taken by one alone"}
 			}
-			return append(protoUnreadable(reader, writer, writerJSON), dropped(is, was, isJSON != nil)...)
+			return append(protoUnreadable(reader, writer, json, writerJSON), dropped(is, was, isJSON != nil)...)
 		}, err
 	}
 	was, err := parse([]byte(old.GetJson().GetDocument()))
@@ -112,6 +112,10 @@ const maxFound = 20
 func includes(small, large any) []string {
 	c := comparison{roots: [2]any{small, large}, seen: map[[2]string]bool{}}
 	c.same = sync.OnceValue(func() bool { return reflect.DeepEqual(small, large) })
+	if draftOf(small) != draftOf(large) {
+		c.add("", "a change of $schema cannot be judged: keywords have another meaning there")
+		return c.found
+	}
 	if c.includes("", small, large, 0); c.work > maxCompared {
 		return append(c.found, "the change cannot be judged: there is too much to compare; take compatibility NONE")
 	}
@@ -124,6 +128,7 @@ type comparison struct {
 	seen  map[[2]string]bool
 	found []string
 	work  int // how many pairs of schemas and values were looked at
+	apart int // how many schemas that are resources of their own the pair stands in
 }
 
 // maxCompared bounds the work of one direction: the $ref of two documents may lead to
@@ -152,6 +157,32 @@ var of = map[string]string{"minimum": "number", "maximum": "number", "exclusiveM
 	"required": "object", "properties": "object", "additionalProperties": "object", "patternProperties": "object", "propertyNames": "object",
 	"minProperties": "object", "maxProperties": "object", "dependentRequired": "object", "dependentSchemas": "object", "dependencies": "object", "unevaluatedProperties": "object"}
 
+// draftOf is the draft that a document is of, as $schema names it; without one it is the library's own.
+func draftOf(doc any) string {
+	m, _ := doc.(map[string]any)
+	draft, ok := m["$schema"].(string)
+	if !ok {
+		return "json-schema.org/draft/2020-12/schema"
+	}
+	_, draft, _ = strings.Cut(strings.TrimSuffix(draft, "#"), "://")
+	return draft
+}
+
+// isResource reports whether a schema within a document is a resource of its own: #/… in it does not begin at
+// the document's root. An $id that begins with "#" is a name alone, as an anchor.
+func isResource(root, s any) bool {
+	m, _ := s.(map[string]any)
+	if all, _ := root.(map[string]any); reflect.ValueOf(m).Pointer() == reflect.ValueOf(all).Pointer() {
+		return false // the document itself
+	}
+	for _, k := range []string{"$id", "id"} {
+		if id, ok := m[k].(string); ok && !strings.HasPrefix(id, "#") {
+			return true
+		}
+	}
+	return false
+}
+
 // resolve follows $ref within a document; ok is false where one has something beside its $ref, or leads where
 // only the library finds it.
 func resolve(root, s any) (out any, ok bool) {
@@ -162,7 +193,7 @@ func resolve(root, s any) (out any, ok bool) {
 			return s, true
 		}
 		for k := range m {
-			if k != "$ref" && !annotations[k] {
+			if k != "$ref" && !annotations[k] || isResource(root, m) {
 				return s, false
 			}
 		}
@@ -176,7 +207,7 @@ func resolve(root, s any) (out any, ok bool) {
 		for _, step := range strings.Split(rest[1:], "/") {
 			m, is := s.(map[string]any)
 			next, has := m[strings.NewReplacer("~1", "/", "~0", "~").Replace(step)]
-			if !is || !has {
+			if !is || !has || isResource(root, m) {
 				return s, false
 			}
 			s = next
@@ -189,16 +220,16 @@ func (c *comparison) includes(path string, small, large any, depth int) {
 	if c.work++; c.work > maxCompared {
 		return // is told at the end
 	}
+	from, _ := small.(map[string]any)
+	to, _ := large.(map[string]any)
 	a, ok := resolve(c.roots[0], small)
 	b, ok2 := resolve(c.roots[1], large)
-	if !ok || !ok2 || depth > maxDepth {
+	if !ok || !ok2 || depth > maxDepth || c.apart > 0 && (from["$ref"] != nil || to["$ref"] != nil) {
 		if !c.same() {
-			c.add(path, "this $ref cannot be judged: only a plain $ref to #/… can")
+			c.add(path, "this $ref cannot be judged: only a plain $ref to #/… can, where no $id is around it but the root's")
 		}
 		return
 	}
-	from, _ := small.(map[string]any)
-	to, _ := large.(map[string]any)
 	if from["$ref"] != nil && to["$ref"] != nil {
 		// Pairs that were begun are as good as they turn out to be.
 		key := [2]string{fmt.Sprint(from["$ref"]), fmt.Sprint(to["$ref"])}
@@ -213,6 +244,10 @@ func (c *comparison) includes(path string, small, large any, depth int) {
 	if b == false {
 		c.add(path, "nothing conforms any more")
 		return
+	}
+	if isResource(c.roots[0], a) || isResource(c.roots[1], b) {
+		c.apart++
+		defer func() { c.apart-- }()
 	}
 	am, _ := a.(map[string]any)
 	bm, _ := b.(map[string]any) // of a schema "true" nothing
@@ -233,7 +268,7 @@ func (c *comparison) includes(path string, small, large any, depth int) {
 func (c *comparison) keyword(path, k string, a, b map[string]any, depth int) {
 	switch k {
 	case "enum", "const":
-		have, want := valuesOf(a), valuesOf(b)
+		have, want := valuesOf(a), valuesOf(map[string]any{k: b[k]}) // there may be both
 		if have == nil {
 			c.add(path, "%s allows only some values", k)
 			return
@@ -275,6 +310,12 @@ func (c *comparison) keyword(path, k string, a, b map[string]any, depth int) {
 			c.add(path, "patternProperties cannot be judged where they change")
 			return
 		}
+		if b["patternProperties"] == nil {
+			patterns, _ := a["patternProperties"].(map[string]any)
+			for _, re := range slices.Sorted(maps.Keys(patterns)) {
+				c.includes(path+"/patternProperties/"+escape(re), patterns[re], b[k], depth+1)
+			}
+		}
 		named, _ := b["properties"].(map[string]any)
 		had, _ := a["properties"].(map[string]any)
 		for _, name := range slices.Sorted(maps.Keys(had)) {
@@ -306,9 +347,9 @@ func (c *comparison) unchanged(path, k string, a, b map[string]any) {
 	if same && strings.Contains(text(b[k]), `$ref`) {
 		same = c.same()
 	}
-	for _, with := range map[string][]string{"if": {"then", "else"}, "then": {"if"}, "else": {"if"}, "contains": {"minContains", "maxContains"}, "prefixItems": {"items"}, "additionalItems": {"items"},
+	for _, with := range map[string][]string{"if": {"then", "else"}, "then": {"if"}, "else": {"if"}, "contains": {"minContains", "maxContains"}, "items": {"prefixItems"}, "prefixItems": {"items"}, "additionalItems": {"items"},
 		"unevaluatedProperties": {"properties", "patternProperties", "additionalProperties", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas"},
-		"unevaluatedItems":      {"items", "prefixItems", "contains", "allOf", "anyOf", "oneOf", "if", "then", "else"}}[k] {
+		"unevaluatedItems":      {"items", "prefixItems", "additionalItems", "contains", "allOf", "anyOf", "oneOf", "if", "then", "else"}}[k] {
 		same = same && reflect.DeepEqual(a[with], b[with])
 	}
 	if !same {

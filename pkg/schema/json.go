@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"golang.org/x/text/language"
@@ -75,6 +76,9 @@ func compileJSON(document string) (*jsonSchema, error) {
 func (s *jsonSchema) check(data []byte) error {
 	if _, _, err := scan(data); err != nil {
 		return &Mismatch{Reason: err.Error()}
+	}
+	if !utf8.Valid(data) { // what reads them would make U+FFFD of it
+		return &Mismatch{Reason: "they are no JSON: they are not UTF-8"}
 	}
 	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
 	if err != nil {

@@ -12,17 +12,17 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
-	"google.golang.org/protobuf/types/dynamicpb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/names"
 )
 
-// compileProto finds the message that a schema names among its descriptors. Types are
+// compileProto finds the message that a schema names among its descriptors, which are
 // nil where its JSON is not taken.
-func compileProto(spec *configv1.ProtobufSchema) (protoreflect.MessageDescriptor, *dynamicpb.Types, error) {
+func compileProto(spec *configv1.ProtobufSchema) (protoreflect.MessageDescriptor, *protoregistry.Files, error) {
 	var set descriptorpb.FileDescriptorSet
 	if err := (proto.UnmarshalOptions{RecursionLimit: maxDepth}).Unmarshal(spec.GetDescriptors(), &set); err != nil {
 		return nil, nil, fmt.Errorf("the descriptors are no FileDescriptorSet: %w", err)
@@ -42,7 +42,7 @@ func compileProto(spec *configv1.ProtobufSchema) (protoreflect.MessageDescriptor
 	if !spec.GetJson() {
 		return m, nil, nil
 	}
-	return m, dynamicpb.NewTypes(files), nil
+	return m, files, nil
 }
 
 // isProto reports whether a media type is Protobuf's binary encoding.

@@ -260,8 +260,11 @@ func TestProtobufJSONIncompatible(t *testing.T) {
 		"text is not in base64": {field("a", "STRING"), field("a", "BYTES"), "in JSON", "bytes"},
 		"gone":                  {field("a", "INT32"), messageOf("M", "reserved_range { start: 1 end: 2 }"), "its name is not reserved", "its name is not reserved"},
 		"gone for good":         {field("a", "INT32"), messageOf("M", `reserved_range { start: 1 end: 2 } reserved_name: "a"`), "", ""},
-		"a value more":          {enum(""), enum(b), "", "lacks B"},
-		"a value less":          {enum(b), enum(""), "lacks B", ""},
+		"a name no more":        {messageOf("M", `reserved_name: "a"`), messageOf("M", ""), "name a is reserved no more", "name a"},
+		"the name of another": {messageOf("M", fieldOf("foo_bar", "1", "INT32", optional)), messageOf("M", fieldOf("fooBar", "2", "STRING", optional)+`reserved_range { start: 1 end: 2 } reserved_name: "foo_bar"`),
+			"/foo_bar: field 1 has the name in JSON of field 2", "/fooBar: field 2 has the name in JSON of field 1"},
+		"a value more": {enum(""), enum(b), "", "lacks B"},
+		"a value less": {enum(b), enum(""), "lacks B", ""},
 	} {
 		for c, want := range map[configv1.Compatibility]string{configv1.Compatibility_COMPATIBILITY_BACKWARD: tc.backward, configv1.Compatibility_COMPATIBILITY_FORWARD: tc.forward} {
 			old, now := protoSpec(t, tc.old), protoSpec(t, tc.now)
@@ -270,6 +273,33 @@ func TestProtobufJSONIncompatible(t *testing.T) {
 			if (want == "") != (got == "") || !strings.Contains(got, want) {
 				t.Errorf("%s, %v: %q, want %q", name, c, got, want)
 			}
+		}
+	}
+	// What is in an Any is one of the descriptors, each of which counts then.
+	inAny := func(message string) string {
+		return messageOf("M", fieldOf("a", "1", "MESSAGE", optional+` type_name: ".google.protobuf.Any"`)) + message
+	}
+	for now, want := range map[string]string{
+		messageOf("X", fieldOf("v", "1", "INT32", optional)):  "",
+		messageOf("X", fieldOf("v", "1", "STRING", optional)): "string does not read int32",
+		messageOf("Y", fieldOf("v", "1", "INT32", optional)):  "shop.X is gone",
+	} {
+		withAny := func(message string) *configv1.Schema {
+			s := protoSpec(t, "")
+			var f descriptorpb.FileDescriptorProto
+			if err := prototext.Unmarshal([]byte(`name: "m.proto" package: "shop" dependency: "google/protobuf/any.proto" `+inAny(message)), &f); err != nil {
+				t.Fatal(err)
+			}
+			b, err := proto.Marshal(&descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{protodesc.ToFileDescriptorProto(anypb.File_google_protobuf_any_proto), &f}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.GetProtobuf().Descriptors, s.GetProtobuf().Json = b, true
+			return s
+		}
+		got := strings.Join(Incompatible(withAny(messageOf("X", fieldOf("v", "1", "INT32", optional))), withAny(now)), "; ")
+		if (want == "") != (got == "") || !strings.Contains(got, want) {
+			t.Errorf("in an Any, %s: %q, want %q", now, got, want)
 		}
 	}
 	plain, withJSON := protoSpec(t, protoOrder), protoSpec(t, protoOrder)

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -81,7 +82,10 @@ func compile(spec *configv1.Schema) (*Schema, error) {
 	case *configv1.Schema_Avro:
 		s.avro, err = compileAvro(f.Avro.GetDocument())
 	case *configv1.Schema_Protobuf:
-		s.proto, s.protoTypes, err = compileProto(f.Protobuf)
+		var files *protoregistry.Files
+		if s.proto, files, err = compileProto(f.Protobuf); files != nil {
+			s.protoTypes = dynamicpb.NewTypes(files)
+		}
 	default:
 		return nil, &FieldError{Field(spec), "has no format that this version knows"}
 	}

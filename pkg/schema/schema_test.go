@@ -130,33 +130,59 @@ func TestIncompatible(t *testing.T) {
 		old, now          string
 		backward, forward string // what is said; "" is compatible
 	}{
-		"the same":               {order, order, "", ""},
-		"annotations":            {`{"title": "x"}`, `{"description": "y"}`, "", ""},
-		"an optional property":   {a, object(`"properties": {"a": {"type": "string"}, "b": {"type": "integer"}}`), "", "/properties/b"},
-		"of open objects":        {`{"properties": {}}`, `{"properties": {"b": {"type": "integer"}}}`, "/properties/b", ""},
-		"a required property":    {a, object(`"required": ["a"], "properties": {"a": {"type": "string"}}`), `"a" is required`, ""},
-		"a property gone":        {a, object(`"properties": {}`), "/properties/a", ""},
-		"a wider type":           {`{"type": "integer"}`, `{"type": "number"}`, "", "number"},
-		"one more type":          {`{"type": "string"}`, `{"type": ["string", "null"]}`, "", "null"},
-		"another type":           {`{"type": "string"}`, `{"type": "integer"}`, "string", "integer"},
-		"one more value":         {`{"enum": ["a"]}`, `{"enum": ["a", "b"]}`, "", `"b"`},
-		"a constant":             {`{"const": 1}`, `{"enum": [1.0, 2]}`, "", "2"},
-		"values for any":         {`{}`, `{"type": ["null", "boolean", "integer", "number", "string", "array", "object"], "enum": [1]}`, "some values", ""},
-		"a minimum":              {`{"type": "number", "minimum": 1}`, `{"type": "number", "minimum": 0.5}`, "", "minimum"},
-		"a longest":              {`{"maxLength": 3}`, `{"maxLength": 10000000000000000000000}`, "", "maxLength"},
-		"a bound of other types": {`{"type": "string"}`, `{"type": "string", "minimum": 3}`, "", ""},
-		"a pattern":              {`{"pattern": "^a"}`, `{"pattern": "a"}`, "cannot be judged", "cannot be judged"},
-		"a pattern taken away":   {`{"pattern": "^a"}`, `{}`, "", "cannot be judged"},
-		"items":                  {`{"type": "array", "items": {"type": "integer"}}`, `{"type": "array", "items": {"type": "number"}}`, "", "/items"},
-		"within":                 {order, strings.Replace(order, `"n": {"type": "integer"}`, `"n": {"type": "number"}`, 1), "", "/properties/lines/items/properties/n"},
-		"combinations":           {`{"anyOf": [{"type": "string"}]}`, `{"anyOf": [{"type": "string"}, {"type": "null"}]}`, "cannot be judged", "cannot be judged"},
-		"combinations that stay": {`{"anyOf": [{"type": "string"}], "title": "x"}`, `{"anyOf": [{"type": "string"}]}`, "", ""},
-		"what a $ref leads to":   {`{"anyOf": [{"$ref": "#/$defs/x"}], "$defs": {"x": {"type": "string"}}}`, `{"anyOf": [{"$ref": "#/$defs/x"}], "$defs": {"x": {"type": "null"}}}`, "cannot be judged", "cannot be judged"},
-		"then, of another if":    {`{"if": {"type": "string"}, "then": {"maxLength": 3}}`, `{"if": {"maxLength": 9}, "then": {"maxLength": 3}}`, "cannot be judged", "cannot be judged"},
-		"everything":             {`true`, `{"type": "string"}`, "not allowed", ""},
-		"nothing":                {a, `false`, "nothing conforms", ""},
-		"unique items":           {`{"type": "array"}`, `{"type": "array", "uniqueItems": true}`, "unique", ""},
+		"the same":                {order, order, "", ""},
+		"annotations":             {`{"title": "x"}`, `{"description": "y"}`, "", ""},
+		"an optional property":    {a, object(`"properties": {"a": {"type": "string"}, "b": {"type": "integer"}}`), "", "/properties/b"},
+		"of open objects":         {`{"properties": {}}`, `{"properties": {"b": {"type": "integer"}}}`, "/properties/b", ""},
+		"a required property":     {a, object(`"required": ["a"], "properties": {"a": {"type": "string"}}`), `"a" is required`, ""},
+		"a property gone":         {a, object(`"properties": {}`), "/properties/a", ""},
+		"a wider type":            {`{"type": "integer"}`, `{"type": "number"}`, "", "number"},
+		"one more type":           {`{"type": "string"}`, `{"type": ["string", "null"]}`, "", "null"},
+		"another type":            {`{"type": "string"}`, `{"type": "integer"}`, "string", "integer"},
+		"one more value":          {`{"enum": ["a"]}`, `{"enum": ["a", "b"]}`, "", `"b"`},
+		"a constant":              {`{"const": 1}`, `{"enum": [1.0, 2]}`, "", "2"},
+		"values for any":          {`{}`, `{"type": ["null", "boolean", "integer", "number", "string", "array", "object"], "enum": [1]}`, "some values", ""},
+		"a minimum":               {`{"type": "number", "minimum": 1}`, `{"type": "number", "minimum": 0.5}`, "", "minimum"},
+		"a longest":               {`{"maxLength": 3}`, `{"maxLength": 10000000000000000000000}`, "", "maxLength"},
+		"a bound of other types":  {`{"type": "string"}`, `{"type": "string", "minimum": 3}`, "", ""},
+		"a pattern":               {`{"pattern": "^a"}`, `{"pattern": "a"}`, "cannot be judged", "cannot be judged"},
+		"a pattern taken away":    {`{"pattern": "^a"}`, `{}`, "", "cannot be judged"},
+		"items":                   {`{"type": "array", "items": {"type": "integer"}}`, `{"type": "array", "items": {"type": "number"}}`, "", "/items"},
+		"within":                  {order, strings.Replace(order, `"n": {"type": "integer"}`, `"n": {"type": "number"}`, 1), "", "/properties/lines/items/properties/n"},
+		"combinations":            {`{"anyOf": [{"type": "string"}]}`, `{"anyOf": [{"type": "string"}, {"type": "null"}]}`, "cannot be judged", "cannot be judged"},
+		"combinations that stay":  {`{"anyOf": [{"type": "string"}], "title": "x"}`, `{"anyOf": [{"type": "string"}]}`, "", ""},
+		"what a $ref leads to":    {`{"anyOf": [{"$ref": "#/$defs/x"}], "$defs": {"x": {"type": "string"}}}`, `{"anyOf": [{"$ref": "#/$defs/x"}], "$defs": {"x": {"type": "null"}}}`, "cannot be judged", "cannot be judged"},
+		"then, of another if":     {`{"if": {"type": "string"}, "then": {"maxLength": 3}}`, `{"if": {"maxLength": 9}, "then": {"maxLength": 3}}`, "cannot be judged", "cannot be judged"},
+		"everything":              {`true`, `{"type": "string"}`, "not allowed", ""},
+		"nothing":                 {a, `false`, "nothing conforms", ""},
+		"unique items":            {`{"type": "array"}`, `{"type": "array", "uniqueItems": true}`, "unique", ""},
+		"patterns taken away":     {`{"patternProperties": {"^x": {}}, "additionalProperties": false}`, `{"additionalProperties": false}`, "/patternProperties/^x: nothing conforms", "cannot be judged"},
+		"wider than patterns":     {`{"patternProperties": {"^x": {"type": "integer"}}, "additionalProperties": false}`, `{"additionalProperties": {"type": "number"}}`, "", "cannot be judged"},
+		"first items taken away":  {`{"prefixItems": [{}], "items": {"type": "string"}}`, `{"items": {"type": "string"}}`, "change of items cannot be judged", "change of prefixItems cannot be judged"},
+		"a constant among others": {`{"const": 1}`, `{"const": 1, "enum": [2]}`, "the value 1", ""},
+		"what is left over, of 2019-09": {`{"$schema": "https://json-schema.org/draft/2019-09/schema", "items": [{}], "additionalItems": true, "unevaluatedItems": false}`,
+			`{"$schema": "https://json-schema.org/draft/2019-09/schema", "items": [{}], "unevaluatedItems": false}`, "unevaluatedItems cannot be judged", "cannot be judged"},
+		"another draft": {`{"$schema": "http://json-schema.org/draft-07/schema#", "dependentRequired": {"a": ["b"]}}`, `{"dependentRequired": {"a": ["b"]}}`,
+			"change of $schema cannot be judged", "change of $schema cannot be judged"},
+		"the same draft": {`{"type": "integer"}`, `{"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "number"}`, "", "number"},
+		"a $ref within a resource": {`{"$defs": {"x": {}}, "properties": {"p": {"$id": "https://example.com/p", "$defs": {"x": {"type": "string"}}, "properties": {"q": {"$ref": "#/$defs/x"}}}}}`,
+			`{"$defs": {"x": {}}, "properties": {"p": {"$id": "https://example.com/p", "$defs": {"x": {"type": "null"}}, "properties": {"q": {"$ref": "#/$defs/x"}}}}}`, "$ref cannot be judged", "$ref cannot be judged"},
+		"a $ref to a resource": {`{"$defs": {"r": {"$id": "https://example.com/r", "type": "integer"}}, "items": {"$ref": "#/$defs/r"}}`,
+			`{"$defs": {"r": {"$id": "https://example.com/r", "type": "number"}}, "items": {"$ref": "#/$defs/r"}}`, "", "number"},
+		"a $ref in what a $ref leads to": {`{"$defs": {"x": {}, "r": {"$id": "https://example.com/r", "$defs": {"x": {"type": "integer"}}, "items": {"$ref": "#/$defs/x"}}}, "items": {"$ref": "#/$defs/r"}}`,
+			`{"$defs": {"x": {}, "r": {"$id": "https://example.com/r", "$defs": {"x": {"type": "null"}}, "items": {"$ref": "#/$defs/x"}}}, "items": {"$ref": "#/$defs/r"}}`, "$ref cannot be judged", "$ref cannot be judged"},
+		"a resource that is a $ref": {`{"$defs": {"x": {}}, "items": {"$id": "https://example.com/r", "$ref": "#/$defs/x", "$defs": {"x": {"type": "integer"}}}}`,
+			`{"$defs": {"x": {}}, "items": {"$id": "https://example.com/r", "$ref": "#/$defs/x", "$defs": {"x": {"type": "null"}}}}`, "$ref cannot be judged", "$ref cannot be judged"},
+		"a resource":      {`{"items": {"$id": "https://example.com/p", "type": "integer"}}`, `{"items": {"$id": "https://example.com/p", "type": "number"}}`, "", "number"},
+		"the root's $ref": {`{"$id": "https://example.com/p", "properties": {"p": {"$ref": "#"}, "n": {"type": "integer"}}}`, `{"$id": "https://example.com/p", "properties": {"p": {"$ref": "#"}, "n": {"type": "number"}}}`, "", "number"},
+		"a name for a $id": {`{"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"x": {"type": "integer"}}, "items": {"$id": "#p", "items": {"$ref": "#/definitions/x"}}}`,
+			`{"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"x": {"type": "number"}}, "items": {"$id": "#p", "items": {"$ref": "#/definitions/x"}}}`, "", "number"},
 	} {
+		for _, doc := range []string{tc.old, tc.now} {
+			if _, err := Compile(spec(doc)); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
 		for _, d := range []struct {
 			c    configv1.Compatibility
 			want string
@@ -253,5 +279,19 @@ func BenchmarkCheck(b *testing.B) {
 		if err := s.Check(e); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestNotUTF8: what is no UTF-8 is no JSON, whatever the schema asks.
+func TestNotUTF8(t *testing.T) {
+	s, err := Compile(spec(`{"enum": ["�"]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(&event.Event{Data: []byte("\"\xff\"")}); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+		t.Errorf("%v", err)
+	}
+	if err := s.Check(&event.Event{Data: []byte(`"�"`)}); err != nil {
+		t.Error(err)
 	}
 }
