@@ -31,13 +31,16 @@ import (
 	"github.com/weft-mesh/weft/pkg/version"
 )
 
-// Bounds of a target's answer.
+// Bounds of a target's answer, and of its silence.
 const (
 	// maxAnswer is how much of a body is read so that the connection can be
 	// used again.
 	maxAnswer = 64 << 10
 	// maxAnswerHeaders bounds its headers.
 	maxAnswerHeaders = 64 << 10
+	// maxSilence is how long a connection over HTTP/2 may be silent, and then owe the
+	// answer to a ping, before it is given up.
+	maxSilence = 10 * time.Second
 	// maxRetryAfter bounds the delay that a target may ask for.
 	maxRetryAfter = time.Hour
 )
@@ -65,6 +68,8 @@ func newClient(cfg *Config, namespace string) *client {
 		MaxIdleConnsPerHost:    64,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxAnswerHeaders,
+		// One through which nothing comes would be used until TCP gives it up, after a quarter of an hour.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: maxSilence, PingTimeout: maxSilence},
 	}
 	return &client{transport: tr, clock: cfg.Clock, secrets: secrets{folder: cfg.Secrets, namespace: namespace}, http: &http.Client{Transport: tr,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
@@ -113,8 +118,16 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key
 	defer resp.Body.Close()
 	// A target that answered has answered, also where its body does not end.
 	r := readReply(d.Event, resp)
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	drain(resp)
 	return c.judge(push, resp), r
+}
+
+// drain reads an answer's body so that the connection can be used again. Of 101 it is the
+// connection itself, whose reads nothing ends.
+func drain(resp *http.Response) {
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	}
 }
 
 // request makes the request of an event to a URL, with what shows whose it is; nil,

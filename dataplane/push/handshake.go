@@ -3,7 +3,6 @@ package push
 import (
 	"context"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -103,7 +102,7 @@ func (c *client) ask(ctx context.Context, push *snapshot.Push) (consent, answer)
 		return consent{}, noAnswer(ctx, err)
 	}
 	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	drain(resp)
 	if resp.StatusCode/100 != 2 {
 		a := c.judge(&snapshot.Push{}, resp)
 		if a.outcome == Gone {
