@@ -57,7 +57,7 @@ func (t *target) consented(ctx context.Context) bool {
 		t.p.metrics.requests.WithLabelValues(t.labels[0], t.labels[1], a.outcome).Inc()
 		if a.outcome == outcomeOK {
 			t.mu.Lock()
-			t.consent = c
+			t.consent, t.next = c, time.Time{}
 			t.mu.Unlock()
 			t.judge(a)
 			continue
@@ -189,6 +189,9 @@ func (t *target) turn(ctx context.Context, push *snapshot.Push) bool {
 	case <-timer.C:
 		return true
 	case <-ctx.Done():
+		t.mu.Lock() // for the next session
+		defer t.mu.Unlock()
+		t.next = t.next.Add(-t.consent.every)
 		return false
 	}
 }

@@ -162,6 +162,15 @@ func TestBalancer(t *testing.T) {
 	if got := shares(8); got[""] != 0 {
 		t.Errorf("where all are avoided none is asked: %v", got)
 	}
+	b.judge("b:1", true, now)
+	for range 16 { // requests that were under way together
+		b.judge("b:1", false, now)
+	}
+	now = now.Add(time.Second)
+	if got := shares(8); got["b:1"] == 0 {
+		t.Errorf("what broke at once counts as failure after failure: %v", got)
+	}
+	b.judge("a:1", false, now)
 	b.set([]Endpoint{{"a:1", 3}, {"c:1", 1}})
 	if got := shares(8); got["c:1"] != 8 {
 		t.Errorf("a newer set forgets who does not answer: %v", got)
