@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -53,7 +52,6 @@ type client struct {
 	tls       tlsFiles
 	secrets   secrets
 	clock     clock.Clock
-	balancer  atomic.Pointer[balancer] // nil where the target is a URL
 }
 
 func newClient(cfg *Config, namespace string) *client {
@@ -76,25 +74,22 @@ func newClient(cfg *Config, namespace string) *client {
 }
 
 func (c *client) close() {
-	if b := c.balancer.Load(); b != nil {
-		b.stop()
-	}
 	c.transport.CloseIdleConnections()
 	c.tls.close()
 }
 
-// post sends one event and tells what came of it, and the reply that the answer is; nil
+// post sends one event, to an instance of b where push names a service, and tells what came of it, and the reply that the answer is; nil
 // where it is none.
-func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key, d *delivery.Delivery) (answer, *reply) {
+func (c *client) post(ctx context.Context, push *snapshot.Push, b *balancer, key snapshot.Key, d *delivery.Delivery) (answer, *reply) {
 	ctx, cancel := context.WithTimeout(ctx, push.Timeout)
 	defer cancel()
-	to, b := push.URL, c.balancer.Load()
-	if b != nil { // its path belongs to its instances: push may be older
+	to := push.URL
+	if b != nil {
 		addr := b.pick(time.Now())
 		if addr == "" {
-			return failure(Failed, "no instance of service %s is known", b.service.Name), nil
+			return failure(Failed, "no instance of service %s is known", push.Service.Name), nil
 		}
-		to = b.service.Scheme + "://" + addr + b.service.Path
+		to = push.Service.Scheme + "://" + addr + push.Service.Path
 	}
 	req, a := c.request(ctx, push, to, d.Event)
 	if req == nil {

@@ -43,7 +43,7 @@ func TestProtocolSwitched(t *testing.T) {
 			_, _ = io.Copy(io.Discard, r)
 		})
 		push := &snapshot.Push{URL: "http://target.example", Timeout: time.Second, Origin: "mesh.example"}
-		if a, _ := c.post(t.Context(), push, snapshot.Key{}, &delivery.Delivery{Event: ev("1")}); a.outcome != Refused || a.reason != "http 101" {
+		if a, _ := c.post(t.Context(), push, nil, snapshot.Key{}, &delivery.Delivery{Event: ev("1")}); a.outcome != Refused || a.reason != "http 101" {
 			t.Errorf("%+v", a)
 		}
 		if _, a := c.ask(t.Context(), push); a.outcome != Refused {
@@ -109,7 +109,7 @@ func TestConnectionLost(t *testing.T) {
 		}
 		push := &snapshot.Push{URL: "https://target.example", CA: "ca", Timeout: 10 * time.Second}
 		post := func() answer {
-			a, _ := c.post(t.Context(), push, snapshot.Key{}, &delivery.Delivery{Event: ev("1")})
+			a, _ := c.post(t.Context(), push, nil, snapshot.Key{}, &delivery.Delivery{Event: ev("1")})
 			return a
 		}
 		if a := post(); a.outcome != outcomeOK || !over2.Load() {

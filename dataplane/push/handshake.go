@@ -43,7 +43,7 @@ const (
 // ctx has ended, or the target is gone.
 func (t *target) consented(ctx context.Context) bool {
 	for again := minAsk; ctx.Err() == nil; again = min(2*again, maxAsk) {
-		push := t.push.Load()
+		push := t.push.Load().Push
 		t.mu.Lock()
 		ok, gone := t.consent.covers(push), t.gone != nil
 		t.mu.Unlock()
