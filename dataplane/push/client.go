@@ -47,8 +47,7 @@ const (
 // client calls one target. It has connections of its own, so that no target uses
 // up another's, and calls only addresses that the guard lets pass.
 type client struct {
-	http      *http.Client
-	transport *http.Transport
+	transport *http.Transport // whose answers are taken as they are: a redirect is one
 	tls       tlsFiles
 	secrets   secrets
 	clock     clock.Clock
@@ -69,8 +68,7 @@ func newClient(cfg *Config, namespace string) *client {
 		// One through which nothing comes would be used until TCP gives it up, after a quarter of an hour.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: maxSilence, PingTimeout: maxSilence},
 	}
-	return &client{transport: tr, clock: cfg.Clock, secrets: secrets{folder: cfg.Secrets, namespace: namespace}, http: &http.Client{Transport: tr,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+	return &client{transport: tr, clock: cfg.Clock, secrets: secrets{folder: cfg.Secrets, namespace: namespace}}
 }
 
 func (c *client) close() {
@@ -103,7 +101,7 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, b *balancer, key
 	req.Header.Set("Weft-Subscription", key.String())
 	req.Header.Set("Weft-Attempt", strconv.Itoa(d.Attempt))
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
-	resp, err := over.Do(req)
+	resp, err := over.RoundTrip(req)
 	if b != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		b.judge(req.URL.Host, err == nil, time.Now())
 	}

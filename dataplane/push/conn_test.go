@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/rest"
 )
 
 // serve has serve at the other end of each connection of c.
@@ -50,6 +51,24 @@ func TestProtocolSwitched(t *testing.T) {
 			t.Errorf("asked for its consent: %+v", a)
 		}
 	})
+}
+
+// TestLocationUnread: a redirect is the answer that it is, wherever it would lead.
+func TestLocationUnread(t *testing.T) {
+	h := newHook(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", "/orders/100%")
+		w.WriteHeader(http.StatusSeeOther)
+	})
+	c := newClient(&Config{Allow: loopback}, "demo")
+	defer c.close()
+	settle, err := rest.ParseStatuses([]string{"303"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	push := &snapshot.Push{URL: h.URL, Timeout: 10 * time.Second, SettleOn: settle}
+	if a, _ := c.post(t.Context(), push, nil, snapshot.Key{}, &delivery.Delivery{Event: ev("1")}); a.outcome != outcomeOK {
+		t.Errorf("%+v", a)
+	}
 }
 
 // lossy is a connection whose writes wait for nobody, and are lost while lost says so.

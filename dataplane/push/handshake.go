@@ -97,7 +97,7 @@ func (c *client) ask(ctx context.Context, push *snapshot.Push) (consent, answer)
 	if err != nil {
 		return consent{}, failure(Failed, "%v", err)
 	}
-	resp, err := over.Do(req)
+	resp, err := over.RoundTrip(req)
 	if err != nil {
 		return consent{}, noAnswer(ctx, err)
 	}
