@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -31,13 +30,16 @@ import (
 	"github.com/weft-mesh/weft/pkg/version"
 )
 
-// Bounds of a target's answer.
+// Bounds of a target's answer, and of its silence.
 const (
 	// maxAnswer is how much of a body is read so that the connection can be
 	// used again.
 	maxAnswer = 64 << 10
 	// maxAnswerHeaders bounds its headers.
 	maxAnswerHeaders = 64 << 10
+	// maxSilence is how long a connection over HTTP/2 may be silent, and then owe the
+	// answer to a ping, before it is given up.
+	maxSilence = 10 * time.Second
 	// maxRetryAfter bounds the delay that a target may ask for.
 	maxRetryAfter = time.Hour
 )
@@ -45,12 +47,10 @@ const (
 // client calls one target. It has connections of its own, so that no target uses
 // up another's, and calls only addresses that the guard lets pass.
 type client struct {
-	http      *http.Client
-	transport *http.Transport
+	transport *http.Transport // whose answers are taken as they are: a redirect is one
 	tls       tlsFiles
 	secrets   secrets
 	clock     clock.Clock
-	balancer  atomic.Pointer[balancer] // nil where the target is a URL
 }
 
 func newClient(cfg *Config, namespace string) *client {
@@ -65,31 +65,29 @@ func newClient(cfg *Config, namespace string) *client {
 		MaxIdleConnsPerHost:    64,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxAnswerHeaders,
+		// One through which nothing comes would be used until TCP gives it up, after a quarter of an hour.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: maxSilence, PingTimeout: maxSilence},
 	}
-	return &client{transport: tr, clock: cfg.Clock, secrets: secrets{folder: cfg.Secrets, namespace: namespace}, http: &http.Client{Transport: tr,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+	return &client{transport: tr, clock: cfg.Clock, secrets: secrets{folder: cfg.Secrets, namespace: namespace}}
 }
 
 func (c *client) close() {
-	if b := c.balancer.Load(); b != nil {
-		b.stop()
-	}
 	c.transport.CloseIdleConnections()
 	c.tls.close()
 }
 
-// post sends one event and tells what came of it, and the reply that the answer is; nil
+// post sends one event, to an instance of b where push names a service, and tells what came of it, and the reply that the answer is; nil
 // where it is none.
-func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key, d *delivery.Delivery) (answer, *reply) {
+func (c *client) post(ctx context.Context, push *snapshot.Push, b *balancer, key snapshot.Key, d *delivery.Delivery) (answer, *reply) {
 	ctx, cancel := context.WithTimeout(ctx, push.Timeout)
 	defer cancel()
-	to, b := push.URL, c.balancer.Load()
-	if b != nil { // its path belongs to its instances: push may be older
+	to := push.URL
+	if b != nil {
 		addr := b.pick(time.Now())
 		if addr == "" {
-			return failure(Failed, "no instance of service %s is known", b.service.Name), nil
+			return failure(Failed, "no instance of service %s is known", push.Service.Name), nil
 		}
-		to = b.service.Scheme + "://" + addr + b.service.Path
+		to = push.Service.Scheme + "://" + addr + push.Service.Path
 	}
 	req, a := c.request(ctx, push, to, d.Event)
 	if req == nil {
@@ -103,7 +101,7 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key
 	req.Header.Set("Weft-Subscription", key.String())
 	req.Header.Set("Weft-Attempt", strconv.Itoa(d.Attempt))
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
-	resp, err := over.Do(req)
+	resp, err := over.RoundTrip(req)
 	if b != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		b.judge(req.URL.Host, err == nil, time.Now())
 	}
@@ -113,8 +111,16 @@ func (c *client) post(ctx context.Context, push *snapshot.Push, key snapshot.Key
 	defer resp.Body.Close()
 	// A target that answered has answered, also where its body does not end.
 	r := readReply(d.Event, resp)
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	drain(resp)
 	return c.judge(push, resp), r
+}
+
+// drain reads an answer's body so that the connection can be used again. Of 101 it is the
+// connection itself, whose reads nothing ends.
+func drain(resp *http.Response) {
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	}
 }
 
 // request makes the request of an event to a URL, with what shows whose it is; nil,

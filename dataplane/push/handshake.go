@@ -3,7 +3,6 @@ package push
 import (
 	"context"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -44,7 +43,7 @@ const (
 // ctx has ended, or the target is gone.
 func (t *target) consented(ctx context.Context) bool {
 	for again := minAsk; ctx.Err() == nil; again = min(2*again, maxAsk) {
-		push := t.push.Load()
+		push := t.push.Load().Push
 		t.mu.Lock()
 		ok, gone := t.consent.covers(push), t.gone != nil
 		t.mu.Unlock()
@@ -58,7 +57,7 @@ func (t *target) consented(ctx context.Context) bool {
 		t.p.metrics.requests.WithLabelValues(t.labels[0], t.labels[1], a.outcome).Inc()
 		if a.outcome == outcomeOK {
 			t.mu.Lock()
-			t.consent = c
+			t.consent, t.next = c, time.Time{}
 			t.mu.Unlock()
 			t.judge(a)
 			continue
@@ -98,12 +97,12 @@ func (c *client) ask(ctx context.Context, push *snapshot.Push) (consent, answer)
 	if err != nil {
 		return consent{}, failure(Failed, "%v", err)
 	}
-	resp, err := over.Do(req)
+	resp, err := over.RoundTrip(req)
 	if err != nil {
 		return consent{}, noAnswer(ctx, err)
 	}
 	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	drain(resp)
 	if resp.StatusCode/100 != 2 {
 		a := c.judge(&snapshot.Push{}, resp)
 		if a.outcome == Gone {
@@ -190,6 +189,9 @@ func (t *target) turn(ctx context.Context, push *snapshot.Push) bool {
 	case <-timer.C:
 		return true
 	case <-ctx.Done():
+		t.mu.Lock() // for the next session
+		defer t.mu.Unlock()
+		t.next = t.next.Add(-t.consent.every)
 		return false
 	}
 }

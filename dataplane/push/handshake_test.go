@@ -1,8 +1,11 @@
 package push
 
 import (
+	"context"
+	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -148,6 +151,52 @@ func TestAllowedRate(t *testing.T) {
 		tg.end = func() { ended = true }
 		if tg.turn(t.Context(), &snapshot.Push{URL: "v", Origin: "o"}) || !ended {
 			t.Error("a target that was not asked has a turn")
+		}
+	})
+}
+
+// TestTurnOfAnotherConsent: what a target allows begins when it does, not after the turns
+// of what was allowed before.
+func TestTurnOfAnotherConsent(t *testing.T) {
+	h := newHook(t, func(_ int, w http.ResponseWriter, _ *http.Request) { w.Header().Set("WebHook-Allowed-Origin", "*") })
+	p := New(Config{Allow: loopback, Log: slog.New(slog.DiscardHandler)})
+	tg := p.newTarget(sub("orders", h.URL, asks))
+	defer tg.client.close()
+	tg.consent, tg.next = consent{url: "http://before.example", origin: "mesh.example", every: time.Minute}, time.Now().Add(time.Minute)
+	if !tg.consented(t.Context()) || tg.next.After(time.Now()) {
+		t.Errorf("the first turn is at %s", tg.next)
+	}
+}
+
+// TestTurnGivenBack: turns that nobody took, since their session ended, are there for the
+// next one: what it has waits no longer than its deliveries may be under way.
+func TestTurnGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		push := &snapshot.Push{URL: "u", Origin: "o", Concurrency: 64}
+		tg := &target{consent: consent{url: "u", origin: "o", every: interval(60)}}
+		turns := func(ctx context.Context) (taken int64) {
+			var all sync.WaitGroup
+			var n atomic.Int64
+			for range 60 {
+				all.Go(func() {
+					if tg.turn(ctx, push) {
+						n.Add(1)
+					}
+				})
+			}
+			all.Wait()
+			return n.Load()
+		}
+		for range 10 {
+			session, end := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+			if n := turns(session); n == 0 || n > 2 {
+				t.Errorf("%d turns in a second and a half, at one a second", n)
+			}
+			end()
+		}
+		began := time.Now()
+		if n := turns(t.Context()); n != 60 || time.Since(began) > time.Minute {
+			t.Errorf("%d turns took %s after sessions that had ended", n, time.Since(began))
 		}
 	})
 }

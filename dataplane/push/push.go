@@ -187,7 +187,7 @@ type target struct {
 	labels [2]string // of its metrics
 	client *client
 	stop   context.CancelFunc
-	push   atomic.Pointer[snapshot.Push]
+	push   atomic.Pointer[called]
 	log    *slog.Logger
 
 	mu      sync.Mutex
@@ -206,12 +206,18 @@ type target struct {
 	changed chan struct{} // capacity 1
 }
 
+// called is how a target is called: both are of one configuration, or what one says of
+// secrets would hold for the address of another.
+type called struct {
+	*snapshot.Push
+	balancer *balancer // nil where the target is a URL
+}
+
 func (p *Pusher) newTarget(s *snapshot.Subscription) *target {
 	t := &target{p: p, key: s.Key, client: newClient(&p.cfg, s.Key.Namespace), changed: make(chan struct{}, 1), log: p.cfg.Log.With("subscription", s.Key.String())}
 	if p.cfg.dial != nil {
 		t.client.transport.DialContext = p.cfg.dial
 	}
-	t.push.Store(s.Push)
 	p.mu.Lock()
 	p.named[s.Key]++
 	t.labels[0], t.labels[1] = p.names.Of(s.Key.Namespace, s.Key.Name)
@@ -226,7 +232,7 @@ func (p *Pusher) newTarget(s *snapshot.Subscription) *target {
 
 // follow takes a newer configuration, for what is sent from now on.
 func (t *target) follow(push *snapshot.Push) {
-	old := t.push.Swap(push)
+	old := t.push.Load()
 	t.balance(push)
 	if old.URL != push.URL || old.ForwardTo != push.ForwardTo || !reflect.DeepEqual(old.Service, push.Service) {
 		t.judge(answer{outcome: outcomeOK}) // nothing is known of the new one
@@ -260,21 +266,32 @@ func (t *target) wake() {
 	}
 }
 
-// balance follows the service that push names, if it does. It is called by one
-// goroutine at a time.
+// balance calls the target as push says, and follows the service that it names, if it
+// does. It is called by one goroutine at a time.
 func (t *target) balance(push *snapshot.Push) {
-	old := t.client.balancer.Load()
-	if old != nil && reflect.DeepEqual(old.service, push.Service) || old == nil && push.Service == nil {
-		return
+	var old *balancer
+	if c := t.push.Load(); c != nil {
+		old = c.balancer
 	}
-	var b *balancer
-	if push.Service != nil {
+	b := old
+	switch {
+	case push.Service == nil:
+		b = nil
+	case old == nil || !reflect.DeepEqual(old.service, push.Service):
 		b = newBalancer(t.p.cfg.Services, push.Service, t.log)
 	}
-	t.client.balancer.Store(b)
-	if old != nil {
+	t.push.Store(&called{push, b})
+	if old != nil && old != b {
 		old.stop()
 	}
+}
+
+// close ends what the target is called with.
+func (t *target) close() {
+	if b := t.push.Load().balancer; b != nil {
+		b.stop()
+	}
+	t.client.close()
 }
 
 // stopAt ends the session: the target, called as push says, has said that it is
@@ -376,7 +393,7 @@ const (
 
 // run pushes until ctx ends.
 func (t *target) run(ctx context.Context) {
-	defer t.client.close()
+	defer t.close()
 	defer t.forget()
 	// Requests outlive ctx for a while.
 	rctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -395,7 +412,7 @@ func (t *target) run(ctx context.Context) {
 			retry = minRejoin
 		}
 		t.mu.Lock()
-		again := t.gone != nil || !t.consent.covers(t.push.Load())
+		again := t.gone != nil || !t.consent.covers(t.push.Load().Push)
 		t.mu.Unlock()
 		if again {
 			continue
@@ -464,7 +481,7 @@ func (t *target) deliver(session, ctx context.Context, m delivery.Member, d deli
 	if need > m.AckTimeout() {
 		m.Extend(need, d.ID)
 	}
-	if !t.turn(session, push) {
+	if !t.turn(session, push.Push) {
 		return
 	}
 	ctx, span := t.span(ctx, &d)
@@ -485,7 +502,7 @@ func (t *target) deliver(session, ctx context.Context, m delivery.Member, d deli
 	t.log.Debug("a push failed", "attempt", d.Attempt, "reason", a.reason)
 	switch a.outcome {
 	case Gone:
-		if !t.stopAt(push, a.reason) { // else it goes back with the session, too
+		if !t.stopAt(push.Push, a.reason) { // else it goes back with the session, too
 			m.Nack(a.reason, a.delay, d.ID)
 		}
 	case Rejected:
@@ -496,16 +513,16 @@ func (t *target) deliver(session, ctx context.Context, m delivery.Member, d deli
 }
 
 // attempt posts or forwards one event.
-func (t *target) attempt(ctx context.Context, push *snapshot.Push, d *delivery.Delivery) answer {
+func (t *target) attempt(ctx context.Context, push *called, d *delivery.Delivery) answer {
 	if push.ForwardTo != "" {
-		a := t.p.forward(ctx, push, t.key, d)
+		a := t.p.forward(ctx, push.Push, t.key, d)
 		t.p.metrics.forwards.WithLabelValues(t.labels[0], t.labels[1], a.outcome).Inc()
 		return a
 	}
 	inFlight := t.p.metrics.inFlight.WithLabelValues(t.labels[:]...)
 	inFlight.Inc()
 	began := time.Now()
-	a, r := t.client.post(ctx, push, t.key, d)
+	a, r := t.client.post(ctx, push.Push, push.balancer, t.key, d)
 	inFlight.Dec()
 	t.p.metrics.seconds.Observe(time.Since(began).Seconds())
 	t.p.metrics.requests.WithLabelValues(t.labels[0], t.labels[1], a.outcome).Inc()

@@ -142,6 +142,9 @@ func (b *balancer) judge(addr string, answered bool, now time.Time) {
 			in.failures, in.avoided = 0, time.Time{}
 			return
 		}
+		if now.Before(in.avoided) {
+			return // it was called before that was known, or for want of another
+		}
 		in.avoided = now.Add(min(minAvoid<<min(in.failures, 5), maxAvoid))
 		in.failures++
 	}

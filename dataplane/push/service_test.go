@@ -3,17 +3,23 @@ package push
 import (
 	"context"
 	"errors"
+	"io"
 	"iter"
+	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 )
@@ -162,8 +168,64 @@ func TestBalancer(t *testing.T) {
 	if got := shares(8); got[""] != 0 {
 		t.Errorf("where all are avoided none is asked: %v", got)
 	}
+	b.judge("b:1", true, now)
+	for range 16 { // requests that were under way together
+		b.judge("b:1", false, now)
+	}
+	now = now.Add(time.Second)
+	if got := shares(8); got["b:1"] == 0 {
+		t.Errorf("what broke at once counts as failure after failure: %v", got)
+	}
+	b.judge("a:1", false, now)
 	b.set([]Endpoint{{"a:1", 3}, {"c:1", 1}})
 	if got := shares(8); got["c:1"] != 8 {
 		t.Errorf("a newer set forgets who does not answer: %v", got)
 	}
+}
+
+// settling is a Member whose deliveries may be settled, however.
+type settling struct{ untouched }
+
+func (settling) Ack(...uint64) int                         { return 0 }
+func (settling) Nack(string, time.Duration, ...uint64) int { return 0 }
+
+// TestSecretStaysWithItsTarget: what is under way while the target is changed is called as
+// it was: the secret of an address over https goes to no instance over http.
+func TestSecretStaysWithItsTarget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, n, found := t.TempDir(), make(pipes), newRegistry()
+		put(t, filepath.Join(dir, "demo", "token"), "of-the-address")
+		shown := make(chan string, 10)
+		server := &http.Server{ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			shown <- r.Header.Get("Authorization")
+		})}
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(n) }()
+		p := New(Config{Secrets: dir, Services: found, Log: slog.New(slog.DiscardHandler), dial: n.dial})
+		before := sub("orders", "https://target.example", func(s *snapshot.Subscription) {
+			s.Push.Origin, s.Push.Scheme, s.Push.Secret = "mesh.example", "Bearer", "token"
+		})
+		tg := p.newTarget(before)
+		tg.consent = consent{url: before.Push.URL, origin: before.Push.Origin}
+		tg.next = time.Now().Add(time.Minute)
+		go tg.deliver(t.Context(), t.Context(), settling{}, delivery.Delivery{ID: 1, Attempt: 1, Event: ev("1")})
+		synctest.Wait() // it waits for its turn
+		tg.follow(sub("orders", "", toService("/in")).Push)
+		<-found.asked
+		found.tell([]Endpoint{{"10.0.0.1:80", 1}}, nil)
+		<-time.After(2 * time.Minute)
+		select {
+		case secret := <-shown:
+			t.Errorf("the instance was shown %q", secret)
+		default:
+		}
+		tg.deliver(t.Context(), t.Context(), settling{}, delivery.Delivery{ID: 2, Attempt: 1, Event: ev("2")})
+		if secret := <-shown; secret != "" {
+			t.Errorf("the instance was shown %q", secret)
+		}
+		tg.close()
+		close(n)
+		_ = server.Close()
+		<-served
+	})
 }

@@ -76,7 +76,7 @@ func at(t *testing.T, addr string, h http.HandlerFunc) (port string, came *atomi
 // send posts an event to a URL.
 func send(t *testing.T, c *client, url string) answer {
 	t.Helper()
-	a, _ := c.post(t.Context(), &snapshot.Push{URL: url, Timeout: 10 * time.Second}, snapshot.Key{Namespace: "demo", Name: "s"}, &delivery.Delivery{Attempt: 1, Event: ev("1")})
+	a, _ := c.post(t.Context(), &snapshot.Push{URL: url, Timeout: 10 * time.Second}, nil, snapshot.Key{Namespace: "demo", Name: "s"}, &delivery.Delivery{Attempt: 1, Event: ev("1")})
 	return a
 }
 

@@ -24,14 +24,14 @@ type tlsFiles struct {
 	opened time.Time
 	source *tlsconf.Source // nil until the files could be used
 	err    error           // why they could not
-	// http has connections that were made with conf, and only such.
-	conf *tls.Config
-	http *http.Client
+	// transport has connections that were made with conf, and only such.
+	conf      *tls.Config
+	transport *http.Transport
 }
 
 // over gives what a target is called over, as push says and the files now are. Its
 // error names the field and what is wrong with the file.
-func (c *client) over(push *snapshot.Push) (*http.Client, error) {
+func (c *client) over(push *snapshot.Push) (*http.Transport, error) {
 	t := &c.tls
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -49,7 +49,7 @@ func (c *client) over(push *snapshot.Push) (*http.Client, error) {
 		return nil, err
 	case files.Empty():
 		t.err = nil
-		return c.http, nil
+		return c.transport, nil
 	case t.source == nil:
 		if time.Since(t.opened) < reread {
 			return nil, t.err
@@ -62,21 +62,20 @@ func (c *client) over(push *snapshot.Push) (*http.Client, error) {
 		}
 		t.source, t.err = source, nil
 	}
-	if t.http == nil || !t.source.Same(t.conf) {
+	if t.transport == nil || !t.source.Same(t.conf) {
 		t.closeLocked()
 		t.conf = t.source.Client()
-		tr := c.transport.Clone()
-		tr.TLSClientConfig = t.conf.Clone()
-		t.http = &http.Client{Transport: tr, CheckRedirect: c.http.CheckRedirect}
+		t.transport = c.transport.Clone()
+		t.transport.TLSClientConfig = t.conf.Clone()
 	}
-	return t.http, nil
+	return t.transport, nil
 }
 
 // closeLocked gives up the connections: requests on them end as they would.
 func (t *tlsFiles) closeLocked() {
-	if t.http != nil {
-		t.http.CloseIdleConnections()
-		t.http = nil
+	if t.transport != nil {
+		t.transport.CloseIdleConnections()
+		t.transport = nil
 	}
 }
 

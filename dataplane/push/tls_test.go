@@ -162,7 +162,7 @@ func TestTLS(t *testing.T) {
 		before := came.Load()
 		c := newClient(&Config{Allow: loopback, Secrets: dir}, "demo")
 		push := &snapshot.Push{URL: tc.url, Timeout: 10 * time.Second, CA: tc.ca, Cert: tc.cert, Key: tc.key, Origin: "mesh.example"}
-		a, _ := c.post(t.Context(), push, snapshot.Key{Namespace: "demo", Name: "s"}, &delivery.Delivery{Attempt: 1, Event: ev("1")})
+		a, _ := c.post(t.Context(), push, nil, snapshot.Key{Namespace: "demo", Name: "s"}, &delivery.Delivery{Attempt: 1, Event: ev("1")})
 		n := came.Load() - before
 		if _, asked := c.ask(t.Context(), push); asked.outcome != tc.outcome && tc.outcome != outcomeOK || asked.outcome == Untrusted && tc.outcome == outcomeOK {
 			t.Errorf("ca %q, certificate %q: asking for consent is %+v", tc.ca, tc.cert, asked)

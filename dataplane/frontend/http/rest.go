@@ -129,6 +129,7 @@ func made(rule *rest.Rule, path *rest.Path, r *http.Request) (event.Event, error
 			return event.Event{}, err
 		}
 	}
+	r.Header.Set("Host", r.Host) // net/http took it out of the headers
 	e, err := rule.Event(path, query, r.Header)
 	if e.ID == "" {
 		e.ID = uuid.NewString()

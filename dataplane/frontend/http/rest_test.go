@@ -18,6 +18,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/resource"
+	"github.com/weft-mesh/weft/pkg/rest"
 )
 
 // shopCalls are HttpBindings of demo, one of them at the host localhost.
@@ -42,6 +43,21 @@ func shopCalls(withheld []string) snapshot.Calls {
 		set[r.Name] = snapshot.Versioned{Resource: r, Version: "1"}
 	}
 	return snapshot.Compile(snapshot.Input{Set: set, Withheld: withheld}).Calls
+}
+
+// TestHostOfCall: the host that a call is for is one of its headers.
+func TestHostOfCall(t *testing.T) {
+	rule, err := rest.CompileRule(&configv1.HttpRule{Path: "/orders", Topic: "orders", Attributes: map[string]string{"type": "t", "source": "//{header.Host}/orders"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := rest.ReadPath("/orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := made(rule, path, httptest.NewRequest(http.MethodPost, "http://shop.example/orders", nil)); err != nil || e.Source != "//shop.example/orders" {
+		t.Errorf("%+v, %v", e, err)
+	}
 }
 
 // TestRest: a call becomes an event, and nothing else does.
