@@ -128,7 +128,7 @@ func Fit(proxies []*adminv1.ProxyStatus, most int) []*adminv1.ProxyStatus {
 	for _, p := range proxies {
 		switch {
 		case size > shortBytes:
-			p = short(p, 1, 160)
+			p = short(p, 1, 120)
 		case size > fullBytes:
 			p = short(p, 3, 400)
 		}
@@ -138,10 +138,15 @@ func Fit(proxies []*adminv1.ProxyStatus, most int) []*adminv1.ProxyStatus {
 	return out
 }
 
-// short is a proxy with at most n of each list, and texts of at most text bytes.
+// short is a proxy with at most n of each list, and texts of at most text bytes. Where it is
+// reached and what it serves stay: weft trace asks all of them.
 func short(p *adminv1.ProxyStatus, n, text int) *adminv1.ProxyStatus {
 	out := &adminv1.ProxyStatus{NodeId: p.NodeId, Peer: p.Peer, ConnectedAt: p.ConnectedAt, SentRevision: p.SentRevision, AckedRevision: p.AckedRevision,
-		Connected: p.Connected, LastSeen: p.LastSeen, Replica: p.Replica, Info: &discoveryv1.NodeInfo{Version: names.Text(p.Info.GetVersion(), text), Zone: names.Text(p.Info.GetZone(), text)}}
+		Connected: p.Connected, LastSeen: p.LastSeen, Replica: p.Replica, Info: &discoveryv1.NodeInfo{Version: names.Text(p.Info.GetVersion(), text), Zone: names.Text(p.Info.GetZone(), text),
+			AdvertiseHost: names.Text(p.Info.GetAdvertiseHost(), text), Ports: p.Info.GetPorts()}}
+	if serves := p.Info.GetNamespaces(); len(serves) <= 20 {
+		out.Info.Namespaces = serves // a part of more would be another thing
+	}
 	for _, r := range p.Rejections[:min(len(p.Rejections), n)] {
 		out.Rejections = append(out.Rejections, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: names.Text(r.Field, text), Reason: names.Text(r.Reason, text)})
 	}

@@ -99,7 +99,8 @@ func TestFit(t *testing.T) {
 	long := strings.Repeat("ü", maxText/2)
 	big := func(i int) *adminv1.ProxyStatus {
 		p := proxy(fmt.Sprintf("node-%05d", i), denies, notSent)
-		p.Info = &discoveryv1.NodeInfo{Version: "v1", Capabilities: []string{long, long}}
+		p.Info = &discoveryv1.NodeInfo{Version: "v1", Capabilities: []string{long, long}, AdvertiseHost: fmt.Sprintf("10.0.%d.%d", i/256, i%256),
+			Ports: map[string]uint32{"http": 7410, "grpc": 7411, "health": 7418}, Namespaces: []string{"demo", "shop"}}
 		for range 20 {
 			p.Rejections = append(p.Rejections, &discoveryv1.Rejection{Name: "topic/demo/x", Version: "10", Field: long, Reason: long})
 		}
@@ -113,6 +114,11 @@ func TestFit(t *testing.T) {
 	resp := &adminv1.GetStatusResponse{Proxies: out}
 	if n := proto.Size(resp); len(out) != 20000 || n > MaxAnswer*3/4 {
 		t.Errorf("%d proxies in %d bytes", len(out), n)
+	}
+	for i, p := range out {
+		if whole := list[i].Info; p.Info.AdvertiseHost != whole.AdvertiseHost || p.Info.Ports["grpc"] != 7411 || len(p.Info.Namespaces) != 2 {
+			t.Fatalf("the %d. proxy is not to be reached: %v", i, p.Info)
+		}
 	}
 	if got, want := Summarize(out, "1-a", 10), Summarize(list, "1-a", 10); !proto.Equal(got, want) {
 		t.Errorf("%v, of the whole %v", got, want)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
@@ -21,18 +22,27 @@ const (
 	lagTimeout = 5 * time.Second
 )
 
-// sample measures until ctx ends.
+// sample measures until ctx ends. What stores are asked for holds up nothing else.
 func (m *Manager) sample(ctx context.Context) {
-	tick := time.NewTicker(sampleEvery)
-	defer tick.Stop()
-	for {
+	var lag sync.WaitGroup
+	defer lag.Wait()
+	lag.Go(func() { each(ctx, func() { m.sampleLag(ctx) }) })
+	each(ctx, func() {
 		m.mu.Lock()
 		rs := slices.Collect(maps.Values(m.runtimes))
 		m.mu.Unlock()
 		for _, r := range rs {
 			r.sample()
 		}
-		m.sampleLag(ctx)
+	})
+}
+
+// each measures every sampleEvery, until ctx ends.
+func each(ctx context.Context, measure func()) {
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for {
+		measure()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -48,16 +58,22 @@ type lagKey struct {
 }
 
 // sampleLag asks the stores how far behind Subscriptions are, of this proxy's members
-// or not: what nobody reads lags most. What cannot be told now has no series.
+// or not: what nobody reads lags most. What cannot be told now has no series. A store that
+// does not answer is not asked again, so that it holds up no other.
 func (m *Manager) sampleLag(ctx context.Context) {
-	seen := map[lagKey]bool{}
+	seen, silent := map[lagKey]bool{}, map[string]bool{} // by the store's uid
 	pause := time.NewTicker(lagPause)
 	defer pause.Stop()
 	for _, sub := range m.cfg.Snapshots.Get().Subscriptions {
 		behind, unknown := map[string]int64{}, map[string]bool{} // by topic, over its epochs
 		for i := range sub.Sources {
 			src := &sub.Sources[i]
-			n, ok := m.lag(ctx, sub, src)
+			n, ok := int64(0), false
+			if !silent[src.Epoch.StoreUID] {
+				began := time.Now()
+				n, ok = m.lag(ctx, sub, src)
+				silent[src.Epoch.StoreUID] = !ok && time.Since(began) >= lagTimeout
+			}
 			behind[src.Topic.Name] += n
 			unknown[src.Topic.Name] = unknown[src.Topic.Name] || !ok
 			select {

@@ -1,7 +1,10 @@
 package delivery
 
 import (
+	"context"
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +13,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/labels"
+	"github.com/weft-mesh/weft/store"
 )
 
 // measured is a world in a bubble, whose Manager has metrics.
@@ -91,6 +95,52 @@ func TestMeasured(t *testing.T) {
 			if got := values(t, reg, name); len(got) != 0 {
 				t.Errorf("it is deleted, and its %s is %v", name, got)
 			}
+		}
+	})
+}
+
+// silentStore does not answer how far groups are, and counts who asks.
+type silentStore struct {
+	store.Store
+	store.Admin
+	asked *atomic.Int32
+}
+
+func (s silentStore) Lag(ctx context.Context, _, _ string) ([]store.PartitionLag, error) {
+	s.asked.Add(1)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestMeasuredWhereAStoreIsSilent: a store that does not answer holds up no measure of
+// anything else, and is asked once in a round.
+func TestMeasuredWhereAStoreIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.stop()
+		reg, asked := prometheus.NewRegistry(), &atomic.Int32{}
+		w.metrics, w.others = reg, map[string]store.Store{"away": silentStore{w.st, w.st.(store.Admin), asked}}
+		w.start()
+		w.publish("a", "b")
+		snap := w.snapshot(nil)
+		for i := range 100 {
+			topic := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: fmt.Sprint("away", i)}, UID: "away", Epochs: []snapshot.Epoch{{Number: 1, StoreUID: "away", Physical: "t"}}}
+			sub := &snapshot.Subscription{Key: snapshot.Key{Namespace: "demo", Name: topic.Name}, UID: topic.Name, Sources: []snapshot.Source{{Topic: topic, Epoch: topic.Epochs[0], Group: "g"}}}
+			snap.Subscriptions[sub.Key] = sub
+		}
+		w.snaps.Store(snap)
+		m := w.join(1)
+		defer m.Close()
+		w.next(m, 1)
+		<-time.After(2*sampleEvery + 10*time.Second)
+		if got := values(t, reg, "oldest_unsettled_seconds")[""][0]; !about(got, 30) {
+			t.Errorf("the oldest is of %v s", got)
+		}
+		if got := values(t, reg, "lag_events"); got["orders"][0] != 2 || len(got) != 1 {
+			t.Errorf("the lags are %v", got)
+		}
+		if n := asked.Load(); n < 1 || n > 3 {
+			t.Errorf("a store that does not answer is asked %d times in three rounds", n)
 		}
 	})
 }

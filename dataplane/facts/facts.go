@@ -57,6 +57,15 @@ type Fact struct {
 	Detail string
 }
 
+// Unknown begins the detail of a publish that Failed and may have been kept all the same.
+const Unknown = "the outcome is unknown: "
+
+// MayBeKept reports whether f is of a publish that failed and may have been kept: also where
+// its detail is forgotten.
+func (f *Fact) MayBeKept() bool {
+	return f.Kind == Failed && (f.Detail == "" || strings.HasPrefix(f.Detail, Unknown))
+}
+
 // Sizes of a Ring.
 const (
 	shards     = 8

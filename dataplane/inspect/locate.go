@@ -43,7 +43,7 @@ func (a *asking) locate(ctx context.Context, known []facts.Fact) error {
 			}
 		}
 	}
-	if len(known) > 0 {
+	if len(known) > 0 && doubtful(known) == nil {
 		return nil
 	}
 	from := store.Start{At: a.q.Since}
@@ -184,7 +184,7 @@ func (a *asking) place(ctx context.Context, src *snapshot.Source) error {
 			return nil
 		}
 		a.found("place", false, "the Subscription is past it: settled up to %d, the event is at %d", l.Committed, a.pos.Pos.Offset)
-		a.verdict("passed", "Subscription %s is past it: it was delivered and settled longer ago than the proxies that were asked remember, filtered by a filter of then, or stored before the Subscription began", a.sub.Name)
+		a.verdict("passed", "Subscription %s is past it: longer ago than the proxies that were asked remember it was delivered and settled, kept for another attempt (which it waits for) or given up as a dead letter (weft dlq list has it then), or left out by a filter of then; or it was stored before the Subscription began", a.sub.Name)
 		return nil
 	}
 	a.verdict("waiting", "nothing keeps it from Subscription %s", a.sub.Name)

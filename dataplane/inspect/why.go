@@ -166,10 +166,7 @@ func (a *asking) decide(ctx context.Context, known []facts.Fact) error {
 // heard.
 func (a *asking) remembered(known []facts.Fact) bool {
 	name := a.sub.Name
-	stored := false
-	for _, f := range known {
-		stored = stored || f.Kind == facts.Stored
-	}
+	stored := slices.ContainsFunc(known, func(f facts.Fact) bool { return f.Kind == facts.Stored || f.MayBeKept() })
 	for _, f := range slices.Backward(known) {
 		when := time.Unix(0, f.At).UTC().Format(time.RFC3339)
 		switch {
@@ -178,7 +175,7 @@ func (a *asking) remembered(known []facts.Fact) bool {
 			a.verdict("acked", "Subscription %s got it: a member settled it at %s, at attempt %d", name, when, f.Attempt)
 			return true
 		case f.Kind == facts.Delivered:
-			a.verdict("in-flight", "a member has it since %s, attempt %d, and has not settled it", when, f.Attempt)
+			a.verdict("in-flight", "it was given to a member at %s, attempt %d, and nothing is remembered of it since: the member has it, or has left, and it waits for another", when, f.Attempt)
 			return true
 		case f.Kind == facts.Nacked, f.Kind == facts.TimedOut, f.Kind == facts.Retried:
 			a.verdict("retrying", "attempt %d failed at %s, and it is tried again (%s)", f.Attempt, when, f.Detail)
@@ -205,6 +202,20 @@ func (a *asking) remembered(known []facts.Fact) bool {
 	return false
 }
 
+// doubtful is the newest publish that failed and may have been kept, where none is known
+// to have been; else nil.
+func doubtful(known []facts.Fact) (newest *facts.Fact) {
+	for i := range known {
+		switch f := &known[i]; {
+		case f.Kind == facts.Stored:
+			return nil
+		case f.MayBeKept():
+			newest = f
+		}
+	}
+	return newest
+}
+
 // enteredElsewhere is the topic that an event was published to, where a Route took it
 // from there to the topic called kept.
 func enteredElsewhere(known []facts.Fact, kept string) string {
@@ -218,6 +229,11 @@ func enteredElsewhere(known []facts.Fact, kept string) string {
 
 // lost says that nobody knows the event.
 func (a *asking) lost(known []facts.Fact) {
+	if f := doubtful(known); f != nil {
+		a.found("event", false, "its publish failed, and it is not among the last events of the topics that the Subscription reads")
+		a.verdict("publish-failed", "its publish failed at %s (%s), and it was not found in the topics that Subscription %s reads", time.Unix(0, f.At).UTC().Format(time.RFC3339), f.Detail, a.sub.Name)
+		return
+	}
 	if len(known) > 0 {
 		a.found("event", false, "it was taken, but is not in its topic any more, or may not be read")
 		a.verdict("not-found", "the event was taken, but it is not in its topic any more, or you may not read that")

@@ -52,8 +52,11 @@ func failure(err error) (kind facts.Kind, detail string) {
 	if e.Class == fault.Denied || e.Class == fault.Unauthenticated {
 		kind = facts.Refused
 	}
-	if e.Msg == "" {
-		return kind, e.Reason
+	if e.Class == fault.Ambiguous {
+		detail = facts.Unknown
 	}
-	return kind, e.Reason + ": " + e.Msg
+	if e.Msg == "" {
+		return kind, detail + e.Reason
+	}
+	return kind, detail + e.Reason + ": " + e.Msg
 }

@@ -36,6 +36,10 @@ type Config struct {
 	Log   *slog.Logger
 }
 
+// maxReport is what a report may have, in bytes: a control plane refuses a stream with one of
+// over 256 KiB, and would know nothing of this proxy then.
+const maxReport = 240 << 10
+
 // Times of reporting, each more or less by half, so that proxies do not report
 // all at once.
 const (
@@ -120,8 +124,28 @@ func (r *Reporter) report(state *discoveryv1.ReportStatusRequest, first bool) *d
 		out.Config = &discoveryv1.AppliedConfig{Lineage: c.Lineage, Revision: c.Revision, Source: c.Source, ConfirmedAt: timestamppb.New(r.cfg.Clock.Now()),
 			Digests: c.Digests, Rejections: c.Rejections, Withheld: c.Withheld}
 	}
+	fit(out)
 	return out
 }
+
+// fit has a report leave out the second half of its lists, until it is no larger than
+// maxReport. What they are of is shared, and is not changed.
+func fit(out *discoveryv1.ReportStatusRequest) {
+	for {
+		size := proto.Size(out)
+		entries := len(out.Stores) + len(out.Targets) + len(out.Blocked) + len(out.Denied) + len(out.Config.GetRejections()) + len(out.Config.GetWithheld())
+		if size <= maxReport || entries == 0 {
+			return
+		}
+		out.Stores, out.Targets, out.Blocked, out.Denied = half(out.Stores), half(out.Targets), half(out.Blocked), half(out.Denied)
+		if c := out.Config; c != nil {
+			out.Config = &discoveryv1.AppliedConfig{Lineage: c.Lineage, Revision: c.Revision, Source: c.Source, ConfirmedAt: c.ConfirmedAt,
+				Digests: c.Digests, Rejections: half(c.Rejections), Withheld: half(c.Withheld)}
+		}
+	}
+}
+
+func half[E any](list []E) []E { return list[:len(list)/2] }
 
 // commands does what the control plane asks for until the stream ends.
 func (r *Reporter) commands(rpc grpc.BidiStreamingClient[discoveryv1.ReportStatusRequest, discoveryv1.ReportStatusResponse]) error {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
@@ -66,7 +67,7 @@ func (f *askFlags) addresses(cmd *cobra.Command) []string {
 	}
 	var out []string
 	for _, p := range st.Proxies {
-		if port := p.Info.GetPorts()["grpc"]; p.Connected && port != 0 && p.Info.AdvertiseHost != "" {
+		if port := p.Info.GetPorts()["grpc"]; p.Connected && port != 0 && p.Info.AdvertiseHost != "" && serves(p.Info.Namespaces, f.namespace) {
 			out = append(out, net.JoinHostPort(p.Info.AdvertiseHost, strconv.Itoa(int(port))))
 		}
 	}
@@ -74,6 +75,11 @@ func (f *askFlags) addresses(cmd *cobra.Command) []string {
 		return f.proxy.proxies
 	}
 	return out
+}
+
+// serves reports whether a proxy of some namespaces, all where there are none, has one.
+func serves(namespaces []string, namespace string) bool {
+	return len(namespaces) == 0 || slices.Contains(namespaces, namespace)
 }
 
 // client talks to one proxy.
@@ -88,7 +94,7 @@ type traced struct {
 	facts  []*eventsv1.Fact // oldest first
 	since  time.Time        // nothing was forgotten since then, at any of them
 	nodes  int
-	first  string   // the address of one that answered
+	asked  []string // the addresses of those that answered, first those that remember something
 	silent []string // why others did not
 }
 
@@ -129,7 +135,12 @@ func (f *askFlags) ask(cmd *cobra.Command, source, id string) (traced, error) {
 			if at := resp.RemembersSince.AsTime(); at.After(out.since) {
 				out.since = at
 			}
-			out.nodes, out.first = out.nodes+1, addr
+			out.nodes++
+			if len(resp.Facts) > 0 {
+				out.asked = slices.Insert(out.asked, 0, addr)
+			} else {
+				out.asked = append(out.asked, addr)
+			}
 		})
 	}
 	wg.Wait()
@@ -237,18 +248,13 @@ into.`,
 			if err != nil {
 				return err
 			}
-			c, err := f.client(t.first)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), 2*callTimeout)
 			defer cancel()
 			req := &eventsv1.WhyRequest{Namespace: f.namespace, Source: args[0], Id: args[1], Subscription: args[2], Facts: t.facts[max(0, len(t.facts)-maxKnown):]}
 			if !from.IsZero() {
 				req.Since = timestamppb.New(from)
 			}
-			a, err := c.Why(ctx, req)
+			a, err := f.why(ctx, t.asked, req)
 			if err != nil {
 				return err
 			}
@@ -261,6 +267,25 @@ into.`,
 	cmd.Flags().StringVar(&since, "since", "1h", "where nobody remembers the event, search topics from then on: a time, or how long ago")
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// why asks one proxy after the other for as long as they do not know the Subscription, or
+// the caller there: not each has every namespace.
+func (f *askFlags) why(ctx context.Context, proxies []string, req *eventsv1.WhyRequest) (a *eventsv1.WhyResponse, err error) {
+	for _, addr := range proxies {
+		a, err = func() (*eventsv1.WhyResponse, error) {
+			c, err := f.client(addr)
+			if err != nil {
+				return nil, err
+			}
+			defer c.Close()
+			return c.Why(ctx, req)
+		}()
+		if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != codes.PermissionDenied && e.Code != codes.NotFound {
+			return a, err
+		}
+	}
+	return a, err
 }
 
 // maxKnown is how many facts a question brings along, the newest.
