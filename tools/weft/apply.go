@@ -413,7 +413,7 @@ func printApplied(w io.Writer, p *plan, stages int, resp *adminv1.ApplyResponse,
 // confirm asks on the terminal.
 func confirm(cmd *cobra.Command, question string) error {
 	fmt.Fprint(cmd.OutOrStdout(), question+" [y/N] ")
-	line, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+	line, err := bufio.NewReader(inputOf(cmd)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}

@@ -238,7 +238,7 @@ func TestToken(t *testing.T) {
 			t.Errorf("weft %v: %d: %s%s", tc.args, code, out, errOut)
 		}
 	}
-	t.Setenv("WEFT_TOKEN", "s3cret")
+	t.Setenv("WEFT_TOKEN", "s3cret\n") // as of a file
 	if out, errOut, code := run(ctx, "get", "topics", "--server", addr); code != 0 {
 		t.Errorf("WEFT_TOKEN: %s%s", out, errOut)
 	}

@@ -138,7 +138,7 @@ func readData(cmd *cobra.Command, data string) ([]byte, error) {
 	var r io.Reader
 	switch {
 	case data == "-":
-		r = cmd.InOrStdin()
+		r = inputOf(cmd)
 	case strings.HasPrefix(data, "@"):
 		f, err := os.Open(data[1:])
 		if err != nil {

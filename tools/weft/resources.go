@@ -41,7 +41,7 @@ func readManifests(cmd *cobra.Command, paths []string, namespace string) ([]mani
 	}
 	for _, path := range paths {
 		if path == "-" {
-			read("standard input", cmd.InOrStdin())
+			read("standard input", inputOf(cmd))
 			continue
 		}
 		root := path

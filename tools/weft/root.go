@@ -245,7 +245,7 @@ func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
 // token is what to show the control plane; "" for nothing.
 func (f *adminFlags) token() (string, error) {
 	if f.tokenFile == "" {
-		return os.Getenv("WEFT_TOKEN"), nil
+		return strings.TrimSpace(os.Getenv("WEFT_TOKEN")), nil
 	}
 	b, err := os.ReadFile(f.tokenFile)
 	if err != nil {
@@ -287,7 +287,7 @@ func (f *proxyFlags) add(cmd *cobra.Command) {
 
 func (f *proxyFlags) dial() (*client.Client, error) {
 	cfg := client.Config{Addresses: f.proxies, TLSFiles: f.tls}
-	switch key := os.Getenv("WEFT_API_KEY"); {
+	switch key := strings.TrimSpace(os.Getenv("WEFT_API_KEY")); {
 	case f.keyFile != "":
 		cfg.APIKey = client.APIKeyFile(f.keyFile)
 		if _, err := cfg.APIKey(); err != nil { // the client would wait until it can be read
