@@ -453,6 +453,11 @@ func TestOutputs(t *testing.T) {
 			}
 		}
 	}
+	for _, format := range []string{"yaml", "json"} {
+		if out := m.must("get", "topics", "-n", "none", "-o", format); out != "" {
+			t.Errorf("none as %s: %s", format, out)
+		}
+	}
 	var applied struct {
 		Results []struct{ Name, Outcome string }
 	}
