@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -85,9 +86,45 @@ func marked(b []byte) []byte {
 			}
 			space = append(bytes.Clone(space), "--- "...)
 		}
-		out = append(append(out, space...), object...)
+		out = append(append(out, space...), joined(object)...)
 		from = dec.InputOffset()
 	}
+}
+
+// joined is JSON with the characters that it writes as two surrogates, such as \ud83d\ude00,
+// as they are: YAML has no such pairs.
+func joined(b []byte) []byte {
+	if !bytes.Contains(b, []byte(`\u`)) {
+		return b
+	}
+	var out []byte
+	for len(b) > 0 {
+		switch {
+		case b[0] != '\\':
+			out, b = append(out, b[0]), b[1:]
+		case utf16.DecodeRune(escape(b), escape(b[min(len(b), escapeLen):])) != utf8.RuneError:
+			out = utf8.AppendRune(out, utf16.DecodeRune(escape(b), escape(b[escapeLen:])))
+			b = b[2*escapeLen:]
+		default:
+			out, b = append(out, b[:2]...), b[2:]
+		}
+	}
+	return out
+}
+
+// escapeLen is the length of \uXXXX.
+const escapeLen = 6
+
+// escape is what the \uXXXX means that b begins with; 0 where it does not.
+func escape(b []byte) rune {
+	if len(b) < escapeLen || b[0] != '\\' || b[1] != 'u' {
+		return 0
+	}
+	n, err := strconv.ParseUint(string(b[2:escapeLen]), 16, 16)
+	if err != nil {
+		return 0
+	}
+	return rune(n)
 }
 
 // Decode reads every document of b. namespace is for those that name none;

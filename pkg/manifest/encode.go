@@ -22,6 +22,9 @@ import (
 // YAML writes resources as documents that Decode reads.
 func YAML(rs ...*configv1.Resource) ([]byte, error) {
 	var b bytes.Buffer
+	if len(rs) == 0 {
+		return nil, nil // the encoder fails where it has nothing to write
+	}
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
 	for _, r := range rs {

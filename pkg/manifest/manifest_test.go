@@ -163,3 +163,19 @@ func TestJSONObjects(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestJSONSurrogates: JSON may write a character as a pair of surrogates, as many programs do.
+func TestJSONSurrogates(t *testing.T) {
+	const in = `{"apiVersion": "weft/v1alpha1", "kind": "Topic", "metadata": {"namespace": "demo", "name": "a", "labels": {"x": "TEXT"}}, "spec": {"store": "main"}}`
+	for text, want := range map[string]string{`\ud83d\uDE00!`: "\U0001F600!", `\\ud83d\\ude00`: `\ud83d\ude00`, `\\\ud83d\ude00`: "\\\U0001F600", `\u00e9\n`: "é\n", `\"\ud83d\ude00\"`: "\"\U0001F600\""} {
+		docs, err := Decode("x.json", []byte(strings.Replace(in, "TEXT", text, 1)), "")
+		if err != nil || docs[0].Resource.Metadata.Labels["x"] != want {
+			t.Errorf("%s: %v %v", text, docs, err)
+		}
+	}
+	for _, half := range []string{`\ud83d`, `\ud83dx`, `\ude00\ud83d`, `\ud83d\u0041`} {
+		if docs, err := Decode("x.json", []byte(strings.Replace(in, "TEXT", half, 1)), ""); err == nil {
+			t.Errorf("%s: %v", half, docs)
+		}
+	}
+}

@@ -313,6 +313,8 @@ was read (weft get -o yaml) is refused where another one changed it meanwhile.
 On a terminal the changes are shown as diffs, and it asks before it makes them,
 unless --yes is given. Elsewhere --diff shows them.
 
+Of folders those within are read too, but for hidden ones.
+
 With --prune it also deletes what is there and not in the files, of the namespace
 of -n, with the labels of -l, of the kinds of --kind. What the control plane writes
 itself is never pruned, and a set of files without resources prunes nothing.
@@ -375,11 +377,11 @@ Where one fails, it says which are in force; the same command goes on from there
 			} else {
 				printApplied(report, p, len(stages), resp, dryRun)
 			}
-			if wait == 0 || dryRun || resp.Revision == 0 {
+			if wait == 0 || dryRun {
 				return nil
 			}
 			progress, began := progressOf(cmd.ErrOrStderr()), time.Now()
-			revision, err := awaitTopics(cmd.Context(), c, resp, wait, progress)
+			revision, err := awaitTopics(cmd.Context(), c, p, resp.Revision, wait, progress)
 			if err != nil {
 				return err
 			}
@@ -411,7 +413,7 @@ func printApplied(w io.Writer, p *plan, stages int, resp *adminv1.ApplyResponse,
 // confirm asks on the terminal.
 func confirm(cmd *cobra.Command, question string) error {
 	fmt.Fprint(cmd.OutOrStdout(), question+" [y/N] ")
-	line, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+	line, err := bufio.NewReader(inputOf(cmd)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}

@@ -238,7 +238,7 @@ func TestToken(t *testing.T) {
 			t.Errorf("weft %v: %d: %s%s", tc.args, code, out, errOut)
 		}
 	}
-	t.Setenv("WEFT_TOKEN", "s3cret")
+	t.Setenv("WEFT_TOKEN", "s3cret\n") // as of a file
 	if out, errOut, code := run(ctx, "get", "topics", "--server", addr); code != 0 {
 		t.Errorf("WEFT_TOKEN: %s%s", out, errOut)
 	}
@@ -274,4 +274,41 @@ kind: Topic
 metadata: {namespace: demo, name: lost}
 spec: {store: away}
 `)}, "1 topic is not made in the store after 1s:\n  topic/demo/lost: ")
+	// What needs stages and is in force already is waited for as well.
+	many := file(t, "many.yaml", storeYAML("bulk", "git")+"---\napiVersion: weft/v1alpha1\nkind: EventStore\nmetadata: {namespace: bulk, name: away}\nspec: {kafka: {brokers: [\"127.0.0.1:1\"]}}\n"+
+		topics("bulk", 0, 120, "git")+strings.Replace(topics("bulk", 120, 121, "git"), "main", "away", 1))
+	m.want(0, []string{"apply", "-f", many}, "123 created")
+	m.want(1, []string{"apply", "-f", many, "--wait", "1s"}, "123 unchanged", "not made in the store after 1s:\n", "topic/bulk/t120: ")
+	m.want(0, []string{"delete", "topic", "t120", "-n", "bulk"})
+	made := file(t, "made.yaml", storeYAML("bulk", "git")+topics("bulk", 0, 120, "git"))
+	m.want(0, []string{"apply", "-f", made, "--wait", "1m"}, "121 unchanged", "is in force at 1 proxy")
+}
+
+// TestFolders: what a mounted ConfigMap has is read once, a link to a folder as that folder,
+// and no folder that a set of files seems to have is left out silently.
+func TestFolders(t *testing.T) {
+	dir := t.TempDir()
+	must := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounted, linked, within := filepath.Join(dir, "mounted"), filepath.Join(dir, "linked"), filepath.Join(dir, "within")
+	must(os.MkdirAll(filepath.Join(mounted, "..2026_01_31"), 0o700))
+	must(os.MkdirAll(filepath.Join(within, "sub"), 0o700))
+	must(os.WriteFile(filepath.Join(mounted, "..2026_01_31", "x.yaml"), []byte(topics("shop", 0, 1, "git")), 0o600))
+	must(os.Symlink("..2026_01_31", filepath.Join(mounted, "..data")))
+	must(os.Symlink("..data/x.yaml", filepath.Join(mounted, "x.yaml")))
+	must(os.Symlink("mounted", linked))
+	must(os.WriteFile(filepath.Join(within, "sub", "y.yaml"), []byte(topics("shop", 1, 2, "git")), 0o600))
+	for path, want := range map[string]int{mounted: 1, linked: 1, within: 1} {
+		docs, err := readManifests(Command(), []string{path}, "")
+		if err != nil || len(docs) != want {
+			t.Errorf("%s: %v %v", path, docs, err)
+		}
+	}
+	must(os.Symlink("../mounted", filepath.Join(within, "team")))
+	if docs, err := readManifests(Command(), []string{within}, ""); err == nil || !strings.Contains(err.Error(), "within/team is a link to a folder") {
+		t.Errorf("%v %v", docs, err)
+	}
 }

@@ -74,8 +74,8 @@ func writeDiff(w io.Writer, items []item) (int, error) {
 			to = "/dev/null"
 		}
 		var b strings.Builder
-		fmt.Fprintln(&b, paint("1", "--- "+from))
-		fmt.Fprintln(&b, paint("1", "+++ "+to))
+		fmt.Fprintln(&b, paint("1", escaped("--- "+from)))
+		fmt.Fprintln(&b, paint("1", escaped("+++ "+to)))
 		for _, line := range unified(before, after) {
 			line = escaped(line)
 			switch line[0] {

@@ -124,15 +124,24 @@ CONSUME on that. With -o json each line is one of them.`,
 				o.Limit = maxCounted
 			}
 			var letters []client.DeadLetter
+			printed := 0
 			sum, err := c.DeadLetters(cmd.Context(), f.namespace, f.filter, o, func(l client.DeadLetter) error {
 				if output != "text" {
+					printed++
 					return printLetterJSON(cmd.OutOrStdout(), &l, output)
 				}
 				letters = append(letters, l)
 				return nil
 			})
-			if err != nil || output != "text" {
+			if err != nil {
 				return err
+			}
+			if output != "text" {
+				// Who counts lines is not to take some for all.
+				if sum.Matched > uint64(printed) { //nolint:gosec // a count
+					fmt.Fprintf(cmd.ErrOrStderr(), "%s%s\n", counted(int(sum.Matched), "dead letter", "dead letters"), ofWhichShown(printed)) //nolint:gosec // a count
+				}
+				return nil
 			}
 			return printLetters(cmd.OutOrStdout(), letters, sum, causes)
 		}}
@@ -192,11 +201,14 @@ func printLetters(w io.Writer, letters []client.DeadLetter, sum client.DeadLette
 	}
 	shown := ""
 	if n := uint64(len(letters)); sum.Matched > n {
-		shown = fmt.Sprintf(", of which %s are shown (--max)", number(len(letters)))
+		shown = ofWhichShown(len(letters))
 	}
 	_, err := fmt.Fprintf(w, "%s%s%s\n", counted(int(sum.Matched), "dead letter", "dead letters"), shown, before(sum)) //nolint:gosec // a count
 	return err
 }
+
+// ofWhichShown says that not all are listed.
+func ofWhichShown(n int) string { return fmt.Sprintf(", of which %s are shown (--max)", number(n)) }
 
 // before says how many were redriven before.
 func before(sum client.DeadLetterSummary) string {

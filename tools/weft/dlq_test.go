@@ -58,6 +58,12 @@ spec:
 	if out := m.must("dlq", "list", "-s", "worker", "--since", "1h", "-o", "json", "--max", "1"); !strings.Contains(out, `"topic":"jobs"`) || !strings.Contains(out, `{"job":"j`) {
 		t.Errorf("as JSON %s", out)
 	}
+	if out, errOut, code := run(m.ctx, "dlq", "list", "-s", "worker", "--proxy", m.grpc, "-o", "json", "--max", "2"); code != 0 || strings.Count(out, "\n") != 2 || errOut != "3 dead letters, of which 2 are shown (--max)\n" {
+		t.Errorf("of some as JSON %s%s", out, errOut)
+	}
+	if _, errOut, code := run(m.ctx, "dlq", "list", "-s", "worker", "--proxy", m.grpc, "-o", "json"); code != 0 || errOut != "" {
+		t.Errorf("of all as JSON %s", errOut)
+	}
 	if out := m.must("dlq", "show", "j1", "-s", "worker"); !strings.Contains(out, `{"job":"j1"}`) || !strings.Contains(out, "after 1 attempt") {
 		t.Errorf("show says\n%s", out)
 	}

@@ -138,7 +138,7 @@ func readData(cmd *cobra.Command, data string) ([]byte, error) {
 	var r io.Reader
 	switch {
 	case data == "-":
-		r = cmd.InOrStdin()
+		r = inputOf(cmd)
 	case strings.HasPrefix(data, "@"):
 		f, err := os.Open(data[1:])
 		if err != nil {
@@ -210,17 +210,22 @@ until Ctrl-C.`,
 			ctx, cancel := context.WithCancel(cmd.Context())
 			defer cancel()
 			var mu sync.Mutex
+			var failed error // to show one
 			seen := 0
 			show := func(d client.Delivery) error {
 				mu.Lock()
 				defer mu.Unlock()
-				if most > 0 && seen == most {
+				if failed != nil || most > 0 && seen == most {
 					return client.ErrUnsettled // what comes beyond --max goes to others
 				}
-				if seen++; seen == most {
-					defer cancel()
+				if failed = printDelivery(cmd.OutOrStdout(), d, output); failed != nil {
+					cancel()
+					return client.ErrUnsettled // the event is not at fault: it costs no attempt
 				}
-				return printDelivery(cmd.OutOrStdout(), d, output)
+				if seen++; seen == most {
+					cancel()
+				}
+				return nil
 			}
 			connected, stop := proxy.patiently(cmd)
 			defer stop()
@@ -242,8 +247,8 @@ until Ctrl-C.`,
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			if errors.Is(err, context.Canceled) || most > 0 && seen == most {
-				return nil
+			if failed != nil || errors.Is(err, context.Canceled) || most > 0 && seen == most {
+				return failed
 			}
 			return err
 		}}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -122,5 +123,30 @@ func TestUnreached(t *testing.T) {
 		if said := explain(status.Error(codes.Unavailable, message)); strings.Contains(said, hint) != asked || !strings.HasPrefix(said, message) {
 			t.Errorf("%s: it is explained by %q", message, said)
 		}
+	}
+}
+
+// TestInterruptedInput: Ctrl-C ends what waits for standard input, and a question.
+func TestInterruptedInput(t *testing.T) {
+	for _, args := range [][]string{{"apply", "-f", "-"}, {"publish", "hello", "--data", "-"}, {"eval", "hello", "-f", "-"}} {
+		in, w := io.Pipe()
+		defer w.Close() // nothing comes, and no end
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		var errOut buffer
+		if code := Main(ctx, args, in, io.Discard, &errOut); code != 1 || !strings.Contains(errOut.String(), "context canceled") {
+			t.Errorf("weft %v ends with %d: %s", args, code, errOut.String())
+		}
+	}
+	in, w := io.Pipe()
+	defer w.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	cmd := Command()
+	cmd.SetContext(ctx)
+	cmd.SetIn(in)
+	cmd.SetOut(io.Discard)
+	if err := confirm(cmd, "Apply?"); !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }

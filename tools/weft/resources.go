@@ -41,14 +41,28 @@ func readManifests(cmd *cobra.Command, paths []string, namespace string) ([]mani
 	}
 	for _, path := range paths {
 		if path == "-" {
-			read("standard input", cmd.InOrStdin())
+			read("standard input", inputOf(cmd))
 			continue
 		}
-		err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
+		root := path
+		if isFolder(path) {
+			root += string(filepath.Separator) // also where it is a link to one
+		}
+		err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
 				return err
+			case d.IsDir() && p != root && strings.HasPrefix(d.Name(), "."):
+				return fs.SkipDir // .git, or what a mounted ConfigMap has its files in
+			case d.IsDir():
+				return nil
+			case d.Type()&fs.ModeSymlink != 0 && isFolder(p):
+				if strings.HasPrefix(d.Name(), ".") {
+					return nil
+				}
+				return fmt.Errorf("%s is a link to a folder, and within a folder these are not followed; name it with another -f", p)
 			}
-			if ext := filepath.Ext(p); p != path && ext != ".yaml" && ext != ".yml" && ext != ".json" {
+			if ext := filepath.Ext(p); p != root && ext != ".yaml" && ext != ".yml" && ext != ".json" {
 				return nil
 			}
 			f, err := os.Open(p)
@@ -67,6 +81,12 @@ func readManifests(cmd *cobra.Command, paths []string, namespace string) ([]mani
 		problems = append(problems, errors.New("there are no resources in "+strings.Join(paths, ", ")))
 	}
 	return docs, errors.Join(problems...)
+}
+
+// isFolder reports whether there is a folder at path, also behind a link.
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func noKind(kind string) error {

@@ -13,14 +13,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
@@ -248,7 +245,7 @@ func (f *adminFlags) dial() (adminv1.AdminServiceClient, func(), error) {
 // token is what to show the control plane; "" for nothing.
 func (f *adminFlags) token() (string, error) {
 	if f.tokenFile == "" {
-		return os.Getenv("WEFT_TOKEN"), nil
+		return strings.TrimSpace(os.Getenv("WEFT_TOKEN")), nil
 	}
 	b, err := os.ReadFile(f.tokenFile)
 	if err != nil {
@@ -290,7 +287,7 @@ func (f *proxyFlags) add(cmd *cobra.Command) {
 
 func (f *proxyFlags) dial() (*client.Client, error) {
 	cfg := client.Config{Addresses: f.proxies, TLSFiles: f.tls}
-	switch key := os.Getenv("WEFT_API_KEY"); {
+	switch key := strings.TrimSpace(os.Getenv("WEFT_API_KEY")); {
 	case f.keyFile != "":
 		cfg.APIKey = client.APIKeyFile(f.keyFile)
 		if _, err := cfg.APIKey(); err != nil { // the client would wait until it can be read
@@ -318,44 +315,4 @@ func (f *proxyFlags) reach(ctx context.Context) (*client.Client, error) {
 		return nil, err
 	}
 	return c, nil
-}
-
-// checkOutput refuses an output format that there is not, before anything is done.
-func checkOutput(output string) error {
-	if output != "text" && output != "json" && output != "yaml" {
-		return fmt.Errorf("--output: %q is not text, json or yaml", output)
-	}
-	return nil
-}
-
-// writeMessage writes an answer as JSON or YAML.
-func writeMessage(w io.Writer, m proto.Message, output string) error {
-	b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, b, output)
-}
-
-// writeJSON writes JSON as it is, or as YAML, one document after the other.
-func writeJSON(w io.Writer, b []byte, output string) error {
-	if output == "yaml" {
-		var v any
-		if err := yaml.Unmarshal(b, &v); err != nil {
-			return err
-		}
-		var err error
-		if b, err = yaml.Marshal(v); err != nil {
-			return err
-		}
-		b = append([]byte("---\n"), b...)
-	}
-	_, err := fmt.Fprintf(w, "%s\n", strings.TrimRight(string(b), "\n"))
-	return err
-}
-
-// outputFlag chooses between text, JSON and YAML.
-func outputFlag(cmd *cobra.Command, to *string) {
-	cmd.Flags().StringVarP(to, "output", "o", "text", "text, json or yaml")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 }

@@ -2,6 +2,7 @@ package weft
 
 import (
 	"fmt"
+	"net"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -77,4 +78,31 @@ spec: {rules: [{name: all, effect: allow, principals: [local], actions: [publish
 	keep("e")
 	m.await("it begins", status(`(?m)  has all of it  `))
 	gets("beyond", "e")
+}
+
+// TestDemoAfterFailure: a folder whose mesh did not come up, as where a port was taken, gets its
+// demo configuration once it does; and once only.
+func TestDemoAfterFailure(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	data := filepath.Join(t.TempDir(), "data")
+	args := []string{"up", "--data", data, "--http", l.Addr().String()}
+	for _, name := range []string{"admin", "discovery", "control-plane-ops", "grpc", "health", "ops"} {
+		args = append(args, "--"+name+"=127.0.0.1:0")
+	}
+	if _, errOut, code := run(t.Context(), args...); code != 1 || !strings.Contains(errOut, "address already in use") {
+		t.Fatalf("it ends with %d: %s", code, errOut)
+	}
+	m := start(t, data)
+	if out := m.must("get", "topics"); !strings.Contains(out, "hello") {
+		t.Errorf("no demo: %s", out)
+	}
+	m.must("delete", "topic", "hello")
+	m.stop()
+	if out := start(t, data).must("get", "topics"); strings.Contains(out, "hello") {
+		t.Errorf("the demo is there again: %s", out)
+	}
 }

@@ -1,6 +1,7 @@
 package weft
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
@@ -30,6 +32,33 @@ func forPeople(w io.Writer) io.Writer {
 		return terminal{f}
 	}
 	return w
+}
+
+// input is what a command reads, which Ctrl-C ends too.
+type input struct {
+	ctx context.Context //nolint:containedctx // io.Reader has none
+	r   io.Reader
+}
+
+func inputOf(cmd *cobra.Command) io.Reader { return input{cmd.Context(), cmd.InOrStdin()} }
+
+// Read implements io.Reader. What is read after ctx has ended is lost.
+func (i input) Read(b []byte) (int, error) {
+	type answer struct {
+		n   int
+		err error
+	}
+	got, own := make(chan answer, 1), make([]byte, len(b))
+	go func() {
+		n, err := i.r.Read(own)
+		got <- answer{n, err}
+	}()
+	select {
+	case a := <-got:
+		return copy(b, own[:a.n]), a.err
+	case <-i.ctx.Done():
+		return 0, i.ctx.Err()
+	}
 }
 
 // own is w for the control characters that are our own.

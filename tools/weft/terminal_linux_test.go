@@ -75,6 +75,10 @@ func TestTerminal(t *testing.T) {
 	if out := m.pty("diff", "-f", changed, "--server", m.admin); !strings.Contains(out, "\x1b[32m+") || strings.Contains(out, `\u`) {
 		t.Errorf("a difference: %q", out)
 	}
+	named := file(t, "named.yaml", `{"apiVersion": "weft/v1alpha1", "kind": "Topic", "metadata": {"namespace": "demo", "name": "x\u001b]0;mine\u0007"}, "spec": {"store": "main"}}`)
+	if out := m.pty("apply", "--dry-run", "--diff", "-f", named, "--server", m.admin); !strings.Contains(out, `+++ b/topic/demo/x\u001b]0;mine\u0007`) || strings.Contains(out, "mine\a") {
+		t.Errorf("the name of a difference: %q", out)
+	}
 }
 
 // harmful reports whether out has more than text and the ends of lines.

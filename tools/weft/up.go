@@ -139,8 +139,6 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 	if err != nil {
 		return err
 	}
-	_, err = os.Stat(filepath.Join(data, "etcd"))
-	isNew := errors.Is(err, fs.ErrNotExist)
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return fmt.Errorf("--data: %w", err)
 	}
@@ -166,6 +164,10 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 		return err
 	}
 	defer unlock()
+	isNew, err := fresh(data)
+	if err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
 	etcd, err := embedetcd.Start(start, filepath.Join(data, "etcd"))
 	if err != nil {
 		return err
@@ -229,12 +231,34 @@ func up(cmd *cobra.Command, data string, s server.Config, p proxy.Config) error 
 			}
 			return err
 		}
+		if isNew {
+			if err := os.Remove(filepath.Join(data, freshMark)); err != nil {
+				return fmt.Errorf("--data: %w", err)
+			}
+		}
 		greet(cmd, cp.Addrs(), px.Addrs(), data, isNew)
 		return nil
 	})
 	err = g.Wait()
 	stopCP()
 	return errors.Join(err, <-cpEnded)
+}
+
+// freshMark is a file of a data folder whose mesh has not been up yet.
+const freshMark = "new"
+
+// fresh reports whether a mesh was never up with this data folder. It may have been started,
+// and have ended since a port was taken: it still gets its demo configuration.
+func fresh(data string) (bool, error) {
+	mark := filepath.Join(data, freshMark)
+	if _, err := os.Stat(filepath.Join(data, "etcd")); errors.Is(err, fs.ErrNotExist) {
+		return true, os.WriteFile(mark, nil, 0o600)
+	}
+	_, err := os.Stat(mark)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // portHint says what to do about a port that is taken.

@@ -425,6 +425,9 @@ func TestAPIKey(t *testing.T) {
 	if _, err := m.weft("publish", "hello"); err == nil || !strings.Contains(err.Error(), "no-local") {
 		t.Errorf("local publishes: %v", err)
 	}
+	t.Setenv("WEFT_API_KEY", string(secret)) // with the end of its line
+	m.must("publish", "hello")
+	t.Setenv("WEFT_API_KEY", "")
 	if err := os.WriteFile(key, append(secret[:len(secret)-3], 'x'), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -448,6 +451,11 @@ func TestOutputs(t *testing.T) {
 			if strings.Count(out, "unchanged\n") != strings.Count(out, "\n") || out == "" {
 				t.Errorf("%s as %s, applied again:\n%s", kind, format, out)
 			}
+		}
+	}
+	for _, format := range []string{"yaml", "json"} {
+		if out := m.must("get", "topics", "-n", "none", "-o", format); out != "" {
+			t.Errorf("none as %s: %s", format, out)
 		}
 	}
 	var applied struct {

@@ -131,15 +131,17 @@ func (w waiting) late(st *adminv1.GetStatusResponse, revision int64, timeout tim
 	return errors.New(b.String())
 }
 
-// awaitTopics waits until the Topics that were applied are made in their stores, with the
-// groups of their Subscriptions. revision is what proxies must have to use them.
-func awaitTopics(ctx context.Context, c adminv1.AdminServiceClient, applied *adminv1.ApplyResponse, timeout time.Duration, progress *progress) (revision int64, err error) {
+// awaitTopics waits until the Topics of a plan are made in their stores, with the groups of
+// their Subscriptions; also those that did not change, since they may not be made yet. It was
+// applied at the revision since, 0 where nothing changed. revision is what proxies must have
+// to use them, 0 for the newest.
+func awaitTopics(ctx context.Context, c adminv1.AdminServiceClient, p *plan, since int64, timeout time.Duration, progress *progress) (revision int64, err error) {
 	defer progress.end()
-	revision = applied.Revision
+	revision = since
 	missing, spaces := map[string]string{}, map[string]bool{} // why Topics are not made, and their namespaces
-	for _, r := range applied.Results {
-		if kind, ns, _, err := resource.Split(r.Name); err == nil && kind == resource.Topic {
-			missing[r.Name], spaces[ns] = "not yet", true
+	for _, i := range p.items {
+		if i.after.GetTopic() != nil {
+			missing[i.name], spaces[i.after.Metadata.Namespace] = "not yet", true
 		}
 	}
 	all := len(missing)
@@ -182,6 +184,9 @@ func awaitTopics(ctx context.Context, c adminv1.AdminServiceClient, applied *adm
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
+	}
+	if since == 0 {
+		return 0, nil // of all that did not change, the newest revision has it
 	}
 	return revision, nil
 }
