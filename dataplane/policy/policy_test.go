@@ -284,8 +284,8 @@ func TestNoEnd(t *testing.T) {
 		p, err := i.Authenticate(t.Context(), c, now)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
-		} else if _, ok := i.Current(p, now); !ok {
-			t.Errorf("%s: it is not good any more", name)
+		} else if _, err := i.Current(p, now); err != nil {
+			t.Errorf("%s: it is not good any more: %v", name, err)
 		}
 	}
 	if _, err := i.Authenticate(t.Context(), Credentials{Bearer: "weft_ancientk_s3cret"}, now); err == nil {
@@ -328,12 +328,12 @@ func TestRefresh(t *testing.T) {
 		"authority replaced": {[]NamedIdentity{mtlsIdentity("demo", newCA(t).pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, byCert, false, ""},
 		"authority stays":    {[]NamedIdentity{mtlsIdentity("demo", authority.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, byCert, true, "demo/m"},
 	} {
-		p, ok := CompileIdentities(tc.ids, nil, false).Refresh(tc.p, now)
-		if ok != tc.ok || ok && p.Groups[0] != tc.want {
-			t.Errorf("%s: %+v, %v", name, p, ok)
+		p, err := CompileIdentities(tc.ids, nil, false).Refresh(tc.p, now)
+		if (err == nil) != tc.ok || tc.ok && p.Groups[0] != tc.want || !tc.ok && fault.From(err).Reason != "credentials-revoked" {
+			t.Errorf("%s: %+v, %v", name, p, err)
 		}
 	}
-	if _, ok := CompileIdentities(nil, nil, false).Refresh(&Principal{Name: Local}, now); ok {
+	if _, err := CompileIdentities(nil, nil, false).Refresh(&Principal{Name: Local}, now); err == nil {
 		t.Error("local is valid where loopback is not trusted")
 	}
 }
