@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -207,16 +208,28 @@ func (i *Identities) byCertificate(chain []*x509.Certificate, now time.Time) *Pr
 	}
 	for n := range i.authorities {
 		a := &i.authorities[n]
-		if _, err := leaf.Verify(x509.VerifyOptions{Roots: a.pool, Intermediates: between, CurrentTime: now,
-			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		chains, err := leaf.Verify(x509.VerifyOptions{Roots: a.pool, Intermediates: between, CurrentTime: now,
+			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		if err != nil {
 			continue
 		}
 		if name := a.principal(leaf); name != "" {
 			return &Principal{Namespace: a.namespace, Name: name, Groups: a.groups, Identity: a.identity,
-				Expires: expires(leaf.NotAfter), Credential: "certificate " + leaf.SerialNumber.Text(16), chain: chain}
+				Expires: expires(until(chains)), Credential: "certificate " + leaf.SerialNumber.Text(16), chain: chain}
 		}
 	}
 	return nil
+}
+
+// until is when the last of some chains ends: an authority may before its certificates do.
+func until(chains [][]*x509.Certificate) (last time.Time) {
+	for _, chain := range chains {
+		first := slices.MinFunc(chain, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+		if first.NotAfter.After(last) {
+			last = first.NotAfter
+		}
+	}
+	return last
 }
 
 func (a *authority) principal(leaf *x509.Certificate) string {

@@ -296,6 +296,34 @@ func TestNoEnd(t *testing.T) {
 	}
 }
 
+// TestAuthorityEnds: who came with a certificate passes until that or its authority ends,
+// whichever is first.
+func TestAuthorityEnds(t *testing.T) {
+	now := time.Now()
+	ca := newCA(t)
+	i := CompileIdentities([]NamedIdentity{mtlsIdentity("demo", ca.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, nil, false)
+	for name, after := range map[string]time.Duration{"the certificate is first": -time.Minute, "the authority is first": time.Hour} {
+		ends := ca.cert.NotAfter.Add(after)
+		chain := ca.leaf(t, func(c *x509.Certificate) { c.NotAfter = ends })
+		if ends.After(ca.cert.NotAfter) {
+			ends = ca.cert.NotAfter
+		}
+		p, err := i.Authenticate(t.Context(), Credentials{Certificates: chain}, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := i.Current(p, ends.Add(-time.Second)); err != nil {
+			t.Errorf("%s: before: %v", name, err)
+		}
+		if _, err := i.Current(p, ends.Add(time.Second)); err == nil {
+			t.Errorf("%s: what is open goes on", name)
+		}
+		if _, err := i.Authenticate(t.Context(), Credentials{Certificates: chain}, ends.Add(time.Second)); err == nil {
+			t.Errorf("%s: what comes passes", name)
+		}
+	}
+}
+
 func TestRefresh(t *testing.T) {
 	now := time.Now()
 	const key = "weft_abcdefgh_s3cret"

@@ -35,6 +35,9 @@ func (m *mesh) joining(who *policy.Principal, namespace, subscription string) (*
 // tailing counts a tail, by the topics that it reads when it begins. Who may read
 // none of them hears why when it begins.
 func (m *mesh) tailing(who *policy.Principal, r delivery.TailRequest) (*quota.Session, error) {
+	if len(r.Topics) > delivery.MaxTailTopics {
+		return nil, nil // likewise, and they may be a million patterns
+	}
 	s := m.snapshots.Get()
 	var topics []string
 	for _, t := range s.Matching(r.Namespace, r.Topics) {

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -114,5 +115,35 @@ func TestConnectionsOfAllKinds(t *testing.T) {
 			}
 			again()
 		}
+	}
+}
+
+// TestTailOfTooMany: a tail that names more topics than one may is told so before its names
+// are looked for in the configuration, and by no quota.
+func TestTailOfTooMany(t *testing.T) {
+	p, err := New(testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	s := snapshot.Compile(snapshot.Input{Lineage: "1-x", Revision: 1, TrustLoopback: true})
+	orders := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "orders"}}
+	s.Topics[orders.Key] = orders
+	s.Quotas, _ = quota.Compile([]quota.Named{{Namespace: "demo", Name: "quota/demo/q", UID: "q", Spec: &configv1.Quota{Topics: []string{"orders"}, Per: configv1.QuotaPer_QUOTA_PER_PRINCIPAL, Connections: 1}}})
+	s.Rules = policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW,
+		Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_SUBSCRIBE}, Topics: []string{">"}}}}}}, nil)
+	p.snapshots.Store(s)
+	who := &policy.Principal{Name: policy.Local, Credential: "loopback"}
+	release, err := p.mesh.Hold(who, "demo", "orders") // all that there may be
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	topics := append(slices.Repeat([]string{"*"}, delivery.MaxTailTopics), "orders")
+	if _, err := p.mesh.Tail(t.Context(), who, delivery.TailRequest{Namespace: "demo", Topics: topics}); err == nil || fault.From(err).Reason != "bad-topics" {
+		t.Errorf("one too many: %v", err)
+	}
+	if _, err := p.mesh.Tail(t.Context(), who, delivery.TailRequest{Namespace: "demo", Topics: topics[1:]}); err == nil || fault.From(err).Reason != quota.Exceeded {
+		t.Errorf("as many as may be: %v", err)
 	}
 }
