@@ -81,13 +81,35 @@ const (
 
 // DeadLetters gives the dead letters that q selects to visit, as many as the topic
 // has at the call, and counts. It needs Subscribe on the dead-letter topic, and
-// Consume on the Subscription where that names the topic. An error of visit ends
-// it and is returned.
+// Consume on the Subscription where that names the topic, from its beginning to its
+// end. An error of visit ends it and is returned.
 func (m *Manager) DeadLetters(ctx context.Context, who *policy.Principal, q DeadLetterQuery, visit func(*DeadLetter) error) (DeadLetterSummary, error) {
 	var sum DeadLetterSummary
+	judged, bySubscription := m.cfg.Snapshots.Get(), q.Topic == ""
 	t, err := m.deadLetterTopic(who, &q)
 	if err != nil {
 		return sum, err
+	}
+	// A listing is as long as its topic, and as slow as its reader.
+	still := func() error {
+		snap, now := m.cfg.Snapshots.Get(), m.cfg.Clock.Now()
+		if snap == judged && !who.Expired(now) {
+			return nil
+		}
+		p, err := refreshed(snap, who, now)
+		if err == nil && bySubscription {
+			err = may(snap, p, policy.Consume, q.Namespace, q.Subscription)
+		}
+		if err == nil {
+			err = may(snap, p, policy.Subscribe, q.Namespace, q.Topic)
+		}
+		if err == nil {
+			err = snap.Refusal(q.Namespace)
+		}
+		if err == nil {
+			judged, who = snap, p
+		}
+		return err
 	}
 	done, err := m.scanning(who)
 	if err != nil {
@@ -101,6 +123,9 @@ func (m *Manager) DeadLetters(ctx context.Context, who *policy.Principal, q Dead
 	return sum, m.scan(ctx, t, func(msg *store.Message, at position.Token) (bool, error) {
 		if msg == nil {
 			return true, nil
+		}
+		if err := still(); err != nil {
+			return false, err
 		}
 		sum.Scanned++
 		l, ok := deadLetterOf(msg, at)

@@ -2,12 +2,17 @@ package delivery
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -288,6 +293,57 @@ func TestRedriveRights(t *testing.T) {
 		if _, err = w.m.DeadLetters(w.ctx, local, DeadLetterQuery{Namespace: "demo", Topic: "no-such"}, func(*DeadLetter) error { return nil }); c.list && !c.redrive && what != "the topics, but not consume" && fault.ClassOf(err) != fault.Denied {
 			t.Errorf("%s: a topic that is not there gives %v", what, err)
 		}
+	}
+}
+
+// TestListingEnds: who may not read dead letters any more, or whose credentials have ended,
+// is not told the rest of those that a listing was to have.
+func TestListingEnds(t *testing.T) {
+	for what, end := range map[string]func(w *world, s *snapshot.Snapshot){
+		"rules":       func(_ *world, s *snapshot.Snapshot) { s.Rules = policy.CompileRules(nil, nil) },
+		"credentials": func(_ *world, s *snapshot.Snapshot) { s.Identities = policy.CompileIdentities(nil, nil, false) },
+	} {
+		for _, q := range []DeadLetterQuery{{Namespace: "demo", Topic: "dead"}, {Namespace: "demo", Subscription: "billing"}} {
+			w := deadWorld(t)
+			w.dead("a", "b")
+			listed := 0
+			_, err := w.m.DeadLetters(w.ctx, local, q, func(*DeadLetter) error {
+				if listed++; listed == 1 {
+					s := w.snapshot(func(s *snapshot.Subscription) { s.DeadLetter = "dead" })
+					end(w, s)
+					w.snaps.Store(s)
+				}
+				return nil
+			})
+			if listed != 1 || err == nil {
+				t.Errorf("%s, %+v: %d were listed, %v", what, q, listed, err)
+			}
+		}
+	}
+	// By the clock alone, too.
+	w := deadWorld(t)
+	w.dead("a", "b")
+	now, later := time.Now(), atomic.Int64{}
+	w.stop()
+	w.clock = func() time.Time { return now.Add(time.Duration(later.Load())) }
+	w.start()
+	const key = "weft_abcdefgh_s3cret"
+	sum := sha256.Sum256([]byte(key))
+	s := w.snapshot(func(s *snapshot.Subscription) { s.DeadLetter = "dead" }, &configv1.AccessRule{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW,
+		Principals: []string{"alice"}, Actions: []configv1.Action{configv1.Action_ACTION_SUBSCRIBE}, Topics: []string{"dead"}})
+	s.Identities = policy.CompileIdentities([]policy.NamedIdentity{{Namespace: "demo", Name: "identity/demo/i", Spec: &configv1.Identity{Method: &configv1.Identity_ApiKeys{ApiKeys: &configv1.ApiKeys{Keys: []*configv1.ApiKey{
+		{Id: "abcdefgh", Principal: "alice", Hash: "sha256:" + hex.EncodeToString(sum[:]), ExpiresAt: timestamppb.New(now.Add(time.Hour))}}}}}}}, nil, false)
+	w.snaps.Store(s)
+	alice, err := s.Identities.Authenticate(w.ctx, policy.Credentials{Bearer: key}, now)
+	w.must(err)
+	listed := 0
+	_, err = w.m.DeadLetters(w.ctx, alice, DeadLetterQuery{Namespace: "demo", Topic: "dead"}, func(*DeadLetter) error {
+		listed++
+		later.Store(int64(time.Hour))
+		return nil
+	})
+	if listed != 1 || err == nil || fault.From(err).Reason != "credentials-revoked" {
+		t.Errorf("an hour later: %d were listed, %v", listed, err)
 	}
 }
 

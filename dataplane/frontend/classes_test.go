@@ -89,7 +89,7 @@ func (m *refusing) Bound(*policy.Principal, frontend.Call) (frontend.Bound, erro
 	return frontend.Bound{}, m.Load().fail(inTheCall)
 }
 
-func (m *refusing) Hold(*policy.Principal, string, string) (func(), error) { return func() {}, nil }
+func (m *refusing) Hold(*policy.Principal, string, string) (frontend.Holding, error) { return nil, nil }
 
 func (m *refusing) Join(context.Context, *policy.Principal, string, string) (delivery.Member, error) {
 	if err := m.Load().fail(inTheCall); err != nil {

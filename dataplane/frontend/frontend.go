@@ -15,6 +15,14 @@ import (
 	"github.com/weft-mesh/weft/store/position"
 )
 
+// Holding is what counts as a connection. It is used by one goroutine at a time.
+type Holding interface {
+	// Also counts it as one to one more topic of the namespace; where topics are counted
+	// together it stays one. The error is Throttled.
+	Also(topic string) error
+	Close()
+}
+
 // Mesh is the proxy as a frontend sees it. Errors are *fault.Error; their Msg
 // may be shown to the client.
 type Mesh interface {
@@ -51,9 +59,9 @@ type Mesh interface {
 	// not publish to is none: without any the error is NotFound.
 	Bound(who *policy.Principal, call Call) (Bound, error)
 
-	// Hold counts a publish stream as a connection of the client to the topic, until
-	// release is called. The error is Throttled, where its quota allows no more.
-	Hold(who *policy.Principal, namespace, topic string) (release func(), err error)
+	// Hold counts a publish stream as a connection of the client to the topic, until it is
+	// closed. The error is Throttled, where its quota allows no more.
+	Hold(who *policy.Principal, namespace, topic string) (Holding, error)
 
 	// Join makes the client a member of a Subscription.
 	Join(ctx context.Context, who *policy.Principal, namespace, subscription string) (delivery.Member, error)

@@ -29,6 +29,7 @@ import (
 	eventsv1 "github.com/weft-mesh/weft/proto/gen/weft/events/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/frontend"
 	frontgrpc "github.com/weft-mesh/weft/dataplane/frontend/grpc"
 	fronthttp "github.com/weft-mesh/weft/dataplane/frontend/http"
 	"github.com/weft-mesh/weft/dataplane/pipeline"
@@ -89,7 +90,7 @@ func (m mesh) Current(who *policy.Principal) (*policy.Principal, <-chan struct{}
 	return who, nil, nil
 }
 
-func (m mesh) Hold(*policy.Principal, string, string) (func(), error) { return func() {}, nil }
+func (m mesh) Hold(*policy.Principal, string, string) (frontend.Holding, error) { return nil, nil }
 
 func (m mesh) Ready() error { return nil }
 

@@ -3,29 +3,31 @@ package policy
 import (
 	"time"
 	"weak"
+
+	"github.com/weft-mesh/weft/pkg/fault"
 )
 
 // refreshed is what Current found out last about a principal.
 type refreshed struct {
 	// by does not keep identities alive that nobody uses any more.
-	by weak.Pointer[Identities]
-	p  *Principal
+	by  weak.Pointer[Identities]
+	p   *Principal
+	err error
 }
 
 // Current is Refresh for whoever holds a session and asks at every operation:
 // the answer of one configuration is kept in p, so that certificates are
 // verified once for each.
-func (i *Identities) Current(p *Principal, now time.Time) (_ *Principal, ok bool) {
+func (i *Identities) Current(p *Principal, now time.Time) (*Principal, error) {
 	if c := p.current.Load(); c != nil && c.by.Value() == i {
-		if c.p == nil || c.p.Expired(now) {
-			return nil, false
+		if c.err == nil && c.p.Expired(now) {
+			return nil, errRevoked
 		}
-		return c.p, true
+		return c.p, c.err
 	}
-	q, ok := i.Refresh(p, now)
-	if !ok {
-		q = nil
+	q, err := i.Refresh(p, now)
+	if err == nil || fault.ClassOf(err) != fault.Unavailable { // else the keys come without another configuration
+		p.current.Store(&refreshed{weak.Make(i), q, err})
 	}
-	p.current.Store(&refreshed{weak.Make(i), q})
-	return q, ok
+	return q, err
 }

@@ -26,23 +26,23 @@ func TestCurrent(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if q, ok := first.Current(p, now); !ok || q.String() != p.String() {
-				t.Errorf("%s: %v %v", name, q, ok)
+			if q, err := first.Current(p, now); err != nil || q.String() != p.String() {
+				t.Errorf("%s: %v %v", name, q, err)
 			}
 		}
-		if n := testing.AllocsPerRun(100, func() { first.Current(p, now) }); n != 0 {
+		if n := testing.AllocsPerRun(100, func() { _, _ = first.Current(p, now) }); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
-		if _, ok := first.Current(p, now.Add(2*time.Hour)); ok {
+		if _, err := first.Current(p, now.Add(2*time.Hour)); err == nil {
 			t.Errorf("%s: good for ever", name)
 		}
 		none := CompileIdentities(nil, nil, false)
 		for range 2 {
-			if q, ok := none.Current(p, now); ok || q != nil {
+			if q, err := none.Current(p, now); err == nil || q != nil {
 				t.Errorf("%s: good where nobody vouches for it: %v", name, q)
 			}
 		}
-		if _, ok := first.Current(p, now); !ok {
+		if _, err := first.Current(p, now); err != nil {
 			t.Errorf("%s: not good again", name)
 		}
 	}
@@ -54,12 +54,12 @@ func TestCurrent(t *testing.T) {
 	more := keyIdentity("demo", "abcdefgh", "alice", key, nil)
 	more.Spec.GetApiKeys().Keys[0].Groups = []string{"admins"}
 	second := CompileIdentities([]NamedIdentity{more}, nil, false)
-	if q, ok := second.Current(p, now); !ok || q.Groups[0] != "demo/admins" {
-		t.Errorf("%+v %v", q, ok)
+	if q, err := second.Current(p, now); err != nil || q.Groups[0] != "demo/admins" {
+		t.Errorf("%+v %v", q, err)
 	}
 	// A kept answer does not keep old identities in memory.
 	gone := CompileIdentities([]NamedIdentity{more}, nil, false)
-	gone.Current(p, now)
+	_, _ = gone.Current(p, now)
 	w := weak.Make(gone)
 	runtime.KeepAlive(gone)
 	gone = nil //nolint:wastedassign // what is tested: nothing else holds it

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -207,16 +208,28 @@ func (i *Identities) byCertificate(chain []*x509.Certificate, now time.Time) *Pr
 	}
 	for n := range i.authorities {
 		a := &i.authorities[n]
-		if _, err := leaf.Verify(x509.VerifyOptions{Roots: a.pool, Intermediates: between, CurrentTime: now,
-			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		chains, err := leaf.Verify(x509.VerifyOptions{Roots: a.pool, Intermediates: between, CurrentTime: now,
+			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		if err != nil {
 			continue
 		}
 		if name := a.principal(leaf); name != "" {
 			return &Principal{Namespace: a.namespace, Name: name, Groups: a.groups, Identity: a.identity,
-				Expires: expires(leaf.NotAfter), Credential: "certificate " + leaf.SerialNumber.Text(16), chain: chain}
+				Expires: expires(until(chains)), Credential: "certificate " + leaf.SerialNumber.Text(16), chain: chain}
 		}
 	}
 	return nil
+}
+
+// until is when the last of some chains ends: an authority may before its certificates do.
+func until(chains [][]*x509.Certificate) (last time.Time) {
+	for _, chain := range chains {
+		first := slices.MinFunc(chain, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+		if first.NotAfter.After(last) {
+			last = first.NotAfter
+		}
+	}
+	return last
 }
 
 func (a *authority) principal(leaf *x509.Certificate) string {
@@ -257,24 +270,35 @@ func validPrincipal(name string) bool {
 	return true
 }
 
+// errRevoked is of a principal whose credentials would be refused now.
+var errRevoked = refuse("credentials-revoked", "the credentials of this connection are not valid any more")
+
 // Refresh judges a principal that was authenticated before by the identities
 // as they are now: groups may have changed, keys and authorities may be gone.
-// ok is false where the same credentials would be refused.
-func (i *Identities) Refresh(p *Principal, now time.Time) (_ *Principal, ok bool) {
-	if p.Namespace == "" {
-		return p, i.trustLoopback && p.Name == Local
+// The error is Unauthenticated where the same credentials would be refused, or
+// Unavailable where a token cannot be checked yet.
+func (i *Identities) Refresh(p *Principal, now time.Time) (*Principal, error) {
+	var q *Principal
+	switch {
+	case p.Namespace == "":
+		if i.trustLoopback && p.Name == Local {
+			q = p
+		}
+	case len(p.chain) > 0:
+		q = i.byCertificate(p.chain, now)
+	case p.token != "":
+		var err error
+		q, err = i.byToken(p.token, func(v *jwtauth.Verifier) (jwtauth.Claims, error) { return v.VerifyNow(p.token) })
+		if err != nil && fault.ClassOf(err) == fault.Unavailable {
+			return nil, err // nobody has taken it back
+		}
+	default:
+		if k := i.keys[p.Credential]; k.principal != nil && k.hash == p.hash && !k.principal.Expired(now) {
+			q = k.principal
+		}
 	}
-	if len(p.chain) > 0 {
-		q := i.byCertificate(p.chain, now)
-		return q, q != nil && q.String() == p.String()
+	if q == nil || q.String() != p.String() {
+		return nil, errRevoked
 	}
-	if p.token != "" {
-		q, err := i.byToken(p.token, func(v *jwtauth.Verifier) (jwtauth.Claims, error) { return v.VerifyNow(p.token) })
-		return q, err == nil && q.String() == p.String()
-	}
-	k := i.keys[p.Credential]
-	if k.principal == nil || k.hash != p.hash || k.principal.Expired(now) {
-		return nil, false
-	}
-	return k.principal, k.principal.String() == p.String()
+	return q, nil
 }

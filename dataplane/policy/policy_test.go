@@ -284,8 +284,8 @@ func TestNoEnd(t *testing.T) {
 		p, err := i.Authenticate(t.Context(), c, now)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
-		} else if _, ok := i.Current(p, now); !ok {
-			t.Errorf("%s: it is not good any more", name)
+		} else if _, err := i.Current(p, now); err != nil {
+			t.Errorf("%s: it is not good any more: %v", name, err)
 		}
 	}
 	if _, err := i.Authenticate(t.Context(), Credentials{Bearer: "weft_ancientk_s3cret"}, now); err == nil {
@@ -293,6 +293,34 @@ func TestNoEnd(t *testing.T) {
 	}
 	if at := expires(never); at != math.MaxInt64 {
 		t.Errorf("a token that ends in 9999 expires at %d", at)
+	}
+}
+
+// TestAuthorityEnds: who came with a certificate passes until that or its authority ends,
+// whichever is first.
+func TestAuthorityEnds(t *testing.T) {
+	now := time.Now()
+	ca := newCA(t)
+	i := CompileIdentities([]NamedIdentity{mtlsIdentity("demo", ca.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, nil, false)
+	for name, after := range map[string]time.Duration{"the certificate is first": -time.Minute, "the authority is first": time.Hour} {
+		ends := ca.cert.NotAfter.Add(after)
+		chain := ca.leaf(t, func(c *x509.Certificate) { c.NotAfter = ends })
+		if ends.After(ca.cert.NotAfter) {
+			ends = ca.cert.NotAfter
+		}
+		p, err := i.Authenticate(t.Context(), Credentials{Certificates: chain}, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := i.Current(p, ends.Add(-time.Second)); err != nil {
+			t.Errorf("%s: before: %v", name, err)
+		}
+		if _, err := i.Current(p, ends.Add(time.Second)); err == nil {
+			t.Errorf("%s: what is open goes on", name)
+		}
+		if _, err := i.Authenticate(t.Context(), Credentials{Certificates: chain}, ends.Add(time.Second)); err == nil {
+			t.Errorf("%s: what comes passes", name)
+		}
 	}
 }
 
@@ -328,12 +356,12 @@ func TestRefresh(t *testing.T) {
 		"authority replaced": {[]NamedIdentity{mtlsIdentity("demo", newCA(t).pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, byCert, false, ""},
 		"authority stays":    {[]NamedIdentity{mtlsIdentity("demo", authority.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, "")}, byCert, true, "demo/m"},
 	} {
-		p, ok := CompileIdentities(tc.ids, nil, false).Refresh(tc.p, now)
-		if ok != tc.ok || ok && p.Groups[0] != tc.want {
-			t.Errorf("%s: %+v, %v", name, p, ok)
+		p, err := CompileIdentities(tc.ids, nil, false).Refresh(tc.p, now)
+		if (err == nil) != tc.ok || tc.ok && p.Groups[0] != tc.want || !tc.ok && fault.From(err).Reason != "credentials-revoked" {
+			t.Errorf("%s: %+v, %v", name, p, err)
 		}
 	}
-	if _, ok := CompileIdentities(nil, nil, false).Refresh(&Principal{Name: Local}, now); ok {
+	if _, err := CompileIdentities(nil, nil, false).Refresh(&Principal{Name: Local}, now); err == nil {
 		t.Error("local is valid where loopback is not trusted")
 	}
 }

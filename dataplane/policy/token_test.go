@@ -1,8 +1,11 @@
 package policy
 
 import (
+	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -130,16 +133,16 @@ func TestTokens(t *testing.T) {
 	}
 
 	// A newer configuration judges it again.
-	if q, ok := i.Refresh(p, now); !ok || q.String() != "a/alice" {
+	if q, err := i.Refresh(p, now); err != nil || q.String() != "a/alice" {
 		t.Errorf("the same configuration: %v", q)
 	}
-	if _, ok := withVerifiers(t, now, ids[1:]...).Refresh(p, now); ok {
+	if _, err := withVerifiers(t, now, ids[1:]...).Refresh(p, now); fault.ClassOf(err) != fault.Unauthenticated {
 		t.Error("the identity is gone, its principal is not")
 	}
-	if _, ok := withVerifiers(t, now, newTokenIssuer(t, "https://ours").identity(t, "a", "shop")).Refresh(p, now); ok {
+	if _, err := withVerifiers(t, now, newTokenIssuer(t, "https://ours").identity(t, "a", "shop")).Refresh(p, now); fault.ClassOf(err) != fault.Unauthenticated {
 		t.Error("the key is gone, its principal is not")
 	}
-	if _, ok := withVerifiers(t, end, ids...).Refresh(p, end); ok {
+	if _, err := withVerifiers(t, end, ids...).Refresh(p, end); fault.ClassOf(err) != fault.Unauthenticated {
 		t.Error("the token has expired, its principal has not")
 	}
 	// Without a verifier, or before its keys are there, nobody passes.
@@ -154,4 +157,46 @@ func TestTokens(t *testing.T) {
 	if _, err := none.Authenticate(t.Context(), Credentials{Bearer: ours.token(t, "shop", "alice", end)}, now); fault.ClassOf(err) != fault.Unavailable {
 		t.Errorf("before the keys are there: %v", err)
 	}
+	// Nor is it taken back from who has shown it before: who is open is told to come
+	// again, and passes once the keys are there.
+	for name, judge := range map[string]func(*Principal, time.Time) (*Principal, error){"Refresh": none.Refresh, "Current": none.Current} {
+		if _, err := judge(p, now); fault.ClassOf(err) != fault.Unavailable || fault.From(err).Reason != "issuer-unreachable" {
+			t.Errorf("%s before the keys are there: %v", name, err)
+		}
+	}
+}
+
+// TestCurrentWhenKeysCome: a token that could not be checked is not refused for good by
+// the configuration that it could not be checked by.
+func TestCurrentWhenKeysCome(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	ours := newTokenIssuer(t, "https://ours")
+	id := ours.identity(t, "a", "shop")
+	p, err := withVerifiers(t, now, id).Authenticate(t.Context(), Credentials{Bearer: ours.token(t, "shop", "alice", now.Add(time.Hour))}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(id.Spec.GetJwt().GetJwks())) }))
+	defer s.Close()
+	fetched := make(chan struct{}, 1)
+	cfg := TokenRules(&configv1.JwtIssuer{Issuer: "https://ours", Audiences: []string{"shop"}, Keys: &configv1.JwtIssuer_JwksUri{JwksUri: s.URL}})
+	cfg.Clock = func() time.Time { return now }
+	cfg.Fetched = func(bool, error) { fetched <- struct{}{} }
+	v, err := jwtauth.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := CompileIdentities([]NamedIdentity{id}, map[string]*jwtauth.Verifier{id.Name: v}, false)
+	if _, err := i.Current(p, now); fault.ClassOf(err) != fault.Unavailable {
+		t.Fatalf("before the keys are there: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = v.Run(ctx) }()
+	<-fetched
+	if q, err := i.Current(p, now); err != nil || q.String() != "a/alice" {
+		t.Errorf("the keys are there: %v, %v", q, err)
+	}
+	cancel()
+	<-ended
 }

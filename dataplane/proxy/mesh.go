@@ -94,11 +94,8 @@ func (m *mesh) Current(who *policy.Principal) (*policy.Principal, <-chan struct{
 	if s.Lineage == "" {
 		return nil, changed, errNoConfiguration
 	}
-	p, ok := s.Identities.Current(who, m.clock.Now())
-	if !ok {
-		return nil, changed, fault.New(fault.Unauthenticated, "authenticate", "credentials-revoked", "the credentials of this connection are not valid any more")
-	}
-	return p, changed, nil
+	p, err := s.Identities.Current(who, m.clock.Now())
+	return p, changed, err
 }
 
 // Authenticate tells who the client is.

@@ -21,11 +21,11 @@ func (m *mesh) Request(ctx context.Context, who *policy.Principal, namespace, to
 		return event.Event{}, err
 	}
 	// While it waits it counts as a connection.
-	release, err := m.Hold(who, namespace, topic)
+	held, err := m.Hold(who, namespace, topic)
 	if err != nil {
 		return event.Event{}, err
 	}
-	defer release()
+	defer held.Close()
 	return m.requests.Request(ctx, who, namespace, topic, e, timeout)
 }
 

@@ -1,6 +1,7 @@
 package quota
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -28,67 +29,89 @@ type Session struct {
 	l         *Limiter
 	who       *policy.Principal
 	namespace string
-	topics    []string
-	keys      []key // that it counts for; guarded by sessions.mu
+	topics    []string // guarded by sessions.mu
+	keys      []key    // that it counts for; likewise
 	closed    bool
 }
 
 // Open counts a session on topics of a namespace, where rules let it. The error is
-// Throttled. Else Close follows. It takes topics.
+// Throttled. Else Close follows.
 func (l *Limiter) Open(rules *Rules, who *policy.Principal, namespace string, topics []string) (*Session, error) {
-	s := &Session{l: l, who: who, namespace: namespace, topics: topics}
+	s := &Session{l: l, who: who, namespace: namespace}
 	o := &l.open
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if err := s.takeLocked(rules, topics); err != nil {
+		return nil, err
+	}
+	o.open[s] = struct{}{}
+	return s, nil
+}
+
+// Also counts a session on one more topic, where rules let it. The error is Throttled;
+// then it counts as before.
+func (s *Session) Also(rules *Rules, topic string) error {
+	s.l.open.mu.Lock()
+	defer s.l.open.mu.Unlock()
+	return s.takeLocked(rules, []string{topic})
+}
+
+// takeLocked counts a session on topics, for what it does not count for yet.
+func (s *Session) takeLocked(rules *Rules, topics []string) error {
+	o := &s.l.open
 	if o.by != rules {
 		o.by = rules
 		clear(o.counts)
 		for other := range o.open {
 			other.keys = other.keys[:0]
 			for _, r := range rules.namespaces[other.namespace] {
-				other.count(r)
+				other.count(r.sessionKeys(other.who, other.topics))
 			}
 		}
 	}
-	for _, r := range rules.namespaces[namespace] {
-		for _, k := range r.sessionKeys(s) {
-			if o.counts[k] < r.connections {
+	var more []key
+	for _, r := range rules.namespaces[s.namespace] {
+		over := false
+		for _, k := range r.sessionKeys(s.who, topics) {
+			if slices.Contains(s.keys, k) {
 				continue
 			}
-			l.metrics.over(r, limitConnections)
+			more = append(more, k)
+			if over || o.counts[k] < r.connections {
+				continue
+			}
+			over = true
+			s.l.metrics.over(r, limitConnections)
 			if !r.shadow {
-				return nil, &fault.Error{Class: fault.Throttled, Op: "quota", Reason: Exceeded, RetryAfter: time.Second,
+				return &fault.Error{Class: fault.Throttled, Op: "quota", Reason: Exceeded, RetryAfter: time.Second,
 					Msg: "Quota " + r.name + " allows no more connections (tails, members, publish streams and requests) for " + r.whose()}
 			}
-			break
 		}
 	}
-	for _, r := range rules.namespaces[namespace] {
-		s.count(r)
-	}
-	o.open[s] = struct{}{}
-	return s, nil
+	s.topics = append(s.topics, topics...)
+	s.count(more)
+	return nil
 }
 
-// count adds the session to what a rule counts; sessions.mu is held.
-func (s *Session) count(r *Rule) {
-	for _, k := range r.sessionKeys(s) {
+// count adds the session to what it counts for; sessions.mu is held.
+func (s *Session) count(keys []key) {
+	for _, k := range keys {
 		s.keys = append(s.keys, k)
 		s.l.open.counts[k]++
 	}
 }
 
-// sessionKeys are what a session counts for.
-func (r *Rule) sessionKeys(s *Session) []key {
-	if r.connections == 0 || !r.selects(s.who) {
+// sessionKeys are what a session on topics counts for.
+func (r *Rule) sessionKeys(who *policy.Principal, topics []string) []key {
+	if r.connections == 0 || !r.selects(who) {
 		return nil
 	}
 	var keys []key
-	for _, t := range s.topics {
+	for _, t := range topics {
 		if !r.about(t) {
 			continue
 		}
-		if keys = append(keys, r.key(s.who, t)); r.per != configv1.QuotaPer_QUOTA_PER_TOPIC {
+		if keys = append(keys, r.key(who, t)); r.per != configv1.QuotaPer_QUOTA_PER_TOPIC {
 			break // one of them is enough
 		}
 	}

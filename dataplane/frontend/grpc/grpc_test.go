@@ -64,7 +64,7 @@ func (m mesh) Current(who *policy.Principal) (*policy.Principal, <-chan struct{}
 	return who, changed, nil
 }
 
-func (m mesh) Hold(*policy.Principal, string, string) (func(), error) { return func() {}, nil }
+func (m mesh) Hold(*policy.Principal, string, string) (frontend.Holding, error) { return nil, nil }
 
 func (m mesh) Ready() error { return nil }
 

@@ -261,8 +261,8 @@ type publishStream struct {
 	namespace, topic string
 	next             uint64
 	omit             bool
-	held             string // the namespace in which it counts as a connection
-	release          func() // ends that
+	held             string           // the namespace in which it counts as a connection
+	holding          frontend.Holding // that; nil without
 }
 
 // together is how many of the first messages may be published in one call: those
@@ -372,24 +372,24 @@ func (p *published) finish(ctx context.Context) (*eventsv1.PublishStreamResponse
 	return &p.resp, nil
 }
 
-// hold counts the stream as a connection, to the first topic of a namespace.
+// hold counts the stream as a connection, to each topic of a namespace that it is used for.
 func (st *publishStream) hold() error {
-	if st.held == st.namespace {
-		return nil
+	if st.holding != nil && st.held == st.namespace {
+		return st.holding.Also(st.topic)
 	}
 	st.letGo()
-	release, err := st.server.cfg.Mesh.Hold(st.who, st.namespace, st.topic)
+	holding, err := st.server.cfg.Mesh.Hold(st.who, st.namespace, st.topic)
 	if err == nil {
-		st.held, st.release = st.namespace, release
+		st.held, st.holding = st.namespace, holding
 	}
 	return err
 }
 
 func (st *publishStream) letGo() {
-	if st.release != nil {
-		st.release()
+	if st.holding != nil {
+		st.holding.Close()
 	}
-	st.held, st.release = "", nil
+	st.held, st.holding = "", nil
 }
 
 // write gives events to the mesh. Where one is wrong or denied, nothing is published: the

@@ -38,7 +38,7 @@ func (*halves) Current(who *policy.Principal) (*policy.Principal, <-chan struct{
 	return who, nil, nil
 }
 
-func (*halves) Hold(*policy.Principal, string, string) (func(), error) { return func() {}, nil }
+func (*halves) Hold(*policy.Principal, string, string) (frontend.Holding, error) { return nil, nil }
 
 func (h *halves) Begin(_ context.Context, _ *policy.Principal, _, _ string, events []event.Event, res []frontend.Result) (func(context.Context) error, error) {
 	if h.broken {
