@@ -233,7 +233,7 @@ func (p *Pusher) newTarget(s *snapshot.Subscription) *target {
 // follow takes a newer configuration, for what is sent from now on.
 func (t *target) follow(push *snapshot.Push) {
 	old := t.push.Load()
-	t.balance(push)
+	moved := t.balance(push)
 	if old.URL != push.URL || old.ForwardTo != push.ForwardTo || !reflect.DeepEqual(old.Service, push.Service) {
 		t.judge(answer{outcome: outcomeOK}) // nothing is known of the new one
 	}
@@ -243,9 +243,9 @@ func (t *target) follow(push *snapshot.Push) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.grantLocked()
-	if !t.consent.covers(push) {
+	if moved || !t.consent.covers(push) {
 		if t.end != nil {
-			t.end() // until the target is asked
+			t.end() // until the registry, or the target, is asked
 		}
 		t.wake()
 	}
@@ -267,8 +267,8 @@ func (t *target) wake() {
 }
 
 // balance calls the target as push says, and follows the service that it names, if it
-// does. It is called by one goroutine at a time.
-func (t *target) balance(push *snapshot.Push) {
+// does. It is called by one goroutine at a time, and reports whether it is another service.
+func (t *target) balance(push *snapshot.Push) (moved bool) {
 	var old *balancer
 	if c := t.push.Load(); c != nil {
 		old = c.balancer
@@ -278,12 +278,13 @@ func (t *target) balance(push *snapshot.Push) {
 	case push.Service == nil:
 		b = nil
 	case old == nil || !reflect.DeepEqual(old.service, push.Service):
-		b = newBalancer(t.p.cfg.Services, push.Service, t.log)
+		b, moved = newBalancer(t.p.cfg.Services, push.Service, t.log), true
 	}
 	t.push.Store(&called{push, b})
 	if old != nil && old != b {
 		old.stop()
 	}
+	return moved
 }
 
 // close ends what the target is called with.
@@ -401,7 +402,7 @@ func (t *target) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(t.p.cfg.Finish, cancel) })()
 	retry := minRejoin
 	for t.called(ctx) {
-		if !t.consented(ctx) {
+		if !t.found(ctx) || !t.consented(ctx) {
 			continue
 		}
 		got, err := t.session(ctx, rctx)
@@ -412,7 +413,8 @@ func (t *target) run(ctx context.Context) {
 			retry = minRejoin
 		}
 		t.mu.Lock()
-		again := t.gone != nil || !t.consent.covers(t.push.Load().Push)
+		c := t.push.Load()
+		again := t.gone != nil || !t.consent.covers(c.Push) || !c.balancer.isTold()
 		t.mu.Unlock()
 		if again {
 			continue
@@ -474,6 +476,9 @@ const extra = 5 * time.Second
 // answer.
 func (t *target) deliver(session, ctx context.Context, m delivery.Member, d delivery.Delivery) {
 	push := t.push.Load()
+	if !push.balancer.isTold() {
+		return // the session ends, and it goes back with it
+	}
 	need := push.Timeout + extra
 	if push.Origin != "" {
 		need += time.Minute // see consent.most

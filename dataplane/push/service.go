@@ -33,6 +33,7 @@ type Endpoint struct {
 type balancer struct {
 	service *snapshot.Service
 	stop    context.CancelFunc
+	told    chan struct{} // closed once the registry has said which instances there are, or where there is none to say it
 
 	mu        sync.Mutex
 	instances []*instance
@@ -54,15 +55,16 @@ const (
 
 // newBalancer begins to follow a service, until stop.
 func newBalancer(found Services, s *snapshot.Service, log *slog.Logger) *balancer {
-	b := &balancer{service: s, stop: func() {}}
+	b := &balancer{service: s, stop: func() {}, told: make(chan struct{})}
 	if found == nil {
+		close(b.told)
 		return b
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	b.stop = cancel
 	log = log.With("service", s.Name, "group", s.Group)
 	go func() {
-		away := false
+		away, told := false, false
 		for set, err := range found.Endpoints(ctx, s.Group, s.Name, s.Clusters) {
 			if err != nil {
 				away = true
@@ -74,9 +76,52 @@ func newBalancer(found Services, s *snapshot.Service, log *slog.Logger) *balance
 				log.Info("the registry answers again")
 			}
 			b.set(set)
+			if !told {
+				told = true
+				close(b.told)
+			}
 		}
 	}()
 	return b
+}
+
+// isTold reports whether it is known which instances there are. b may be nil.
+func (b *balancer) isTold() bool {
+	if b == nil {
+		return true
+	}
+	select {
+	case <-b.told:
+		return true
+	default:
+		return false
+	}
+}
+
+// found waits until the registry has said where the instances are of the service that the
+// target is, if it is one: without that no event has been tried. It reports whether it is
+// known; not once ctx has ended, or where the configuration has changed.
+func (t *target) found(ctx context.Context) bool {
+	for again := minAsk; ; again = min(2*again, maxRejoin) {
+		c := t.push.Load()
+		if c.balancer.isTold() {
+			return true
+		}
+		timer := time.NewTimer(again)
+		select {
+		case <-c.balancer.told:
+			t.judge(answer{outcome: outcomeOK}) // nothing else is known of it
+		case <-timer.C:
+			t.judge(failure(Failed, "the registry has not said yet which instances of service %s there are; its events wait", c.Service.Name))
+		case <-t.changed:
+			timer.Stop()
+			return false
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		}
+		timer.Stop()
+	}
 }
 
 // set takes a newer set. An empty one, as a registry gives that has lost its data,

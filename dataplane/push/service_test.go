@@ -183,6 +183,55 @@ func TestBalancer(t *testing.T) {
 	}
 }
 
+// waiting is a Member for whom there is nothing yet.
+type waiting struct {
+	untouched
+	members *atomic.Int64
+}
+
+func (waiting) Credit(int) {}
+func (w waiting) Close()   { w.members.Add(-1) }
+func (waiting) Next(ctx context.Context, _ []delivery.Delivery) (int, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+// TestServiceUnheard: as long as the registry has not said which instances a service has, its
+// events wait where they are, which costs no attempt, and that is told.
+func TestServiceUnheard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		found, members := newRegistry(), atomic.Int64{}
+		p := New(Config{Services: found, Log: slog.New(slog.DiscardHandler), Join: func(snapshot.Key) (delivery.Member, error) {
+			members.Add(1)
+			return waiting{members: &members}, nil
+		}})
+		tg := p.newTarget(sub("orders", "", toService("/in")))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); tg.run(ctx) }()
+		is := func(when string, joined int64, failing bool) {
+			t.Helper()
+			<-time.After(time.Minute)
+			if n, f := members.Load(), p.Failing(); n != joined || (len(f) > 0) != failing || failing && !strings.Contains(f[0].Why, "has not said yet") {
+				t.Errorf("%s: %d members, failing: %v", when, n, f)
+			}
+		}
+		<-found.asked
+		found.tell(nil, errors.New("away"))
+		is("before the registry answers", 0, true)
+		found.tell([]Endpoint{{"10.0.0.1:80", 1}}, nil)
+		is("once it has", 1, false)
+		tg.follow(sub("orders", "", func(s *snapshot.Subscription) { toService("/in")(s); s.Push.Service.Name = "shipping" }).Push)
+		<-found.asked
+		tg.deliver(t.Context(), t.Context(), untouched{}, delivery.Delivery{ID: 1, Attempt: 1, Event: ev("1")})
+		is("of another service", 0, true)
+		found.tell(nil, nil)
+		is("that has none", 1, false)
+		cancel()
+		<-ended
+	})
+}
+
 // settling is a Member whose deliveries may be settled, however.
 type settling struct{ untouched }
 

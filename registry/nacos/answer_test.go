@@ -2,6 +2,7 @@ package nacos
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -69,10 +70,26 @@ func TestNotNacos3(t *testing.T) {
 
 // TestAway: what stands between us and a Nacos that is gone refuses nobody.
 func TestAway(t *testing.T) {
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
-	defer s.Close()
-	n := openWith(t, Config{URL: s.URL, Credentials: administrator})
-	if err := n.Reconcile(t.Context(), "x", nil); err == nil || errors.Is(err, registry.ErrRefused) {
-		t.Errorf("behind a gateway that has lost Nacos: %v", err)
+	over := make(chan struct{})
+	defer close(over)
+	for name, answer := range map[string]http.HandlerFunc{
+		"that has lost Nacos": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) },
+		"that speaks something else": func(w http.ResponseWriter, _ *http.Request) {
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n")
+			<-over // nothing comes any more, and it is not closed
+		},
+	} {
+		s := httptest.NewServer(answer)
+		t.Cleanup(s.Close)
+		n := openWith(t, Config{URL: s.URL, Credentials: administrator})
+		if err := n.Reconcile(t.Context(), "x", nil); err == nil || errors.Is(err, registry.ErrRefused) {
+			t.Errorf("behind a gateway %s: %v", name, err)
+		}
 	}
 }

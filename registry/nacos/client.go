@@ -137,6 +137,9 @@ func (c *client) once(ctx context.Context, method, path string, params url.Value
 		return fmt.Errorf("nacos cannot be reached: %w", err)
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols { // whose body is the connection, and may never end
+		return fmt.Errorf("nacos: %s is answered %s", path, resp.Status)
+	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return fmt.Errorf("nacos: %s: %w", path, err)

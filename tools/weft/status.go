@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 
@@ -127,17 +129,28 @@ func getStatus(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.G
 	return c.GetStatus(ctx, req)
 }
 
+// passing reports whether a call may go through when it is tried again, as where a replica is
+// restarted.
+func passing(err error) bool {
+	c := status.Code(err)
+	return c == codes.Unavailable || c == codes.DeadlineExceeded
+}
+
 // poll asks for the status, again and again, until enough says so or the wait is
-// over.
+// over. Once there was an answer it asks on where one does not come; the error is that of
+// the last.
 func poll(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.GetStatusRequest, wait time.Duration, enough func(*adminv1.GetStatusResponse) bool) (st *adminv1.GetStatusResponse, complete bool, err error) {
 	over := time.NewTimer(wait)
 	defer over.Stop()
 	for {
-		if st, err = getStatus(ctx, c, req); err != nil {
+		now, err := getStatus(ctx, c, req)
+		switch {
+		case err == nil:
+			if st = now; enough(st) || wait == 0 {
+				return st, enough(st), nil
+			}
+		case st == nil || !passing(err):
 			return nil, false, err
-		}
-		if complete = enough(st); complete || wait == 0 {
-			return st, complete, nil
 		}
 		every := statusEvery
 		if st.Fleet.GetKnown() > manyProxies {
@@ -147,7 +160,7 @@ func poll(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.GetSta
 		select {
 		case <-again.C:
 		case <-over.C:
-			return st, false, nil
+			return st, false, err
 		case <-ctx.Done():
 			return st, false, ctx.Err()
 		}

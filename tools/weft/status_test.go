@@ -1,14 +1,20 @@
 package weft
 
 import (
+	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
@@ -16,6 +22,7 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/census"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 var update = flag.Bool("update", false, "write testdata/*.golden")
@@ -132,5 +139,68 @@ func TestWaitNames(t *testing.T) {
 	st = answer(fleet(10000, now), named, now)
 	if err := (waiting{}).late(st, 4711, time.Minute); strings.Count(err.Error(), "\n") > named+3 || !strings.Contains(err.Error(), "and 819 more: weft status says why") {
 		t.Error(err)
+	}
+}
+
+// restarting is a control plane whose replicas are restarted: some calls fail.
+type restarting struct {
+	adminv1.AdminServiceClient
+	calls  int
+	failed map[int]error // by the number of the call, from 1
+	st     *adminv1.GetStatusResponse
+}
+
+func (r *restarting) fails() error {
+	r.calls++
+	return r.failed[r.calls]
+}
+
+func (r *restarting) GetStatus(context.Context, *adminv1.GetStatusRequest, ...grpc.CallOption) (*adminv1.GetStatusResponse, error) {
+	return r.st, r.fails()
+}
+
+func (r *restarting) List(_ context.Context, req *adminv1.ListRequest, _ ...grpc.CallOption) (*adminv1.ListResponse, error) {
+	m := &configv1.Metadata{Namespace: "shop", Name: "orders", Uid: "u", Version: "12"}
+	if req.Kind == string(resource.Topic) {
+		return &adminv1.ListResponse{Resources: []*configv1.Resource{{Metadata: m, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{}}}}}, r.fails()
+	}
+	return &adminv1.ListResponse{Resources: []*configv1.Resource{{Metadata: m, Spec: &configv1.Resource_TopicAdmission{TopicAdmission: &configv1.TopicAdmission{TopicUid: "u", Admitted: r.calls > 3}}}}}, r.fails()
+}
+
+// TestWaitOverRestarts: who waits goes on where an answer does not come, and hears of it where
+// none does until the time is over; what cannot pass, and a first call that fails, end it.
+func TestWaitOverRestarts(t *testing.T) {
+	away, refused := status.Error(codes.Unavailable, "away"), status.Error(codes.PermissionDenied, "no")
+	orders := &plan{items: []item{{name: "topic/shop/orders", after: &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "shop", Name: "orders"}, Spec: &configv1.Resource_Topic{Topic: &configv1.Topic{}}}}}}
+	for name, tc := range map[string]struct {
+		failed      map[int]error
+		want        error
+		calls, made int // of a wait for proxies, and for topics
+	}{
+		"a restart":             {map[int]error{2: away, 3: status.Error(codes.DeadlineExceeded, "")}, nil, 5, 5},
+		"a refusal":             {map[int]error{2: refused}, refused, 2, 2},
+		"away when time is out": {map[int]error{5: away, 6: away, 7: away, 8: away}, away, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &restarting{failed: tc.failed, st: &adminv1.GetStatusResponse{}}
+				_, ok, err := poll(t.Context(), c, &adminv1.GetStatusRequest{}, 8*statusEvery-1, func(*adminv1.GetStatusResponse) bool { return tc.calls > 0 && c.calls == tc.calls })
+				if !errors.Is(err, tc.want) || ok != (tc.want == nil) || tc.calls > 0 && c.calls != tc.calls {
+					t.Errorf("%t, %v after %d calls", ok, err, c.calls)
+				}
+				if tc.made == 0 {
+					return
+				}
+				c.calls = 0
+				revision, err := awaitTopics(t.Context(), c, orders, 7, 8*statusEvery, &progress{})
+				if !errors.Is(err, tc.want) || err == nil && revision != 12 || c.calls != tc.made {
+					t.Errorf("%d, %v after %d calls", revision, err, c.calls)
+				}
+			})
+		})
+	}
+	c := &restarting{failed: map[int]error{1: away}}
+	if _, _, err := poll(t.Context(), c, &adminv1.GetStatusRequest{}, time.Hour, nil); !errors.Is(err, away) {
+		t.Errorf("nobody is there: %v", err)
 	}
 }

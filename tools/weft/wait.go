@@ -147,11 +147,11 @@ func awaitTopics(ctx context.Context, c adminv1.AdminServiceClient, p *plan, sin
 	all := len(missing)
 	over := time.NewTimer(timeout)
 	defer over.Stop()
-	for len(missing) > 0 {
+	look := func() error {
 		uids := map[string]string{}
 		for ns := range spaces {
 			if err := eachResource(ctx, c, &adminv1.ListRequest{Kind: string(resource.Topic), Namespace: ns}, func(r *configv1.Resource) { uids[resource.NameOf(r)] = r.Metadata.Uid }); err != nil {
-				return 0, err
+				return err
 			}
 			err := eachResource(ctx, c, &adminv1.ListRequest{Kind: string(resource.TopicAdmission), Namespace: ns}, func(r *configv1.Resource) {
 				name, adm := resource.Name(resource.Topic, ns, r.Metadata.Name), r.GetTopicAdmission()
@@ -168,27 +168,35 @@ func awaitTopics(ctx context.Context, c adminv1.AdminServiceClient, p *plan, sin
 				}
 			})
 			if err != nil {
-				return 0, err
+				return err
 			}
 		}
 		maps.DeleteFunc(missing, func(name, _ string) bool { return uids[name] == "" }) // it was deleted since
-		if len(missing) == 0 {
-			break
+		return nil
+	}
+	for {
+		err := look()
+		switch {
+		case err != nil && !passing(err):
+			return 0, err
+		case err == nil && len(missing) == 0 && since == 0:
+			return 0, nil // of all that did not change, the newest revision has it
+		case err == nil && len(missing) == 0:
+			return revision, nil
 		}
 		progress.show("%d of %s made", all-len(missing), counted(all, "topic is", "topics are"))
 		again := time.NewTimer(cmp.Or(map[bool]time.Duration{true: statusSeldom}[all > manyProxies], statusEvery))
 		select {
 		case <-again.C:
 		case <-over.C:
+			if err != nil {
+				return 0, err
+			}
 			return 0, notMade(missing, timeout)
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
 	}
-	if since == 0 {
-		return 0, nil // of all that did not change, the newest revision has it
-	}
-	return revision, nil
 }
 
 // notMade is the error that names the Topics that are not made, and why.
