@@ -8,7 +8,9 @@ package tracing
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/url"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -69,8 +71,9 @@ type Provider struct{ *sdktrace.TracerProvider }
 // the collector does not take in time is dropped: tracing holds up no event.
 // Sampling is by the caller's decision, else OTEL_TRACES_SAMPLER and
 // OTEL_TRACES_SAMPLER_ARG, else everything. service and instance name the
-// process. Nothing is connected yet; Shutdown sends what is left.
-func NewProvider(ctx context.Context, endpoint, service, instance string) (*Provider, error) {
+// process; log is told once where a collector takes nothing, and once when it does again.
+// Nothing is connected yet; Shutdown sends what is left.
+func NewProvider(ctx context.Context, endpoint, service, instance string, log *slog.Logger) (*Provider, error) {
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("the OTLP endpoint must be a URL such as http://127.0.0.1:4317")
@@ -87,5 +90,32 @@ func NewProvider(ctx context.Context, endpoint, service, instance string) (*Prov
 	if err != nil {
 		return nil, err
 	}
-	return &Provider{sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(about))}, nil
+	return &Provider{sdktrace.NewTracerProvider(sdktrace.WithBatcher(&telling{SpanExporter: exporter, log: log}), sdktrace.WithResource(about))}, nil
+}
+
+// telling tells in the log what OpenTelemetry would write to standard error, for each batch.
+type telling struct {
+	sdktrace.SpanExporter
+	log *slog.Logger
+
+	mu      sync.Mutex
+	dropped int // since it takes none
+}
+
+// ExportSpans implements sdktrace.SpanExporter.
+func (t *telling) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	err := t.SpanExporter.ExportSpans(ctx, spans)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case err != nil:
+		if t.dropped == 0 {
+			t.log.Warn("the collector does not take spans: they are dropped until it does", "error", err)
+		}
+		t.dropped += len(spans)
+	case t.dropped > 0:
+		t.log.Info("the collector takes spans again", "dropped", t.dropped)
+		t.dropped = 0
+	}
+	return nil
 }

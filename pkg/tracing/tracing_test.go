@@ -2,10 +2,13 @@ package tracing
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/weft-mesh/weft/pkg/event"
@@ -55,16 +58,40 @@ func TestGive(t *testing.T) {
 
 func TestEndpoint(t *testing.T) {
 	for _, bad := range []string{"", "127.0.0.1:4317", "ftp://host", "http://", "http://user:geheim@127.0.0.1:4317", "http://a b"} {
-		if _, err := NewProvider(context.Background(), bad, "s", "i"); err == nil || strings.Contains(err.Error(), "geheim") {
+		if _, err := NewProvider(context.Background(), bad, "s", "i", nil); err == nil || strings.Contains(err.Error(), "geheim") {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	p, err := NewProvider(context.Background(), "http://127.0.0.1:4317", "s", "i")
+	p, err := NewProvider(context.Background(), "http://127.0.0.1:4317", "s", "i", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Shutdown(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+// collector takes spans, or does not.
+type collector struct {
+	sdktrace.SpanExporter
+	err error
+}
+
+func (c *collector) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return c.err }
+
+// TestCollectorAway: that a collector takes no spans is told once, and once how many were
+// dropped until it does; OpenTelemetry, which would tell of each batch, is told of none.
+func TestCollectorAway(t *testing.T) {
+	var said strings.Builder
+	c := &collector{}
+	e := &telling{SpanExporter: c, log: slog.New(slog.NewTextHandler(&said, nil))}
+	for _, c.err = range []error{nil, errors.New("away"), errors.New("away"), nil, nil} {
+		if err := e.ExportSpans(t.Context(), make([]sdktrace.ReadOnlySpan, 3)); err != nil {
+			t.Error(err)
+		}
+	}
+	if lines := strings.Split(strings.TrimSpace(said.String()), "\n"); len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") || !strings.Contains(lines[0], "error=away") || !strings.HasSuffix(lines[1], "dropped=6") {
+		t.Errorf("%q", lines)
 	}
 }
 

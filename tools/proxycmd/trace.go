@@ -34,7 +34,7 @@ func (f *TraceFlag) Set(ctx context.Context, cfg *proxy.Config) (stop func(), er
 			return nil, err
 		}
 	}
-	p, err := tracing.NewProvider(ctx, f.endpoint, "weft-proxy", instance)
+	p, err := tracing.NewProvider(ctx, f.endpoint, "weft-proxy", instance, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
