@@ -155,3 +155,25 @@ func TestHandshakesEnd(t *testing.T) {
 		})
 	}
 }
+
+// TestCutAsAccepted: a connection that is cut before Accept has returned it gives its turn back.
+func TestCutAsAccepted(t *testing.T) {
+	l, err := Listen("127.0.0.1:0", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.handshakes, l.handshakeTurn = make(chan struct{}, 2), time.Hour
+	dial(t, l.Addr())
+	c, err := l.Listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.awaitTurn()
+	if _, _, err := l.take(c); err != nil {
+		t.Fatal(err)
+	}
+	if n := l.Cut(); n != 1 || len(l.handshakes) != 0 {
+		t.Errorf("%d are cut, %d are in their handshake", n, len(l.handshakes))
+	}
+}

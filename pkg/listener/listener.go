@@ -100,7 +100,6 @@ func (l *Listener) Accept() (net.Conn, error) {
 		out, why, err := l.take(c)
 		if err == nil {
 			l.accepted.Add(1)
-			out.begin()
 			return out, nil
 		}
 		l.refuse(why, err)
@@ -155,6 +154,7 @@ func (l *Listener) take(c net.Conn) (*conn, Reason, error) {
 	}
 	out := &conn{Conn: c, l: l, ready: newReady(c)}
 	out.from = peerAddr{c.RemoteAddr(), out}
+	out.begin() // before others may close it
 	l.conns[out] = struct{}{}
 	return out, 0, nil
 }
