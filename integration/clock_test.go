@@ -45,6 +45,7 @@ var measures = map[string]string{
 	"dataplane/push/secrets.go":             "time since a secret was read",
 	"dataplane/push/tls.go":                 "time since TLS files were tried",
 	"dataplane/pipeline/publish.go":         "how long a publish takes",
+	"dataplane/pipeline/storelog.go":        "time since a store was told of",
 	"dataplane/proxy/drain.go":              "how long a drain takes",
 	"dataplane/quota/limiter.go":            "how long a quota is used up",
 	"dataplane/stores/keeper.go":            "how long a store is not used",

@@ -194,12 +194,8 @@ func (m *metrics) arrived(events int, bytes int64) {
 	m.batchBytes.Observe(float64(bytes))
 }
 
-// wrote counts one write of the store of an epoch.
-func (m *storeMetrics) wrote(snap *snapshot.Snapshot, uid string, err error, took time.Duration) {
-	var key snapshot.Key
-	if s := snap.Stores[uid]; s != nil {
-		key = s.Key
-	}
+// wrote counts one write of a store.
+func (m *storeMetrics) wrote(key snapshot.Key, err error, took time.Duration) {
 	m.found.of(key, func() prometheus.Observer { return m.seconds.WithLabelValues(label(key)) }).Observe(took.Seconds())
 	if err != nil {
 		m.errors.WithLabelValues(label(key), fault.ClassOf(err).String()).Inc()

@@ -54,7 +54,8 @@ type Config struct {
 	// Tracing makes spans; none when nil.
 	Tracing trace.TracerProvider
 	Metrics prometheus.Registerer
-	Log     *slog.Logger
+	// Log is told why stores do not take events; nothing is when nil.
+	Log *slog.Logger
 }
 
 // Pipeline publishes. It is safe for concurrent use.
@@ -62,6 +63,7 @@ type Pipeline struct {
 	cfg      Config
 	inFlight atomic.Int64
 	metrics  *metrics
+	storeLog storeLog
 	replies  *replies
 	tracer   trace.Tracer // nil without tracing
 }
@@ -80,7 +82,10 @@ func New(cfg Config) *Pipeline {
 	if cfg.Quotas == nil {
 		cfg.Quotas = quota.New(cfg.Metrics)
 	}
-	p := &Pipeline{cfg: cfg}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Pipeline{cfg: cfg, storeLog: storeLog{log: cfg.Log}}
 	if cfg.Tracing != nil {
 		p.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/pipeline")
 	}
@@ -510,7 +515,12 @@ func (w *writing) abandon(over *bool) {
 // written tells the results of a call, whose outcome is err.
 func (p *Pipeline) written(w *writing, err error) error {
 	epoch, t := w.under.Epoch, w.topic
-	p.metrics.stores.wrote(w.snap, epoch.StoreUID, err, time.Since(w.began))
+	var in snapshot.Key // none of a store that is not there any more
+	if s := w.snap.Stores[epoch.StoreUID]; s != nil {
+		in = s.Key
+	}
+	p.metrics.stores.wrote(in, err, time.Since(w.began))
+	p.storeLog.is(in, err)
 	p.cfg.Denied.Is(t.UID, epoch.StoreUID, denied.Publish, err)
 	late := w.under.End(w.call.unkept(err)) // a move has nothing to say of what no store has acknowledged
 	if err == nil {
