@@ -2,8 +2,10 @@ package schema
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -33,7 +35,7 @@ func (noLoader) Load(url string) (any, error) {
 
 // parse reads JSON within bounds.
 func parse(doc []byte) (any, error) {
-	if _, _, err := scan(doc); err != nil {
+	if _, err := scan(doc); err != nil {
 		return nil, err
 	}
 	return jsonschema.UnmarshalJSON(bytes.NewReader(doc))
@@ -74,7 +76,8 @@ func compileJSON(document string) (*jsonSchema, error) {
 
 // check judges data.
 func (s *jsonSchema) check(data []byte) error {
-	if _, _, err := scan(data); err != nil {
+	found, err := scan(data)
+	if err != nil {
 		return &Mismatch{Reason: err.Error()}
 	}
 	if !utf8.Valid(data) { // what reads them would make U+FFFD of it
@@ -83,6 +86,9 @@ func (s *jsonSchema) check(data []byte) error {
 	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
 	if err != nil {
 		return &Mismatch{Reason: "they are no JSON: " + names.Text(err.Error(), maxMessage)}
+	}
+	if members(v) < found.members {
+		return &Mismatch{Path: names.Text(twice(data), maxMessage), Reason: "this member is there twice: those who read it do not all take the same one"}
 	}
 	if err := measure(s.meter, v); err != nil {
 		return &Mismatch{Reason: err.Error()}
@@ -120,24 +126,27 @@ const (
 	maxExponent = 3  // digits of its exponent
 )
 
-// scan finds how deep JSON nests and how many values it has at most, without
+// scanned is what there is in JSON, at most.
+type scanned struct{ depth, values, members int }
+
+// scan finds how deep JSON nests and how much there is in it at most, without
 // allocating: before anything is made of it. It does not find all that is no JSON.
-func scan(b []byte) (depth, values int, err error) {
+func scan(b []byte) (found scanned, err error) {
 	at, number, exponent := 0, 0, -1
-	values = 1
+	found.values = 1
 	for i := 0; i < len(b); i++ {
 		c := b[i]
 		switch {
 		case c >= '0' && c <= '9' || c == '.' || c == '+' || c == '-' || c == 'e' || c == 'E':
 			if number++; number > maxNumber {
-				return 0, 0, fmt.Errorf("a number has more than %d characters", maxNumber)
+				return scanned{}, fmt.Errorf("a number has more than %d characters", maxNumber)
 			}
 			switch {
 			case c == 'e' || c == 'E':
 				exponent = 0
 			case exponent >= 0 && c >= '0' && c <= '9':
 				if exponent++; exponent > maxExponent {
-					return 0, 0, fmt.Errorf("a number has an exponent of more than %d digits", maxExponent)
+					return scanned{}, fmt.Errorf("a number has an exponent of more than %d digits", maxExponent)
 				}
 			}
 			continue
@@ -149,19 +158,71 @@ func scan(b []byte) (depth, values int, err error) {
 			}
 		case c == '{' || c == '[':
 			if at++; at > maxDepth {
-				return 0, 0, fmt.Errorf("they nest more than %d deep", maxDepth)
+				return scanned{}, fmt.Errorf("they nest more than %d deep", maxDepth)
 			}
-			depth = max(depth, at)
-			values++
+			found.depth = max(found.depth, at)
+			found.values++
 		case c == '}' || c == ']':
 			at--
 		case c == ',':
-			values++
+			found.values++
+		case c == ':':
+			found.members++
 		}
-		if values > maxValues {
-			return 0, 0, fmt.Errorf("they have more than %d values", maxValues)
+		if found.values > maxValues {
+			return scanned{}, fmt.Errorf("they have more than %d values", maxValues)
 		}
 		number, exponent = 0, -1
 	}
-	return depth, values, nil
+	return found, nil
+}
+
+// members is how many members all objects of v have.
+func members(v any) (n int) {
+	switch v := v.(type) {
+	case map[string]any:
+		n = len(v)
+		for _, m := range v {
+			n += members(m)
+		}
+	case []any:
+		for _, m := range v {
+			n += members(m)
+		}
+	}
+	return n
+}
+
+// twice is where in JSON a member is that its object had before; "" where none is.
+func twice(data []byte) string {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	var next func(path []string) []string
+	next = func(path []string) []string {
+		t, err := dec.Token()
+		if err != nil {
+			return nil
+		}
+		had := map[string]bool{}
+		for i := 0; (t == json.Delim('{') || t == json.Delim('[')) && dec.More(); i++ {
+			at := strconv.Itoa(i)
+			if t == json.Delim('{') {
+				name, err := dec.Token()
+				if err != nil {
+					return nil
+				}
+				if at, _ = name.(string); had[at] {
+					return append(path, at)
+				}
+				had[at] = true
+			}
+			if found := next(append(path, at)); found != nil {
+				return found
+			}
+		}
+		if _, nests := t.(json.Delim); nests {
+			_, _ = dec.Token() // its end
+		}
+		return nil
+	}
+	return pointer(next(nil))
 }

@@ -21,7 +21,7 @@ import (
 // them. Names that the message lacks are passed over, as numbers are in the binary
 // encoding. Types finds what Any and extensions name.
 func checkProtoJSON(m protoreflect.MessageDescriptor, types *dynamicpb.Types, data []byte) error {
-	if _, _, err := scan(data); err != nil {
+	if _, err := scan(data); err != nil {
 		return &Mismatch{Reason: err.Error()}
 	}
 	if !json.Valid(data) || !utf8.Valid(data) {

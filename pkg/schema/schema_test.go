@@ -228,11 +228,13 @@ func FuzzIncompatible(f *testing.F) {
 	})
 }
 
-// FuzzScan: what is within bounds of depth is found to nest as deep as it does.
+// FuzzScan: what is within bounds of depth is found to nest as deep as it does, and whether
+// an object has a member twice.
 func FuzzScan(f *testing.F) {
 	f.Add([]byte(`{"a": [1, 2e3, "\"}"]}`))
+	f.Add([]byte(`{"a": {"b": {":": 1, "c": []}}, "\u0061": [{}, {"d": 1, "d": 2}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		depth, values, err := scan(b)
+		found, err := scan(b)
 		if err != nil {
 			return
 		}
@@ -240,9 +242,12 @@ func FuzzScan(f *testing.F) {
 		if json.Unmarshal(b, &v) != nil {
 			return
 		}
-		d, n := size(v)
-		if d != depth || n > values {
-			t.Errorf("%s: %d deep with %d values, found %d and %d", b, d, n, depth, values)
+		again := twice(b)
+		if (again != "") != (members(v) < found.members) {
+			t.Errorf("%s: %d members, found %+v; %q is there twice", b, members(v), found, again)
+		}
+		if d, n := size(v); again == "" && d != found.depth || n > found.values { // else some of it is not in v
+			t.Errorf("%s: %d deep with %d values, found %+v", b, d, n, found)
 		}
 	})
 }
@@ -278,6 +283,25 @@ func BenchmarkCheck(b *testing.B) {
 	for b.Loop() {
 		if err := s.Check(e); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestTwice: a member that is there twice is refused by its path: a schema judges one of them,
+// and who reads the data may take the other.
+func TestTwice(t *testing.T) {
+	s, err := Compile(spec(`{"properties": {"amount": {"minimum": 0}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for data, at := range map[string]string{
+		`{"amount": -5, "amount": 5}`:                                 "at /amount: ",
+		`{"list": [0, {"a": {}, "b": [{}], "\u0061": 1}]}`:            "at /list/1/a: ",
+		`{"a": {"b": 1}, "b": {"a": 1}, "c": [{"a": 1}, {"a": ":"}]}`: "",
+	} {
+		err := s.Check(&event.Event{Data: []byte(data)})
+		if (err == nil) != (at == "") || err != nil && (!strings.Contains(err.Error(), at) || !strings.Contains(err.Error(), "twice")) {
+			t.Errorf("%s: %v", data, err)
 		}
 	}
 }
