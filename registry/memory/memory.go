@@ -51,7 +51,9 @@ func New() *Registry {
 
 // Close ends the checks and every watch.
 func (r *Registry) Close(ctx context.Context) error {
+	r.mu.Lock() // a watch that begins is waited for, or does not begin
 	r.end()
+	r.mu.Unlock()
 	done := make(chan struct{})
 	go func() { r.work.Wait(); close(done) }()
 	select {
