@@ -48,7 +48,7 @@ func mintFor(t *testing.T, dir string, serial int64, life time.Duration) Files {
 	}
 	caKey, leafKey := key(), key()
 	ca := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(life), IsCA: true, BasicConstraintsValid: true}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Now().Add(life),
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "leaf"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
 	must(err)
@@ -111,6 +111,7 @@ func TestReload(t *testing.T) {
 			}
 		}
 		want := map[string]float64{"reloads_total clients ok": float64(ok), "reloads_total clients failed": float64(failed), "files_unusable clients": float64(unusable),
+			"certificate_start_timestamp_seconds clients":  float64(s.Certificate().Leaf.NotBefore.Unix()),
 			"certificate_expiry_timestamp_seconds clients": float64(s.Certificate().Leaf.NotAfter.Unix())}
 		if !maps.Equal(got, want) {
 			t.Errorf("the metrics are %v, want %v", got, want)
