@@ -63,7 +63,7 @@ type Pipeline struct {
 	cfg      Config
 	inFlight atomic.Int64
 	metrics  *metrics
-	storeLog storeLog
+	storeLog *storeLog
 	replies  *replies
 	tracer   trace.Tracer // nil without tracing
 }
@@ -85,7 +85,7 @@ func New(cfg Config) *Pipeline {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Pipeline{cfg: cfg, storeLog: storeLog{log: cfg.Log}}
+	p := &Pipeline{cfg: cfg, storeLog: newStoreLog(cfg.Log)}
 	if cfg.Tracing != nil {
 		p.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/pipeline")
 	}

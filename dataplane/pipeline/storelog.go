@@ -18,7 +18,7 @@ type storeLog struct {
 	log *slog.Logger
 
 	mu sync.Mutex
-	of map[snapshot.Key]*storeFailures
+	of map[snapshot.Key]storeFailures
 }
 
 type storeFailures struct {
@@ -26,30 +26,29 @@ type storeFailures struct {
 	failures int // since then
 }
 
+func newStoreLog(log *slog.Logger) *storeLog {
+	return &storeLog{log: log, of: map[snapshot.Key]storeFailures{}}
+}
+
 // failedEvery is from one line of a store to the next, at least.
 const failedEvery = time.Minute
 
 // is takes note of how a write of a store went. What is refused for what it is, held up, given
 // up by who published it, or told of by denied.Log is no failure here.
-func (r *storeLog) is(store snapshot.Key, err error) {
+func (l *storeLog) is(store snapshot.Key, err error) {
 	if err == nil || fault.Untakeable(err) || errors.Is(err, context.Canceled) {
 		return
 	}
 	if f := fault.From(err); f.Class == fault.Throttled || f.Reason == "store-access-denied" {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := r.of[store]
-	if s == nil {
-		if s = (&storeFailures{}); r.of == nil {
-			r.of = map[snapshot.Key]*storeFailures{}
-		}
-		r.of[store] = s
-	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.of[store]
 	s.failures++
 	if now := time.Now(); s.said.IsZero() || now.Sub(s.said) >= failedEvery {
-		r.log.Warn("a store does not take events", "store", label(store), "failures", s.failures, "error", err)
-		*s = storeFailures{said: now}
+		l.log.Warn("a store does not take events", "store", label(store), "failures", s.failures, "error", err)
+		s = storeFailures{said: now}
 	}
+	l.of[store] = s
 }

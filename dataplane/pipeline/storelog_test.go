@@ -18,7 +18,7 @@ import (
 func TestStoreLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var said strings.Builder
-		r := storeLog{log: slog.New(slog.NewTextHandler(&said, nil))}
+		r := newStoreLog(slog.New(slog.NewTextHandler(&said, nil)))
 		lines := func() []string {
 			defer said.Reset()
 			return strings.Split(strings.TrimSuffix(said.String(), "\n"), "\n")

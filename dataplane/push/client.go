@@ -76,8 +76,8 @@ func (c *client) close() {
 	c.tls.close()
 }
 
-// post sends one event, to an instance of b where push names a service, and tells what came of it, and the reply that the answer is; nil
-// where it is none.
+// post sends one event, to an instance of b where push names a service, and tells what came
+// of it, and the reply that the answer is; nil where it is none.
 func (c *client) post(ctx context.Context, push *snapshot.Push, b *balancer, key snapshot.Key, d *delivery.Delivery) (answer, *reply) {
 	ctx, cancel := context.WithTimeout(ctx, push.Timeout)
 	defer cancel()

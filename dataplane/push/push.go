@@ -267,8 +267,9 @@ func (t *target) wake() {
 }
 
 // balance calls the target as push says, and follows the service that it names, if it
-// does. It is called by one goroutine at a time, and reports whether it is another service.
-func (t *target) balance(push *snapshot.Push) (moved bool) {
+// does. It is called by one goroutine at a time, and reports whether it is
+// another service, or none any more.
+func (t *target) balance(push *snapshot.Push) bool {
 	var old *balancer
 	if c := t.push.Load(); c != nil {
 		old = c.balancer
@@ -278,13 +279,13 @@ func (t *target) balance(push *snapshot.Push) (moved bool) {
 	case push.Service == nil:
 		b = nil
 	case old == nil || !reflect.DeepEqual(old.service, push.Service):
-		b, moved = newBalancer(t.p.cfg.Services, push.Service, t.log), true
+		b = newBalancer(t.p.cfg.Services, push.Service, t.log)
 	}
 	t.push.Store(&called{push, b})
 	if old != nil && old != b {
 		old.stop()
 	}
-	return moved
+	return b != old
 }
 
 // close ends what the target is called with.

@@ -146,8 +146,9 @@ func poll(ctx context.Context, c adminv1.AdminServiceClient, req *adminv1.GetSta
 		now, err := getStatus(ctx, c, req)
 		switch {
 		case err == nil:
-			if st = now; enough(st) || wait == 0 {
-				return st, enough(st), nil
+			st = now
+			if complete = enough(st); complete || wait == 0 {
+				return st, complete, nil
 			}
 		case st == nil || !passing(err):
 			return nil, false, err
