@@ -441,7 +441,7 @@ func TestCertificatesRotate(t *testing.T) {
 				}
 			}
 		}
-		if listed != 3 {
+		if listed != 4 {
 			t.Errorf("%d metrics of TLS files", listed)
 		}
 	}
