@@ -265,6 +265,7 @@ func TestAdministration(t *testing.T) {
 	s.walk(blocks(t, "docs/administration.md", ""),
 		step{begins: "export PATH"},
 		step{begins: "mkdir", says: []string{`(?m)^\+\+\+ b/topic/shop/returns$`, `topic/shop/orders created`}},
+		step{begins: "weft export"},
 		step{begins: "cat > shop", says: []string{`(?m)^-    max_age: 168h0m0s$`, `(?m)^\+    max_age: 24h0m0s$`, `topic/shop/orders updated`, `topic/shop/returns deleted`}},
 		step{begins: "weft history", says: []string{`topic/shop/orders updated, topic/shop/returns deleted`, `2 resources would be as they were`, `2 resources are as they were`, `(?m)^shop +returns `}},
 		step{begins: "source bin/servers.env"},

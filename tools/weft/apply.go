@@ -21,23 +21,64 @@ import (
 	"github.com/weft-mesh/weft/pkg/resource"
 )
 
-// applyFlags say what is applied.
-type applyFlags struct {
-	files     []string
+// selection is what is there of a namespace, or of all, with some labels and of some kinds.
+type selection struct {
 	namespace string
-	prune     bool
 	selector  map[string]string
 	kinds     []string
-	mass      bool
+}
+
+func (s *selection) add(cmd *cobra.Command, selector, kinds string) {
+	cmd.Flags().StringToStringVarP(&s.selector, "selector", "l", nil, selector)
+	cmd.Flags().StringSliceVar(&s.kinds, "kind", nil, kinds)
+	completeKindFlag(cmd, "kind")
+}
+
+func (s *selection) check() error {
+	for i, k := range s.kinds {
+		info, ok := resource.Lookup(k)
+		if !ok || info.System {
+			return fmt.Errorf("--kind: %q is not a kind that is applied", k)
+		}
+		s.kinds[i] = string(info.Kind)
+	}
+	return nil
+}
+
+// has reports whether a resource is one of these, and users apply it.
+func (s *selection) has(r *configv1.Resource) bool {
+	kind := resource.KindOf(r)
+	if info, ok := resource.Lookup(string(kind)); !ok || info.System {
+		return false
+	}
+	// A Migration says what is to happen once: that files do not have it means nothing.
+	if kind == resource.Migration && !slices.Contains(s.kinds, string(kind)) {
+		return false
+	}
+	if s.namespace != "" && r.Metadata.Namespace != s.namespace || len(s.kinds) > 0 && !slices.Contains(s.kinds, string(kind)) {
+		return false
+	}
+	for k, v := range s.selector {
+		if r.Metadata.Labels[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// applyFlags say what is applied, and with --prune what is looked after.
+type applyFlags struct {
+	selection
+	files []string
+	prune bool
+	mass  bool
 }
 
 func (f *applyFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringSliceVarP(&f.files, "filename", "f", nil, "file, folder (.yaml, .yml, .json) or - for standard input; may be repeated")
 	cmd.Flags().StringVarP(&f.namespace, "namespace", "n", "", "namespace of resources that name none; with --prune the one that is pruned")
 	cmd.Flags().BoolVar(&f.prune, "prune", false, "also delete what is in the namespace of -n, with the labels of -l, of the kinds of --kind, and not in the files")
-	cmd.Flags().StringToStringVarP(&f.selector, "selector", "l", nil, "labels that what is pruned has: key=value,…")
-	cmd.Flags().StringSliceVar(&f.kinds, "kind", nil, "kinds that are pruned; all but migrations when empty")
-	completeKindFlag(cmd, "kind")
+	f.selection.add(cmd, "labels that what is pruned has: key=value,…", "kinds that are pruned; all but migrations when empty")
 	cmd.Flags().BoolVar(&f.mass, "allow-mass-removal", false, "the change may remove more than the control plane lets go unasked")
 }
 
@@ -52,35 +93,7 @@ func (f *applyFlags) check() error {
 	if f.prune && f.namespace == "" && len(f.selector) == 0 {
 		return errors.New("--prune: say of what, with a namespace (-n), labels (-l) or both: what is there and not in the files is deleted")
 	}
-	for i, k := range f.kinds {
-		info, ok := resource.Lookup(k)
-		if !ok || info.System {
-			return fmt.Errorf("--kind: %q is not a kind that is applied", k)
-		}
-		f.kinds[i] = string(info.Kind)
-	}
-	return nil
-}
-
-// prunes reports whether a resource is of what is pruned.
-func (f *applyFlags) prunes(r *configv1.Resource) bool {
-	kind := resource.KindOf(r)
-	if info, ok := resource.Lookup(string(kind)); !ok || info.System {
-		return false
-	}
-	// A Migration says what is to happen once: that files do not have it means nothing.
-	if kind == resource.Migration && !slices.Contains(f.kinds, string(kind)) {
-		return false
-	}
-	if f.namespace != "" && r.Metadata.Namespace != f.namespace || len(f.kinds) > 0 && !slices.Contains(f.kinds, string(kind)) {
-		return false
-	}
-	for k, v := range f.selector {
-		if r.Metadata.Labels[k] != v {
-			return false
-		}
-	}
-	return true
+	return f.selection.check()
 }
 
 // plan is what is to be applied: what the files have, in their order, and then
@@ -103,7 +116,7 @@ func (f *applyFlags) read(cmd *cobra.Command, c adminv1.AdminServiceClient) (*pl
 			return nil, fmt.Errorf("%s: %s is in %s too", at, name, seen[name])
 		}
 		seen[name] = at
-		if f.prune && !f.prunes(d.Resource) {
+		if f.prune && !f.has(d.Resource) {
 			return nil, fmt.Errorf("%s: %s is not of what --prune is to look after: another namespace, other labels or another kind", at, name)
 		}
 		rs = append(rs, d.Resource)
@@ -124,7 +137,7 @@ func (f *applyFlags) read(cmd *cobra.Command, c adminv1.AdminServiceClient) (*pl
 	if f.prune {
 		var gone []item
 		for name, r := range current {
-			if seen[name] == "" && f.prunes(r) {
+			if seen[name] == "" && f.has(r) {
 				gone = append(gone, item{name, r, nil})
 			}
 		}

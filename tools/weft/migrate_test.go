@@ -259,16 +259,16 @@ func TestPlanOfMoved(t *testing.T) {
 func TestMigrationsAreNotPruned(t *testing.T) {
 	m := &configv1.Resource{Metadata: &configv1.Metadata{Namespace: "demo", Name: "orders"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{To: "next"}}}
 	for _, tc := range []struct {
-		flags  applyFlags
+		of     selection
 		prunes bool
 	}{
-		{applyFlags{namespace: "demo"}, false},
-		{applyFlags{namespace: "demo", kinds: []string{"topic"}}, false},
-		{applyFlags{namespace: "demo", kinds: []string{"migration"}}, true},
-		{applyFlags{namespace: "other", kinds: []string{"migration"}}, false},
+		{selection{namespace: "demo"}, false},
+		{selection{namespace: "demo", kinds: []string{"topic"}}, false},
+		{selection{namespace: "demo", kinds: []string{"migration"}}, true},
+		{selection{namespace: "other", kinds: []string{"migration"}}, false},
 	} {
-		if got := tc.flags.prunes(m); got != tc.prunes {
-			t.Errorf("%+v: %v", tc.flags, got)
+		if got := tc.of.has(m); got != tc.prunes {
+			t.Errorf("%+v: %v", tc.of, got)
 		}
 	}
 }

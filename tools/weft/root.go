@@ -77,7 +77,7 @@ completion bash)" makes a shell complete commands, kinds and names.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n%s --help lists what there is", err, cmd.CommandPath())
 	})
-	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), snapshotCommand(), proxiesCommand(), adminCommand(),
+	root.AddCommand(upCommand(), controlPlaneCommand(), proxycmd.Command(), applyCommand(), diffCommand(), getCommand(), exportCommand(), deleteCommand(), historyCommand(), rollbackCommand(), statusCommand(), waitCommand(), snapshotCommand(), proxiesCommand(), adminCommand(),
 		publishCommand(), requestCommand(), replyCommand(), subscribeCommand(), pullCommand(), settleCommand(), dlqCommand(), migrateCommand(), traceCommand(), whyCommand(), evalCommand(), schemaCommand(), apiKeyCommand(), benchCommand(), versionCommand())
 	sayUsage(root)
 	return root
