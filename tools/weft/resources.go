@@ -116,6 +116,9 @@ func getCommand() *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
+			if all && len(args) == 2 {
+				return fmt.Errorf("-A shows all of a kind; say in which namespace %s is, with -n", args[1])
+			}
 			c, done, err := admin.dial()
 			if err != nil {
 				return err
