@@ -41,8 +41,10 @@ const (
 	maxHeld  = 1024
 	maxBytes = 8 << 20
 	maxFetch = 32
-	minRetry = 50 * time.Millisecond
-	maxRetry = 2 * time.Second
+	// lookAgain is how soon it is seen that the clock was set, or the machine was asleep.
+	lookAgain = 10 * time.Second
+	minRetry  = 50 * time.Millisecond
+	maxRetry  = 2 * time.Second
 	// minFailing is how long a topic must fail before what is in the way of others is parked
 	// anew, maxFailing how long one that is in nobody's way waits here for its topic.
 	minFailing = 2 * time.Second

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,6 +93,25 @@ func all(t *testing.T, s *Store, ids []string) (more int) {
 		}
 	}
 	return n - len(ids)
+}
+
+// TestClockSet: what is due since the clock was set, or the machine slept, comes soon, and
+// not when as much time has passed here.
+func TestClockSet(t *testing.T) {
+	bubble(t, 0, func(t *testing.T, _ *driver, s *Store) {
+		var ahead atomic.Int64
+		s.clock = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		sub := subscribe(t, s)
+		park(t, s, "t", 2*time.Hour, "a")
+		pass(time.Second)
+		ahead.Store(int64(2 * time.Hour))
+		set := time.Now()
+		get(t, sub)
+		if took := time.Since(set); took > lookAgain+Precision {
+			t.Errorf("it came %s after the clock was set", took)
+		}
+		closeAll(t, s, sub)
+	})
 }
 
 // TestFailingTopicHoldsUpNothing: what is due for a topic that fails, however much, keeps

@@ -145,10 +145,10 @@ func (m *member) fetch() error {
 	return err
 }
 
-// until is how long nothing is to be done.
+// until is how long nothing is to be done, as long as the clock goes on as it does.
 func (m *member) until() (d time.Duration, ok bool) {
 	if len(m.held) > 0 {
-		d, ok = m.held[0].due.Sub(m.s.clock.Now()), true
+		d, ok = min(m.held[0].due.Sub(m.s.clock.Now()), lookAgain), true
 	}
 	for _, q := range m.lanes {
 		if in := time.Until(q.again); !q.busy && len(q.due) > 0 && (!ok || in < d) {

@@ -28,10 +28,10 @@ func (s *Store) EnsureTopic(ctx context.Context, spec store.TopicSpec) error {
 		return nil
 	}
 	s.mu.Unlock()
-	// The committer runs changes one at a time, so that this does not race
+	// The committer makes one change of a topic after the other, so that this does not race
 	// with itself.
 	var next *topic
-	err := s.do(ctx, op, func(b *pebble.Batch) error {
+	return s.note(ctx, op, "t"+spec.Name, func(b *pebble.Batch) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		r := topic{id: s.nextID, name: spec.Name}
@@ -51,17 +51,12 @@ func (s *Store) EnsureTopic(ctx context.Context, spec store.TopicSpec) error {
 			return err
 		}
 		return b.Set([]byte("t"+spec.Name), v, nil)
+	}, func() {
+		if s.topics[spec.Name] == nil {
+			s.topics[spec.Name], s.byID[next.id] = next, next
+		}
+		s.topics[spec.Name].spec = spec
 	})
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.topics[spec.Name] == nil {
-		s.topics[spec.Name], s.byID[next.id] = next, next
-	}
-	s.topics[spec.Name].spec = spec
-	return nil
 }
 
 // TopicExists reports whether the topic is there.
@@ -120,7 +115,7 @@ func (s *Store) EnsureGroup(ctx context.Context, topic, name string, from store.
 		return err
 	}
 	var created *group
-	err = s.do(ctx, op, func(b *pebble.Batch) error {
+	return s.note(ctx, op, string(groupKey(t.id, name)), func(b *pebble.Batch) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if t.groups[name] != nil || t.gone {
@@ -128,16 +123,11 @@ func (s *Store) EnsureGroup(ctx context.Context, topic, name string, from store.
 		}
 		created = newGroup(s, t, name, floor)
 		return b.Set(groupKey(t.id, name), created.encodeLocked(), nil)
+	}, func() {
+		if created != nil {
+			t.groups[name] = created
+		}
 	})
-	if err != nil || created == nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if t.groups[name] == nil {
-		t.groups[name] = created
-	}
-	return nil
 }
 
 // DeleteGroup deletes a group.

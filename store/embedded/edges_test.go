@@ -1,12 +1,16 @@
 package embedded
 
 import (
+	"errors"
+	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
@@ -260,4 +264,53 @@ func TestLagOfWhatIsHeldBack(t *testing.T) {
 	if got := lag(); got.Delayed != 1 || got.Behind != 2 {
 		t.Errorf("one is held back, two are due: %+v", got)
 	}
+}
+
+// TestMadeAtOnce: a topic that several ask for at once is one, and what was acknowledged is in
+// it after a restart; so is a group, which begins where the first who was answered has it.
+func TestMadeAtOnce(t *testing.T) {
+	fs := vfs.NewMem()
+	s := openAt(t, fs, "store", 0)
+	// What is asked for at once waits for the committer together.
+	atOnce := func(f func() error) {
+		const n = 8
+		held, release := make(chan struct{}), make(chan struct{})
+		var all sync.WaitGroup
+		all.Go(func() {
+			if err := s.do(t.Context(), "test", func(*pebble.Batch) error { close(held); <-release; return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+		<-held
+		for range n {
+			all.Go(func() {
+				if err := f(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for waiting := 0; waiting < n && !t.Failed(); runtime.Gosched() {
+			s.mu.Lock()
+			waiting = len(s.queue)
+			s.mu.Unlock()
+		}
+		close(release)
+		all.Wait()
+	}
+	for range 10 {
+		atOnce(func() error { return s.EnsureTopic(t.Context(), store.TopicSpec{Name: "t"}) })
+		atOnce(func() error {
+			return errors.Join(s.EnsureGroup(t.Context(), "t", "g", store.Start{End: true}), s.Publish(t.Context(), "t", ev("a"), make([]store.Result, 1)))
+		})
+		before, err := s.Lag(t.Context(), "t", "g")
+		must(t, err)
+		s = restart(t, s, fs)
+		after, err := s.Lag(t.Context(), "t", "g")
+		must(t, err)
+		if after[0].End != 8 || after[0] != before[0] {
+			t.Fatalf("after a restart the group is at %+v, and was at %+v", after, before)
+		}
+		must(t, s.DeleteTopic(t.Context(), "t"))
+	}
+	must(t, s.Close(t.Context()))
 }

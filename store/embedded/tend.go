@@ -247,17 +247,20 @@ func (s *Store) retainTopic(t *topic, now time.Time) error {
 	s.mu.Lock()
 	t.low, t.cumLow = to, cumLow
 	t.wakeLocked() // a window that was full may have room
-	v, err := t.recordLocked()
 	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return s.do(context.Background(), "embedded.retain", func(b *pebble.Batch) error {
+	return s.note(context.Background(), "embedded.retain", "t"+t.name, func(b *pebble.Batch) error {
+		s.mu.Lock()
+		v, err := t.recordLocked()
+		gone := t.gone
+		s.mu.Unlock()
+		if err != nil || gone {
+			return err
+		}
 		if err := b.Set([]byte("t"+t.name), v, nil); err != nil {
 			return err
 		}
 		return b.DeleteRange(recordKey(t.id, 0), recordKey(t.id, to), nil)
-	})
+	}, func() {})
 }
 
 // firstCum is the first offset at whose end more than cum bytes were written.

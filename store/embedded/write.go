@@ -26,9 +26,13 @@ type request struct {
 	// change writes something else into the batch; also does so beside
 	// records: it removes them from what is held back.
 	change, also func(*pebble.Batch) error
-	bytes        int
-	err          error
-	done         chan struct{}
+	// kept notes a change of what has this key, once it is durable, with Store.mu held. A
+	// batch has one of a key at most, so that the next finds what is noted.
+	kept  func()
+	key   string
+	bytes int
+	err   error
+	done  chan struct{}
 }
 
 // Publish writes events; see store.Store.
@@ -216,8 +220,16 @@ func (s *Store) takeQueue(groups bool) (batch []*request, settled []groupState) 
 		return nil, nil
 	}
 	size, n := 0, 0
+	changed := map[string]bool{}
 	for n < len(s.queue) && (n == 0 || size+s.queue[n].bytes <= maxBatch) {
-		size += s.queue[n].bytes
+		r := s.queue[n]
+		if r.kept != nil {
+			if changed[r.key] {
+				break
+			}
+			changed[r.key] = true
+		}
+		size += r.bytes
 		n++
 	}
 	batch = s.queue[:n:n]
@@ -324,6 +336,11 @@ func (s *Store) write(requests []*request, settled []groupState) error {
 	for t, n := range delayed {
 		t.delayed += n
 	}
+	for _, r := range requests {
+		if r.kept != nil {
+			r.kept()
+		}
+	}
 	return nil
 }
 
@@ -362,7 +379,13 @@ func (s *Store) finish(batch []*request, settled []groupState, err error) {
 
 // do has the committer write a change and waits for it.
 func (s *Store) do(ctx context.Context, op string, change func(*pebble.Batch) error) error {
-	r := &request{change: change, done: make(chan struct{})}
+	return s.note(ctx, op, "", change, nil)
+}
+
+// note is do of what has a key. kept is called once the change is durable, whether or not
+// somebody waits then.
+func (s *Store) note(ctx context.Context, op, key string, change func(*pebble.Batch) error, kept func()) error {
+	r := &request{change: change, kept: kept, key: key, done: make(chan struct{})}
 	if err := s.enqueue(ctx, op, "", r); err != nil {
 		return err
 	}

@@ -79,13 +79,13 @@ func (s *Store) deliver(sn *sender, batch []*outgoing) error {
 	case err == nil:
 		sn.Sent(batch, partitionName(sn.partition), first)
 		return nil
-	case len(batch) == 1 || fault.ClassOf(err) == fault.Ambiguous || !errors.Is(err, kerr.MessageTooLarge) && !errors.Is(err, kerr.InvalidRecord):
+	case len(batch) == 1 || fault.ClassOf(err) == fault.Ambiguous || !errors.Is(err, kerr.MessageTooLarge) && !errors.Is(err, kerr.RecordListTooLarge) && !errors.Is(err, kerr.InvalidRecord):
 		sn.producer = 0 // no other batch is to be taken for this one, whatever became of it
 		sn.Failed(batch, err)
 		return err
 	}
-	// The topic takes less than is usual, or not one of them: the others are not to
-	// suffer for it.
+	// The topic takes less than is usual, or a segment of it does, or not one of them: the
+	// others are not to suffer for it.
 	half := len(batch) / 2
 	err = s.deliver(sn, batch[:half])
 	if rest := sn.Unfailed(batch[half:]); len(rest) > 0 {
@@ -177,12 +177,16 @@ func (s *Store) attempt(sn *sender, events []*outgoing, fresh bool) (first int64
 	if err != nil {
 		return 0, false, err
 	}
+	began := time.Now()
 	resp, err := l.c.Broker(int(leader)).Request(ctx, req)
-	s.giveBack(l, leader, err)
-	if err != nil {
-		return 0, req.end(), err
-	}
 	answer, ok := resp.(*kmsg.ProduceResponse)
+	waited := s.giveBack(l, leader, began, answer, err)
+	if err != nil {
+		if doubts = req.end(); !doubts && waited && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("%w: the broker has the client wait for its quota", kerr.ThrottlingQuotaExceeded)
+		}
+		return 0, doubts, err
+	}
 	if !ok || len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {
 		return 0, true, errors.New("the answer is not of this request")
 	}

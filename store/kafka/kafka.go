@@ -69,7 +69,7 @@ func (Driver) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	if s.c, err = o.client(s.clientID()); err != nil {
 		return nil, err
 	}
-	s.links = []*link{{c: s.c, busy: map[int32]int{}}}
+	s.links = []*link{newLink(s.c)}
 	s.adm = kadm.NewClient(s.c)
 	s.adm.SetTimeoutMillis(int32(callTimeout.Milliseconds())) //nolint:gosec // it is 5,000
 	s.life, s.end = context.WithCancel(context.Background())

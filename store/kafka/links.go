@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 const (
@@ -25,6 +26,12 @@ const (
 type link struct {
 	c    *kgo.Client
 	busy map[int32]int // requests under way, by broker
+	// quota is until when a broker has the client wait, which it does before each request.
+	quota map[int32]time.Time
+}
+
+func newLink(c *kgo.Client) *link {
+	return &link{c: c, busy: map[int32]int{}, quota: map[int32]time.Time{}}
 }
 
 // take gives a link for a request to a broker: the first that has none under way there,
@@ -43,18 +50,23 @@ func (s *Store) take(broker int32) (*link, error) {
 		if err != nil {
 			return nil, err
 		}
-		best = &link{c: c, busy: map[int32]int{}}
+		best = newLink(c)
 		s.links = append(s.links, best)
 	}
 	best.busy[broker]++
 	return best, nil
 }
 
-// giveBack ends a request over a link, and reports how it went. A link over which one was
+// giveBack ends a request over a link, and tells it how that went. A link over which one was
 // not answered is not taken again: the broker may be somewhere else by now, which only the
-// store's own client learns at once. It is closed when nothing is under way on it.
-func (s *Store) giveBack(l *link, broker int32, err error) {
+// store's own client learns at once. It is closed when nothing is under way on it. It
+// reports whether the request, which began then, had to wait for a quota.
+func (s *Store) giveBack(l *link, broker int32, began time.Time, answer *kmsg.ProduceResponse, err error) (waited bool) {
 	s.mu.Lock()
+	waited = l.quota[broker].After(began)
+	if answer != nil {
+		l.quota[broker] = time.Now().Add(time.Duration(answer.ThrottleMillis) * time.Millisecond)
+	}
 	if l.busy[broker]--; l.busy[broker] == 0 {
 		delete(l.busy, broker)
 	}
@@ -66,4 +78,5 @@ func (s *Store) giveBack(l *link, broker int32, err error) {
 	if idle {
 		l.c.Close()
 	}
+	return waited
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weft-mesh/weft/integration/servers"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -82,15 +83,38 @@ func TestDone(t *testing.T) {
 	}
 }
 
-// TestTopicTakesLess: a topic takes smaller batches than is usual. What is small enough by
-// itself is kept, and the publisher of what is not is told so.
+// TestTopicTakesLess: a topic takes smaller batches than is usual, or its segments have room
+// for no larger ones. What is small enough by itself is kept, and the publisher of what is not
+// is told so.
 func TestTopicTakesLess(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
 	defer cancel()
 	s := open(t, Options{Brokers: []string{servers.SharedKafka(t)}}, 0)
 	shut(t, s.Close)
-	topic, most := names.Physical(servers.Namespace(t), "less"+uuid.NewString()[:4]), "100000"
-	if _, err := s.adm.CreateTopic(ctx, 1, 1, map[string]*string{"max.message.bytes": &most}, topic); err != nil {
+	// Brokers of version 4 take so small a segment under this name alone.
+	for _, setting := range []string{"max.message.bytes", "internal.segment.bytes"} {
+		topic := adopt(ctx, t, s, setting, "100000")
+		var events []store.Outgoing
+		for i := range 100 {
+			events = append(events, one(fmt.Sprint("e", i), "")[0])
+			events[i].Data = make([]byte, 5<<10)
+		}
+		if err := s.Publish(ctx, topic, events, make([]store.Result, len(events))); err != nil {
+			t.Errorf("%s: 100 events of 5 KiB: %v", setting, err)
+		}
+		large := one("large", "")
+		large[0].Data = make([]byte, 200<<10)
+		if err := s.Publish(ctx, topic, large, make([]store.Result, 1)); fault.ClassOf(err) != fault.TooLarge {
+			t.Errorf("%s: an event of 200 KiB: %v", setting, err)
+		}
+	}
+}
+
+// adopt makes a topic of one partition past the mesh, with a setting.
+func adopt(ctx context.Context, t *testing.T, s *Store, setting, value string) (topic string) {
+	t.Helper()
+	topic = names.Physical(servers.Namespace(t), "less"+uuid.NewString()[:4])
+	if _, err := s.adm.CreateTopic(ctx, 1, 1, map[string]*string{setting: &value}, topic); err != nil {
 		t.Fatal(err)
 	}
 	// The broker hears of it a moment after the controller.
@@ -100,18 +124,60 @@ func TestTopicTakesLess(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var events []store.Outgoing
-	for i := range 100 {
-		events = append(events, one(fmt.Sprint("e", i), "")[0])
-		events[i].Data = make([]byte, 5<<10)
+	return topic
+}
+
+// TestSealCompacted: a topic that is compacted, which takes nothing without a key, is sealed
+// like any other.
+func TestSealCompacted(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
+	defer cancel()
+	s := open(t, Options{Brokers: []string{servers.SharedKafka(t)}}, 0)
+	shut(t, s.Close)
+	topic := adopt(ctx, t, s, "cleanup.policy", "compact")
+	if err := s.Publish(ctx, topic, one("a", "k"), make([]store.Result, 1)); err != nil {
+		t.Fatal(err)
 	}
-	if err := s.Publish(ctx, topic, events, make([]store.Result, len(events))); err != nil {
-		t.Errorf("100 events of 5 KiB: %v", err)
+	at, err := s.Seal(ctx, topic, one("marker", "")[0].Event)
+	if err != nil || len(at) != 1 || at[0].Offset != 1 {
+		t.Fatalf("the marker is at %v: %v", at, err)
 	}
-	large := one("large", "")
-	large[0].Data = make([]byte, 200<<10)
-	if err := s.Publish(ctx, topic, large, make([]store.Result, 1)); fault.ClassOf(err) != fault.TooLarge {
-		t.Errorf("an event of 200 KiB: %v", err)
+	tail, err := s.Tail(ctx, store.TailRequest{Topic: topic, From: store.Start{After: []store.Position{{Partition: "0"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shut(t, tail.Close)
+	dst := make([]store.Message, 1)
+	if _, err := tail.Next(ctx, dst); err != nil || dst[0].ID != "marker" || dst[0].Pos != at[0] || len(dst[0].Ext) > 0 {
+		t.Errorf("%+v is there: %v", dst[0], err)
+	}
+}
+
+// TestQuota: a broker that has a client wait for its quota is busy, and not away.
+func TestQuota(t *testing.T) {
+	broker := servers.SharedKafka(t)
+	t.Parallel() // it only waits
+	ctx, cancel := context.WithTimeout(t.Context(), servers.StartTimeout)
+	defer cancel()
+	s := open(t, Options{Brokers: []string{broker}}, 0)
+	shut(t, s.Close)
+	topic := prepare(ctx, t, s, 1)
+	who := s.producerID()
+	req := kmsg.NewPtrAlterClientQuotasRequest()
+	req.Entries = []kmsg.AlterClientQuotasRequestEntry{{Entity: []kmsg.AlterClientQuotasRequestEntryEntity{{Type: "client-id", Name: &who}},
+		Ops: []kmsg.AlterClientQuotasRequestEntryOp{{Key: "producer_byte_rate", Value: 5000}}}}
+	if _, err := req.RequestWith(ctx, s.c); err != nil {
+		t.Fatal(err)
+	}
+	// It has a client wait for up to eleven seconds: a batch is not tried for so long.
+	var err error
+	for i := 0; err == nil && ctx.Err() == nil; i++ {
+		e := one(fmt.Sprint(i), "")
+		e[0].Data = make([]byte, 900<<10)
+		err = s.Publish(ctx, topic, e, make([]store.Result, 1))
+	}
+	if f := fault.From(err); f.Class != fault.Throttled || f.Reason != "store-busy" || f.RetryAfter <= 0 {
+		t.Errorf("beyond its quota a publisher is told %v", err)
 	}
 }
 

@@ -2,6 +2,9 @@ package kafka
 
 import (
 	"context"
+	"errors"
+
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -22,8 +25,18 @@ func (s *Store) Seal(ctx context.Context, name string, e *event.Event) ([]store.
 	if n == 0 {
 		return nil, noPartition("kafka.seal")
 	}
+	at, err := s.mark(ctx, name, n, store.Outgoing{Event: e})
+	if errors.Is(err, kerr.InvalidRecord) {
+		// A topic that is compacted takes nothing without a key. Of one key it keeps the last.
+		at, err = s.mark(ctx, name, n, store.Outgoing{Event: e, Key: e.Source})
+	}
+	return at, err
+}
+
+// mark writes o into each of n partitions.
+func (s *Store) mark(ctx context.Context, name string, n int, o store.Outgoing) ([]store.Position, error) {
 	all := make([]outgoing, n)
-	record, _ := encode(store.Outgoing{Event: e}, nil)
+	record, _ := encode(o, nil)
 	s.mu.Lock()
 	for i := range all {
 		all[i] = outgoing{Event: record, Size: record.size(), To: s.senderLocked(name, int32(i)).Queue} //nolint:gosec // topics have few partitions

@@ -262,6 +262,9 @@ func (n *session) push(p kgo.FetchTopicPartition) (enough bool) {
 			n.end() // the log has gone back: its end was lost
 			return false
 		}
+		if o.end < 0 && r.Offset < o.committed {
+			o.done = nil // it went back before: what was settled there is no more
+		}
 		o.end = r.Offset + 1
 		if r.Attrs.IsControl() {
 			continue
