@@ -17,6 +17,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
@@ -58,6 +59,8 @@ type world struct {
 	metrics prometheus.Registerer
 	// log is where to log to, nil is nowhere; likewise.
 	log *slog.Logger
+	// moves is one of the Manager's own, likewise.
+	moves *moves.Manager
 	// clock is the machine's, likewise.
 	clock clock.Clock
 }
@@ -126,7 +129,7 @@ func (w *world) start() {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Clock: w.clock, Log: log,
+	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Moves: w.moves, Clock: w.clock, Log: log,
 		Store: func(uid string) (store.Store, error) {
 			if instead := w.instead.Load(); instead != nil {
 				return (*instead)(), nil
