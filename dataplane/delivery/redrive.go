@@ -151,7 +151,7 @@ func (r *redrive) run(ctx context.Context) error {
 		if msg == nil {
 			r.over = true
 			err := r.flush(ctx)
-			return r.seen == r.written, err
+			return r.shown(), err
 		}
 		if id, _ := event.Lookup(msg.Mesh, headerRedriven); id == r.id {
 			r.seen++
@@ -172,8 +172,15 @@ func (r *redrive) run(ctx context.Context) error {
 		}
 		// A store may show what it has acknowledged a moment later. Once the markers
 		// are seen the next redrive sees them too.
-		return r.seen == r.written, nil
+		return r.shown(), nil
 	})
+}
+
+// shown reports whether all markers were seen. Where the topic has moved meanwhile those of
+// now are in the next store, and the next redrive reads that.
+func (r *redrive) shown() bool {
+	t := r.m.cfg.Snapshots.Get().Topics[r.topic.Key]
+	return r.seen == r.written || t == nil || t.UID != r.topic.UID || t.Written().Number != r.topic.Written().Number
 }
 
 // flush gives a batch back, and marks it.

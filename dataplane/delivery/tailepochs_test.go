@@ -15,6 +15,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/cutover"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/store"
@@ -367,5 +368,28 @@ func TestRedriveWhileItMoves(t *testing.T) {
 	o.snaps.Store(o.config(cutover.Draining))
 	if out := o.redrive(Redrive{}); out.Redriven != 1 || before(o.st) != first || before(o.second) != second+1 {
 		t.Errorf("%+v; the store that it has left has %d more", out, before(o.st)-first)
+	}
+}
+
+// TestRedriveOfMoving: a redrive ends where the dead-letter topic moves meanwhile, and its
+// markers are in the next store.
+func TestRedriveOfMoving(t *testing.T) {
+	w := deadWorld(t)
+	w.dead("a", "b")
+	w.stop()
+	wrote := 0
+	w.wrote = func(_ *snapshot.Topic, events []event.Event) {
+		wrote += len(events)
+		snap := w.snapshot(func(s *snapshot.Subscription) { s.DeadLetter = "dead" })
+		dead := snap.Topics[snapshot.Key{Namespace: "demo", Name: "dead"}]
+		dead.Epochs = append(dead.Epochs, snapshot.Epoch{Number: 2, StoreUID: uidNext, Physical: nextTopic})
+		w.snaps.Store(snap)
+	}
+	w.start()
+	ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+	defer cancel()
+	out, err := w.m.Redrive(ctx, local, Redrive{Query: DeadLetterQuery{Namespace: "demo", Subscription: "billing"}, Rate: 1000}, func(Redriven) {})
+	if w.must(err); out.Redriven != 2 || wrote != 1 {
+		t.Errorf("%+v, and %d markers", out, wrote)
 	}
 }
