@@ -359,6 +359,9 @@ type TopicOwner interface {
 type OwnTopic struct {
 	Spec  TopicSpec
 	Group string
+	// Delay is the shortest one of what is held back in it. What its group has settled is
+	// where it belongs, or in a topic of the store's own once more, for a moment.
+	Delay time.Duration
 }
 
 // Measurer is a Store that can tell how far a topic reaches.

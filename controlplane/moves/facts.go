@@ -305,8 +305,15 @@ func (m *move) unquiet() []string {
 	defer l.mu.Unlock()
 	var waits []string
 	for _, at := range all {
-		if q, ok := l.quiet[at]; at.retry && (!ok || m.now-q.since < at.hidden+lateness) {
-			waits = append(waits, fmt.Sprintf("%s may have events in EventStore %s that wait for another attempt: it is given up once none came for %s, the longest that one is not seen", at.subscription, storeName(at), at.hidden+lateness))
+		if !at.retry {
+			continue
+		}
+		q, ok := l.quiet[at]
+		if !ok {
+			q.since = m.now
+		}
+		if why := q.lasts(at, m.now); why != "" {
+			waits = append(waits, why)
 		}
 	}
 	return waits

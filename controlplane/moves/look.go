@@ -53,11 +53,6 @@ type look struct {
 	followed map[uint32]*trail
 }
 
-type quiet struct {
-	since time.Duration
-	end   uint64 // the sum of where its partitions end
-}
-
 // item is what somebody has to have read before a topic's place can be given up.
 type item struct {
 	subscription string
@@ -192,6 +187,7 @@ func (o *Office) drain(ctx context.Context, l *look, snap *configstore.Snapshot,
 		l.mu.Unlock()
 	}
 	l.calm(all, ends, o.cfg.SinceBoot())
+	o.holding(ctx, l, snap)
 }
 
 // calm keeps since when retry topics are quiet, after a look at where they end. One is not
@@ -206,7 +202,7 @@ func (l *look) calm(all []item, ends map[item]uint64, now time.Duration) {
 		if q, was := l.quiet[at]; reads {
 			delete(l.quiet, at)
 		} else if !was || q.end != end {
-			l.quiet[at] = quiet{now, end}
+			l.quiet[at] = quiet{since: now, end: end}
 		}
 	}
 }

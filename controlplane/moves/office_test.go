@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/resource"
+	"github.com/weft-mesh/weft/store"
 )
 
 const (
@@ -126,6 +127,47 @@ func TestLastOneFails(t *testing.T) {
 	w.anew()
 	w.toldIn(drained, "events in EventStore a that wait for another attempt")
 	w.jump.Add(int64(schedule / 10))
+	w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
+	stop()
+}
+
+// TestHeldBackByTheMesh: what proxies hold back in the store's place comes when one of them
+// brings it, which may be later than its schedule: a store is not given up before that, nor
+// for what waits there for longer than anything of the Subscription does, or came since.
+func TestHeldBackByTheMesh(t *testing.T) {
+	w := newWorld(t)
+	for _, delay := range []time.Duration{0, time.Minute, time.Hour} {
+		name := "own-" + delay.String()
+		w.own = append(w.own, store.OwnTopic{Spec: store.TopicSpec{Name: name}, Group: name, Delay: delay})
+		if delay == time.Minute {
+			continue // its provisioner has not made it yet
+		}
+		admin := w.where["uid-a"].(store.Admin)
+		w.must(admin.EnsureTopic(w.ctx, store.TopicSpec{Name: name}))
+		w.must(admin.EnsureGroup(w.ctx, name, name, store.Start{}))
+		w.publish("uid-a", name, "held-back")
+	}
+	stop := w.office()
+	w.join("one", w.addr, func(*proxy) {})
+	w.wish(finish)
+	w.phase(preparing)
+	w.admit()
+	w.phase(drained)
+	w.toldIn(drained, "none came for 1m26s")
+	w.jump.Add(int64(time.Hour)) // no proxy runs
+	w.toldIn(drained, "what is held back in topic own-0s, up to offset 1")
+	w.publish("uid-a", "own-0s", "later")
+	w.read("uid-a", "own-0s", "own-0s", 1)
+	w.toldIn(drained, "none came for 20s behind what was held back")
+	w.publish("uid-a", "retry", "held-back") // here it is
+	w.toldIn(drained, "events wait for another attempt")
+	w.read("uid-a", "retry", "retry-group", 1)
+	w.toldIn(drained, "none came for 1m26s")
+	w.jump.Add(int64(time.Hour))
+	w.toldIn(drained, "what is held back in topic own-0s, up to offset 2")
+	w.read("uid-a", "own-0s", "own-0s", 1)
+	w.toldIn(drained, "none came for 20s behind what was held back")
+	w.jump.Add(int64(lateness))
 	w.until("the end", func(b *configv1.TopicBinding) bool { return b.Move == nil })
 	stop()
 }

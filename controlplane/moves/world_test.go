@@ -55,6 +55,8 @@ type world struct {
 	barriers map[string]*barrier
 	// wide is how many partitions topics have in EventStore "a", as that says; 0 is as they are.
 	wide int
+	// own are topics that stores have of their own, of all.
+	own []store.OwnTopic
 	// freeze lets the copy of the configuration be what it is.
 	freeze func()
 
@@ -76,7 +78,10 @@ type lent struct {
 	store.Admin
 	store.Measurer
 	lags *atomic.Int64
+	own  []store.OwnTopic
 }
+
+func (l lent) OwnTopics() []store.OwnTopic { return l.own }
 
 func (lent) Close(context.Context) error { return nil }
 
@@ -100,7 +105,7 @@ func (shared) Kind() string { return "shared" }
 
 func (d shared) Open(_ context.Context, cfg store.Config) (store.Store, error) {
 	st := d.w.where[cfg.UID]
-	l := lent{st, st.(store.Admin), st.(store.Measurer), &d.w.lags}
+	l := lent{st, st.(store.Admin), st.(store.Measurer), &d.w.lags, d.w.own}
 	if d.w.wide > 0 && cfg.UID == "uid-a" {
 		l.Measurer = wide(d.w.wide)
 	}

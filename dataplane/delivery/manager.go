@@ -15,6 +15,7 @@ import (
 
 	"github.com/weft-mesh/weft/dataplane/denied"
 	"github.com/weft-mesh/weft/dataplane/facts"
+	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
@@ -32,6 +33,8 @@ type Config struct {
 	Store func(uid string) (store.Store, error)
 	// Write publishes into a topic, past policy and routes: dead letters.
 	Write func(ctx context.Context, t *snapshot.Topic, events []event.Event) error
+	// Moves says where a topic that moves is written to; see pipeline.Config.
+	Moves *moves.Manager
 	// Denied remembers topics that stores deny; nil remembers nothing.
 	Denied *denied.Log
 	// NodeID is of this proxy, in the names of deliveries that are pulled.
@@ -81,6 +84,9 @@ type Manager struct {
 
 // New makes a Manager.
 func New(cfg Config) *Manager {
+	if cfg.Moves == nil {
+		cfg.Moves = moves.New(moves.Config{Snapshots: cfg.Snapshots, Store: cfg.Store, Log: cfg.Log})
+	}
 	m := &Manager{cfg: cfg, held: held{most: cmp.Or(cfg.MaxHeld, 1<<30)}, metrics: newMetrics(cfg.Metrics), runtimes: map[string]*runtime{}, counted: map[snapshot.Key]struct{}{}, paces: map[snapshot.Key]*rate.Limiter{}, tails: map[*tail]struct{}{}, pulls: map[pullKey]*pullSession{}, scans: map[string]int{}, redriving: map[string]struct{}{}, feeds: map[string]*feed{}}
 	if cfg.Tracing != nil {
 		m.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/delivery")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -150,7 +151,7 @@ func (r *redrive) run(ctx context.Context) error {
 		if msg == nil {
 			r.over = true
 			err := r.flush(ctx)
-			return r.seen == r.written, err
+			return r.shown(), err
 		}
 		if id, _ := event.Lookup(msg.Mesh, headerRedriven); id == r.id {
 			r.seen++
@@ -171,8 +172,15 @@ func (r *redrive) run(ctx context.Context) error {
 		}
 		// A store may show what it has acknowledged a moment later. Once the markers
 		// are seen the next redrive sees them too.
-		return r.seen == r.written, nil
+		return r.shown(), nil
 	})
+}
+
+// shown reports whether all markers were seen. Where the topic has moved meanwhile those of
+// now are in the next store, and the next redrive reads that.
+func (r *redrive) shown() bool {
+	t := r.m.cfg.Snapshots.Get().Topics[r.topic.Key]
+	return r.seen == r.written || t == nil || t.UID != r.topic.UID || t.Written().Number != r.topic.Written().Number
 }
 
 // flush gives a batch back, and marks it.
@@ -210,7 +218,7 @@ func (r *redrive) flush(ctx context.Context) error {
 			// It fails at once where the call's deadline comes before the turn does.
 			return fault.From(cmp.Or(context.Cause(ctx), context.DeadlineExceeded))
 		}
-		if err := r.give(ctx, sub, &sub.Sources[i], ls); err != nil {
+		if err := r.give(ctx, &sub.Sources[i], ls); err != nil {
 			return err
 		}
 	}
@@ -223,22 +231,55 @@ func sourceFor(sub *snapshot.Subscription, l *DeadLetter) (*snapshot.Source, str
 	if l.NotRedrivable != "" {
 		return nil, l.NotRedrivable
 	}
-	var at *snapshot.Source // of the epoch that is written to: others may be given up
-	for i := range sub.Sources {
-		s := &sub.Sources[i]
-		if s.Topic.Name == l.Topic && (at == nil || s.Epoch.Number <= s.Topic.Written().Number) {
-			at = s
-		}
-	}
+	at := sourceUpTo(sub, l.Topic, func(s *snapshot.Source) uint32 { return s.Topic.Written().Number })
 	if at == nil {
 		return nil, "Subscription " + sub.Name + " does not read topic " + l.Topic + " any more"
 	}
 	return at, ""
 }
 
+// sourceUpTo is the source of a topic of which the epoch is written to: others may be given
+// up.
+func sourceUpTo(sub *snapshot.Subscription, topic string, written func(*snapshot.Source) uint32) (at *snapshot.Source) {
+	for i := range sub.Sources {
+		s := &sub.Sources[i]
+		if s.Topic.Name == topic && (at == nil || s.Epoch.Number <= written(s)) {
+			at = s
+		}
+	}
+	return at
+}
+
 // give writes dead letters of one topic to the Subscription's retry topic and marks
-// those that are there.
-func (r *redrive) give(ctx context.Context, sub *snapshot.Subscription, src *snapshot.Source, ls []DeadLetter) error {
+// those that are there. It is a write like one to the topic itself: a proxy that has not
+// heard that the topic has left a store, and may be given up there, gives nothing back.
+func (r *redrive) give(ctx context.Context, src *snapshot.Source, ls []DeadLetter) error {
+	snap := r.m.cfg.Snapshots.Get()
+	t := snap.Topics[src.Topic.Key]
+	if t == nil || t.UID != src.Topic.UID {
+		return notReadAnyMore(src.Topic.Name)
+	}
+	under, err := r.m.cfg.Moves.Begin(ctx, snap, t)
+	if err != nil {
+		return err
+	}
+	judged := false
+	judge := func(err error) error {
+		judged = true
+		return under.End(err)
+	}
+	defer func() {
+		if !judged {
+			_ = judge(errNotGiven)
+		}
+	}()
+	sub, err := r.allowed()
+	if err != nil {
+		return err
+	}
+	if src = sourceUpTo(sub, t.Name, func(*snapshot.Source) uint32 { return under.Epoch.Number }); src == nil || src.Topic.UID != t.UID {
+		return notReadAnyMore(t.Name)
+	}
 	st, err := r.m.cfg.Store(src.Epoch.StoreUID)
 	if err != nil {
 		return err
@@ -253,6 +294,13 @@ func (r *redrive) give(ctx context.Context, sub *snapshot.Subscription, src *sna
 		out[i].Event = &e
 	}
 	err = st.Publish(ctx, src.RetryTopic, out, res)
+	kept := err
+	if slices.ContainsFunc(res, func(r store.Result) bool { return r.Err == nil }) {
+		kept = nil
+	}
+	if late := judge(kept); kept == nil && late != nil {
+		return late // they are not marked, and given back again
+	}
 	var given []string
 	at := r.m.cfg.Facts.Now()
 	for i := range res {
@@ -273,6 +321,12 @@ func (r *redrive) give(ctx context.Context, sub *snapshot.Subscription, src *sna
 		return errors.Join(merr, err)
 	}
 	return err
+}
+
+var errNotGiven = errors.New("nothing was given back")
+
+func notReadAnyMore(topic string) error {
+	return &fault.Error{Class: fault.Unavailable, Op: "delivery.redrive", Reason: "topic-not-ready", RetryAfter: time.Second, Msg: "topic " + topic + " is not on this proxy, or not read by the Subscription, any more"}
 }
 
 // mark writes down that dead letters were given back.

@@ -12,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/cutover"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
 )
@@ -335,5 +338,58 @@ func TestScanEpochs(t *testing.T) {
 		if src, why := sourceFor(sub, &DeadLetter{Topic: "orders"}); why != "" || src.Epoch.Number != topic.Written().Number {
 			t.Errorf("%v: it goes back to epoch %d; %s", phase, src.Epoch.Number, why)
 		}
+	}
+}
+
+// TestRedriveWhileItMoves: dead letters are given back where their topic may be written to
+// alone. A proxy that has no lease does not know whether the topic has left the store, which
+// nobody reads any more then.
+func TestRedriveWhileItMoves(t *testing.T) {
+	o := newMoving(t, 1, func(s *snapshot.Subscription) { s.DeadLetter = "dead" })
+	o.stop()
+	o.moves = moves.New(moves.Config{Snapshots: o.snaps, Patience: time.Millisecond})
+	o.start()
+	o.dead("a")
+	before := func(st store.Store) uint64 {
+		lag, err := st.(store.Admin).Lag(o.ctx, names.RetryTopic(uidSub), "rg")
+		o.must(err)
+		return lag[0].End
+	}
+	first, second := before(o.st), before(o.second)
+	req := Redrive{Query: DeadLetterQuery{Namespace: "demo", Subscription: "billing"}, Rate: 1000}
+	for _, phase := range []cutover.Phase{cutover.Leasing, cutover.Stopping, cutover.Marking} {
+		o.snaps.Store(o.config(phase))
+		out, err := o.m.Redrive(o.ctx, local, req, func(Redriven) {})
+		if fault.From(err).Reason != "topic-moving" || out.Redriven != 0 || before(o.st) != first {
+			t.Errorf("%v: %+v, %v; the store that it leaves has %d more", phase, out, err, before(o.st)-first)
+		}
+	}
+	o.seal(1)
+	o.snaps.Store(o.config(cutover.Draining))
+	if out := o.redrive(Redrive{}); out.Redriven != 1 || before(o.st) != first || before(o.second) != second+1 {
+		t.Errorf("%+v; the store that it has left has %d more", out, before(o.st)-first)
+	}
+}
+
+// TestRedriveOfMoving: a redrive ends where the dead-letter topic moves meanwhile, and its
+// markers are in the next store.
+func TestRedriveOfMoving(t *testing.T) {
+	w := deadWorld(t)
+	w.dead("a", "b")
+	w.stop()
+	wrote := 0
+	w.wrote = func(_ *snapshot.Topic, events []event.Event) {
+		wrote += len(events)
+		snap := w.snapshot(func(s *snapshot.Subscription) { s.DeadLetter = "dead" })
+		dead := snap.Topics[snapshot.Key{Namespace: "demo", Name: "dead"}]
+		dead.Epochs = append(dead.Epochs, snapshot.Epoch{Number: 2, StoreUID: uidNext, Physical: nextTopic})
+		w.snaps.Store(snap)
+	}
+	w.start()
+	ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+	defer cancel()
+	out, err := w.m.Redrive(ctx, local, Redrive{Query: DeadLetterQuery{Namespace: "demo", Subscription: "billing"}, Rate: 1000}, func(Redriven) {})
+	if w.must(err); out.Redriven != 2 || wrote != 1 {
+		t.Errorf("%+v, and %d markers", out, wrote)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/clock"
@@ -58,6 +59,10 @@ type world struct {
 	metrics prometheus.Registerer
 	// log is where to log to, nil is nowhere; likewise.
 	log *slog.Logger
+	// wrote, if set, is called for what is written to dead-letter topics, instead.
+	wrote func(t *snapshot.Topic, events []event.Event)
+	// moves is one of the Manager's own, likewise.
+	moves *moves.Manager
 	// clock is the machine's, likewise.
 	clock clock.Clock
 }
@@ -126,7 +131,7 @@ func (w *world) start() {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Clock: w.clock, Log: log,
+	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Moves: w.moves, Clock: w.clock, Log: log,
 		Store: func(uid string) (store.Store, error) {
 			if instead := w.instead.Load(); instead != nil {
 				return (*instead)(), nil
@@ -140,6 +145,10 @@ func (w *world) start() {
 			return w.st, nil
 		},
 		Write: func(ctx context.Context, t *snapshot.Topic, events []event.Event) error {
+			if w.wrote != nil {
+				w.wrote(t, events)
+				return nil
+			}
 			for i := range events {
 				var res [1]store.Result
 				if err := w.st.Publish(ctx, t.Written().Physical, []store.Outgoing{{Event: &events[i]}}, res[:]); err != nil {

@@ -554,7 +554,7 @@ func lost(t *snapshot.Topic, err error) error {
 
 // Write publishes into a topic for the proxy itself: no access rules, no quotas, no routes.
 // It borrows events. It is for dead letters, whose attributes may be larger than
-// a client's.
+// a client's. The topic may be of an older configuration: it is written to where it is now.
 func (p *Pipeline) Write(ctx context.Context, t *snapshot.Topic, events []event.Event) error {
 	return p.WriteEach(ctx, t, events, make([]frontend.Result, len(events)))
 }
@@ -562,10 +562,15 @@ func (p *Pipeline) Write(ctx context.Context, t *snapshot.Topic, events []event.
 // WriteEach is Write, and tells what has become of each event. It is for what somebody has
 // written to the topic past the mesh already.
 func (p *Pipeline) WriteEach(ctx context.Context, t *snapshot.Topic, events []event.Event, res []frontend.Result) error {
-	if err := usable(t, t.Namespace, t.Name); err != nil {
+	snap := p.cfg.Snapshots.Get()
+	now := snap.Topics[t.Key]
+	if now == nil || now.UID != t.UID {
+		return failAll(res, &fault.Error{Class: fault.Unavailable, Op: "publish", Reason: "topic-not-ready", RetryAfter: time.Second, Msg: "topic " + t.Name + " is not on this proxy any more"})
+	}
+	if err := usable(now, t.Namespace, t.Name); err != nil {
 		return failAll(res, err)
 	}
-	_, err := p.hand(ctx, p.cfg.Snapshots.Get(), t, t.KeyFrom, events, res, false)
+	_, err := p.hand(ctx, snap, now, now.KeyFrom, events, res, false)
 	return err
 }
 

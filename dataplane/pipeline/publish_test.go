@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -379,6 +381,33 @@ func TestWrite(t *testing.T) {
 	}
 	if err := w.p.Write(context.Background(), snap.Topics[snapshot.Key{Namespace: "demo", Name: "waiting"}], events("a")); fault.ClassOf(err) != fault.Unavailable {
 		t.Errorf("a topic that is not ready: %v", err)
+	}
+}
+
+// TestWriteWhereItIs: what the proxy itself writes goes to where the topic is now, however long
+// ago that was looked up: what is written to the place that it has left lies behind the cut.
+func TestWriteWhereItIs(t *testing.T) {
+	w := newWorld(t, 0)
+	before := w.p.cfg.Snapshots.Get()
+	k := snapshot.Key{Namespace: "demo", Name: "routed"}
+	was := before.Topics[k]
+	is := *was
+	is.Epochs = append(slices.Clone(was.Epochs), snapshot.Epoch{Number: 2, StoreUID: uidStore, Physical: "secret"})
+	now := &snapshot.Snapshot{Topics: maps.Clone(before.Topics), Stores: before.Stores, Rules: before.Rules}
+	now.Topics[k] = &is
+	w.p.cfg.Snapshots.Store(now)
+	w.must(w.p.Write(context.Background(), was, events("a")))
+	w.must(w.p.Write(context.Background(), now.Topics[snapshot.Key{Namespace: "demo", Name: "secret"}], events("z")))
+	if !strings.HasPrefix(w.kept("secret", 1), "0a") {
+		t.Error("it is elsewhere")
+	}
+	again := is
+	again.UID = "another"
+	now = &snapshot.Snapshot{Topics: maps.Clone(now.Topics), Stores: before.Stores, Rules: before.Rules}
+	now.Topics[k] = &again
+	w.p.cfg.Snapshots.Store(now)
+	if err := w.p.Write(context.Background(), was, events("b")); fault.From(err).Reason != "topic-not-ready" {
+		t.Errorf("a topic that was made anew: %v", err)
 	}
 }
 

@@ -60,7 +60,7 @@ func (p *Proxy) wire() error {
 	quotas, known := quota.New(p.registry), facts.New(p.cfg.Clock)
 	p.denied = denied.New(p.cfg.Clock)
 	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Moves: p.moves, Incarnation: p.incarnation, MaxInFlight: within(maxWaiting), Clock: p.cfg.Clock, Denied: p.denied, Quotas: quotas, Facts: known, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
-	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Denied: p.denied, MaxHeld: within(maxHeld), NodeID: p.nodeID, Facts: known, Clock: p.cfg.Clock, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
+	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Moves: p.moves, Denied: p.denied, MaxHeld: within(maxHeld), NodeID: p.nodeID, Facts: known, Clock: p.cfg.Clock, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
 	p.mesh.in, p.mesh.requests, p.mesh.out, p.mesh.dead, p.mesh.quotas = in, in, out, out, quotas
 	p.mesh.inspector = inspect.New(inspect.Config{Snapshots: p.snapshots, Store: p.stores.Get, Facts: known, Members: out.Members, Ahead: out.Ahead, NodeID: p.nodeID, Clock: p.cfg.Clock})
 	overHTTP := fronthttp.New(fronthttp.Config{Mesh: p.mesh, Requests: p.mesh, TLS: p.tls[listenHTTP], Origins: p.cfg.CORSOrigins, MaxBodies: within(maxBodies), DrainTime: p.cfg.DrainTime, Stall: p.cfg.ClientStall, Clock: p.cfg.Clock, Metrics: p.registry, Log: p.cfg.Log})

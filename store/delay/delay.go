@@ -164,7 +164,7 @@ func (s *Store) topic(class int) string { return names.DelayTopic(s.cfg.UID, cla
 func (s *Store) OwnTopics() []store.OwnTopic {
 	out := make([]store.OwnTopic, len(classes))
 	for i := range out {
-		out[i] = store.OwnTopic{Spec: store.TopicSpec{Name: s.topic(i), Partitions: 1}, Group: s.topic(i)}
+		out[i] = store.OwnTopic{Spec: store.TopicSpec{Name: s.topic(i), Partitions: 1}, Group: s.topic(i), Delay: classes[i]}
 	}
 	return out
 }

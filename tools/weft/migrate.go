@@ -202,13 +202,21 @@ func wishCommand(use, short, long string, wish configv1.Migration_Wish, says str
 			if err := f.sure(cmd, yes, what); err != nil {
 				return err
 			}
-			m.migration.GetMigration().Wish = wish
+			m.migration.GetMigration().Wish = m.wished(wish)
 			return f.apply(cmd, c, m.migration, says)
 		})}
 	cmd.ValidArgsFunction = f.names(resource.Migration)
 	f.add(cmd)
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return cmd
+}
+
+// wished is what a wish comes to: what was paused on its way back goes on back.
+func (m *moving) wished(wish configv1.Migration_Wish) configv1.Migration_Wish {
+	if wish == configv1.Migration_WISH_GO && m.wish() == configv1.Migration_WISH_PAUSE && m.move().GetBack() {
+		return configv1.Migration_WISH_ROLL_BACK
+	}
+	return wish
 }
 
 func migratePauseCommand() *cobra.Command {
@@ -223,8 +231,9 @@ pause. weft migrate resume goes on.`, configv1.Migration_WISH_PAUSE, "it goes no
 }
 
 func migrateResumeCommand() *cobra.Command {
-	return wishCommand("resume", "Let a move go on", `Lets a move go on that was paused, or taken back and has not come back so far that
-publishers write to the old store again.`, configv1.Migration_WISH_GO, "it goes on", func(m *moving) (string, error) {
+	return wishCommand("resume", "Let a move go on", `Lets a move go on that was paused, back where it was on its way back; or lets one go
+forward again that is taken back, and has not come so far that publishers write to the old
+store again.`, configv1.Migration_WISH_GO, "it goes on", func(m *moving) (string, error) {
 		if m.move().GetBack() && m.move().GetPhase() >= configv1.Move_PHASE_DRAINING {
 			return "", fmt.Errorf("%s is written to %s again: finish that, and move it anew", m.name(), m.last().GetStore())
 		}

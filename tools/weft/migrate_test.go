@@ -117,6 +117,22 @@ func TestMoveCourse(t *testing.T) {
 	}
 }
 
+// TestResumed: a move that was paused goes on where it went: back, if it was on its way back.
+func TestResumed(t *testing.T) {
+	const goOn, pause, back = configv1.Migration_WISH_GO, configv1.Migration_WISH_PAUSE, configv1.Migration_WISH_ROLL_BACK
+	for _, tc := range []struct {
+		was, wish configv1.Migration_Wish
+		back      bool
+		want      configv1.Migration_Wish
+	}{{pause, goOn, false, goOn}, {pause, goOn, true, back}, {back, goOn, true, goOn}, {back, pause, true, pause}} {
+		m := &moving{migration: &configv1.Resource{Metadata: &configv1.Metadata{Uid: "m"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{Wish: tc.was}}},
+			binding: &configv1.TopicBinding{Move: &configv1.Move{MigrationUid: "m", Phase: configv1.Move_PHASE_LEASING, Back: tc.back}}}
+		if got := m.wished(tc.wish); got != tc.want {
+			t.Errorf("%v, back %v: %v comes to %v, want %v", tc.was, tc.back, tc.wish, got, tc.want)
+		}
+	}
+}
+
 // TestMigrateMistakes: what is typed wrong is refused with what to do next, before
 // anything is changed.
 func TestMigrateMistakes(t *testing.T) {
