@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -18,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // caller is a call of the model: what it has yet to send, and how its message stands.
@@ -413,6 +416,16 @@ func TestArrivingBeyond(t *testing.T) {
 	held("all have ended", 0)
 }
 
+// unfinished waits until so many connections count as closed, as they do once they are.
+func unfinished(t *testing.T, on *Listener, n int64) {
+	t.Helper()
+	for limit := time.Now().Add(time.Minute); on.Unfinished() != n; runtime.Gosched() {
+		if time.Now().After(limit) {
+			t.Fatalf("%d connections count as closed, and not %d", on.Unfinished(), n)
+		}
+	}
+}
+
 // TestArrivingUnseen: a call that the server takes is counted, also where its client has
 // first sent what is refused: as many calls as there may be, whose refusals are still to be
 // written, or one whose number is higher than that of all others.
@@ -466,13 +479,58 @@ func TestArrivingUnseen(t *testing.T) {
 				_ = a.WriteData(id, false, make([]byte, frameHeld))
 				if !a.heard() {
 					t.Logf("it was closed after %d calls", took)
-					if on.Unfinished() != 1 {
-						t.Error("it was closed for another reason")
-					}
+					unfinished(t, on, 1)
 					return
 				}
 			}
 			t.Error("more is on its way than may be")
+		})
+	}
+}
+
+// TestArrivingUnended: the message of a call whose client sends one only counts until the
+// client has ended the call, with one answer and with many; what counted of a connection
+// that has ended counts no more.
+func TestArrivingUnended(t *testing.T) {
+	message, err := proto.Marshal(&grpc_health_v1.HealthCheckRequest{Service: strings.Repeat("x", 12<<10)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	message = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...) //nolint:gosec // small
+	for name, path := range map[string]string{"one answer": checkPath, "many": "/grpc.health.v1.Health/Watch"} {
+		t.Run(name, func(t *testing.T) {
+			on := serveGRPC(t, GRPCLimits{Streams: 1000, Message: 1 << 20, Arriving: 1 /* twice Message is the least */})
+			const most = 2 << 20 / (24 << 10)
+			for cut := range int64(2) {
+				p := dial(t, on.Addr())
+				p.say(http2.ClientPreface)
+				a := newAttacker(p, path)
+				if !a.heard() {
+					t.Fatal("it is closed")
+				}
+				call := func(end bool) bool {
+					t.Helper()
+					if err := a.open(false); err != nil {
+						return false
+					}
+					return a.WriteData(a.id, end, message) == nil && a.heard()
+				}
+				for range 2 * most {
+					if path == checkPath && !call(true) {
+						t.Fatal("what is ended counts")
+					}
+				}
+				took := 0
+				for ; call(false); took++ {
+					if took > 3*most {
+						t.Fatal("more is held than may be")
+					}
+				}
+				if took < most-2 {
+					t.Errorf("it was closed after %d calls", took)
+				}
+				unfinished(t, on, cut+1)
+			}
 		})
 	}
 }
