@@ -356,7 +356,7 @@ func (s *Server) Ready(ctx context.Context) error {
 
 // grpcServer makes a server for what is kept open long: whoever's credentials have
 // changed meanwhile is judged again at an age.
-func (s *Server) grpcServer(config *tls.Config, streams uint32, age time.Duration, opts ...grpc.ServerOption) *grpc.Server {
+func (s *Server) grpcServer(config *tls.Config, streams uint32, age time.Duration, opts ...grpc.ServerOption) listener.Server {
 	return listener.GRPC(listener.GRPCLimits{TLS: config, Streams: streams, Header: 64 << 10 /* a resume token travels in one */, Age: age, Grace: time.Minute, Log: s.cfg.Log}, opts...)
 }
 

@@ -160,6 +160,7 @@ func (c following) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	if !ok {
 		return c.TransportCredentials.ServerHandshake(raw)
 	}
+	from.arriving = c.arriving
 	f := &followed{in: calls{splitter: splitter{preface: clientPreface}, arriving: c.arriving, from: from}}
 	f.reset = f.ended
 	var out net.Conn = followedReady{f, from}

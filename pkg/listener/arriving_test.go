@@ -6,17 +6,21 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // caller is a call of the model: what it has yet to send, and how its message stands.
@@ -220,12 +224,19 @@ func FuzzFrames(f *testing.F) {
 	_ = fr.WriteData(1, false, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 'x'})
 	_ = fr.WriteRSTStream(1, http2.ErrCodeCancel)
 	f.Add(out.Bytes(), uint8(1))
+	for _, id := range []uint32{9, 3, 5, 3, 7} {
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true})
+	}
+	_ = fr.WriteData(7, false, []byte{0, 0, 0, 1, 0, 'x'})
+	_ = fr.WriteRSTStream(5, http2.ErrCodeCancel)
+	_ = fr.WriteData(9, true, nil)
+	f.Add(out.Bytes(), uint8(20))
 	f.Fuzz(func(t *testing.T, p []byte, cut uint8) {
 		whole, all := follow(1 << 40)
-		whole.in.preface = 0
+		whole.in.preface, all.calls = 0, 2
 		whole.in.take(p)
 		parts, some := follow(1 << 40)
-		parts.in.preface = 0
+		parts.in.preface, some.calls = 0, 2
 		for part := range slices.Chunk(p, int(cut)+1) {
 			parts.in.take(part)
 			if some.held() < 0 {
@@ -361,5 +372,165 @@ func TestArrivingRefused(t *testing.T) {
 	}
 	if !a.heard() || on.Unfinished() != 0 {
 		t.Error("the connection was closed")
+	}
+}
+
+// TestArrivingBeyond: of calls beyond as many as there may be, those count that others make
+// room for, and what is remembered of those that have ended is bounded.
+func TestArrivingBeyond(t *testing.T) {
+	f, a := follow(1 << 40)
+	a.calls = 2
+	f.in.preface = 0
+	var out bytes.Buffer
+	fr := http2.NewFramer(&out, nil)
+	open := func(id uint32) {
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true})
+	}
+	held := func(what string, want int64) {
+		t.Helper()
+		f.take(out.Bytes())
+		out.Reset()
+		if got := a.held(); got != want {
+			t.Errorf("%s: %d bytes are held, and %d are expected", what, got, want)
+		}
+	}
+	for id := range uint32(4) {
+		open(2*id + 1)
+	}
+	held("twice as many as there may be", 2*callCost)
+	_ = fr.WriteData(7, false, []byte{0})
+	held("data of one that waits", 2*callCost+frameCost(1))
+	f.ended(3)
+	_ = fr.WriteRSTStream(5, http2.ErrCodeCancel)
+	held("another one and one that waits have ended", 2*callCost+frameCost(1))
+	for id := uint32(9); id < 9+2*floods; id += 2 {
+		open(id)
+		held("one more", 2*callCost+frameCost(1))
+		f.ended(id)
+	}
+	if n := cap(f.in.waiting); n > 100 {
+		t.Errorf("%d calls are remembered, of %d", n, len(f.in.open))
+	}
+	f.ended(1)
+	f.ended(7)
+	held("all have ended", 0)
+}
+
+// unfinished waits until so many connections count as closed, as they do once they are.
+func unfinished(t *testing.T, on *Listener, n int64) {
+	t.Helper()
+	for limit := time.Now().Add(time.Minute); on.Unfinished() != n; runtime.Gosched() {
+		if time.Now().After(limit) {
+			t.Fatalf("%d connections count as closed, and not %d", on.Unfinished(), n)
+		}
+	}
+}
+
+// TestArrivingUnseen: a call that the server takes is counted, also where its client has
+// first sent what is refused: as many calls as there may be, whose refusals are still to be
+// written, or one whose number is higher than that of all others.
+func TestArrivingUnseen(t *testing.T) {
+	const calls = 100
+	refused := func(a *attacker, id uint32, f hpack.HeaderField) error {
+		return a.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: a.head(f), EndHeaders: true})
+	}
+	for name, first := range map[string]func(a *attacker) error{
+		"as many": func(a *attacker) error {
+			for range calls {
+				a.id += 2
+				if err := refused(a, a.id, hpack.HeaderField{Name: "grpc-timeout", Value: "x"}); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"a high number": func(a *attacker) error {
+			return refused(a, 1<<31-1, hpack.HeaderField{Name: "No-Name", Value: "x"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			on := serveGRPC(t, GRPCLimits{Streams: calls, Message: 1 << 20, Arriving: 1 /* twice Message is the least */})
+			p := dial(t, on.Addr())
+			p.say(http2.ClientPreface)
+			a := newAttacker(p, checkPath)
+			if !a.heard() {
+				t.Fatal("it is closed")
+			}
+			// In one piece, so that it is read before anything of it is answered.
+			var piece bytes.Buffer
+			a.Framer = http2.NewFramer(&piece, p)
+			if err := first(a); err != nil {
+				t.Fatal(err)
+			}
+			var ids []uint32
+			for range calls {
+				if err := a.open(false); err != nil {
+					t.Fatal(err)
+				}
+				ids = append(ids, a.id)
+			}
+			p.say(piece.String())
+			a.Framer = http2.NewFramer(p, p)
+			if !a.heard() {
+				t.Fatal("it is closed")
+			}
+			for took, id := range ids {
+				_ = a.WriteData(id, false, append([]byte{0, 0, 0x10, 0, 0}, make([]byte, frameHeld)...))
+				_ = a.WriteData(id, false, make([]byte, frameHeld))
+				if !a.heard() {
+					t.Logf("it was closed after %d calls", took)
+					unfinished(t, on, 1)
+					return
+				}
+			}
+			t.Error("more is on its way than may be")
+		})
+	}
+}
+
+// TestArrivingUnended: the message of a call whose client sends one only counts until the
+// client has ended the call, with one answer and with many; what counted of a connection
+// that has ended counts no more.
+func TestArrivingUnended(t *testing.T) {
+	message, err := proto.Marshal(&grpc_health_v1.HealthCheckRequest{Service: strings.Repeat("x", 12<<10)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	message = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...) //nolint:gosec // small
+	for name, path := range map[string]string{"one answer": checkPath, "many": "/grpc.health.v1.Health/Watch"} {
+		t.Run(name, func(t *testing.T) {
+			on := serveGRPC(t, GRPCLimits{Streams: 1000, Message: 1 << 20, Arriving: 1 /* twice Message is the least */})
+			const most = 2 << 20 / (24 << 10)
+			for cut := range int64(2) {
+				p := dial(t, on.Addr())
+				p.say(http2.ClientPreface)
+				a := newAttacker(p, path)
+				if !a.heard() {
+					t.Fatal("it is closed")
+				}
+				call := func(end bool) bool {
+					t.Helper()
+					if err := a.open(false); err != nil {
+						return false
+					}
+					return a.WriteData(a.id, end, message) == nil && a.heard()
+				}
+				for range 2 * most {
+					if path == checkPath && !call(true) {
+						t.Fatal("what is ended counts")
+					}
+				}
+				took := 0
+				for ; call(false); took++ {
+					if took > 3*most {
+						t.Fatal("more is held than may be")
+					}
+				}
+				if took < most-2 {
+					t.Errorf("it was closed after %d calls", took)
+				}
+				unfinished(t, on, cut+1)
+			}
+		})
 	}
 }

@@ -26,6 +26,10 @@ type codec struct {
 }
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if in, ok := v.(*Incoming); ok {
+		in.Count(data)
+		v = in.To
+	}
 	m, ok := v.(proto.Message)
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)

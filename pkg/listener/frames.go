@@ -3,6 +3,7 @@ package listener
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
 	"sync"
 )
 
@@ -67,9 +68,13 @@ type calls struct {
 	splitter
 	arriving *arriving
 	from     *conn
-	last     uint32
 	open     map[uint32]*message // calls that neither side has ended
 	fresh    []uint32            // those that came with what is read now
+	// Beyond as many calls as there may be, the server refuses; or it has refused others of
+	// them and not said so yet, and takes these. waiting are those of which that is to be
+	// seen: what they take before they have a message is counted where others have ended.
+	waiting []uint32
+	counted int // of open, which do not wait
 
 	closed bool
 
@@ -101,12 +106,33 @@ func (c *calls) take(p []byte) {
 	if c.on != nil {
 		c.hold()
 	}
+	for len(c.waiting) > 0 && c.counted < c.arriving.calls {
+		c.count(c.open[c.waiting[0]])
+		c.waiting = c.waiting[1:]
+	}
 	for _, id := range c.fresh {
-		if m := c.open[id]; m != nil && m.first && !m.long {
-			c.arriving.hold(m, callCost)
+		if m := c.open[id]; c.counted < c.arriving.calls {
+			c.count(m)
+		} else if m != nil && !m.counted {
+			c.waiting = append(c.waiting, id)
 		}
 	}
 	c.fresh = c.fresh[:0]
+	if len(c.waiting) > 2*len(c.open) { // most have ended
+		c.waiting = slices.DeleteFunc(c.waiting, func(id uint32) bool { return c.open[id] == nil })
+	}
+}
+
+// count counts what a call takes, unless it has ended or was counted.
+func (c *calls) count(m *message) {
+	if m == nil || m.counted {
+		return
+	}
+	m.counted = true
+	c.counted++
+	if m.first && !m.long {
+		c.arriving.hold(m, callCost)
+	}
 }
 
 func (c *calls) begin() {
@@ -114,12 +140,8 @@ func (c *calls) begin() {
 	id := c.stream()
 	switch c.kind() {
 	case frameHeaders:
-		if id <= c.last {
-			return // trailers
-		}
-		c.last = id
-		if c.flag(flagEndStream) || len(c.open) >= c.arriving.calls {
-			return // the server refuses what is beyond
+		if c.flag(flagEndStream) || c.open[id] != nil {
+			return // there is no message, or no more
 		}
 		if c.open == nil {
 			c.open = map[uint32]*message{}
@@ -186,6 +208,9 @@ func (c *calls) ended(id uint32) {
 		return
 	}
 	delete(c.open, id)
+	if m.counted {
+		c.counted--
+	}
 	if c.on == m {
 		c.on = nil
 	}
@@ -211,9 +236,10 @@ type message struct {
 	have int // bytes of head; 0 between messages
 	left int // bytes of the message, once head is there
 
-	first bool // no message of the call was whole
-	long  bool // it is longer than one may be: the server ends the call
-	held  bool // it is, or was, with arriving
+	first   bool // no message of the call was whole
+	long    bool // it is longer than one may be: the server ends the call
+	held    bool // it is, or was, with arriving
+	counted bool // it is one of the calls that there may be
 
 	// Guarded by arriving's mutex.
 	bytes          int64 // what it takes; 0 where it is not in the list

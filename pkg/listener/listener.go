@@ -57,7 +57,10 @@ type conn struct {
 	l     *Listener
 	from  peerAddr
 	ready ready
-	turn  turn
+	// arriving is of the server of gRPC that it is a connection of; nil before its
+	// handshake.
+	arriving *arriving
+	turn     turn
 }
 
 // Listen listens on a TCP address and takes at most most connections at a time.

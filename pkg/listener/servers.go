@@ -86,7 +86,7 @@ type GRPCLimits struct {
 }
 
 // GRPC makes a server.
-func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
+func GRPC(l GRPCLimits, opts ...grpc.ServerOption) Server {
 	creds := insecure.NewCredentials()
 	if l.TLS != nil {
 		creds = credentials.NewTLS(l.TLS)
@@ -94,7 +94,7 @@ func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
 	log := cmp.Or(l.Log, slog.Default())
 	longest, calls := cmp.Or(l.Message, 2<<20), cmp.Or(l.Streams, 100)
 	most := max(cmp.Or(l.Arriving, 256<<20), 2*int64(longest))
-	return grpc.NewServer(append([]grpc.ServerOption{
+	return Server{grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(following{creds, l.TLS != nil, &arriving{most: most, longest: longest, calls: int(calls)}, buffers.New()}),
 		grpc.ForceServerCodecV2(Codec(MaxMessages)),
 		grpc.ConnectionTimeout(cmp.Or(l.Handshake, 10*time.Second)),
@@ -106,7 +106,7 @@ func GRPC(l GRPCLimits, opts ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainStreamInterceptor(survivingStream(log), unstalled(cmp.Or(l.Stall, 20*time.Second))),
 		grpc.ChainUnaryInterceptor(survivingUnary(log), untaken(cmp.Or(l.Stall, 20*time.Second))),
-	}, opts...)...)
+	}, opts...)...)}
 }
 
 // OnlyLocal refuses requests that a browser was led to make: a name of the web

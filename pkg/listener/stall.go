@@ -24,12 +24,12 @@ func (c *conn) RemoteAddr() net.Addr { return &c.from }
 
 // unstalled closes the connection of a stream that has waited for so long in one send.
 func unstalled(after time.Duration) grpc.StreamServerInterceptor {
-	return func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 		from := origin(ss.Context())
 		if from == nil {
 			return h(srv, ss)
 		}
-		w := &watched{ServerStream: ss, after: after, timer: time.AfterFunc(after, from.cutStalled)}
+		w := &watched{ServerStream: ss, from: from, many: info.IsClientStream, after: after, timer: time.AfterFunc(after, from.cutStalled)}
 		w.timer.Stop()
 		return h(srv, w)
 	}
@@ -61,6 +61,8 @@ func (c *conn) cut(count *atomic.Int64) {
 // watched is a stream whose sends are timed, one at a time.
 type watched struct {
 	grpc.ServerStream
+	from  *conn
+	many  bool // messages of the client
 	after time.Duration
 	timer *time.Timer
 }
@@ -70,6 +72,14 @@ func (w *watched) SendMsg(m any) error {
 	w.timer.Reset(w.after)
 	defer w.timer.Stop()
 	return w.ServerStream.SendMsg(m)
+}
+
+// RecvMsg waits for a message of the client.
+func (w *watched) RecvMsg(m any) error {
+	if w.many {
+		return w.ServerStream.RecvMsg(m)
+	}
+	return incoming(w.from, m, w.ServerStream.RecvMsg)
 }
 
 // untaken gives the answers of calls to codecs with who waits for them.

@@ -47,6 +47,9 @@ const (
 // Unmarshal decodes a message.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch m := v.(type) {
+	case *listener.Incoming:
+		m.Count(data)
+		return c.Unmarshal(data, m.To)
 	case *publishRequest:
 		return m.take(data, c.pool)
 	case proto.Message:
