@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -81,6 +82,8 @@ type Store struct {
 	now *latest.Value[*Snapshot]
 	// reread has a token where everything is to be read again at once.
 	reread chan struct{}
+	// behind has a token where etcd is to tell how far the watch is.
+	behind chan struct{}
 	// suspected is set while etcd shows another history than before.
 	suspected atomic.Pointer[suspicion]
 	metrics   metrics
@@ -204,7 +207,7 @@ func New(cfg Config) *Store {
 		cfg.ProbeEvery = cfg.MaxRetry
 	}
 	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, probe: cfg.ProbeEvery, clock: cfg.Clock, log: cfg.Log,
-		now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics),
+		now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), behind: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics),
 		auditBytes: cmp.Or(cfg.AuditBytes, DefaultAuditBytes), audited: audited{due: make(chan struct{}, 1)}}
 }
 
@@ -230,6 +233,16 @@ func (s *Store) Current() (*Snapshot, error) {
 		return snap, nil
 	}
 	return nil, fault.New(fault.Unavailable, "configstore", "not-synced", "this control plane has not read the configuration from etcd yet: is etcd at the addresses of its --etcd? try again")
+}
+
+// CatchUp has etcd tell how far this replica is, and does not wait for it: what is no
+// change of the configuration, as a status record, has a revision too, and moves no
+// Snapshot on by itself.
+func (s *Store) CatchUp() {
+	select {
+	case s.behind <- struct{}{}:
+	default:
+	}
 }
 
 // WaitFor returns the first snapshot at revision or later.
@@ -316,7 +329,7 @@ func (s *Store) follow(ctx context.Context, broke error, good func()) error {
 	wctx, cancel := context.WithCancelCause(ctx)
 	// A progress notification moves the revision on while others write to the
 	// same etcd, so that a quiet mesh does not fall behind its compaction.
-	watch := s.client.Watch(clientv3.WithRequireLeader(wctx), s.prefix, clientv3.WithPrefix(),
+	watch := s.client.Watch(ownStream(wctx), s.prefix, clientv3.WithPrefix(),
 		clientv3.WithRev(snap.Revision+1), clientv3.WithProgressNotify())
 	var looking sync.WaitGroup
 	defer looking.Wait()
@@ -344,6 +357,12 @@ func (s *Store) follow(ctx context.Context, broke error, good func()) error {
 	return cmp.Or(context.Cause(wctx), errors.New("the watch ended"))
 }
 
+// ownStream gives the watch a stream to etcd that other watches of the client do not
+// share: etcd does not tell how far a stream is while one of them has yet to begin.
+func ownStream(ctx context.Context) context.Context {
+	return clientv3.WithRequireLeader(metadata.AppendToOutgoingContext(ctx, "weft-follows", "configuration"))
+}
+
 // lookBack cancels the watch where what etcd has now cannot follow what this
 // replica has read: a watch would wait in silence until etcd, which went back,
 // comes to that revision again. So it does where the watch hangs.
@@ -354,6 +373,9 @@ func (s *Store) lookBack(ctx context.Context, cancel context.CancelCauseFunc) {
 	for {
 		select {
 		case <-probe.C:
+		case <-s.behind:
+			_ = s.client.RequestProgress(ownStream(ctx)) // who asked asks again
+			continue
 		case <-s.reread:
 			cancel(errors.New("a restore was declared; reading everything again"))
 			return
