@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	mrand "math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -486,7 +487,7 @@ func keepLog(old, now *Snapshot) *Snapshot {
 		return now
 	}
 	next := *now
-	next.floor, next.changes = old.floor, old.changes
+	next.floor, next.changes, next.gaps = old.floor, old.changes, old.gaps
 	log := func(name string) {
 		entry := logEntry{revision: now.Revision, name: name}
 		before, _ := old.Served(name)
@@ -516,6 +517,13 @@ func keepLog(old, now *Snapshot) *Snapshot {
 			if same(old.Get(name), now.Get(name)) && !same(before, after) {
 				log(name)
 			}
+		}
+	}
+	if len(next.changes) > len(old.changes) || now.Generation > old.Revision {
+		// Another replica may have told proxies of what was between the two.
+		next.gaps = append(slices.Clone(old.gaps), gap{old.Revision, now.Revision})
+		if over := len(next.gaps) - maxGaps; over > 0 {
+			next.floor, next.gaps = max(next.floor, next.gaps[over-1].until), next.gaps[over:]
 		}
 	}
 	return &next

@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
+	"github.com/weft-mesh/weft/controlplane/configstore"
 	"github.com/weft-mesh/weft/controlplane/embedetcd/etcdtest"
 )
 
@@ -48,5 +50,49 @@ func TestStatusIsNoChange(t *testing.T) {
 	p.wants("")
 	if p.last.Revision < has.Revision {
 		t.Errorf("revision %d is shown, the proxy has %d", p.last.Revision, has.Revision)
+	}
+}
+
+// TestReadAgain: a replica that was away from etcd has read what came meanwhile at once. A
+// proxy that another replica told of a part of it has what etcd has in the end, and that
+// is no sign of a restore.
+func TestReadAgain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		then func(*world)
+		want string
+	}{
+		"changed":            {func(w *world) { w.put("3", "demo/a") }, "+demo/a +demo/b"},
+		"gone that had come": {func(w *world) { w.remove("demo/b") }, "+demo/a"},
+		"nothing more":       {func(*world) {}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.put("1", "demo/a")
+			away := configstore.New(configstore.Config{Client: w.etcd, Log: slog.New(slog.DiscardHandler)})
+			stop := w.run(away)
+			_, err := away.WaitFor(w.ctx, 0)
+			w.must(err)
+			stop()
+			w.put("2", "demo/a", "demo/b")
+			first := w.connect(w.addr, nil)
+			first.ask("*")
+			first.wants("+demo/a +demo/b")
+			has := first.last
+			tc.then(w)
+			_, err = w.etcd.Put(w.ctx, w.store.StatusKey("x"), "y")
+			w.must(err)
+			w.Cleanup(w.run(away))
+			_, err = away.WaitFor(w.ctx, has.Revision+1)
+			w.must(err)
+			server, addr := serve(t, Config{Source: away, Log: slog.New(slog.DiscardHandler)})
+			p := w.connect(addr, &discoveryv1.ResumeToken{Lineage: has.Lineage, Revision: has.Revision, Scope: []string{"*"}, Digests: has.Kinds, View: has.View})
+			p.ask("*")
+			if got := p.next(); got != tc.want || p.last.Complete != strings.Contains(got, "+") {
+				t.Errorf("%q came, want %q; %v", got, tc.want, p.last)
+			}
+			if a := server.Alarms(); len(a) != 0 {
+				t.Errorf("the alarms are %v", a)
+			}
+		})
 	}
 }
