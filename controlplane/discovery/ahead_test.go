@@ -30,7 +30,7 @@ func TestStatusIsNoChange(t *testing.T) {
 		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
-	w := newWorldOf(t, ctx, client())
+	w := newWorldOf(ctx, t, client())
 	w.put("1", "demo/a")
 	_, err := w.etcd.Put(ctx, w.store.StatusKey("x"), "y")
 	w.must(err)

@@ -50,10 +50,10 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.Close)
-	return newWorldOf(t, ctx, e.Client())
+	return newWorldOf(ctx, t, e.Client())
 }
 
-func newWorldOf(t *testing.T, ctx context.Context, etcd *clientv3.Client) *world {
+func newWorldOf(ctx context.Context, t *testing.T, etcd *clientv3.Client) *world {
 	t.Helper()
 	w := &world{T: t, ctx: ctx, etcd: etcd}
 	w.store = w.replica(etcd)
