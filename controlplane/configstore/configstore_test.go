@@ -349,6 +349,9 @@ func TestCompacted(t *testing.T) {
 	if !strings.Contains(log.String(), "fell behind etcd's compaction") {
 		t.Errorf("it never was behind: %s", log.String())
 	}
+	if _, ok := after.Since(before.Revision + 1); ok || after.Reach(before.Revision+1) != after.Revision || after.Reach(before.Revision) != before.Revision {
+		t.Errorf("of what was between %d and %d the log begins at %d", before.Revision, after.Revision, after.Reach(before.Revision+1))
+	}
 	changed, ok := after.Since(before.Revision)
 	if !ok || !slices.Equal(changed, []string{"eventstore/demo/comes", "eventstore/demo/goes"}) || !maps.Equal(labels(after), map[string]string{"eventstore/demo/stays": "1", "eventstore/demo/comes": "4"}) {
 		t.Errorf("%v %v, %v", changed, ok, labels(after))

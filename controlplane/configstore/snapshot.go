@@ -70,6 +70,9 @@ type Snapshot struct {
 	// changes, oldest first; all that happened after floor.
 	changes []logEntry
 	floor   int64
+	// gaps, oldest first, are of changes that were read at once: what there was between
+	// is not known.
+	gaps    []gap
 	digests *iradix.Tree[resource.Digest]
 	// quarantined is in force now, by the resource's name. It is copied when it
 	// changes.
@@ -83,6 +86,12 @@ type logEntry struct {
 	name     string
 	before   *Mark // of what was served; nil for nothing
 }
+
+// gap is between two revisions at which it is known what there was.
+type gap struct{ after, until int64 }
+
+// maxGaps bounds the gaps in the log of changes.
+const maxGaps = 64
 
 // maxChanges bounds the log of changes. A reader that is further behind reads
 // everything.
@@ -166,9 +175,9 @@ type Changed struct {
 }
 
 // Log tells what changed after revision, each name once, sorted; ok is false
-// where the log does not reach back so far.
+// where the log does not reach back so far, or revision is in a gap of it.
 func (s *Snapshot) Log(revision int64) (changes []Changed, ok bool) {
-	if revision < s.floor {
+	if revision < s.Reach(revision) {
 		return nil, false
 	}
 	i := sort.Search(len(s.changes), func(i int) bool { return s.changes[i].revision > revision })
@@ -183,9 +192,18 @@ func (s *Snapshot) Log(revision int64) (changes []Changed, ok bool) {
 	return changes, true
 }
 
-// Floor is the revision to which Log reaches back: that at which this replica read
-// everything, or a later one of which the log was trimmed.
-func (s *Snapshot) Floor() int64 { return s.floor }
+// Reach is the first revision, from one on, at which Log can begin: it reaches back to
+// that at which this replica read everything, or a later one of which the log was trimmed,
+// and has gaps where everything was read again.
+func (s *Snapshot) Reach(revision int64) int64 {
+	revision = max(revision, s.floor)
+	for _, g := range s.gaps {
+		if g.after < revision && revision < g.until {
+			return g.until
+		}
+	}
+	return revision
+}
 
 // Since names what changed after revision, as Log does.
 func (s *Snapshot) Since(revision int64) (names []string, ok bool) {

@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
@@ -81,6 +82,8 @@ type Store struct {
 	now *latest.Value[*Snapshot]
 	// reread has a token where everything is to be read again at once.
 	reread chan struct{}
+	// behind has a token where etcd is to tell how far the watch is.
+	behind chan struct{}
 	// suspected is set while etcd shows another history than before.
 	suspected atomic.Pointer[suspicion]
 	metrics   metrics
@@ -204,7 +207,7 @@ func New(cfg Config) *Store {
 		cfg.ProbeEvery = cfg.MaxRetry
 	}
 	return &Store{client: cfg.Client, prefix: cfg.Prefix, most: cfg.MaxRetry, probe: cfg.ProbeEvery, clock: cfg.Clock, log: cfg.Log,
-		now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics),
+		now: latest.New[*Snapshot](nil), reread: make(chan struct{}, 1), behind: make(chan struct{}, 1), metrics: newMetrics(cfg.Metrics),
 		auditBytes: cmp.Or(cfg.AuditBytes, DefaultAuditBytes), audited: audited{due: make(chan struct{}, 1)}}
 }
 
@@ -230,6 +233,16 @@ func (s *Store) Current() (*Snapshot, error) {
 		return snap, nil
 	}
 	return nil, fault.New(fault.Unavailable, "configstore", "not-synced", "this control plane has not read the configuration from etcd yet: is etcd at the addresses of its --etcd? try again")
+}
+
+// CatchUp has etcd tell how far this replica is, and does not wait for it: what is no
+// change of the configuration, as a status record, has a revision too, and moves no
+// Snapshot on by itself.
+func (s *Store) CatchUp() {
+	select {
+	case s.behind <- struct{}{}:
+	default:
+	}
 }
 
 // WaitFor returns the first snapshot at revision or later.
@@ -316,7 +329,7 @@ func (s *Store) follow(ctx context.Context, broke error, good func()) error {
 	wctx, cancel := context.WithCancelCause(ctx)
 	// A progress notification moves the revision on while others write to the
 	// same etcd, so that a quiet mesh does not fall behind its compaction.
-	watch := s.client.Watch(clientv3.WithRequireLeader(wctx), s.prefix, clientv3.WithPrefix(),
+	watch := s.client.Watch(ownStream(wctx), s.prefix, clientv3.WithPrefix(),
 		clientv3.WithRev(snap.Revision+1), clientv3.WithProgressNotify())
 	var looking sync.WaitGroup
 	defer looking.Wait()
@@ -344,6 +357,12 @@ func (s *Store) follow(ctx context.Context, broke error, good func()) error {
 	return cmp.Or(context.Cause(wctx), errors.New("the watch ended"))
 }
 
+// ownStream gives the watch a stream to etcd that other watches of the client do not
+// share: etcd does not tell how far a stream is while one of them has yet to begin.
+func ownStream(ctx context.Context) context.Context {
+	return clientv3.WithRequireLeader(metadata.AppendToOutgoingContext(ctx, "weft-follows", "configuration"))
+}
+
 // lookBack cancels the watch where what etcd has now cannot follow what this
 // replica has read: a watch would wait in silence until etcd, which went back,
 // comes to that revision again. So it does where the watch hangs.
@@ -354,6 +373,9 @@ func (s *Store) lookBack(ctx context.Context, cancel context.CancelCauseFunc) {
 	for {
 		select {
 		case <-probe.C:
+		case <-s.behind:
+			_ = s.client.RequestProgress(ownStream(ctx)) // who asked asks again
+			continue
 		case <-s.reread:
 			cancel(errors.New("a restore was declared; reading everything again"))
 			return
@@ -455,48 +477,6 @@ func (s *Store) lineage(ctx context.Context, begin bool) (name string, begun int
 	}
 	other := resp.Responses[0].GetResponseRange().Kvs[0]
 	return string(other.Value), other.ModRevision, nil
-}
-
-// keepLog carries the log of changes over a new reading of everything, by
-// comparing the two, so that streams need not start again.
-func keepLog(old, now *Snapshot) *Snapshot {
-	if old == nil || old.Lineage != now.Lineage {
-		return now
-	}
-	next := *now
-	next.floor, next.changes = old.floor, old.changes
-	log := func(name string) {
-		entry := logEntry{revision: now.Revision, name: name}
-		before, _ := old.Served(name)
-		if before != nil {
-			entry.before = before.Mark
-		}
-		next.changes = append(next.changes, entry)
-	}
-	same := func(a, b *Entry) bool {
-		return a != nil && b != nil && a.Mark.Digest == b.Mark.Digest // of one version and one content
-	}
-	for e := range now.All("") {
-		if !same(old.Get(e.Name), e) {
-			log(e.Name)
-		}
-	}
-	for e := range old.All("") {
-		if now.Get(e.Name) == nil {
-			log(e.Name)
-		}
-	}
-	// What is served may differ where nothing was written under that name.
-	for _, list := range []*Snapshot{old, now} {
-		for name := range list.Quarantined() {
-			before, _ := old.Served(name)
-			after, _ := now.Served(name)
-			if same(old.Get(name), now.Get(name)) && !same(before, after) {
-				log(name)
-			}
-		}
-	}
-	return &next
 }
 
 // contradicts tells where a reading of etcd cannot be a later state of what was

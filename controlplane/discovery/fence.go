@@ -21,6 +21,9 @@ func (s *Server) awaitRevision(ctx context.Context, nodeID string, token *discov
 	wctx, cancel := context.WithTimeout(ctx, s.cfg.CatchUp)
 	defer cancel()
 	snap, changed := s.cfg.Source.Snapshot()
+	if !shows(snap, token) {
+		s.cfg.Source.CatchUp() // it may lack nothing but that nothing was changed
+	}
 	for !shows(snap, token) {
 		select {
 		case <-changed:

@@ -44,11 +44,14 @@ func (s *Server) admit(st *stream) (ended <-chan error, err error) {
 func (s *Server) close(st *stream) {
 	s.mu.Lock()
 	delete(s.streams, st)
-	if s.nodes[st.nodeID] == st {
-		delete(s.nodes, st.nodeID)
-	}
 	if s.perNode[st.nodeID]--; s.perNode[st.nodeID] == 0 {
 		delete(s.perNode, st.nodeID)
+	}
+	if s.nodes[st.nodeID] == st {
+		delete(s.nodes, st.nodeID)
+		if s.perNode[st.nodeID] > 0 {
+			s.stays(st.nodeID)
+		}
 	}
 	s.leave(st.class)
 	if len(s.streams) == 0 {
@@ -57,6 +60,16 @@ func (s *Server) close(st *stream) {
 	s.mu.Unlock()
 	s.metrics.streams.Dec()
 	s.changed()
+}
+
+// stays makes the newest stream that a node still has the one that counts. It is called
+// with mu held.
+func (s *Server) stays(nodeID string) {
+	for st := range s.streams {
+		if now := s.nodes[nodeID]; st.nodeID == nodeID && (now == nil || st.connected.After(now.connected)) {
+			s.nodes[nodeID] = st
+		}
+	}
 }
 
 // classify gives a stream, whose turn the caller has, the class of its

@@ -48,6 +48,9 @@ type Source interface {
 	Snapshot() (*configstore.Snapshot, <-chan struct{})
 	// Head is what etcd has now, whatever this replica has read.
 	Head(ctx context.Context) (lineage string, revision int64, err error)
+	// CatchUp moves Snapshot on, before long, to what etcd has now, also where that is
+	// no change of the configuration.
+	CatchUp()
 	// Suspected tells why and since when etcd is believed to be restored
 	// without anybody having said so; "" where it is not.
 	Suspected() (message string, since time.Time)

@@ -411,7 +411,7 @@ func (st *stream) resume(first *discoveryv3.DeltaDiscoveryRequest) error {
 	case !ok:
 		// The log does not reach so far: where nothing has changed in between,
 		// the proxy has what was there where it begins, as when a replica starts.
-		from = max(from, snap.Floor())
+		from = snap.Reach(from)
 		changes, _ = snap.Log(from)
 		if len(t.Digests) == 0 || !sameDigests(digestsOf(v.at(&st.scope, sums, changes)), t.Digests) {
 			return nil

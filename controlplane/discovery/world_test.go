@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,20 +50,36 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.Close)
-	w := &world{T: t, ctx: ctx, etcd: e.Client()}
-	w.store = configstore.New(configstore.Config{Client: e.Client(), Log: slog.New(slog.DiscardHandler)})
-	rctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- w.store.Run(rctx) }()
-	t.Cleanup(func() {
-		stop()
-		w.must(<-ended)
-	})
-	if _, err := w.store.WaitFor(ctx, 0); err != nil {
-		t.Fatal(err)
-	}
+	return newWorldOf(ctx, t, e.Client())
+}
+
+func newWorldOf(ctx context.Context, t *testing.T, etcd *clientv3.Client) *world {
+	t.Helper()
+	w := &world{T: t, ctx: ctx, etcd: etcd}
+	w.store = w.replica(etcd)
 	w.server, w.addr = serve(t, Config{Source: w.store, Log: slog.New(slog.DiscardHandler)})
 	return w
+}
+
+// replica is a replica's store, which has read everything.
+func (w *world) replica(etcd *clientv3.Client) *configstore.Store {
+	w.Helper()
+	s := configstore.New(configstore.Config{Client: etcd, Log: slog.New(slog.DiscardHandler)})
+	w.Cleanup(w.run(s))
+	_, err := s.WaitFor(w.ctx, 0)
+	w.must(err)
+	return s
+}
+
+// run has a store follow etcd until stop.
+func (w *world) run(s *configstore.Store) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	return sync.OnceFunc(func() {
+		cancel()
+		w.must(<-ended)
+	})
 }
 
 func serve(t *testing.T, cfg Config) (*Server, string) {
@@ -253,5 +270,7 @@ func (fixed) Snapshot() (*configstore.Snapshot, <-chan struct{}) {
 }
 
 func (fixed) Head(context.Context) (string, int64, error) { return "1-x", 7, nil }
+
+func (fixed) CatchUp() {}
 
 func (fixed) Suspected() (string, time.Time) { return "", time.Time{} }

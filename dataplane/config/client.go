@@ -50,6 +50,10 @@ const (
 	maxStaged = 512 << 20
 	// maxResponse bounds one response; control planes send chunks of 1 MiB.
 	maxResponse = 4 << 20
+	// maxRefused and maxReason bound what is told of refusals, of which a control plane
+	// takes no more, nor longer texts: nor an answer that is too long, ever.
+	maxRefused = 1000
+	maxReason  = 1024
 	// maxToken bounds the resume token in a header; with more rejections than
 	// fit, the client syncs from nothing.
 	maxToken = 32 << 10
@@ -526,11 +530,15 @@ func (c *Client) take(ctx context.Context, d staged, man *configv1.Manifest, sub
 	for _, r := range refused {
 		c.cfg.Log.Error("a resource was refused; its last good version stays in force", "resource", r.Name, "version", r.Version, "field", r.Field, "reason", r.Reason)
 	}
-	detail, err := anypb.New(&discoveryv1.Rejections{Rejections: refused})
+	said := make([]*discoveryv1.Rejection, min(len(refused), maxRefused))
+	for i, r := range refused[:len(said)] {
+		said[i] = &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: clip(r.Field, 256), Reason: clip(r.Reason, maxReason)}
+	}
+	detail, err := anypb.New(&discoveryv1.Rejections{Rejections: said})
 	if err != nil {
 		return nil, err
 	}
-	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: fmt.Sprintf("%d resources were refused: %s: %s", len(refused), refused[0].Name, refused[0].Reason),
+	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: fmt.Sprintf("%d resources were refused: %s: %s", len(refused), said[0].Name, said[0].Reason),
 		Details: []*anypb.Any{detail}}, nil
 }
 

@@ -13,8 +13,8 @@ import (
 	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 )
 
-// clip shortens a text for the token, between characters.
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 256)], "") }
+// clip shortens a text, between characters.
+func clip(s string, most int) string { return strings.ToValidUTF8(s[:min(len(s), most)], "") }
 
 // token is the resume token, as it stands in the header; "" to start from
 // nothing.
@@ -27,7 +27,7 @@ func (c *Client) token() string {
 		t.Names = c.first(true).sum.Bytes()
 	}
 	for _, r := range c.mem.rejections() {
-		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: clip(r.Reason)})
+		t.Rejected = append(t.Rejected, &discoveryv1.Rejection{Name: r.Name, Version: r.Version, Field: r.Field, Reason: clip(r.Reason, 256)})
 	}
 	b, err := proto.Marshal(t)
 	if err != nil || len(b) > maxToken {
