@@ -75,6 +75,9 @@ type TailRequest struct {
 	From store.Start
 	// After are tokens of what the client has.
 	After []position.Token
+	// Resumes: After is what a tail of the same topics had, and From is for the rest. Where
+	// there are patterns, topics that it read may be gone since.
+	Resumes bool
 	// Credit bounds what the client gets to what it grants; otherwise it gets all.
 	Credit bool
 }

@@ -48,6 +48,16 @@ type Pulled struct {
 	Handles []string
 	// AckTimeout is within when they are to be settled.
 	AckTimeout time.Duration
+
+	mem *member
+}
+
+// Return gives the deliveries to whoever is next, without counting an attempt: the client
+// did not get them.
+func (p *Pulled) Return() {
+	if p.mem != nil {
+		p.mem.giveBack(idsOfDeliveries(p.Deliveries)...)
+	}
 }
 
 // Settlement says what became of deliveries. All handles together are at most
@@ -127,7 +137,8 @@ func (m *Manager) Pull(ctx context.Context, who *policy.Principal, namespace, na
 			return Pulled{}, err
 		case over:
 			// Whether that is for the caller, the next one tells.
-		case len(p.Deliveries) == 0 && ctx.Err() != nil:
+		case ctx.Err() != nil: // nobody is there for them
+			p.Return()
 			return Pulled{}, fault.From(ctx.Err())
 		default:
 			return p, nil
@@ -151,7 +162,7 @@ func (m *Manager) pull(wait context.Context, who *policy.Principal, key snapshot
 		s.mem.giveBack(idsOfDeliveries(got)...)
 		return Pulled{}, false, err
 	}
-	return Pulled{Deliveries: got, AckTimeout: s.mem.AckTimeout(), Handles: s.handles(m.cfg.NodeID, got)}, false, nil
+	return Pulled{Deliveries: got, AckTimeout: s.mem.AckTimeout(), Handles: s.handles(m.cfg.NodeID, got), mem: s.mem}, false, nil
 }
 
 // enter begins a call of a session that is there or begins.

@@ -28,6 +28,30 @@ func (w *world) pull(n int, wait time.Duration) Pulled {
 	return p
 }
 
+// TestPullOfOneWhoIsGone: a pull whose client has gone takes nothing: what is there goes to
+// others at once, and that was no attempt.
+func TestPullOfOneWhoIsGone(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish("a")
+	other := w.join(0)
+	defer other.Close()
+	first := w.join(1)
+	w.next(first, 1)
+	first.Close() // it is there, and nobody has it
+	gone, cancel := context.WithCancel(w.ctx)
+	cancel()
+	if p, err := w.m.Pull(gone, local, "demo", "billing", PullRequest{Max: 1, Wait: time.Minute}); fault.ClassOf(err) != fault.Canceled {
+		t.Errorf("%v %v", idsOf(p.Deliveries), err)
+	}
+	other.Credit(1)
+	ctx, cancel := context.WithTimeout(w.ctx, patience)
+	defer cancel()
+	var dst [1]Delivery
+	if _, err := other.Next(ctx, dst[:]); err != nil || dst[0].Attempt != 1 {
+		t.Errorf("attempt %d: %v", dst[0].Attempt, err)
+	}
+}
+
 // pulls takes n events by as many pulls as it needs.
 func (w *world) pulls(n int) (out Pulled) {
 	w.Helper()

@@ -213,6 +213,18 @@ func (r *reader) open(ctx context.Context) (err error) {
 	return err
 }
 
+// begun has what is read from now on go on from where the reader has begun, who came at
+// since: should it have to begin again, a partition of which nothing was read begins there.
+func (r *reader) begun(since time.Time) {
+	for _, p := range r.begin.After {
+		r.last[p.Partition] = p
+	}
+	r.begin.After = nil
+	if r.begin.End {
+		r.begin = store.Start{At: since}
+	}
+}
+
 func (r *reader) close(ctx context.Context) {
 	if r.up == nil {
 		return

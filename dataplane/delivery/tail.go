@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -32,6 +33,7 @@ type tail struct {
 	who     *policy.Principal
 	grants  map[string]*policy.Grant // by topic, where rules look at each event; replaced, not changed
 	cursors []*cursor                // one for each topic; the client gets from each in turn
+	unread  map[string]beginning     // of topics that a pattern matches and that were not ready, by uid
 	turn    int
 	started bool // the first look at the topics is over
 	credit  int  // of who is bounded by it
@@ -137,29 +139,53 @@ func (t *tail) open(ctx context.Context, snap *snapshot.Snapshot, r TailRequest)
 	uids := map[string]bool{}
 	for _, topic := range topics {
 		uids[topic.UID] = true
+		b := beginning{r.From, after[topic.UID], since}
 		if topic.NotReady != "" {
 			if slices.Contains(t.topics, topic.Name) {
 				return fault.New(fault.Unavailable, "delivery.tail", "topic-not-ready", "topic %s is not ready: %s", topic.Name, topic.NotReady)
 			}
+			if t.unread == nil {
+				t.unread = map[string]beginning{}
+			}
+			t.unread[topic.UID] = b
 			continue
 		}
-		if err := t.beginLocked(ctx, topic, r.From, after[topic.UID], since); err != nil {
+		if err := t.beginLocked(ctx, topic, b); err != nil {
 			return err
 		}
 	}
-	for uid := range after {
-		if !uids[uid] {
-			return fault.New(fault.Precondition, "delivery.tail", "position-unknown", "a position is of a topic that was deleted, or that this tail does not read")
-		}
+	maps.DeleteFunc(after, func(uid string, _ []position.Token) bool { return uids[uid] })
+	if len(after) > 0 && !(r.Resumes && t.mayHaveRead(snap, after)) {
+		return fault.New(fault.Precondition, "delivery.tail", "position-unknown", "a position is of a topic that was deleted, or that this tail does not read")
 	}
 	t.started = true
 	return nil
 }
 
-// beginLocked begins with a topic where the client wants it, who came at since; that is
-// fixed when it returns.
-func (t *tail) beginLocked(ctx context.Context, topic *snapshot.Topic, from store.Start, after []position.Token, since time.Time) error {
-	if from.End && len(after) == 0 {
+// mayHaveRead reports whether the tail may have read topics before, by uid, that it does not
+// read now: a pattern matches them still, or they are gone, and one may have matched them.
+func (t *tail) mayHaveRead(snap *snapshot.Snapshot, topics map[string][]position.Token) bool {
+	if !slices.ContainsFunc(t.topics, names.IsPattern) {
+		return false
+	}
+	for _, topic := range snap.Topics {
+		if topics[topic.UID] != nil && (topic.Namespace != t.namespace || !slices.ContainsFunc(t.topics, func(p string) bool { return names.Match(p, topic.Name) })) {
+			return false
+		}
+	}
+	return true
+}
+
+// beginning is where a client begins in a topic who came at since.
+type beginning struct {
+	from  store.Start
+	after []position.Token
+	since time.Time
+}
+
+// beginLocked begins with a topic where the client wants it; that is fixed when it returns.
+func (t *tail) beginLocked(ctx context.Context, topic *snapshot.Topic, b beginning) error {
+	if b.from.End && len(b.after) == 0 {
 		f, err := t.m.feed(ctx, topic)
 		if err != nil {
 			return err
@@ -167,7 +193,7 @@ func (t *tail) beginLocked(ctx context.Context, topic *snapshot.Topic, from stor
 		t.addLocked(topic).joinLocked(f)
 		return nil
 	}
-	r, err := begins(topic, from, after)
+	r, err := begins(topic, b.from, b.after)
 	if err != nil {
 		return err
 	}
@@ -178,15 +204,27 @@ func (t *tail) beginLocked(ctx context.Context, topic *snapshot.Topic, from stor
 	if r.up, err = r.st.Tail(ctx, store.TailRequest{Topic: r.epoch.Physical, From: r.begin}); err != nil {
 		return err
 	}
-	for _, p := range r.begin.After {
-		r.last[p.Partition] = p
+	r.begun(b.since)
+	t.addLocked(topic).readLocked(r)
+	return nil
+}
+
+// comeLocked begins with a topic that has come, at its beginning, or was not ready when
+// the client came. It does not wait for the store.
+func (t *tail) comeLocked(topic *snapshot.Topic) error {
+	r := &reader{topic: topic, epoch: topic.Epochs[0], last: map[string]store.Position{}}
+	if b, was := t.unread[topic.UID]; was {
+		if b.from.End {
+			b.from = store.Start{At: b.since}
+		}
+		var err error
+		if r, err = begins(topic, b.from, b.after); err != nil {
+			return err
+		}
+		delete(t.unread, topic.UID)
+		r.begun(b.since)
 	}
-	r.begin.After = nil
-	if r.begin.End {
-		// Where a partition begins of which nothing was read yet, should the
-		// reader have to begin again.
-		r.begin = store.Start{At: since}
-	}
+	r.m = t.m
 	t.addLocked(topic).readLocked(r)
 	return nil
 }
@@ -275,10 +313,15 @@ func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
 	keep := make(map[string]bool, len(topics))
 	for _, topic := range topics {
 		keep[topic.UID] = true
-		if !had[topic.UID] && topic.NotReady == "" {
-			t.addLocked(topic).readLocked(&reader{m: t.m, topic: topic, epoch: topic.Epochs[0], last: map[string]store.Position{}})
+		if had[topic.UID] || topic.NotReady != "" {
+			continue
+		}
+		if err := t.comeLocked(topic); err != nil {
+			t.failLocked(err)
+			return
 		}
 	}
+	maps.DeleteFunc(t.unread, func(uid string, _ beginning) bool { return !keep[uid] })
 	t.cursors = slices.DeleteFunc(t.cursors, func(c *cursor) bool {
 		gone := !keep[c.topic.UID]
 		if gone {
@@ -292,6 +335,10 @@ func (t *tail) check(snap *snapshot.Snapshot, now time.Time) {
 func (t *tail) fail(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.failLocked(err)
+}
+
+func (t *tail) failLocked(err error) {
 	if t.err != nil {
 		return
 	}

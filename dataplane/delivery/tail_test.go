@@ -14,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/position"
 )
 
 func TestTailResumes(t *testing.T) {
@@ -48,6 +49,90 @@ func TestTailResumes(t *testing.T) {
 	req.After[0].TopicUID = uidSub
 	if _, err := w.m.Tail(w.ctx, local, req); fault.ClassOf(err) != fault.Precondition {
 		t.Errorf("a position of another topic: %v", err)
+	}
+}
+
+// TestTailResumesWithoutTopics: a tail of a pattern that goes on leaves out what it read
+// before and is not there any more, or may not be read; a place that it cannot have been at
+// is refused.
+func TestTailResumesWithoutTopics(t *testing.T) {
+	w := newWorld(t, nil)
+	publish := func(topic, id string) {
+		var res [1]store.Result
+		w.must(w.st.Publish(w.ctx, topic, []store.Outgoing{{Event: &event.Event{ID: id, Source: "/s", Type: "t"}}}, res[:]))
+	}
+	publish("orders", "a")
+	publish("dead", "b")
+	tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"*"}})
+	w.must(err)
+	seen := map[string]position.Token{}
+	for _, d := range w.next(tl, 2) {
+		seen[d.Topic] = d.Position
+	}
+	tl.Close()
+	publish("orders", "c")
+	dead, both := snapshot.Key{Namespace: "demo", Name: "dead"}, []position.Token{seen["orders"], seen["dead"]}
+	for what, change := range map[string]func(*snapshot.Snapshot){
+		"deleted": func(snap *snapshot.Snapshot) { delete(snap.Topics, dead) },
+		"denied": func(snap *snapshot.Snapshot) {
+			rules := allowAll()
+			rules[0].Topics = []string{"orders"}
+			snap.Rules = w.snapshot(nil, rules...).Rules
+		},
+	} {
+		snap := w.snapshot(nil)
+		change(snap)
+		w.snaps.Store(snap)
+		tl, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"*"}, After: both, Resumes: true})
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		if d := w.next(tl, 1)[0]; d.Event.ID != "c" {
+			t.Errorf("%s: goes on with %s", what, d.Event.ID)
+		}
+		tl.Close()
+		if _, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"*"}, After: both}); fault.From(err).Reason != "position-unknown" {
+			t.Errorf("%s, begun there: %v", what, err)
+		}
+	}
+	w.snaps.Store(w.snapshot(nil))
+	for _, topics := range [][]string{{"orders"}, {"orders", "dead.>"}} {
+		if _, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: topics, After: both, Resumes: true}); fault.From(err).Reason != "position-unknown" {
+			t.Errorf("%v goes on where it never was: %v", topics, err)
+		}
+	}
+}
+
+// TestTailOfATopicThatIsNotReady: a topic that a pattern matches and that is not ready is
+// read, once it is, from where the client wanted it.
+func TestTailOfATopicThatIsNotReady(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish("a", "b")
+	all, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{"orders"}})
+	w.must(err)
+	first := w.next(all, 2)[0]
+	all.Close()
+	for at := now(); !now().After(at); { // they are before the end, in a store's time
+	}
+	snap := w.snapshot(nil)
+	snap.Topics[snapshot.Key{Namespace: "demo", Name: "orders"}].NotReady = "it is not admitted"
+	w.snaps.Store(snap)
+	begin := func(r TailRequest) Tail {
+		r.Namespace, r.Topics = "demo", []string{"*"}
+		tl, err := w.m.Tail(w.ctx, local, r)
+		w.must(err)
+		return tl
+	}
+	tails := map[string]Tail{"c": begin(TailRequest{From: store.Start{End: true}}), "b": begin(TailRequest{From: store.Start{End: true}, After: []position.Token{first.Position}}),
+		"a": begin(TailRequest{})}
+	w.publish("c")
+	w.snaps.Store(w.snapshot(nil))
+	for want, tl := range tails {
+		if d := w.next(tl, 1)[0]; d.Event.ID != want {
+			t.Errorf("it begins with %s, not %s", d.Event.ID, want)
+		}
+		tl.Close()
 	}
 }
 

@@ -1,14 +1,28 @@
 package client
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/binary"
+	"maps"
+	"slices"
 )
 
-// places are the newest position tokens by partition. The zero value is ready.
+// maxPlaces is how many positions a proxy takes of a tail that goes on.
+const maxPlaces = 4096
+
+// places are the newest position tokens by partition. Of more than maxPlaces, as where topics
+// come and go, those are forgotten of which nothing has come for longest: they go on where
+// the tail began. The zero value is ready.
 type places struct {
-	at   map[string]*[]byte
-	room []byte
+	at    map[string]*place
+	room  []byte
+	added uint64
+}
+
+type place struct {
+	token []byte
+	added uint64 // it was the newest then
 }
 
 // add notes a token, of which it keeps nothing.
@@ -17,19 +31,30 @@ func (p *places) add(token string) {
 	at := p.at[string(p.room)]
 	if at == nil {
 		if p.at == nil {
-			p.at = map[string]*[]byte{}
+			p.at = map[string]*place{}
 		}
-		at = new([]byte)
+		if len(p.at) == maxPlaces {
+			p.forget()
+		}
+		at = &place{}
 		p.at[string(p.room)] = at
 	}
-	*at = append((*at)[:0], token...)
+	p.added++
+	at.token, at.added = append(at.token[:0], token...), p.added
+}
+
+// forget drops what is older than half of them.
+func (p *places) forget() {
+	all := slices.SortedFunc(maps.Values(p.at), func(a, b *place) int { return cmp.Compare(a.added, b.added) })
+	middle := all[len(all)/2].added
+	maps.DeleteFunc(p.at, func(_ string, at *place) bool { return at.added < middle })
 }
 
 // tokens are the newest, one for each partition.
 func (p *places) tokens() []string {
 	out := make([]string, 0, len(p.at))
 	for _, at := range p.at {
-		out = append(out, string(*at))
+		out = append(out, string(at.token))
 	}
 	return out
 }

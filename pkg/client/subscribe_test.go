@@ -179,6 +179,24 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestPlacesAreBounded: of more partitions than a proxy takes positions of, as where topics come
+// and go, those are kept that were read last.
+func TestPlacesAreBounded(t *testing.T) {
+	var p places
+	always := token(1, 1, 1, 0, "always")
+	for i := range uint64(3 * maxPlaces) {
+		p.add(token(1, i+1, 1, 0, "one of many"))
+		p.add(always)
+		if n := len(p.at); n > maxPlaces {
+			t.Fatalf("%d positions are kept", n)
+		}
+	}
+	last := token(1, 3*maxPlaces, 1, 0, "one of many")
+	if got := p.tokens(); !slices.Contains(got, always) || !slices.Contains(got, last) || len(got) < maxPlaces/2 {
+		t.Errorf("%d positions are kept, and not those that were read last", len(got))
+	}
+}
+
 // TestReason: what a handler quotes of an event, which may be no text and large, can be
 // sent, and no reason is lost for it.
 func TestReason(t *testing.T) {

@@ -322,6 +322,7 @@ func tailRequest(namespace string, t *eventsv1.Tail) (delivery.TailRequest, erro
 			}
 			req.After = append(req.After, tok)
 		}
+		req.Resumes = from.After.GetOthers() != nil
 		switch others := from.After.GetOthers().(type) {
 		case *eventsv1.Positions_Beginning:
 			if others.Beginning {

@@ -16,6 +16,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/store/position"
 )
 
 // brokenMember has nothing to deliver, and panics when something is acknowledged.
@@ -132,6 +133,34 @@ func TestTailGoesOn(t *testing.T) {
 				t.Fatalf("%s: of 3 events %d came: %v", name, got, err)
 			}
 			got += len(resp.GetDeliveries().GetDeliveries())
+		}
+	}
+}
+
+// TestTailGoesOnWithoutATopic: a tail of a pattern that says where the rest began goes on
+// where a topic that it had read is gone meanwhile; one that begins there is refused.
+func TestTailGoesOnWithoutATopic(t *testing.T) {
+	api, _ := serve(t)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	gone := position.Token{TopicUID: "99999999-9999-4999-8999-999999999999", Epoch: 1}.String()
+	for _, tc := range []struct {
+		after *eventsv1.Positions
+		want  codes.Code
+	}{
+		{&eventsv1.Positions{Tokens: []string{gone}, Others: &eventsv1.Positions_Time{Time: timestamppb.Now()}}, codes.OK},
+		{&eventsv1.Positions{Tokens: []string{gone}}, codes.FailedPrecondition},
+	} {
+		st, err := api.Subscribe(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := &eventsv1.SubscribeOpen{Namespace: "demo", Credit: 100, Source: &eventsv1.SubscribeOpen_Tail{Tail: &eventsv1.Tail{Topics: []string{">"}, From: &eventsv1.Tail_After{After: tc.after}}}}
+		if err := st.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: open}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := st.Recv(); status.Code(err) != tc.want {
+			t.Errorf("%v: %v", tc.after, err)
 		}
 	}
 }

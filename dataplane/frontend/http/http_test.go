@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -66,6 +67,7 @@ type world struct {
 	*testing.T
 	base   string
 	client *http.Client
+	mesh   mesh
 }
 
 func serve(t *testing.T, withheld ...string) *world {
@@ -90,6 +92,7 @@ func serve(t *testing.T, withheld ...string) *world {
 	open := func(string) (store.Store, error) { return st, nil }
 	m.Pipeline = pipeline.New(pipeline.Config{Snapshots: m.snaps, Store: open})
 	m.Manager = delivery.New(delivery.Config{Snapshots: m.snaps, Store: open, Write: m.Write, Log: slog.New(slog.DiscardHandler)})
+	w.mesh = m
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	w.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -468,6 +471,28 @@ func TestResume(t *testing.T) {
 	if !got["old-eu"] || !got["1"] || !got["2"] || !got["3"] {
 		t.Errorf("after resuming from the beginning: %v", got)
 	}
+}
+
+// TestResumeWithoutATopic: a stream of a pattern goes on where a topic that it had read is
+// gone meanwhile.
+func TestResumeWithoutATopic(t *testing.T) {
+	w := serve(t)
+	w.publish("orders", "1")
+	w.publish("orders.eu", "2")
+	s := w.tail("/v1/demo/topics/>/events?from=beginning", "")
+	s.next()
+	s.next()
+	s.close()
+	w.publish("orders", "3")
+	was := w.mesh.snaps.Get()
+	topics := maps.Clone(was.Topics)
+	delete(topics, snapshot.Key{Namespace: "demo", Name: "orders.eu"})
+	w.mesh.snaps.Store(&snapshot.Snapshot{Lineage: was.Lineage, Identities: was.Identities, Rules: was.Rules, Topics: topics})
+	s = w.tail("/v1/demo/topics/>/events", s.id)
+	if e := s.next(); e.ID != "3" {
+		t.Errorf("%+v", e)
+	}
+	s.close()
 }
 
 // TestSlowHeaders: whoever does not finish its headers is cut off, and others

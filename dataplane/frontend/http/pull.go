@@ -73,8 +73,13 @@ func (s *Server) pull(w http.ResponseWriter, r *http.Request, namespace, subscri
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
-	_, _ = w.Write(b)
+	if _, err := w.Write(b); err != nil || lost(rc.Flush()) {
+		p.Return()
+	}
 }
+
+// lost reports whether an answer could not be sent. A recorder has nobody to send it to.
+func lost(err error) bool { return err != nil && !errors.Is(err, http.ErrNotSupported) }
 
 // appendPulled is the answer to a pull.
 func appendPulled(b []byte, p *delivery.Pulled) []byte {

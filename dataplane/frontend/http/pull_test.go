@@ -3,7 +3,10 @@ package http
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -102,6 +105,43 @@ func TestPull(t *testing.T) {
 	settle(`{"ack":["`+ids[1]+`"]}`, 200)
 	settle(`{"ack":["`+ids[1]+`"]}`, 412, `"settled":0`, "delivery-over")
 	settle(`{"ack":["x"]}`, 400, "bad-delivery-id")
+}
+
+// unsent is an answer to a client that is gone: what is small is only missed once it is to
+// leave the buffer.
+type unsent struct {
+	*httptest.ResponseRecorder
+	small bool
+}
+
+func (u unsent) Write(b []byte) (int, error) {
+	if u.small {
+		return len(b), nil
+	}
+	return 0, net.ErrClosed
+}
+
+func (u unsent) FlushError() error { return net.ErrClosed }
+
+// TestPullUnsent: what is pulled in an answer that cannot be sent is given back at once, and
+// was no attempt.
+func TestPullUnsent(t *testing.T) {
+	w := serve(t)
+	if resp, text := w.ask("POST", orders, one("1"), structured); resp.StatusCode != http.StatusOK {
+		t.Fatal(text)
+	}
+	s := New(Config{Mesh: w.mesh, MaxBody: 4 << 10, Log: slog.New(slog.DiscardHandler)})
+	for _, small := range []bool{false, true} {
+		r := httptest.NewRequest(http.MethodPost, billing+":pull", strings.NewReader(`{"wait": "1m"}`))
+		r.Host, r.RemoteAddr = "127.0.0.1", "127.0.0.1:5"
+		answer := unsent{httptest.NewRecorder(), small}
+		if s.ServeHTTP(answer, r); answer.Code != http.StatusOK || answer.Header().Get("Content-Length") == "" {
+			t.Fatalf("%d %v", answer.Code, answer.Header())
+		}
+	}
+	if got := w.pull(`{"wait": "1s"}`).Deliveries; len(got) != 1 || got[0].Attempt != 1 {
+		t.Errorf("%+v", got)
+	}
 }
 
 // TestPullRefusals: what a pull and a settlement may not be.

@@ -49,7 +49,7 @@ func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern
 	}
 	if last != "" {
 		// Partitions of which it has seen nothing begin where the stream did.
-		req.After, req.From = places.tokens, places.from()
+		req.After, req.From, req.Resumes = places.tokens, places.from(), true
 	} else {
 		places.began(req.From, s.cfg.Clock.Now())
 	}
