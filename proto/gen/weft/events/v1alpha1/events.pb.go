@@ -1153,7 +1153,8 @@ type Positions struct {
 	// Where partitions begin of which there is no token; the end when unset. They begin
 	// at the beginning where they came later. A tail that goes on says where it began,
 	// so that it has no gap where it had read nothing; at the end is time of the
-	// SubscribeOpened that it got.
+	// SubscribeOpened that it got. Where it is set and the tail has patterns, topics of
+	// which there are tokens may be gone.
 	//
 	// Types that are valid to be assigned to Others:
 	//
