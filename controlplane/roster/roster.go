@@ -195,6 +195,20 @@ func (r *Roster) Refusal(node string) error {
 	return nil
 }
 
+// Gone reports whether nobody is to wait for a node that is not connected, as far as this
+// replica has seen: it was declared dead, or is not on the roster, as one that left.
+func (r *Roster) Gone(node string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-r.read:
+	default:
+		return false
+	}
+	n := r.known[node].node
+	return n == nil || n.Dead != nil
+}
+
 // May reports whether a node may have configuration of a namespace, as far as this
 // replica has seen.
 func (r *Roster) May(node, namespace string) bool {
