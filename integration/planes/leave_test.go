@@ -138,6 +138,8 @@ func TestNobodyWaitsForWhoIsGone(t *testing.T) {
 	if out, exit := run(ctx, r, "proxies", "revive", "dies"); exit != 0 {
 		t.Fatal(out)
 	}
-	awaitStatus(ctx, t, r, "it counts again", &adminv1.GetStatusRequest{}, func(st *adminv1.GetStatusResponse) bool { return st.Fleet.Known == 2 })
+	awaitStatus(ctx, t, r, "it counts again", &adminv1.GetStatusRequest{}, func(st *adminv1.GetStatusResponse) bool {
+		return slices.ContainsFunc(st.Proxies, func(p *adminv1.ProxyStatus) bool { return p.NodeId == "dies" })
+	})
 	waits("dies")
 }
