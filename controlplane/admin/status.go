@@ -77,24 +77,26 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 		resp.Alarms = append(resp.Alarms, a.Alarms()...)
 	}
 	here := s.cfg.Mesh.Local()
-	for _, p := range here { // nor has anybody more
-		p.AckedRevision, p.SentRevision = min(p.AckedRevision, newest), min(p.SentRevision, newest)
-	}
+	capped(here, newest) // nor has anybody more
 	resp.Replicas = append(resp.Replicas, s.cfg.Mesh.Replica(newest, len(here)))
 	if req.Local {
 		// What is asked by another replica, which wants to count all.
 		proxies = maxProxies
 	} else {
 		others := s.cfg.Mesh.Others(ctx, &adminv1.GetStatusRequest{Local: true, NodeId: req.NodeId, AtRevision: req.AtRevision, WithoutResources: true})
+		capped(others.Proxies, newest)
 		here = census.Merge(here, others.Proxies)
 		resp.Replicas = append(resp.Replicas, others.Replicas...)
 		slices.SortFunc(resp.Replicas, func(a, b *adminv1.ReplicaStatus) int { return strings.Compare(a.Id, b.Id) })
 		resp.Alarms = append(resp.Alarms, others.Alarms...)
 	}
 	at := newStanding(here, snap.Lineage)
-	if req.NodeId != "" {
-		here = slices.DeleteFunc(here, func(p *adminv1.ProxyStatus) bool { return p.NodeId != req.NodeId })
-	}
+	here = slices.DeleteFunc(here, func(p *adminv1.ProxyStatus) bool {
+		if req.NodeId != "" {
+			return p.NodeId != req.NodeId
+		}
+		return !p.Connected && s.cfg.Roster.Gone(p.NodeId) // it never has the newest any more
+	})
 	revision := req.AtRevision
 	if revision == 0 {
 		revision = newest
@@ -111,6 +113,14 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 		return resp, nil
 	}
 	return resp, s.resourceStatus(ctx, snap, at, req, said, resp)
+}
+
+// capped has no proxy further than the newest change: what a proxy acknowledges, and what is
+// written down of one that is gone, may be where etcd was.
+func capped(proxies []*adminv1.ProxyStatus, newest int64) {
+	for _, p := range proxies {
+		p.AckedRevision, p.SentRevision = min(p.AckedRevision, newest), min(p.SentRevision, newest)
+	}
 }
 
 // trouble is what a proxy tells of a resource.

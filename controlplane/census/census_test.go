@@ -157,6 +157,32 @@ func TestReplicaGone(t *testing.T) {
 	}
 }
 
+// TestReplicaReplaced: a replica that was killed and started again, with its address, is shown
+// as the one that it is; where nobody lives at an address, each that was there is shown.
+func TestReplicaReplaced(t *testing.T) {
+	now := time.Now()
+	silent := now.Add(-missed - time.Second)
+	for name, tc := range map[string]struct {
+		known []replica
+		shown string
+	}{
+		"started again":   {[]replica{{ID: "again", Address: "127.0.0.1:1", heard: now}, {ID: "killed", Address: "127.0.0.1:1", heard: silent}}, "again"},
+		"killed":          {[]replica{{ID: "killed", Address: "127.0.0.1:1", heard: silent}, {ID: "other", Address: "127.0.0.1:2", heard: now}}, "killed other"},
+		"killed twice":    {[]replica{{ID: "again", Address: "127.0.0.1:1", heard: silent}, {ID: "killed", Address: "127.0.0.1:1", heard: silent}}, "again killed"},
+		"a moment before": {[]replica{{ID: "again", Address: "127.0.0.1:1", heard: now}, {ID: "killed", Address: "127.0.0.1:1", heard: now}}, "again killed"},
+	} {
+		m := New(Config{Log: quiet})
+		m.records = records{replicas: tc.known, at: now.Add(time.Hour)} // not read again
+		var shown []string
+		for _, r := range m.Others(testContext(t), &adminv1.GetStatusRequest{Local: true}).Replicas {
+			shown = append(shown, r.Id)
+		}
+		if got := strings.Join(shown, " "); got != tc.shown {
+			t.Errorf("%s: %s are shown, not %s", name, got, tc.shown)
+		}
+	}
+}
+
 // TestEtcdLost: without etcd a status says so, from the time on at which it was
 // lost, and has what was read before.
 func TestEtcdLost(t *testing.T) {

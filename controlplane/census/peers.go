@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,6 +75,15 @@ func (m *Mesh) keepPeers(known []replica) {
 
 func (m *Mesh) closePeers() { m.keepPeers(nil) }
 
+// silent reports whether a replica has given no sign of life for too long.
+func (r replica) silent() bool { return time.Since(r.heard) > missed }
+
+// replaced reports whether another process lives where a silent replica was, as one that was
+// killed and started again.
+func replaced(r replica, all []replica) bool {
+	return r.silent() && slices.ContainsFunc(all, func(other replica) bool { return other.Address == r.Address && !other.silent() })
+}
+
 // answer is what one replica said, or why it did not.
 type answer[T any] struct {
 	replica replica
@@ -86,14 +96,14 @@ func ask[T any](ctx context.Context, m *Mesh, known records, call func(context.C
 	m.keepPeers(known.replicas)
 	var others []answer[T]
 	for _, r := range known.replicas {
-		if r.ID != m.id {
+		if r.ID != m.id && !replaced(r, known.replicas) {
 			others = append(others, answer[T]{replica: r})
 		}
 	}
 	var all sync.WaitGroup
 	for i := range others {
 		a := &others[i]
-		if time.Since(a.replica.heard) > missed {
+		if a.replica.silent() {
 			a.err = fmt.Errorf("it gave its last sign of life at %s", a.replica.Seen.UTC().Format(time.RFC3339))
 			continue
 		}

@@ -16,7 +16,7 @@ import (
 )
 
 // TestNoAnswer: a change that etcd does not answer, since it hangs, is answered here
-// while its caller still waits, as one that may have been made.
+// while its caller still waits, as one that may have been made; so is who asks for the history.
 func TestNoAnswer(t *testing.T) {
 	w := newWorld(t)
 	snap := w.current(w.run(Config{Client: w.etcd}))
@@ -24,11 +24,16 @@ func TestNoAnswer(t *testing.T) {
 	w.must(err)
 	t.Cleanup(func() { _ = hung.Close() })
 	s := New(Config{Client: clientOf(t, hung.Addr().String())})
-	ctx, cancel := context.WithTimeout(w.ctx, 3*commitTime)
+	ctx, cancel := context.WithTimeout(w.ctx, 6*commitTime) // for two calls
 	defer cancel()
 	_, err = s.Commit(ctx, snap, Change{Put: []*configv1.Resource{res("a", "1")}})
 	if f, ok := errors.AsType[*fault.Error](err); !ok || f.Class != fault.Ambiguous || !strings.Contains(f.Msg, "may have been made") {
 		t.Errorf("the answer is %v", err)
+	}
+	for _, err = range s.Audit(ctx, "") {
+		if f, ok := errors.AsType[*fault.Error](err); !ok || f.Class != fault.Unavailable || !strings.Contains(f.Msg, "etcd does not answer") {
+			t.Errorf("the history: %v", err)
+		}
 	}
 	if ctx.Err() != nil {
 		t.Error("the caller has stopped waiting")

@@ -136,9 +136,11 @@ func (s *Store) Audit(ctx context.Context, from string) iter.Seq2[AuditAt, error
 		end := clientv3.GetPrefixRangeEnd(s.auditDir())
 		next := s.auditDir() + from
 		for {
-			resp, err := s.client.Get(ctx, next, clientv3.WithRange(end), clientv3.WithLimit(auditPage))
+			pctx, cancel := context.WithTimeout(ctx, commitTime)
+			resp, err := s.client.Get(pctx, next, clientv3.WithRange(end), clientv3.WithLimit(auditPage))
+			cancel()
 			if err != nil {
-				yield(AuditAt{}, fault.Wrap(fault.Unavailable, "configstore.audit", "etcd", err))
+				yield(AuditAt{}, &fault.Error{Class: fault.Unavailable, Op: "configstore.audit", Reason: "etcd", Err: err, Msg: "etcd does not answer, and it alone has the history"})
 				return
 			}
 			for _, kv := range resp.Kvs {

@@ -33,6 +33,8 @@ const (
 	head = "weftjoin_"
 	// maxToken bounds a token that is looked at, in bytes.
 	maxToken = 256
+	// askTime bounds what an operator asks of etcd: he is to hear that it hangs.
+	askTime = 5 * time.Second
 	// maxTokens bounds how many there may be.
 	maxTokens = 100000
 	// retryAfter is the wait before etcd is read again.
@@ -157,7 +159,9 @@ func (t *Tokens) Create(ctx context.Context, nodeID string, namespaces []string,
 	if err != nil {
 		return "", nil, err
 	}
-	if _, err := t.cfg.Etcd.Put(ctx, t.cfg.Prefix+id, string(b)); err != nil {
+	pctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	if _, err := t.cfg.Etcd.Put(pctx, t.cfg.Prefix+id, string(b)); err != nil {
 		return "", nil, fault.New(fault.Unavailable, "join token", "etcd", "etcd does not answer; the token may or may not be there: list them")
 	}
 	t.await(ctx, func(all map[string]*Token) bool { return all[id] != nil })
@@ -166,6 +170,8 @@ func (t *Tokens) Create(ctx context.Context, nodeID string, namespaces []string,
 
 // List gives all tokens, by id, as etcd has them.
 func (t *Tokens) List(ctx context.Context) ([]*Token, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	resp, err := t.cfg.Etcd.Get(ctx, t.cfg.Prefix, clientv3.WithPrefix())
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "join token", "etcd", "etcd does not answer")
@@ -189,7 +195,9 @@ func (t *Tokens) Revoke(ctx context.Context, ids []string) error {
 		}
 		ops = append(ops, clientv3.OpDelete(t.cfg.Prefix+id))
 	}
-	if _, err := t.cfg.Etcd.Txn(ctx).Then(ops...).Commit(); err != nil {
+	tctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	if _, err := t.cfg.Etcd.Txn(tctx).Then(ops...).Commit(); err != nil {
 		return fault.New(fault.Unavailable, "join token", "etcd", "etcd does not answer; the tokens may or may not be revoked")
 	}
 	t.await(ctx, func(all map[string]*Token) bool {

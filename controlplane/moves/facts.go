@@ -176,7 +176,7 @@ func (m *move) unheard() []string {
 		}
 	}
 	if len(missing) > 0 {
-		return []string{fmt.Sprintf("%d of %d proxies have not heard of it: %s (one that never comes back is declared dead: weft proxies declare-dead; one that has its configuration on demand hears once a client of it uses the topic)", len(missing), len(m.nodes), some(missing))}
+		return []string{fmt.Sprintf("%d of %d proxies have not heard of it: %s (of one that never comes back weft proxies declare-dead says so; one with configuration on demand asks what moves every 15s at least)", len(missing), len(m.nodes), some(missing))}
 	}
 	if len(able(m.words)) == 0 {
 		return []string{"no proxy has EventStore " + m.old().Store + " open, to mark where it ends"}

@@ -270,6 +270,10 @@ func TestDeaf(t *testing.T) {
 	w.admit()
 	w.phase(leasing)
 	w.toldIn(leasing, "1 of 2 proxies have not heard of it: never")
+	// One thing is waited for, and told as one.
+	if _, waits, _ := strings.Cut(w.told(), "; waits: "); strings.Contains(waits, "; ") || !strings.Contains(waits, "declare-dead") {
+		t.Errorf("it waits for %q", waits)
+	}
 	w.jump.Add(int64(time.Hour)) // time changes nothing
 	w.looks(2)
 	if got := w.binding().Move.Phase; got != leasing {

@@ -32,6 +32,18 @@ type told struct {
 // tellEvery is the time between two conditions of a Migration whose reason is the same.
 const tellEvery = time.Second
 
+// oneByOne is what a move waits for, as a condition tells it: "; " parts one from the next.
+func oneByOne(waits []string) string {
+	all := make([]string, 0, len(waits))
+	for _, w := range waits[:min(len(waits), 10)] {
+		all = append(all, strings.ReplaceAll(w, "; ", ", "))
+	}
+	if n := len(waits) - 10; n > 0 {
+		all = append(all, fmt.Sprintf("and %d more", n))
+	}
+	return strings.Join(all, "; ")
+}
+
 // tell writes down how far a move is, and what it waits for.
 func (o *Office) tell(ctx context.Context, term election.Term, m *move, f cutover.Facts, waits []string) {
 	if m.migration == nil {
@@ -49,10 +61,7 @@ func (o *Office) tell(ctx context.Context, term election.Term, m *move, f cutove
 		reason = "Paused"
 		text += ": paused; publishers write to " + old.Store
 	case len(waits) > 0:
-		text += "; waits: " + strings.Join(waits[:min(len(waits), 10)], "; ")
-		if n := len(waits) - 10; n > 0 {
-			text += fmt.Sprintf("; and %d more", n)
-		}
+		text += "; waits: " + oneByOne(waits)
 	case m.phase == cutover.Drained:
 		text += ": all is read of " + old.Store + ", which stays until the Migration's wish is FINISH or ROLL_BACK"
 	}

@@ -38,6 +38,8 @@ const (
 	MaxForget = maxBatch
 	// joinTime bounds the wait of a node that joins.
 	joinTime = 5 * time.Second
+	// editTime bounds what an operator asks of the roster: he is to hear that etcd hangs.
+	editTime = 5 * time.Second
 	// headTime bounds one question to etcd for where it is.
 	headTime = 2 * time.Second
 	// retryAfter is the wait before etcd is read again.
@@ -193,6 +195,20 @@ func (r *Roster) Refusal(node string) error {
 		return refused(n)
 	}
 	return nil
+}
+
+// Gone reports whether nobody is to wait for a node that is not connected, as far as this
+// replica has seen: it was declared dead, or is not on the roster, as one that left.
+func (r *Roster) Gone(node string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-r.read:
+	default:
+		return false
+	}
+	n := r.known[node].node
+	return n == nil || n.Dead != nil
 }
 
 // May reports whether a node may have configuration of a namespace, as far as this
@@ -423,6 +439,8 @@ func (r *Roster) Nodes(ctx context.Context, namespace string) ([]*Node, error) {
 
 // All are all nodes as etcd has them now, by id.
 func (r *Roster) All(ctx context.Context) ([]*Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, editTime)
+	defer cancel()
 	resp, err := r.cfg.Etcd.Get(ctx, r.cfg.Prefix, clientv3.WithPrefix())
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "roster", "etcd", "etcd does not answer")
@@ -496,6 +514,8 @@ func (r *Roster) Leave(ctx context.Context, node string, entry int64) error {
 // then on they may join as any other. Those that are not on the roster are no error; the
 // error is Precondition where one was not declared dead.
 func (r *Roster) Forget(ctx context.Context, nodes []string) error {
+	ctx, cancel := context.WithTimeout(ctx, editTime)
+	defer cancel()
 	for {
 		var gets []clientv3.Op
 		for _, id := range nodes {
@@ -542,6 +562,8 @@ func unknown(node string) error {
 
 // edit changes what etcd has of a node.
 func (r *Roster) edit(ctx context.Context, node string, change func(*Node) (*Node, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, editTime)
+	defer cancel()
 	key := r.cfg.Prefix + node
 	away := fault.New(fault.Unavailable, "roster", "etcd", "etcd does not answer; node %s may or may not be changed", node)
 	for {

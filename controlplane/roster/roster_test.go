@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/weft-mesh/weft/controlplane/embedetcd"
 	"github.com/weft-mesh/weft/controlplane/follow"
@@ -39,6 +41,39 @@ func newWorld(t *testing.T) *world {
 	closed := sync.OnceFunc(e.Close)
 	t.Cleanup(closed)
 	return &world{t, ctx, e, closed}
+}
+
+// TestHangs: whoever asks something of the roster hears, before long, that etcd does not
+// answer, where it hangs.
+func TestHangs(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // it takes connections, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + l.Addr().String()}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	r := New(Config{Etcd: client, Prefix: "/weft/s/node/", Log: slog.New(slog.DiscardHandler)})
+	var all sync.WaitGroup
+	for what, ask := range map[string]func() error{
+		"list":         func() error { _, err := r.All(ctx); return err },
+		"declare dead": func() error { return r.DeclareDead(ctx, "a", "ops") },
+		"revive":       func() error { return r.Revive(ctx, "a") },
+		"forget":       func() error { return r.Forget(ctx, []string{"a"}) },
+	} {
+		all.Go(func() {
+			if err := ask(); !strings.Contains(fmt.Sprint(err), "etcd does not answer") || ctx.Err() != nil {
+				t.Errorf("%s: %v, %v", what, err, ctx.Err())
+			}
+		})
+	}
+	all.Wait()
 }
 
 func (w *world) config(died func(string, error)) Config {

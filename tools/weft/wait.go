@@ -31,7 +31,8 @@ func waitCommand() *cobra.Command {
 		Long: `Waits until every proxy that lives has all of a revision in force: it has
 acknowledged it, refuses nothing of it, and nothing of it is withheld from it. A
 proxy lives while it is connected to any replica of the control plane, and for 10
-minutes after; --connected-only leaves out those that are not connected now.
+minutes after, unless it left (--leave-on-stop) or was declared dead; --connected-only
+leaves out those that are not connected now.
 
 Where that does not come in time, the exit status is 1, and those that have not
 all of it are named, with the reason. weft apply --wait waits for what it applied, and
