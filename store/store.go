@@ -224,6 +224,9 @@ type Message struct {
 	// Redelivered: the store knows, or cannot rule out, that the message was
 	// delivered before.
 	Redelivered bool
+	// StoredKey is the key that somebody has published it with past the mesh, which orders
+	// it where the event itself has none; "" for none, or where the event says it.
+	StoredKey string
 	// Handle is the driver's own.
 	Handle any
 }

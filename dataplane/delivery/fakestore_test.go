@@ -19,6 +19,7 @@ type logStore struct {
 	mu          sync.Mutex
 	wake        chan struct{}
 	topics      map[string]*logTopic
+	keys        map[string]string        // that events are stored with, by id
 	delayed     func(*event.Event)       // sees what is parked
 	fetched     func(logHandle)          // is called before Fetch returns
 	refuse      func(*event.Event) error // why an event is not taken; nil where all are
@@ -177,7 +178,7 @@ func (x *logSub) Fetch(ctx context.Context, dst []store.Message) (int, error) {
 			for _, p := range x.t.parts {
 				for p.here && !p.lapsed && n < len(dst) && p.next < min(len(p.log), p.floor+s.window) {
 					if at := p.next; !p.settled[at] {
-						dst[n] = store.Message{Event: *p.log[at], Pos: store.Position{Partition: p.name, Offset: uint64(at)}, Handle: logHandle{p, p.epoch, at}} //nolint:gosec // an index
+						dst[n] = store.Message{Event: *p.log[at], StoredKey: s.keys[p.log[at].ID], Pos: store.Position{Partition: p.name, Offset: uint64(at)}, Handle: logHandle{p, p.epoch, at}} //nolint:gosec // an index
 						n++
 					}
 					p.next++

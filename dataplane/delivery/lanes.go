@@ -1,5 +1,7 @@
 package delivery
 
+import "cmp"
+
 // A Subscription that asks for order has lanes: the events of one key of a topic that
 // are on this proxy, as they were fetched. The first is in one of the places where an
 // item can be, the buffer, a member's hands, waiting or being written; the others are
@@ -38,7 +40,7 @@ type laneKey struct{ topic, key string }
 // or in none, into the buffer.
 func (r *runtime) enterLocked(it *item) {
 	if r.sub.Ordered {
-		if key := it.msg.stored.Key(r.keyFromLocked(it)); key != "" {
+		if key := cmp.Or(it.msg.stored.Key(r.keyFromLocked(it)), it.msg.stored.StoredKey); key != "" {
 			k := laneKey{it.msg.topic, key}
 			l := r.lanes[k]
 			if l == nil {

@@ -84,6 +84,32 @@ func TestKeyFrom(t *testing.T) {
 	})
 }
 
+// TestStoredKey: what native producers wrote with a key is in order, where the event says
+// none.
+func TestStoredKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, st := newOrderedWorld(t, nil)
+		defer w.stop()
+		st.keys = map[string]string{"a1": "a", "a2": "a", "b1": "a"}
+		for _, e := range []*event.Event{{ID: "a1", Source: "/test", Type: "t"}, {ID: "a2", Source: "/test", Type: "t"}, keyed("b1", "b")} {
+			st.append("orders", 0, e)
+		}
+		m := w.join(10)
+		defer m.Close()
+		synctest.Wait()
+		got := w.next(m, 2)
+		if ids := idsOf(got); len(ids) != 2 || ids[0] != "a1" || ids[1] != "b1" {
+			t.Errorf("%v are out at once", ids)
+		}
+		for _, d := range got {
+			m.Ack(d.ID)
+		}
+		if d := w.next(m, 1)[0]; d.Event.ID != "a2" {
+			t.Errorf("then %s", d.Event.ID)
+		}
+	})
+}
+
 // TestBoundOverSources: sources that look for room at the same time bring more than
 // there is, and no more than that is out.
 func TestBoundOverSources(t *testing.T) {

@@ -368,3 +368,34 @@ func TestRevoked(t *testing.T) {
 		}
 	})
 }
+
+// TestStoredKey: the key that a native producer has stored an event with is its own in the
+// topic, where the event says none.
+func TestStoredKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{msgs: make(chan store.Message), held: true}
+		var keys []string
+		m := New(Config{Snapshots: latest.New(at(cutover.Draining, nil)), Log: slog.New(slog.DiscardHandler), Store: func(string) (store.Store, error) { return f, nil },
+			Write: func(_ context.Context, _ *snapshot.Topic, events []event.Event, _ []frontend.Result) error {
+				for i := range events {
+					keys = append(keys, events[i].Key(""))
+				}
+				return nil
+			}})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- m.Run(ctx) }()
+		plain := event.Event{ID: "1", Source: "/native", Type: "t", Ext: []event.Attr{{Name: "z", Value: "1"}}}
+		f.msgs <- store.Message{Event: plain, StoredKey: "stored"}
+		f.msgs <- store.Message{Event: *native("2", "own"), StoredKey: "stored"}
+		f.msgs <- store.Message{Event: plain}
+		synctest.Wait()
+		if want := []string{"stored", "own", ""}; !reflect.DeepEqual(keys, want) || len(plain.Ext) != 1 {
+			t.Errorf("their keys are %q", keys)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}

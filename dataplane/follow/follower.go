@@ -98,7 +98,10 @@ func (f *follower) forward(ctx context.Context, sub store.Subscription, msgs []*
 		case !sub.Holds(msg): // it comes again, to whoever has the partition now
 		case f.counts(t, msg):
 			left, events = append(left, msg), append(events, msg.Event)
-			events[len(events)-1].Mesh = nil
+			e := &events[len(events)-1]
+			if e.Mesh = nil; msg.StoredKey != "" && e.Key(t.KeyFrom) == "" {
+				e.Ext = event.With(e.Ext, event.AttrPartitionKey, msg.StoredKey)
+			}
 		default:
 			done = append(done, msg)
 		}

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -126,7 +127,7 @@ func (a *asking) search(ctx context.Context, t *snapshot.Topic, e snapshot.Epoch
 			if at != nil && m.Pos != *at || at == nil && t.Past(e.Number, m.Pos) || m.Source != a.q.Source || m.ID != a.q.ID {
 				continue
 			}
-			a.event = &m.Event
+			a.event, a.key = &m.Event, m.StoredKey
 			if a.topic == nil {
 				a.topic, a.pos = t, position.Token{TopicUID: t.UID, Epoch: e.Number, Pos: m.Pos}
 				a.found("event", true, "it was found in topic %s at %s", t.Name, a.pos)
@@ -197,7 +198,7 @@ func (a *asking) ahead(t *snapshot.Topic) string {
 	if !a.sub.Ordered || a.event == nil || a.i.cfg.Ahead == nil {
 		return ""
 	}
-	first, ok := a.i.cfg.Ahead(a.sub.UID, t.Name, a.event.Key(t.KeyFrom))
+	first, ok := a.i.cfg.Ahead(a.sub.UID, t.Name, cmp.Or(a.event.Key(t.KeyFrom), a.key))
 	at, of := first.Position, a.pos
 	if !ok || at.Epoch > of.Epoch || at.Epoch == of.Epoch && at.Pos.Partition == of.Pos.Partition && !at.Pos.Less(of.Pos) {
 		return ""

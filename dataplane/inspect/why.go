@@ -54,6 +54,7 @@ type asking struct {
 	topic *snapshot.Topic
 	pos   position.Token
 	event *event.Event
+	key   string // that it is stored with; see store.Message
 }
 
 // Why looks, in the order of an event's way, for what kept an event from a

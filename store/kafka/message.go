@@ -180,7 +180,15 @@ func (s *Store) skip(c *kgo.Client, p *kgo.FetchTopicPartition) {
 // message is a record's, with memory of its own.
 func message(r *kgo.Record) store.Message {
 	e := decode(r)
-	return store.Message{Event: e.Clone(), Pos: position(r), Stored: r.Timestamp}
+	return store.Message{Event: e.Clone(), Pos: position(r), Stored: r.Timestamp, StoredKey: strings.Clone(storedKey(&e, r))}
+}
+
+// storedKey is a record's key as an ordering key, where the event does not say it.
+func storedKey(e *event.Event, r *kgo.Record) string {
+	if len(r.Key) == 0 || e.Key("") != "" {
+		return ""
+	}
+	return keyText(r.Key)
 }
 
 // position is where a record is.
@@ -275,9 +283,9 @@ func decodeNative(h *header, r *kgo.Record) event.Event {
 
 // keyText is a record's key as an ordering key: as it is where an attribute can have
 // it, else in base64. What keys of more than 4 KiB, which are no text, begin with is
-// what orders them.
+// what orders them. It shares the key's memory.
 func keyText(key []byte) string {
-	if text := string(key); event.CheckValue(event.AttrPartitionKey, text) == nil {
+	if text := unsafe.String(unsafe.SliceData(key), len(key)); event.CheckValue(event.AttrPartitionKey, text) == nil {
 		return text
 	}
 	return base64.StdEncoding.EncodeToString(key[:min(len(key), 4<<10)])

@@ -221,6 +221,27 @@ func TestNativeKey(t *testing.T) {
 	}
 }
 
+// TestStoredKey: a record's key orders an event that does not say its own; it is no attribute.
+func TestStoredKey(t *testing.T) {
+	ce := []string{"ce_specversion", "1.0", "ce_id", "i", "ce_source", "/s", "ce_type", "t"}
+	for name, c := range map[string]struct {
+		r    *kgo.Record
+		want string
+	}{
+		"binary":          {fetched([]byte("k"), []byte("x"), ce...), "k"},
+		"structured":      {fetched([]byte("k"), []byte(`{"specversion":"1.0","id":"i","source":"/s","type":"t"}`), "content-type", "application/cloudevents+json"), "k"},
+		"no text":         {fetched([]byte{0, 0, 0, 42}, []byte("x"), ce...), "AAAAKg=="},
+		"none":            {fetched(nil, []byte("x"), ce...), ""},
+		"the event's own": {fetched([]byte("k"), []byte("x"), append([]string{"ce_partitionkey", "p"}, ce...)...), ""},
+		"no CloudEvent":   {fetched([]byte("k"), []byte("x")), ""},
+	} {
+		m := message(c.r)
+		if c.r.Key = append(c.r.Key[:0], "#"...); m.StoredKey != c.want {
+			t.Errorf("%s: it is stored with %q, not %q", name, m.StoredKey, c.want)
+		}
+	}
+}
+
 // TestDeadLetterStaysAnEvent: what the mesh adds to an event that is as large as it
 // may be does not make it one that is not valid.
 func TestDeadLetterStaysAnEvent(t *testing.T) {

@@ -150,7 +150,8 @@ func (t *tail) give(dst []store.Message) (n int) {
 			if t.own {
 				dst[n] = message(r)
 			} else {
-				dst[n] = store.Message{Event: decode(r), Pos: position(r), Stored: r.Timestamp}
+				e := decode(r)
+				dst[n] = store.Message{Event: e, Pos: position(r), Stored: r.Timestamp, StoredKey: storedKey(&e, r)}
 			}
 			n++
 		}

@@ -294,7 +294,7 @@ func (p *puller) decode(body []byte) (out []store.Message, rest bool, err error)
 			return true
 		}
 		e := decode(m, p.topic, p.q.name())
-		out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored}) //nolint:gosec // not negative
+		out = append(out, store.Message{Event: e, Pos: store.Position{Partition: p.q.name(), Offset: uint64(m.offset)}, Stored: m.stored, StoredKey: m.storedKey(&e)}) //nolint:gosec // not negative
 		size += e.Held()
 		rest = size >= prefetchBytes
 		return !rest

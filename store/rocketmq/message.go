@@ -2,6 +2,7 @@ package rocketmq
 
 import (
 	"bytes"
+	"cmp"
 	"compress/zlib"
 	"encoding/binary"
 	"errors"
@@ -29,6 +30,10 @@ const (
 	// as with that SDK. emptyBody says of such a body whether it counts: "1" that
 	// it does not, which is also so without it, and "0" that it is the data.
 	emptyBody = meshProperty + "empty"
+	// shardingKey is what RocketMQ 5 has of a message group, and what its Java client sets;
+	// oldShardingKey is its Go client's.
+	shardingKey    = "__SHARDINGKEY"
+	oldShardingKey = "SHARDING_KEY"
 
 	propertyDeliverAt = "TIMER_DELIVER_MS"
 	nameSeparator     = "\x01"
@@ -128,6 +133,16 @@ func appendBatch(b []byte, properties string, body []byte) []byte {
 	b = append(b, body...)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(properties))) //nolint:gosec // below maxProperties
 	return append(b, properties...)
+}
+
+// storedKey is what orders a message of a native producer where the event does not say it:
+// its message group or sharding key.
+func (m *message) storedKey(e *event.Event) string {
+	key := cmp.Or(m.property(shardingKey), m.property(oldShardingKey))
+	if key == "" || e.Key("") != "" {
+		return ""
+	}
+	return key
 }
 
 // property is a property's value, "" where there is none.

@@ -68,6 +68,27 @@ func read(t *testing.T, b []byte) event.Event {
 	return decode(&ms[0], "t", "b/3")
 }
 
+// TestStoredKey: a message group, or sharding key, orders a message that does not say its own.
+func TestStoredKey(t *testing.T) {
+	ce := []string{"CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "t"}
+	for name, c := range map[string]struct {
+		properties []string
+		want       string
+	}{
+		"message group":   {append([]string{"__SHARDINGKEY", "g"}, ce...), "g"},
+		"sharding key":    {append([]string{"SHARDING_KEY", "g"}, ce...), "g"},
+		"no CloudEvent":   {[]string{"__SHARDINGKEY", "g"}, "g"},
+		"none":            {ce, ""},
+		"the event's own": {append([]string{"__SHARDINGKEY", "g", "CE_partitionkey", "p"}, ce...), ""},
+	} {
+		p := puller{topic: "t"}
+		got, _, err := p.decode(stored(0, 7, []byte("x"), property(c.properties...)))
+		if err != nil || len(got) != 1 || got[0].StoredKey != c.want {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}
+
 // TestJavaSDK: what the CloudEvents SDK for Java writes is read, and what it
 // reads is written.
 func TestJavaSDK(t *testing.T) {
