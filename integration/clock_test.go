@@ -33,6 +33,8 @@ var measures = map[string]string{
 	"store/delay/member.go":                 "when what failed is tried again",
 	"store/kafka/topic.go":                  "how old a topic's metadata are",
 	"store/kafka/publish.go":                "for how long a sender is not used",
+	"store/kafka/deliver.go":                "since when a request is under way",
+	"store/kafka/links.go":                  "until when a quota has a client wait",
 	"dataplane/delivery/feed.go":            "where a partition begins of which nothing was read",
 	"dataplane/delivery/measure.go":         "for how long a topic is not read",
 	"dataplane/delivery/member.go":          "acknowledgements' time-outs",
