@@ -48,6 +48,9 @@ func Check(r *configv1.Resource) (field string, err error) {
 	if path := resource.UnknownField(r); path != "" {
 		return path, errors.New("has a field that this version does not know")
 	}
+	if path := resource.UnknownValue(r); path != "" {
+		return path, errors.New("has a value that this version does not know")
+	}
 	err = checkSpec(r)
 	var pe *policy.FieldError
 	var re *route.FieldError

@@ -149,6 +149,7 @@ func TestCheck(t *testing.T) {
 		"no kind":           {Versioned{Resource: &configv1.Resource{Name: "x"}}, "spec"},
 		"another name":      {renamed, "name"},
 		"unknown field":     {future, "spec"},
+		"unknown value":     {sub(func(s *configv1.Subscription) { s.Ordering = 1000 }), "spec.ordering"},
 		"pattern":           {sub(func(s *configv1.Subscription) { s.Topics = []string{"ok", "a>"} }), "spec.topics[1]"},
 		"filter":            {sub(func(s *configv1.Subscription) { s.Filter = &configv1.Filter{} }), "spec.filter"},
 		"push scheme": {sub(func(s *configv1.Subscription) {

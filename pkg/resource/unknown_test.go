@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"cmp"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -32,6 +33,25 @@ func TestUnknownField(t *testing.T) {
 			message(r).ProtoReflect().SetUnknown(protoreflect.RawFields(later))
 		}
 		if got := UnknownField(r); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// TestUnknownValue: so is a name of a later version, where one of several is to be chosen.
+func TestUnknownValue(t *testing.T) {
+	for want, set := range map[string]func(*configv1.Subscription, *configv1.AccessPolicy){
+		"":                       func(*configv1.Subscription, *configv1.AccessPolicy) {},
+		"spec.ordering":          func(s *configv1.Subscription, _ *configv1.AccessPolicy) { s.Ordering = 1000 },
+		"spec.push.request.body": func(s *configv1.Subscription, _ *configv1.AccessPolicy) { s.GetPush().Request.Body = 1000 },
+		"spec.rules[1].effect":   func(_ *configv1.Subscription, p *configv1.AccessPolicy) { p.Rules[1].Effect = 1000 },
+		"spec.rules[0].actions":  func(_ *configv1.Subscription, p *configv1.AccessPolicy) { p.Rules[0].Actions[1] = 1000 },
+		"spec.rules[1].mode":     func(_ *configv1.Subscription, p *configv1.AccessPolicy) { p.Rules[1].Mode = -1 },
+	} {
+		s := &configv1.Subscription{Ordering: configv1.Ordering_ORDERING_BY_KEY, Delivery: &configv1.Subscription_Push{Push: &configv1.PushDelivery{Request: &configv1.RestRequest{Body: configv1.RestBody_REST_BODY_DATA}}}}
+		p := &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH, configv1.Action_ACTION_CONSUME}}, {Effect: configv1.Effect_EFFECT_DENY}}}
+		set(s, p)
+		if got := cmp.Or(UnknownValue(&configv1.Resource{Spec: &configv1.Resource_Subscription{Subscription: s}}), UnknownValue(&configv1.Resource{Spec: &configv1.Resource_AccessPolicy{AccessPolicy: p}})); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}

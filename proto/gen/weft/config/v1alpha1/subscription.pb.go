@@ -85,11 +85,11 @@ const (
 	// later than those after it.
 	Ordering_ORDERING_UNSPECIFIED Ordering = 0
 	// Events of a topic with one key, the partitionkey, else what the Topic's
-	// key_from names, arrive in the order in which they were published, one at a
-	// time: the next is delivered when the one before is settled or dead-lettered.
-	// One that fails holds up its key alone while the window of its partition has room
-	// for what comes behind it, then the partition. Events
-	// without a key are delivered as in none. Of the members at one proxy a key keeps
+	// key_from names, else what a native producer has stored it with, arrive in the
+	// order in which they were published, one at a time: the next is delivered when the
+	// one before is settled or dead-lettered. One that fails holds up its key alone
+	// while the window of its partition has room for what comes behind it, then the
+	// partition. Events without a key are delivered as in none. Of the members at one proxy a key keeps
 	// to one while that is there and as quick as max_in_flight allows.
 	Ordering_ORDERING_BY_KEY Ordering = 1
 )
