@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"runtime"
 	"strings"
 	"time"
 
@@ -94,15 +93,15 @@ const (
 // delivery, up to Credit at a time, and settles. It reconnects by itself; an
 // error is returned where trying again cannot help (denied, deleted, credentials
 // that are refused). Credentials that end while it is open are asked for again:
-// a token that was renewed by then is shown. Handlers
-// that run when ctx ends are waited for, and their deliveries settled.
+// a token that was renewed by then is shown. Handlers that run when the connection is lost
+// go on beside those of the next one, and count against Credit; what they return is lost,
+// and their deliveries come again, to whoever is next. Handlers that run when ctx ends are
+// waited for, and their deliveries settled.
 func (c *Client) Subscribe(ctx context.Context, namespace, subscription string, h Handler, o SubscribeOptions) error {
 	if o.Credit == 0 {
 		o.Credit = 64
 	}
-	return c.again(ctx, func(good func()) error {
-		return c.member(ctx, namespace, subscription, h, o, good)
-	})
+	return c.subscribe(ctx, namespace, subscription, h, o)
 }
 
 // again runs f until ctx ends, the client is closed or f fails for good.
@@ -141,77 +140,6 @@ func code(err error) codes.Code {
 		return e.Code
 	}
 	return codes.Unknown
-}
-
-// member runs one stream.
-func (c *Client) member(ctx context.Context, namespace, subscription string, h Handler, o SubscribeOptions, good func()) error {
-	// The stream outlives ctx for as long as handlers need to settle.
-	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	// Until there is a stream nothing is to be settled, and no proxy may ever answer.
-	opened := context.AfterFunc(ctx, cancel)
-	rpc, err := c.rpc.Subscribe(sctx)
-	opened()
-	if err != nil {
-		return err
-	}
-	if err := rpc.Send(&eventsv1.SubscribeRequest{Message: &eventsv1.SubscribeRequest_Open{Open: &eventsv1.SubscribeOpen{
-		Namespace: namespace, Source: &eventsv1.SubscribeOpen_Subscription{Subscription: subscription}, Credit: uint32(o.Credit)}}}); err != nil { //nolint:gosec // small
-		_, err = rpc.Recv()
-		return err
-	}
-	// Settlements go through one goroutine, since a stream has one sender.
-	settle := make(chan settlement, o.Credit)
-	running := make(chan struct{}, o.Credit)
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		for x := range settle {
-			runtime.Gosched() // handlers that are about to end have their say with it
-			if sendSettled(rpc.Send, x, settle) != nil {
-				for range settle { // the stream is over; they come again
-				}
-				return
-			}
-		}
-	}()
-	stop := context.AfterFunc(ctx, func() {
-		for range o.Credit { // wait for the handlers
-			running <- struct{}{}
-		}
-		close(settle)
-		<-sent
-		_ = rpc.CloseSend()
-	})
-	err = receive(rpc, func(lent *delivered) {
-		d := *lent
-		select {
-		case running <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		go func() {
-			defer func() { <-running }()
-			err := handle(ctx, h, &d, func(by time.Duration) { settle <- settlement{more: extension(d.id, by)} })
-			if !errors.Is(err, ErrUnsettled) {
-				settle <- answer(d.id, err)
-			}
-		}()
-	}, func(*eventsv1.SubscribeOpened) {
-		good()
-		if o.Connected != nil {
-			o.Connected()
-		}
-	})
-	if stop() {
-		// The stream ended first: handlers end, and what they say is lost.
-		for range o.Credit {
-			running <- struct{}{}
-		}
-		close(settle)
-	}
-	<-sent
-	return err
 }
 
 // receive reads a stream to its end, and lends f each delivery.
