@@ -136,9 +136,6 @@ func (c *Client) member(ctx context.Context, namespace, subscription string, h H
 	s := &stream{settle: make(chan settlement, o.Credit), last: make(chan struct{}), gone: make(chan struct{})}
 	credit := hs.begin(ctx, s)
 	defer hs.over()
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
 	// The stream outlives ctx for as long as handlers need to settle.
 	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
