@@ -285,6 +285,7 @@ func TestSecretsInOutputs(t *testing.T) {
 		admin("get", kind, "-n", m.ns, "-o", "yaml")
 	}
 	snapshot := filepath.Join(m.dir, "mesh.snapshot")
+	admin("export", "-n", m.ns)
 	admin("snapshot", "-n", m.ns, "-o", snapshot)
 	o.pages["the snapshot"] = m.read(snapshot)
 	admin("delete", "subscription", "broken", "-n", m.ns)
