@@ -121,7 +121,9 @@ func (t *tail) read(q queue, addr string, at int64) {
 				}
 			}
 			if err != nil {
-				pause(t.life, &retry)
+				if pause(t.life, &retry); t.life.Err() != nil {
+					return // or whoever ends would look where the topic is
+				}
 				rt, gone := t.s.c.route(t.life, t.topic, false)
 				switch {
 				case gone == nil && rt.brokers[q.broker] != "":
