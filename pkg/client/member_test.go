@@ -52,6 +52,29 @@ func (l *losing) Subscribe(rpc grpc.BidiStreamingServer[eventsv1.SubscribeReques
 	}
 }
 
+// hold has a Subscribe whose first handler goes on until ends, and loses its connection. over
+// counts handlers that have ended.
+func (l *losing) hold(t *testing.T, c *Client, credit int) (cancel func(), ends chan struct{}, ended chan error, over *atomic.Int32) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ends, ended, over = make(chan struct{}), make(chan error, 1), &atomic.Int32{}
+	handed := make(chan struct{})
+	var n atomic.Int32
+	go func() {
+		ended <- c.Subscribe(ctx, "demo", "billing", func(context.Context, Delivery) error {
+			defer over.Add(1)
+			if n.Add(1) == 1 {
+				close(handed)
+				<-ends
+			}
+			return nil
+		}, SubscribeOptions{Credit: credit})
+	}()
+	<-handed
+	close(l.lose)
+	return cancel, ends, ended, over
+}
+
 // TestHandlersOfALostStream: a handler that goes on when its connection is lost keeps the
 // client out of nothing but its own place, which the next connection has once it ends. What
 // it returns is said nowhere.
@@ -59,21 +82,7 @@ func TestHandlersOfALostStream(t *testing.T) {
 	for _, credit := range []int{2, 1} {
 		proxy := newLosing()
 		c := clientOf(t, proxy)
-		ctx, cancel := context.WithCancel(t.Context())
-		handed, ends, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-		var n, over atomic.Int32
-		go func() {
-			ended <- c.Subscribe(ctx, "demo", "billing", func(context.Context, Delivery) error {
-				defer over.Add(1)
-				if n.Add(1) == 1 {
-					close(handed)
-					<-ends
-				}
-				return nil
-			}, SubscribeOptions{Credit: credit})
-		}()
-		<-handed
-		close(proxy.lose)
+		cancel, ends, ended, over := proxy.hold(t, c, credit)
 		if credit == 2 {
 			if got := (<-proxy.heard).GetOpen(); got.GetCredit() != 1 {
 				t.Errorf("while one of two runs it asks for %v", got)
@@ -107,21 +116,7 @@ func TestHandlersOfALostStream(t *testing.T) {
 func TestHandlersAreWaitedFor(t *testing.T) {
 	proxy := newLosing()
 	c := clientOf(t, proxy)
-	ctx, cancel := context.WithCancel(t.Context())
-	handed, ends, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	var n, over atomic.Int32
-	go func() {
-		ended <- c.Subscribe(ctx, "demo", "billing", func(context.Context, Delivery) error {
-			if n.Add(1) == 1 {
-				close(handed)
-				<-ends
-				over.Add(1)
-			}
-			return nil
-		}, SubscribeOptions{Credit: 2})
-	}()
-	<-handed
-	close(proxy.lose)
+	cancel, ends, ended, over := proxy.hold(t, c, 2)
 	for range 2 {
 		<-proxy.heard // open, and what it says of the delivery
 	}
@@ -136,7 +131,7 @@ func TestHandlersAreWaitedFor(t *testing.T) {
 	default:
 	}
 	close(ends)
-	if <-ended; over.Load() != 1 {
+	if <-ended; over.Load() != 2 {
 		t.Error("it has ended before its handler")
 	}
 }

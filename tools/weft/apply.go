@@ -242,10 +242,6 @@ func (p *plan) stages() [][]item {
 	if parts := cut(p.items); len(parts) <= 1 {
 		return parts
 	}
-	order := map[string]int{}
-	for n, k := range resource.Kinds() {
-		order[string(k.Kind)] = n
-	}
 	var put, gone []item
 	for _, i := range p.items {
 		switch {
@@ -257,11 +253,16 @@ func (p *plan) stages() [][]item {
 	}
 	rank := func(i item) int {
 		kind, _, _ := strings.Cut(i.name, "/")
-		return order[kind]
+		return rankOf(resource.Kind(kind))
 	}
 	slices.SortStableFunc(put, func(a, b item) int { return rank(a) - rank(b) })
 	slices.SortStableFunc(gone, func(a, b item) int { return rank(b) - rank(a) })
 	return cut(append(put, gone...))
+}
+
+// rankOf is where a kind is among all: what others refer to comes first.
+func rankOf(kind resource.Kind) int {
+	return slices.IndexFunc(resource.Kinds(), func(i resource.Info) bool { return i.Kind == kind })
 }
 
 // cut puts as many items into each part as a transaction takes.

@@ -71,10 +71,7 @@ passwords; what Identities have of API keys are hashes.`,
 
 // list is what is there of s, as a file would have it.
 func (s *selection) list(ctx context.Context, c adminv1.AdminServiceClient) ([]*configv1.Resource, error) {
-	order, homes := map[resource.Kind]int{}, map[string]string{}
-	for n, info := range resource.Kinds() {
-		order[info.Kind] = n
-	}
+	homes := map[string]string{}
 	var rs []*configv1.Resource
 	err := eachResource(ctx, c, &adminv1.ListRequest{Namespace: s.namespace, PageSize: 1000}, func(r *configv1.Resource) {
 		if b := r.GetTopicBinding(); b != nil && b.Move == nil {
@@ -88,7 +85,7 @@ func (s *selection) list(ctx context.Context, c adminv1.AdminServiceClient) ([]*
 		return nil, err
 	}
 	slices.SortFunc(rs, func(a, b *configv1.Resource) int {
-		return cmp.Or(cmp.Compare(a.Metadata.Namespace, b.Metadata.Namespace), order[resource.KindOf(a)]-order[resource.KindOf(b)], cmp.Compare(a.Metadata.Name, b.Metadata.Name))
+		return cmp.Or(cmp.Compare(a.Metadata.Namespace, b.Metadata.Namespace), rankOf(resource.KindOf(a))-rankOf(resource.KindOf(b)), cmp.Compare(a.Metadata.Name, b.Metadata.Name))
 	})
 	for _, r := range rs {
 		if t := r.GetTopic(); t != nil {
