@@ -260,22 +260,23 @@ func serveGRPC(t *testing.T, l GRPCLimits) *Listener {
 	return on
 }
 
-// TestStalledStream: the connection of a client that opens a stream and reads nothing of
-// it is closed, and counted; others are served meanwhile.
-func TestStalledStream(t *testing.T) {
+// flood serves a stream of messages that are as long as its request says, and tells how
+// each of them ended.
+func flood(t *testing.T) (on *Listener, sent chan error) {
 	on, err := Listen("127.0.0.1:0", 10)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := GRPC(GRPCLimits{Stall: soon})
 	grpc_health_v1.RegisterHealthServer(s, health.NewServer())
-	sent := make(chan error, 1)
+	sent = make(chan error, 100)
 	s.RegisterService(&grpc.ServiceDesc{ServiceName: "test", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{StreamName: "flood", ServerStreams: true, Handler: func(_ any, ss grpc.ServerStream) error {
-		err := ss.RecvMsg(&grpc_health_v1.HealthCheckRequest{})
+		var size grpc_health_v1.HealthCheckRequest
+		err := ss.RecvMsg(&size)
 		for err == nil {
-			err = ss.SendMsg(&grpc_health_v1.HealthCheckRequest{Service: strings.Repeat("x", 10<<10)})
+			err = ss.SendMsg(&grpc_health_v1.HealthCheckRequest{Service: strings.Repeat("x", len(size.Service))})
+			sent <- err
 		}
-		sent <- err
 		return err
 	}}}}, nil)
 	ended := make(chan error, 1)
@@ -284,28 +285,41 @@ func TestStalledStream(t *testing.T) {
 		s.Stop()
 		<-ended
 	})
+	return on, sent
+}
+
+// flooded is a client that opens the stream and reads nothing of it.
+func flooded(ctx context.Context, t *testing.T, on *Listener, size int) grpc.ClientStream {
+	t.Helper()
 	conn, err := grpc.NewClient(on.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
+	t.Cleanup(func() { _ = conn.Close() })
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/test/flood")
 	if err == nil {
-		err = errors.Join(stream.SendMsg(&grpc_health_v1.HealthCheckRequest{}), stream.CloseSend())
+		err = errors.Join(stream.SendMsg(&grpc_health_v1.HealthCheckRequest{Service: strings.Repeat("x", size)}), stream.CloseSend())
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return stream
+}
+
+// TestStalledStream: the connection of a client that opens a stream and reads nothing of
+// it is closed, and counted; others are served meanwhile.
+func TestStalledStream(t *testing.T) {
+	on, sent := flood(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	stream := flooded(ctx, t, on, 10<<10)
 	other := healthClient(t, on.Addr())
 	for over := false; !over; {
 		select {
 		case err := <-sent:
-			if status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
+			if over = err != nil; over && status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
 				t.Errorf("the stream ends with %v", err)
 			}
-			over = true
 		case <-ctx.Done():
 			t.Fatal("whoever does not read is waited for")
 		default:
@@ -314,6 +328,7 @@ func TestStalledStream(t *testing.T) {
 			t.Fatalf("others are not served: %v", err)
 		}
 	}
+	var err error
 	for err == nil { // what was on its way, and then the end
 		err = stream.RecvMsg(&grpc_health_v1.HealthCheckRequest{})
 	}
@@ -322,6 +337,31 @@ func TestStalledStream(t *testing.T) {
 	}
 	if n := on.Stalled(); n != 1 {
 		t.Errorf("%d connections were closed since they took nothing", n)
+	}
+}
+
+// TestSlowStream: a client that takes long for what is large is not taken for one that
+// takes nothing: it would be sent the same again and again.
+func TestSlowStream(t *testing.T) {
+	on, sent := flood(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	slow := flooded(ctx, t, on, 1<<20)
+	if err := <-sent; err != nil { // the transport has it whole
+		t.Fatal(err)
+	}
+	flooded(ctx, t, on, 10<<10) // takes nothing
+	for on.Stalled() == 0 {
+		select {
+		case <-sent:
+		case <-ctx.Done():
+			t.Fatal("whoever takes nothing is waited for")
+		}
+	}
+	for range 3 {
+		if err := slow.RecvMsg(&grpc_health_v1.HealthCheckRequest{}); err != nil {
+			t.Fatalf("who is slow is cut off: %v", err)
+		}
 	}
 }
 

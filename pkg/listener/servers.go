@@ -65,10 +65,10 @@ type GRPCLimits struct {
 	// when 0.
 	Age, Grace time.Duration
 	// Stall is how long a stream waits for its client to take what there is to
-	// send; 20 s. Then the connection is closed, with all that is on it: what the
-	// transport holds for a stream is let go with its connection alone. The answer to a
-	// call that is no stream has that long, and a second for each 64 KiB, where the
-	// server's codec knows of Answer.
+	// send; 20 s, and a second for each 64 KiB of it (see Patience). Then the connection
+	// is closed, with all that is on it: what the transport holds for a stream is let go
+	// with its connection alone. So it is for the answer to a call that is no stream,
+	// where the server's codec knows of Answer.
 	Stall time.Duration
 	// Message bounds a message that is received, in bytes; 2 MiB. Header
 	// bounds the headers of a call; 32 KiB.

@@ -29,7 +29,7 @@ func unstalled(after time.Duration) grpc.StreamServerInterceptor {
 		if from == nil {
 			return h(srv, ss)
 		}
-		w := &watched{ServerStream: ss, from: from, many: info.IsClientStream, after: after, timer: time.AfterFunc(after, from.cutStalled)}
+		w := &watched{ServerStream: ss, from: from, many: info.IsClientStream, after: after, wait: after, timer: time.AfterFunc(after, from.cutStalled)}
 		w.timer.Stop()
 		return h(srv, w)
 	}
@@ -64,13 +64,30 @@ type watched struct {
 	from  *conn
 	many  bool // messages of the client
 	after time.Duration
+	wait  time.Duration // for what was sent before
 	timer *time.Timer
 }
 
-// SendMsg waits until the transport has room for the message.
+// Sized is a message that knows how long it is, in bytes.
+type Sized interface{ Size() int }
+
+// SendMsg waits until the transport has room for the message: until the client has taken
+// the one before, but for its end.
 func (w *watched) SendMsg(m any) error {
-	w.timer.Reset(w.after)
+	w.timer.Reset(w.wait)
 	defer w.timer.Stop()
+	n := 0
+	switch m := m.(type) {
+	case []byte:
+		n = len(m)
+	case Sized:
+		n = m.Size()
+	case proto.Message:
+		if !w.many { // or it is one of many that are small
+			n = proto.Size(m)
+		}
+	}
+	w.wait = Patience(w.after, n)
 	return w.ServerStream.SendMsg(m)
 }
 
@@ -102,8 +119,14 @@ type Answer struct {
 	after time.Duration
 }
 
-// leastRate is how many bytes a second a client takes of a large answer, at least.
+// leastRate is how many bytes a second a client takes of what is large, at least.
 const leastRate = 64 << 10
+
+// Patience is how long a client that may take nothing for so long may take for n bytes:
+// a second more for each 64 KiB.
+func Patience(after time.Duration, n int) time.Duration {
+	return after + time.Duration(n/leastRate)*time.Second
+}
 
 // Watch gives the encoded answer to the transport. Where the client does not take it in
 // time, its connection is closed.
@@ -111,8 +134,7 @@ func (a *Answer) Watch(b []byte) mem.Buffer {
 	if mem.IsBelowBufferPoolingThreshold(cap(b)) {
 		return mem.SliceBuffer(b) // of which nobody hears when it is taken
 	}
-	after := a.after + time.Duration(len(b)/leastRate)*time.Second
-	return mem.NewBuffer(&b, taken{time.AfterFunc(after, a.from.cutStalled)})
+	return mem.NewBuffer(&b, taken{time.AfterFunc(Patience(a.after, len(b)), a.from.cutStalled)})
 }
 
 // taken is told when the transport is done with a buffer.

@@ -315,7 +315,7 @@ func FuzzDeliveries(f *testing.F) {
 		e.Data = make([]byte, size)
 		list, want := deliveriesOf(int(n), delivery.Delivery{ID: id, Topic: topic, Attempt: 1 + int(attempt), Event: e,
 			Position: position.Token{TopicUID: topicUID, Epoch: 1, Pos: store.Position{Partition: partition, Offset: offset}}})
-		buf := (&deliveries{list}).marshal(pool)
+		buf := (&deliveries{list: list}).marshal(pool)
 		defer buf.Free()
 		got := &eventsv1.SubscribeResponse{}
 		if err := proto.Unmarshal(buf.Materialize(), got); err != nil {
@@ -352,8 +352,8 @@ func TestLargeData(t *testing.T) {
 				others[i].Topic, others[i].Shared = "others", nil
 			}
 			for range 2 { // what is shared is there already
-				msg := (&deliveries{list}).marshal(pool)
-				next := (&deliveries{others}).marshal(pool) // not in the same buffer
+				msg := (&deliveries{list: list}).marshal(pool)
+				next := (&deliveries{list: others}).marshal(pool) // not in the same buffer
 				got := &eventsv1.SubscribeResponse{}
 				if err := proto.Unmarshal(msg.Materialize(), got); err != nil || !proto.Equal(got.GetDeliveries(), want) {
 					t.Fatalf("%v, shared %v: %v", sizes, shared, err)
@@ -424,7 +424,7 @@ func TestCodecAllocations(t *testing.T) {
 	if least > 8<<10 {
 		t.Errorf("%d bytes to decode a message of 100 events of 1 KiB", least)
 	}
-	out := &deliveries{hundred()}
+	out := &deliveries{list: hundred()}
 	if n := testing.AllocsPerRun(100, func() {
 		b, err := c.Marshal(out)
 		if err != nil {
@@ -468,7 +468,7 @@ func BenchmarkEncode(b *testing.B) {
 	c := codec{buffers.New()}
 	list := hundred()
 	_, want := deliveriesOf(100, list[0])
-	for name, v := range map[string]any{"codec": &deliveries{list}, "generated": want} {
+	for name, v := range map[string]any{"codec": &deliveries{list: list}, "generated": want} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

@@ -13,7 +13,13 @@ import (
 )
 
 // deliveries is a SubscribeResponse with deliveries.
-type deliveries struct{ list []delivery.Delivery }
+type deliveries struct {
+	list []delivery.Delivery
+	size int // of the events, in bytes
+}
+
+// Size is how long it is, about.
+func (d *deliveries) Size() int { return d.size }
 
 // byReference is from how many bytes on data is sent from where it is: a copy costs more
 // than what a message of several pieces does.

@@ -220,7 +220,7 @@ func send(rpc grpc.ServerStream, list []delivery.Delivery) error {
 			size += list[n].Event.Size()
 			n++
 		}
-		if err := rpc.SendMsg(&deliveries{list[:n]}); err != nil {
+		if err := rpc.SendMsg(&deliveries{list[:n], size}); err != nil {
 			return err
 		}
 		list = list[n:]

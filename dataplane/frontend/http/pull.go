@@ -63,12 +63,12 @@ func (s *Server) pull(w http.ResponseWriter, r *http.Request, namespace, subscri
 		problem(w, err)
 		return
 	}
-	_ = rc.SetWriteDeadline(time.Now().Add(s.cfg.Stall))
 	size := 128
 	for i := range p.Deliveries {
 		size += 512 + p.Deliveries[i].Event.Size()*4/3
 	}
 	b := appendPulled(make([]byte, 0, size), &p)
+	s.expect(rc, len(b))
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -8,12 +8,16 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/store"
 )
 
@@ -122,6 +126,43 @@ func (u unsent) Write(b []byte) (int, error) {
 }
 
 func (u unsent) FlushError() error { return net.ErrClosed }
+
+// dated knows until when its client may take an answer.
+type dated struct {
+	*httptest.ResponseRecorder
+	until time.Time
+}
+
+func (d *dated) SetReadDeadline(time.Time) error    { return nil }
+func (d *dated) SetWriteDeadline(t time.Time) error { d.until = t; return nil }
+
+// TestSlowClient: what takes a client long has longer than what takes it nothing: it would
+// be sent again and again, and never be there.
+func TestSlowClient(t *testing.T) {
+	const stall, each, events = time.Minute, 1000, 200
+	least := stall + each*events/(64<<10)*time.Second
+	w := serve(t)
+	many := make([]event.Event, events)
+	for i := range many {
+		many[i] = event.Event{ID: strconv.Itoa(i), Source: "/s", Type: "t", Data: make([]byte, each)}
+	}
+	if err := w.mesh.Publish(t.Context(), &policy.Principal{Name: policy.Local}, "demo", "orders", many, make([]frontend.Result, events)); err != nil {
+		t.Fatal(err)
+	}
+	s := New(Config{Mesh: w.mesh, Stall: stall, MaxBody: 4 << 10, Log: slog.New(slog.DiscardHandler)})
+	pulled, began := &dated{ResponseRecorder: httptest.NewRecorder()}, time.Now()
+	r := httptest.NewRequest(http.MethodPost, billing+":pull", strings.NewReader(`{"wait": "1m", "max_events": 200}`))
+	r.Host, r.RemoteAddr = "127.0.0.1", "127.0.0.1:5"
+	if s.ServeHTTP(pulled, r); pulled.Body.Len() < each*events || pulled.until.Before(began.Add(least)) {
+		t.Errorf("%d bytes that are pulled may take until %v, asked at %v", pulled.Body.Len(), pulled.until, began)
+	}
+	tailed := &dated{ResponseRecorder: httptest.NewRecorder()}
+	began = time.Now()
+	out := &stream{rc: http.NewResponseController(tailed), w: tailed, stall: stall}
+	if err := out.write(make([]byte, each*events)); err != nil || tailed.until.Before(began.Add(least)) {
+		t.Errorf("what is tailed may take until %v, written at %v: %v", tailed.until, began, err)
+	}
+}
 
 // TestPullUnsent: what is pulled in an answer that cannot be sent is given back at once, and
 // was no attempt.

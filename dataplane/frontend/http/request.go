@@ -9,6 +9,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/listener"
 )
 
 // verbRequest stands behind the name of a topic.
@@ -38,14 +39,14 @@ func (s *Server) request(w http.ResponseWriter, r *http.Request, namespace, topi
 
 // ask publishes an event, whose body is here, and answers the reply to it with its
 // status: from now on only the timeout bounds the request, and its body counts as what
-// is published does, not for as long as it waits. A recorder has no deadlines.
+// is published does, not for as long as it waits.
 func (s *Server) ask(w http.ResponseWriter, r *http.Request, in *body, who *policy.Principal, namespace, topic string, e event.Event, timeout time.Duration, status func(*event.Event) int) {
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{})
 	_ = rc.SetWriteDeadline(time.Time{}) // over HTTP/2 it ends a request that has no answer yet
 	in.release()
 	reply, err := s.cfg.Requests.Request(r.Context(), who, namespace, topic, e, timeout)
-	_ = rc.SetWriteDeadline(time.Now().Add(s.cfg.Stall))
+	s.expect(rc, reply.Size())
 	if err != nil {
 		problem(w, err)
 		return
@@ -64,6 +65,12 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request, in *body, who *poli
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(code)
 	_, _ = w.Write(body)
+}
+
+// expect has the client take n bytes, of an answer that is ready. A recorder has no
+// deadlines.
+func (s *Server) expect(rc *http.ResponseController, n int) {
+	_ = rc.SetWriteDeadline(time.Now().Add(listener.Patience(s.cfg.Stall, n)))
 }
 
 // waitFor is how long a request waits; 0 where it does not say.

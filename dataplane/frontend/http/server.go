@@ -44,7 +44,7 @@ type Config struct {
 	// DrainTime bounds the graceful stop; 10 s.
 	DrainTime time.Duration
 	// Stall bounds one write of a tail or a pull: a client that takes nothing for
-	// so long is cut off; 20 s.
+	// so long is cut off; 20 s, and a second more for each 64 KiB.
 	Stall time.Duration
 	// Clock tells where a tail that begins now begins.
 	Clock   clock.Clock

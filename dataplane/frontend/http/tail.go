@@ -14,6 +14,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/frontend"
 	"github.com/weft-mesh/weft/pkg/cloudevents"
 	"github.com/weft-mesh/weft/pkg/fault"
+	"github.com/weft-mesh/weft/pkg/listener"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
 )
@@ -141,7 +142,7 @@ func appendData(b []byte, d *delivery.Delivery) []byte {
 type stream struct {
 	rc *http.ResponseController
 	w  http.ResponseWriter
-	// stall bounds one write.
+	// stall bounds one write, with a second more for each 64 KiB.
 	stall time.Duration
 
 	mu    sync.Mutex // held while something is written
@@ -189,7 +190,7 @@ func (s *stream) write(b []byte) error {
 
 func (s *stream) writeLocked(b []byte) error {
 	s.wrote = time.Now()
-	if err := s.rc.SetWriteDeadline(s.wrote.Add(s.stall)); err != nil {
+	if err := s.rc.SetWriteDeadline(s.wrote.Add(listener.Patience(s.stall, len(b)))); err != nil {
 		return err
 	}
 	// The request is over; only its connection matters now.
