@@ -58,6 +58,9 @@ const (
 	referTimeout = 5 * time.Second
 	// closeTimeout bounds leaving a group.
 	closeTimeout = 5 * time.Second
+	// notYet is how long the topics of a store may be missing before it is told: who makes
+	// them may be at it.
+	notYet = 30 * time.Second
 )
 
 // classes are the shortest delays of each class. A class spans a factor of eight.
@@ -258,6 +261,7 @@ func (s *Store) gone(topic string, err error) bool {
 
 // run looks after a class until the store closes.
 func (s *Store) run(topic string) {
+	began := time.Now()
 	log := outage.New(s.cfg.Log.With("topic", topic), "a topic of delayed events cannot be read; trying again", "a topic of delayed events is read again")
 	retry := minRetry
 	for s.life.Err() == nil {
@@ -265,7 +269,9 @@ func (s *Store) run(topic string) {
 		if s.life.Err() != nil {
 			return
 		}
-		log.Is(err)
+		if fault.ClassOf(err) != fault.NotFound || time.Since(began) >= notYet {
+			log.Is(err)
+		}
 		pause(s.life, retry)
 		retry = min(2*retry, maxRetry)
 	}

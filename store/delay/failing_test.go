@@ -1,8 +1,10 @@
 package delay
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -109,6 +111,39 @@ func TestClockSet(t *testing.T) {
 		get(t, sub)
 		if took := time.Since(set); took > lookAgain+Precision {
 			t.Errorf("it came %s after the clock was set", took)
+		}
+		closeAll(t, s, sub)
+	})
+}
+
+// failures counts the lines of a log that tell of one.
+type failures struct{ atomic.Int32 }
+
+func (f *failures) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("cannot be read")) {
+		f.Add(1)
+	}
+	return len(p), nil
+}
+
+// TestNotYet: of topics that are made while a store is opened nothing is said; of those that
+// nobody makes, it is.
+func TestNotYet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log failures
+		st, err := Driver{Driver: &driver{fs: vfs.NewMem()}}.Open(t.Context(), store.Config{Name: "test", UID: "u", Dir: "store", Log: slog.New(slog.NewTextHandler(&log, nil))})
+		must(t, err)
+		s := st.(*Store)
+		must(t, s.EnsureTopic(t.Context(), store.TopicSpec{Name: "t"}))
+		must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
+		sub := subscribe(t, s)
+		pass(notYet - maxRetry)
+		if n := log.Load(); n > 0 {
+			t.Errorf("of topics that are not there yet are %d lines", n)
+		}
+		pass(2 * maxRetry)
+		if n := log.Load(); int(n) != len(classes) {
+			t.Errorf("of %d topics that nobody makes are %d lines", len(classes), n)
 		}
 		closeAll(t, s, sub)
 	})
