@@ -42,7 +42,11 @@ spec: {rules: [{method: PUT, path: "/questions/{id}", topic: questions, reply: {
 		var asking errgroup.Group
 		for _, e := range sent {
 			asking.Go(func() error {
-				reply, err := c.ask(e)
+				var reply event.Event
+				err := c.again(func() (err error) {
+					reply, err = c.ask(e)
+					return err
+				})
 				if err != nil {
 					return fmt.Errorf("asking %s: %w", e.ID, err)
 				}

@@ -174,7 +174,24 @@ func (c *cell) events(name string, n int) []event.Event {
 // publish publishes events by the way in; all of them must be kept.
 func (c *cell) publish(topic string, events []event.Event) {
 	c.Helper()
-	c.must(c.tryPublish(topic, events))
+	c.must(c.again(func() error { return c.tryPublish(topic, events) }))
+}
+
+// again repeats f, as clients do, while all that is wrong is that the store did not do it
+// in time: on a busy machine a broker may stand still for longer than a proxy waits.
+func (c *cell) again(f func() error) error {
+	for {
+		err := f()
+		late := func(name string) bool { return strings.Contains(err.Error(), "/errors.md#"+name+`"`) }
+		if e, ok := errors.AsType[*client.Error](err); c.ctx.Err() != nil || err == nil || ok && !e.Retryable() || !ok && !late("store-unreachable") && !late("ambiguous") {
+			return err
+		}
+		c.Logf("again, after: %.300v", err)
+		select {
+		case <-time.After(time.Second):
+		case <-c.ctx.Done():
+		}
+	}
 }
 
 func (c *cell) tryPublish(topic string, events []event.Event) error {

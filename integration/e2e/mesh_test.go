@@ -101,8 +101,8 @@ type mesh struct {
 	secrets map[string]string
 }
 
-// testTime bounds one test; machines are small and busy.
-const testTime = 5 * time.Minute
+// testTime bounds one test; machines are small and busy, and the matrix is long.
+const testTime = 15 * time.Minute
 
 // prepareMesh makes a mesh without processes.
 func prepareMesh(t *testing.T, etcd string) *mesh {

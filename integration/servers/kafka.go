@@ -114,7 +114,7 @@ func StartKafka(ctx context.Context, o KafkaOptions) (_ *Kafka, err error) {
 			return nil, err
 		}
 		k.Nodes = append(k.Nodes, &Process{Name: "Kafka " + name, Log: filepath.Join(dir, name+".log"), Ready: printed("Kafka Server started"),
-			Args: []string{"java", "-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-Djava.io.tmpdir=" + dir, "-Duser.home=" + dir, "-cp", cp, "kafka.Kafka", file}})
+			Args: []string{"java", "-Xms64m", "-Xmx640m", "-XX:+UseSerialGC", "-Djava.io.tmpdir=" + dir, "-Duser.home=" + dir, "-cp", cp, "kafka.Kafka", file}})
 	}
 	var g errgroup.Group
 	for _, p := range k.Nodes {

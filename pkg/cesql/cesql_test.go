@@ -63,6 +63,7 @@ func TestMatch(t *testing.T) {
 		"subject LIKE 'gr_ße/na%'":                    {true, nil},
 		"subject LIKE 'gr__ße/na%'":                   {false, nil},
 		"subject LIKE '%\\_%'":                        {false, nil},
+		"'%a%' LIKE '%' AND '%%' LIKE '_%'":           {true, nil},
 		"subject LIKE '%ö_e%a_v_'":                    {true, nil},
 		"LENGTH(subject) = 11":                        {true, nil},
 		"LEFT(subject, 3) = 'grö'":                    {true, nil},
@@ -101,16 +102,17 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// expression draws an expression of the whole language, over ASCII.
+// expression draws an expression of the whole language, over ASCII. Texts have no %, which
+// the SDK takes for that of a pattern: to it, '%%' is not LIKE '%'.
 func expression(depth int) *rapid.Generator[string] {
 	return rapid.Custom(func(t *rapid.T) string {
-		lit := func() string { return "'" + rapid.StringMatching(`[a-c_%]{0,4}`).Draw(t, "literal") + "'" }
+		lit := func(of string) string { return "'" + rapid.StringMatching(of+"{0,4}").Draw(t, "literal") + "'" }
 		if depth == 0 {
 			switch rapid.IntRange(0, 3).Draw(t, "atom") {
 			case 0:
 				return rapid.SampledFrom([]string{"id", "type", "subject", "ext", "num", "yes", "missing"}).Draw(t, "attribute")
 			case 1:
-				return lit()
+				return lit("[a-c_]")
 			case 2:
 				return fmt.Sprint(rapid.Int32Range(-3, 3).Draw(t, "integer"))
 			}
@@ -121,7 +123,7 @@ func expression(depth int) *rapid.Generator[string] {
 		case 0:
 			return "NOT (" + sub() + ")"
 		case 1:
-			return "(" + sub() + ") LIKE " + lit()
+			return "(" + sub() + ") LIKE " + lit("[a-c_%]")
 		case 2:
 			return "(" + sub() + ") IN (" + sub() + ", " + sub() + ")"
 		case 3:
