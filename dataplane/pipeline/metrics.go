@@ -39,9 +39,9 @@ type storeMetrics struct {
 	found   kept[prometheus.Observer]
 }
 
-// newMetrics makes them. has tells whether the configuration has a topic: the series of
-// one that was deleted go with the next look at the metrics.
-func newMetrics(reg prometheus.Registerer, inFlight func() float64, has func(snapshot.Key) bool) *metrics {
+// newMetrics makes them. The series of topics and stores that the configuration has no more
+// go with the next look at the metrics.
+func newMetrics(reg prometheus.Registerer, inFlight func() float64, now func() *snapshot.Snapshot) *metrics {
 	topic := []string{"namespace", "topic"}
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_events_total", Help: "Events that stores acknowledged, by the topic that they entered."}, topic),
@@ -66,7 +66,7 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64, has func(sna
 			errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_store_write_errors_total", Help: "Writes of which a store did not keep all, by the class of the error."}, []string{"store", "class"}),
 		},
 	}
-	m.names = labels.New(reg, "topic", func() { m.forget(has) })
+	m.names = labels.New(reg, "topic", func() { m.forget(now()) })
 	if reg != nil {
 		reg.MustRegister(m.events, m.errors, m.bytes, m.sizes, m.refused, m.mismatches, m.unjudged, m.requests, m.seconds, m.batchEvents, m.batchBytes, m.stores.seconds, m.stores.errors,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_publish_in_flight_bytes", Help: "Bytes of events that wait for stores."}, inFlight))
@@ -91,9 +91,18 @@ func (m *metrics) of(t *snapshot.Topic) *topicMetrics {
 	})
 }
 
-// forget removes the series of topics that are no more.
-func (m *metrics) forget(has func(snapshot.Key) bool) {
-	for _, key := range m.topics.drop(has) {
+// forget removes the series of topics and stores that are no more.
+func (m *metrics) forget(now *snapshot.Snapshot) {
+	stores := map[snapshot.Key]bool{{}: true} // of what is written where there is none
+	for _, s := range now.Stores {
+		stores[s.Key] = true
+	}
+	for _, key := range m.stores.found.drop(func(key snapshot.Key) bool { return stores[key] }) {
+		l := prometheus.Labels{"store": label(key)}
+		m.stores.seconds.Delete(l)
+		m.stores.errors.DeletePartialMatch(l)
+	}
+	for _, key := range m.topics.drop(func(key snapshot.Key) bool { return now.Topics[key] != nil }) {
 		if !m.names.Forget(key.Namespace, key.Name) {
 			continue
 		}

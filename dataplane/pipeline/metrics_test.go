@@ -9,8 +9,8 @@ import (
 	"github.com/weft-mesh/weft/pkg/labels"
 )
 
-// topics are the values of a counter or a gauge, or the counts of a histogram, by topic
-// or kind.
+// topics are the values of a counter or a gauge, or the counts of a histogram, by topic,
+// store or kind.
 func (w *world) topics(metric string) map[string]float64 {
 	w.Helper()
 	families, err := w.reg.Gather()
@@ -19,7 +19,7 @@ func (w *world) topics(metric string) map[string]float64 {
 	for _, f := range families {
 		for _, m := range f.Metric {
 			for _, l := range m.Label {
-				if f.GetName() == metric && (l.GetName() == "topic" || l.GetName() == "kind") {
+				if f.GetName() == metric && (l.GetName() == "topic" || l.GetName() == "store" || l.GetName() == "kind") {
 					out[l.GetValue()] += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 				}
 			}
@@ -29,9 +29,13 @@ func (w *world) topics(metric string) map[string]float64 {
 }
 
 // TestTopicsOfMetrics: topics beyond the limit are counted together, which can be seen,
-// and a topic that was deleted has no series any more.
+// and a topic or a store that was deleted has no series any more.
 func TestTopicsOfMetrics(t *testing.T) {
 	w := newWorld(t, 0)
+	snap := *w.p.cfg.Snapshots.Get()
+	main := snapshot.Key{Namespace: "demo", Name: "main"}
+	snap.Stores = map[string]*snapshot.Store{uidStore: {Key: main, UID: uidStore}}
+	w.p.cfg.Snapshots.Store(&snap)
 	w.p.metrics.names.Max = 1
 	publish := func(topic string, in int) {
 		t.Helper()
@@ -71,14 +75,22 @@ func TestTopicsOfMetrics(t *testing.T) {
 		t.Errorf("over the limit: %v", got)
 	}
 
-	snap := *w.p.cfg.Snapshots.Get()
-	snap.Topics = map[snapshot.Key]*snapshot.Topic{}
-	w.p.cfg.Snapshots.Store(&snap)
+	const writes = "weft_proxy_store_write_duration_seconds"
+	if got := w.topics(writes); len(got) != 1 || got[main.String()] == 0 {
+		t.Errorf("writes of %s: %v", main, got)
+	}
+
+	gone := snap
+	gone.Topics, gone.Stores = map[snapshot.Key]*snapshot.Topic{}, nil
+	w.p.cfg.Snapshots.Store(&gone)
 	w.topics("") // the look with which they go
 	for _, metric := range []string{"weft_proxy_publish_events_total", "weft_proxy_publish_event_bytes", "weft_proxy_publish_duration_seconds", "weft_proxy_requests_total"} {
 		if got := w.topics(metric); len(got) != 1 {
 			t.Errorf("of deleted topics, %s: %v", metric, got)
 		}
+	}
+	if got := w.topics(writes); len(got) != 0 {
+		t.Errorf("of a deleted store: %v", got)
 	}
 	if got := w.topics("weft_proxy_metrics_names_over_limit"); got["topic"] != 0 {
 		t.Errorf("over the limit: %v", got)

@@ -90,8 +90,7 @@ func New(cfg Config) *Pipeline {
 		p.tracer = cfg.Tracing.Tracer("github.com/weft-mesh/weft/dataplane/pipeline")
 	}
 	p.replies = newReplies(&p.cfg)
-	p.metrics = newMetrics(cfg.Metrics, func() float64 { return float64(p.inFlight.Load()) },
-		func(key snapshot.Key) bool { return cfg.Snapshots.Get().Topics[key] != nil })
+	p.metrics = newMetrics(cfg.Metrics, func() float64 { return float64(p.inFlight.Load()) }, cfg.Snapshots.Get)
 	return p
 }
 
