@@ -3,6 +3,7 @@ package http
 import (
 	"errors"
 	"io"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +20,20 @@ type body struct {
 	r    io.Reader
 	read int64
 }
+
+// body is that of a request, of so many bytes at most. One that says that it is longer is
+// refused before it is sent.
+func (s *Server) body(w http.ResponseWriter, r *http.Request, most int64) *body {
+	if r.ContentLength > most {
+		return &body{s: s, r: tooLarge(most)}
+	}
+	return &body{s: s, r: http.MaxBytesReader(w, r.Body, most)}
+}
+
+// tooLarge is a body that is longer than it may be.
+type tooLarge int64
+
+func (l tooLarge) Read([]byte) (int, error) { return 0, &http.MaxBytesError{Limit: int64(l)} }
 
 var errFull = &fault.Error{Class: fault.Throttled, Op: "http", Reason: "proxy-full", RetryAfter: time.Second, Msg: "the proxy reads as many requests as it may hold; nothing was published"}
 

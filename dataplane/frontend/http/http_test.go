@@ -551,6 +551,23 @@ func TestStalledTail(t *testing.T) {
 	}
 }
 
+// TestTooLargeAtOnce: a client that asks whether to send a body that is too large hears that
+// it is, before it has sent anything.
+func TestTooLargeAtOnce(t *testing.T) {
+	w := serve(t)
+	for _, path := range []string{orders, orders + ":request", "/v1/demo/replies", billing + ":pull"} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(w.base, "http://"))
+		w.must(err)
+		_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nCe-Specversion: 1.0\r\nCe-Id: 1\r\nCe-Source: /s\r\nCe-Type: t\r\nContent-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n", path)
+		w.must(err)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || resp.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Errorf("%s: %v, %v", path, resp, err)
+		}
+		w.must(c.Close())
+	}
+}
+
 // TestBodiesAreBounded: requests whose bodies do not end hold a bounded number of
 // bytes together; what comes meanwhile is told to come back.
 func TestBodiesAreBounded(t *testing.T) {

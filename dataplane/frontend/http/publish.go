@@ -19,10 +19,10 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, namespace, topi
 		problem(w, err)
 		return
 	}
-	in := body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}
+	in := s.body(w, r, s.cfg.MaxBody)
 	defer in.release()
 	buf := newBuffer()
-	events, wrong, batch, ok := readEvents(w, r, &in, buf)
+	events, wrong, batch, ok := readEvents(w, r, in, buf)
 	if !ok {
 		return
 	}

@@ -190,7 +190,7 @@ func (s *Server) settle(w http.ResponseWriter, r *http.Request, namespace, subsc
 
 // readJSON reads a body of known fields; none is an empty object.
 func (s *Server) readJSON(w http.ResponseWriter, r *http.Request, v any) error {
-	in := &body{s: s, r: http.MaxBytesReader(w, r.Body, min(s.cfg.MaxBody, maxJSON))}
+	in := s.body(w, r, min(s.cfg.MaxBody, maxJSON))
 	defer in.release()
 	b, err := io.ReadAll(in)
 	if err != nil {

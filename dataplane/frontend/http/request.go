@@ -28,13 +28,13 @@ func (s *Server) request(w http.ResponseWriter, r *http.Request, namespace, topi
 		problem(w, err)
 		return
 	}
-	in := body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}
+	in := s.body(w, r, s.cfg.MaxBody)
 	defer in.release()
-	e, ok := s.oneEvent(w, r, &in)
+	e, ok := s.oneEvent(w, r, in)
 	if !ok {
 		return
 	}
-	s.ask(w, r, &in, who, namespace, topic, e, timeout, func(*event.Event) int { return http.StatusOK })
+	s.ask(w, r, in, who, namespace, topic, e, timeout, func(*event.Event) int { return http.StatusOK })
 }
 
 // ask publishes an event, whose body is here, and answers the reply to it with its
@@ -109,9 +109,9 @@ func (s *Server) reply(w http.ResponseWriter, r *http.Request, namespace string)
 		problem(w, err)
 		return
 	}
-	in := body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}
+	in := s.body(w, r, s.cfg.MaxBody)
 	defer in.release()
-	e, ok := s.oneEvent(w, r, &in)
+	e, ok := s.oneEvent(w, r, in)
 	if !ok {
 		return
 	}

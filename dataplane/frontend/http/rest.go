@@ -65,10 +65,10 @@ func (s *Server) rest(w http.ResponseWriter, r *http.Request, prefixed bool) {
 		problem(w, err)
 		return
 	}
-	in := body{s: s, r: http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)}
+	in := s.body(w, r, s.cfg.MaxBody)
 	defer in.release()
 	buf := newBuffer()
-	if err := buf.read(&in, r.ContentLength); err != nil {
+	if err := buf.read(in, r.ContentLength); err != nil {
 		problem(w, unread(err))
 		return
 	}
@@ -80,7 +80,7 @@ func (s *Server) rest(w http.ResponseWriter, r *http.Request, prefixed bool) {
 	events[0].Data = buf.b
 	trace(r.Header, events)
 	if rule := bound.Rule; rule.Reply {
-		s.ask(w, r, &in, who, bound.Namespace, rule.Topic, events[0], rule.Timeout, statusOf)
+		s.ask(w, r, in, who, bound.Namespace, rule.Topic, events[0], rule.Timeout, statusOf)
 		return
 	}
 	if err := s.cfg.Mesh.Publish(r.Context(), who, bound.Namespace, bound.Rule.Topic, events, res); err != nil {
