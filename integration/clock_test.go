@@ -29,7 +29,7 @@ var measures = map[string]string{
 	"dataplane/config/demand.go":            "how long a name is not used",
 	"dataplane/config/wanted.go":            "how long a name is not used",
 	"pkg/clock/boot_other.go":               "what leases are judged by, where no clock counts sleep",
-	"store/delay/delay.go":                  "for how long a topic is missing",
+	"store/delay/delay.go":                  "for how long topics are missing",
 	"store/delay/member.go":                 "when what failed is tried again",
 	"store/kafka/topic.go":                  "how old a topic's metadata are",
 	"store/kafka/publish.go":                "for how long a sender is not used",
@@ -58,7 +58,6 @@ var measures = map[string]string{
 	"store/rocketmq/keys.go":                "time since keys were read",
 	"store/rocketmq/remoting/remoting.go":   "deadlines of a connection, and how long it is silent",
 	"store/rocketmq/seal.go":                "how old a route is",
-	"dataplane/frontend/http/pull.go":       "a deadline of a connection",
 	"dataplane/frontend/http/request.go":    "a deadline of a connection",
 	"dataplane/frontend/http/tail.go":       "a deadline of a connection",
 }
