@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 
 	"github.com/weft-mesh/weft/integration/servers"
@@ -34,7 +33,5 @@ func TestEmbeddedKilled(t *testing.T) {
 	if again.Bound > bound {
 		t.Errorf("%d kills of partitions allow %d, the log tells of %d", kills, bound, again.Bound)
 	}
-	if !strings.Contains(string(p.Output()), "configuration on disk") {
-		t.Error("the proxy did not start from its disk")
-	}
+	m.printed(p.Process, "configuration on disk")
 }
