@@ -80,7 +80,7 @@ func TestTopicsOfMetrics(t *testing.T) {
 		t.Errorf("writes of %s: %v", main, got)
 	}
 
-	gone := snap
+	gone := *w.p.cfg.Snapshots.Get()
 	gone.Topics, gone.Stores = map[snapshot.Key]*snapshot.Topic{}, nil
 	w.p.cfg.Snapshots.Store(&gone)
 	w.topics("") // the look with which they go
