@@ -351,9 +351,10 @@ func TestSlowStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	flooded(ctx, t, on, 10<<10) // takes nothing
-	for on.Stalled() == 0 {
+	for over := false; !over; {
 		select {
-		case <-sent:
+		case err := <-sent:
+			over = err != nil
 		case <-ctx.Done():
 			t.Fatal("whoever takes nothing is waited for")
 		}
