@@ -11,7 +11,7 @@ package ackwindow
 // offset: offsets may have holes, numbers do not, so every operation is an
 // index into a ring.
 type Window struct {
-	ring []slot // length is a power of two
+	ring []slot // length is a power of two; it grows with what is not durably committed
 	kept uint64 // number of the oldest message that is not durably committed
 	head uint64 // number of the oldest message that is not settled
 	tail uint64 // number of the next one
@@ -24,10 +24,14 @@ type slot struct {
 	done   bool
 }
 
+// firstRing is how much a window has room for before it grows: most partitions are quiet,
+// and there are many of them.
+const firstRing = 8
+
 // New makes a window for at most size messages, from offset on.
 func New(size int, offset int64) *Window {
 	n := 1
-	for n < size {
+	for n < min(size, firstRing) {
 		n *= 2
 	}
 	return &Window{ring: make([]slot, n), next: offset, cap: uint64(max(size, 1))}
@@ -40,10 +44,22 @@ func (w *Window) Room() int { return int(w.cap - (w.tail - w.kept)) } //nolint:g
 // returns its number. There must be room.
 func (w *Window) Deliver(offset int64) uint64 {
 	n := w.tail
+	if n-w.kept == uint64(len(w.ring)) {
+		w.grow()
+	}
 	w.ring[n&uint64(len(w.ring)-1)] = slot{offset: offset}
 	w.tail++
 	w.next = offset + 1
 	return n
+}
+
+// grow makes room for twice as many.
+func (w *Window) grow() {
+	ring := make([]slot, 2*len(w.ring))
+	for n := w.kept; n < w.tail; n++ {
+		ring[n&uint64(len(ring)-1)] = w.at(n)
+	}
+	w.ring = ring
 }
 
 // Skip says that everything below offset has nothing to deliver.

@@ -70,6 +70,25 @@ func TestModel(t *testing.T) {
 	})
 }
 
+// TestQuiet: a window takes as much as what is not durably committed, and no more than its
+// size; a proxy has one for each partition.
+func TestQuiet(t *testing.T) {
+	w := New(4096, 0)
+	for i := range int64(8 * 4096) {
+		w.Done(w.Deliver(i))
+		w.Kept(i + 1)
+	}
+	if n := len(w.ring); n > firstRing {
+		t.Errorf("where one is under way at a time it has room for %d", n)
+	}
+	for i := range int64(4096) {
+		w.Deliver(8*4096 + i)
+	}
+	if n := len(w.ring); n != 4096 {
+		t.Errorf("a window of 4096 that is full has room for %d", n)
+	}
+}
+
 func BenchmarkWindow(b *testing.B) {
 	w := New(4096, 0)
 	b.ReportAllocs()
