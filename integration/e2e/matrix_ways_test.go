@@ -183,7 +183,7 @@ func (c *cell) again(f func() error) error {
 	for {
 		err := f()
 		late := func(name string) bool { return strings.Contains(err.Error(), "/errors.md#"+name+`"`) }
-		if e, ok := errors.AsType[*client.Error](err); c.ctx.Err() != nil || err == nil || ok && !e.Retryable() || !ok && !late("store-unreachable") && !late("ambiguous") {
+		if e, ok := errors.AsType[*client.Error](err); c.ctx.Err() != nil || err == nil || ok && !e.Retryable() || !ok && !late("store-unreachable") && !late("store-busy") && !late("ambiguous") {
 			return err
 		}
 		c.Logf("again, after: %.300v", err)
