@@ -182,8 +182,7 @@ func (c *cell) publish(topic string, events []event.Event) {
 func (c *cell) again(f func() error) error {
 	for {
 		err := f()
-		late := func(name string) bool { return strings.Contains(err.Error(), "/errors.md#"+name+`"`) }
-		if e, ok := errors.AsType[*client.Error](err); c.ctx.Err() != nil || err == nil || ok && !e.Retryable() || !ok && !late("store-unreachable") && !late("store-busy") && !late("ambiguous") {
+		if err == nil || c.ctx.Err() != nil || !retryable(err) {
 			return err
 		}
 		c.Logf("again, after: %.300v", err)
@@ -192,6 +191,17 @@ func (c *cell) again(f func() error) error {
 		case <-c.ctx.Done():
 		}
 	}
+}
+
+// retryable tells whether a publish may be tried again: the client's word over gRPC, over
+// HTTP the reason in what was answered.
+func retryable(err error) bool {
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		return e.Retryable()
+	}
+	return slices.ContainsFunc([]string{"store-unreachable", "store-busy", "ambiguous"}, func(reason string) bool {
+		return strings.Contains(err.Error(), "/errors.md#"+reason+`"`)
+	})
 }
 
 func (c *cell) tryPublish(topic string, events []event.Event) error {
