@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -195,15 +196,27 @@ type sse struct {
 // events follows a topic over HTTP from its beginning.
 func (m *mesh) events(c *http.Client, base, topic, authorization string) *sse {
 	m.Helper()
-	req, err := http.NewRequestWithContext(m.ctx, http.MethodGet, base+"/v1/"+m.ns+"/topics/"+topic+"/events?from=beginning", nil)
+	s, err := m.tryEvents(c, base, topic, authorization)
 	m.must(err)
+	return s
+}
+
+func (m *mesh) tryEvents(c *http.Client, base, topic, authorization string) (*sse, error) {
+	req, err := http.NewRequestWithContext(m.ctx, http.MethodGet, base+"/v1/"+m.ns+"/topics/"+topic+"/events?from=beginning", nil)
+	if err != nil {
+		return nil, err
+	}
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
 	resp, err := c.Do(req)
-	m.must(err)
+	if err != nil {
+		return nil, err
+	}
 	if resp.StatusCode != http.StatusOK {
-		m.Fatalf("the stream of %s answers %s", topic, resp.Status)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return nil, errors.Join(fmt.Errorf("the stream of %s answers %s %s", topic, resp.Status, body), err)
 	}
 	s := &sse{box: newBox("server-sent events of " + topic), resp: resp, ended: make(chan struct{})}
 	go func() {
@@ -229,7 +242,7 @@ func (m *mesh) events(c *http.Client, base, topic, authorization string) *sse {
 		_ = resp.Body.Close()
 		<-s.ended
 	})
-	return s
+	return s, nil
 }
 
 // rpc is one gRPC connection to one proxy, with the credentials for its calls.

@@ -43,7 +43,7 @@ spec: {rules: [{method: PUT, path: "/questions/{id}", topic: questions, reply: {
 		for _, e := range sent {
 			asking.Go(func() error {
 				var reply event.Event
-				err := c.again(func() (err error) {
+				err := c.again(c.ctx, func() (err error) {
 					reply, err = c.ask(e)
 					return err
 				})

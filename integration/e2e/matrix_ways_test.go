@@ -174,26 +174,26 @@ func (c *cell) events(name string, n int) []event.Event {
 // publish publishes events by the way in; all of them must be kept.
 func (c *cell) publish(topic string, events []event.Event) {
 	c.Helper()
-	c.must(c.again(func() error { return c.tryPublish(topic, events) }))
+	c.must(c.again(c.ctx, func() error { return c.tryPublish(topic, events) }))
 }
 
 // again repeats f, as clients do, while all that is wrong is that the store did not do it
 // in time: on a busy machine a broker may stand still for longer than a proxy waits.
-func (c *cell) again(f func() error) error {
+func (c *cell) again(ctx context.Context, f func() error) error {
 	for {
 		err := f()
-		if err == nil || c.ctx.Err() != nil || !retryable(err) {
+		if err == nil || ctx.Err() != nil || !retryable(err) {
 			return err
 		}
-		c.Logf("again, after: %.300v", err)
+		c.w.Logf("%s: again, after: %.300v", c.name, err)
 		select {
 		case <-time.After(time.Second):
-		case <-c.ctx.Done():
+		case <-ctx.Done():
 		}
 	}
 }
 
-// retryable tells whether a publish may be tried again: the client's word over gRPC, over
+// retryable tells whether a call may be made again: the client's word over gRPC, over
 // HTTP the reason in what was answered.
 func retryable(err error) bool {
 	if e, ok := errors.AsType[*client.Error](err); ok {
@@ -342,7 +342,13 @@ func (c *cell) follow(name, topics string, at int) {
 	c.Helper()
 	b, p := c.box(name), c.w.proxies[at%len(c.w.proxies)]
 	if c.out == "sse" {
-		b.box = c.mesh.events(http.DefaultClient, "http://"+p.http, topics, "Bearer "+c.secret).box
+		c.must(c.again(c.ctx, func() error {
+			stream, err := c.mesh.tryEvents(http.DefaultClient, "http://"+p.http, topics, "Bearer "+c.secret)
+			if err == nil {
+				b.box = stream.box
+			}
+			return err
+		}))
 		return
 	}
 	ctx, cancel := context.WithCancel(c.w.ctx)
@@ -364,7 +370,11 @@ const deliveryOver = "delivery-over"
 
 func (c *cell) pullGRPC(ctx context.Context, cl *client.Client, name string, b *inbox) error {
 	for {
-		got, err := cl.Pull(ctx, c.ns, name, client.PullOptions{MaxEvents: 8, Wait: pullWait})
+		var got []client.Pulled
+		err := c.again(ctx, func() (err error) {
+			got, err = cl.Pull(ctx, c.ns, name, client.PullOptions{MaxEvents: 8, Wait: pullWait})
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -392,7 +402,7 @@ func (c *cell) pullGRPC(ctx context.Context, cl *client.Client, name string, b *
 }
 
 func (c *cell) pullHTTP(ctx context.Context, p *proxy, name string, b *inbox) error {
-	call := func(verb string, in, out any) error {
+	try := func(verb string, in, out any) error {
 		body, err := json.Marshal(in)
 		if err != nil {
 			return err
@@ -414,6 +424,9 @@ func (c *cell) pullHTTP(ctx context.Context, p *proxy, name string, b *inbox) er
 			return fmt.Errorf("%s answers %s %s", verb, resp.Status, body)
 		}
 		return json.Unmarshal(body, out)
+	}
+	call := func(verb string, in, out any) error {
+		return c.again(ctx, func() error { return try(verb, in, out) })
 	}
 	type nack struct {
 		IDs []string `json:"delivery_ids"`

@@ -20,6 +20,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -56,14 +58,21 @@ const (
 	goneUnless = time.Minute
 	// referTimeout bounds how long who takes what topics do not take is asked at a time.
 	referTimeout = 5 * time.Second
-	// closeTimeout bounds leaving a group.
+	// lookTimeout bounds one look at whether something waits, closeTimeout leaving a group.
+	lookTimeout = 5 * time.Second
 	closeTimeout = 5 * time.Second
 	// notYet is how long the topics of a store may be missing before it is told: who makes
 	// them may be at it.
 	notYet = 30 * time.Second
+	// lookEvery is how often it is looked whether something waits in a class that nobody
+	// need read before, and how long nothing waits there before it is read no more. Who
+	// finds something, and joins the group with others who did, takes a few times as long
+	// at most: a class is read so whose shortest delay is far longer.
+	lookEvery = 8 * time.Second
 )
 
-// classes are the shortest delays of each class. A class spans a factor of eight.
+// classes are the shortest delays of each class. A class spans a factor of eight. The first
+// two are always read; of the others, readers cost servers more than what they do is worth.
 var classes = [...]time.Duration{0, 8 * time.Second, 64 * time.Second, 512 * time.Second, 4096 * time.Second, 32768 * time.Second}
 
 // Mesh headers of a parked message.
@@ -177,7 +186,7 @@ func (s *Store) OwnTopics() []store.OwnTopic {
 func (s *Store) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.Subscription, error) {
 	s.begin.Do(func() {
 		for i := range classes {
-			s.work.Go(func() { s.run(s.topic(i)) })
+			s.work.Go(func() { s.run(i) })
 		}
 	})
 	return s.inner.Subscribe(ctx, r)
@@ -260,14 +269,27 @@ func (s *Store) gone(topic string, err error) bool {
 }
 
 // run looks after a class until the store closes.
-func (s *Store) run(topic string) {
-	began := time.Now()
+func (s *Store) run(class int) {
+	topic, began := s.topic(class), time.Now()
+	always := classes[class] <= lookEvery
 	log := outage.New(s.cfg.Log.With("topic", topic), "a topic of delayed events cannot be read; trying again", "a topic of delayed events is read again")
 	retry := minRetry
+	good := func() { retry = minRetry; log.Is(nil) }
 	for s.life.Err() == nil {
-		err := s.follow(topic, func() { retry = minRetry; log.Is(nil) })
+		waits, err := true, error(nil)
+		if !always {
+			waits, err = s.waits(topic)
+		}
+		if err == nil && waits {
+			err = s.follow(topic, always, good)
+		}
 		if s.life.Err() != nil {
 			return
+		}
+		if err == nil {
+			good()
+			pause(s.life, lookEvery/2+rand.N(lookEvery/2))
+			continue
 		}
 		if fault.ClassOf(err) != fault.NotFound || time.Since(began) >= notYet {
 			log.Is(err)
@@ -275,6 +297,14 @@ func (s *Store) run(topic string) {
 		pause(s.life, retry)
 		retry = min(2*retry, maxRetry)
 	}
+}
+
+// waits reports whether something is in a class that its group has not settled.
+func (s *Store) waits(topic string) (bool, error) {
+	ctx, cancel := context.WithTimeout(s.life, lookTimeout)
+	defer cancel()
+	lag, err := s.inner.Lag(ctx, topic, topic)
+	return slices.ContainsFunc(lag, func(l store.PartitionLag) bool { return l.Committed < l.End }), err
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -35,6 +35,7 @@ type plain struct {
 	hangs  map[string]chan struct{} // Publish to a topic waits for it
 	tries  map[string]int           // of a topic
 	joins  map[string]int           // of a group
+	left   map[string]int           // of those
 	tried  chan string              // a topic, for each try
 }
 
@@ -42,7 +43,22 @@ func (p *plain) Subscribe(ctx context.Context, r store.SubscribeRequest) (store.
 	p.mu.Lock()
 	p.joins[r.Group]++
 	p.mu.Unlock()
-	return p.Store.Subscribe(ctx, r)
+	sub, err := p.Store.Subscribe(ctx, r)
+	return &counted{sub, p, r.Group}, err
+}
+
+// counted is a member that says that it has left.
+type counted struct {
+	store.Subscription
+	p     *plain
+	group string
+}
+
+func (c *counted) Close(ctx context.Context) error {
+	c.p.mu.Lock()
+	c.p.left[c.group]++
+	c.p.mu.Unlock()
+	return c.Subscription.Close(ctx)
 }
 
 func (p *plain) Publish(ctx context.Context, topic string, events []store.Outgoing, res []store.Result) error {
@@ -103,7 +119,7 @@ func (d *driver) Open(ctx context.Context, cfg store.Config) (store.Store, error
 	if err != nil {
 		return nil, err
 	}
-	d.last = &plain{Store: st, Admin: st.(store.Admin), Measurer: st.(store.Measurer), Sealer: st.(store.Sealer), broken: map[string]error{}, hangs: map[string]chan struct{}{}, tries: map[string]int{}, joins: map[string]int{}, tried: make(chan string, 1000)}
+	d.last = &plain{Store: st, Admin: st.(store.Admin), Measurer: st.(store.Measurer), Sealer: st.(store.Sealer), broken: map[string]error{}, hangs: map[string]chan struct{}{}, tries: map[string]int{}, joins: map[string]int{}, left: map[string]int{}, tried: make(chan string, 1000)}
 	return d.last, nil
 }
 

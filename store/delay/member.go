@@ -15,9 +15,10 @@ import (
 	"github.com/weft-mesh/weft/store"
 )
 
-// follow is a member of a class's group, until it cannot be read. What cannot be written
-// is no reason to leave: others would be read again, and what is behind them never.
-func (s *Store) follow(topic string, good func()) error {
+// follow is a member of a class's group until it cannot be read or, but for one that is
+// always read, nothing waits there any more. What cannot be written is no reason to leave:
+// others would be read again, and what is behind them never.
+func (s *Store) follow(topic string, always bool, good func()) error {
 	sub, err := s.inner.Subscribe(s.life, store.SubscribeRequest{Topic: topic, Group: topic})
 	if err != nil {
 		return err
@@ -30,13 +31,24 @@ func (s *Store) follow(topic string, good func()) error {
 		}
 	}()
 	m := newMember(s, sub)
+	m.stays = always
 	defer m.writes.Wait()
-	for {
+	for used := time.Now(); ; {
 		if err := m.fetch(); err != nil {
 			return err
 		}
 		good()
 		m.release()
+		switch {
+		case m.n > 0:
+			used = time.Now()
+		case !always && time.Since(used) >= lookEvery:
+			// Another member may hold what waits; one that ends leaves it to this one.
+			if waits, err := s.waits(topic); err != nil || !waits {
+				return err
+			}
+			used = time.Now()
+		}
 	}
 }
 
@@ -47,6 +59,7 @@ type member struct {
 	sub   store.Subscription
 	held  byDue           // what is not due
 	lanes map[lane]*queue // what is due, and who has failed lately
+	stays bool            // also where nothing waits
 	// n and bytes are of all that is here, on its way included; next is the number of the
 	// next message.
 	n, bytes int
@@ -149,6 +162,9 @@ func (m *member) fetch() error {
 func (m *member) until() (d time.Duration, ok bool) {
 	if len(m.held) > 0 {
 		d, ok = min(m.held[0].due.Sub(m.s.clock.Now()), lookAgain), true
+	}
+	if m.n == 0 && !m.stays {
+		d, ok = lookEvery, true
 	}
 	for _, q := range m.lanes {
 		if in := time.Until(q.again); !q.busy && len(q.due) > 0 && (!ok || in < d) {
