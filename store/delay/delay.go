@@ -59,16 +59,17 @@ const (
 	// referTimeout bounds how long who takes what topics do not take is asked at a time.
 	referTimeout = 5 * time.Second
 	// lookTimeout bounds one look at whether something waits, closeTimeout leaving a group.
-	lookTimeout = 5 * time.Second
+	lookTimeout  = 5 * time.Second
 	closeTimeout = 5 * time.Second
 	// notYet is how long the topics of a store may be missing before it is told: who makes
 	// them may be at it.
 	notYet = 30 * time.Second
 	// lookEvery is how often it is looked whether something waits in a class that nobody
-	// need read before, and how long nothing waits there before it is read no more. Who
-	// finds something, and joins the group with others who did, takes a few times as long
-	// at most: a class is read so whose shortest delay is far longer.
+	// need read before, an eighth of its shortest delay at most, maxLook that of those that
+	// wait for longer: so there is time to join the group, with all others who found it.
+	// A class is left when nothing has waited in it for lookEvery.
 	lookEvery = 8 * time.Second
+	maxLook   = time.Minute
 )
 
 // classes are the shortest delays of each class. A class spans a factor of eight. The first
@@ -271,7 +272,7 @@ func (s *Store) gone(topic string, err error) bool {
 // run looks after a class until the store closes.
 func (s *Store) run(class int) {
 	topic, began := s.topic(class), time.Now()
-	always := classes[class] <= lookEvery
+	always := classes[class]/8 < lookEvery
 	log := outage.New(s.cfg.Log.With("topic", topic), "a topic of delayed events cannot be read; trying again", "a topic of delayed events is read again")
 	retry := minRetry
 	good := func() { retry = minRetry; log.Is(nil) }
@@ -288,7 +289,8 @@ func (s *Store) run(class int) {
 		}
 		if err == nil {
 			good()
-			pause(s.life, lookEvery/2+rand.N(lookEvery/2))
+			every := min(classes[class]/8, maxLook)
+			pause(s.life, every/2+rand.N(every/2))
 			continue
 		}
 		if fault.ClassOf(err) != fault.NotFound || time.Since(began) >= notYet {

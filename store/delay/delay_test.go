@@ -184,7 +184,7 @@ func subscribe(t *testing.T, s *Store) store.Subscription {
 }
 
 // patience bounds what a test waits for; only a broken store takes so long.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // get fetches and settles one event.
 func get(t *testing.T, sub store.Subscription) event.Event {

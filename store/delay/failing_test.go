@@ -98,22 +98,30 @@ func all(t *testing.T, s *Store, ids []string) (more int) {
 }
 
 // TestClockSet: what is due since the clock was set, or the machine slept, comes soon, and
-// not when as much time has passed here.
+// not when as much time has passed here; also where it was parked a moment before.
 func TestClockSet(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, _ *driver, s *Store) {
-		var ahead atomic.Int64
-		s.clock = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-		sub := subscribe(t, s)
-		park(t, s, "t", 2*time.Hour, "a")
-		pass(time.Second)
-		ahead.Store(int64(2 * time.Hour))
-		set := time.Now()
-		get(t, sub)
-		if took := time.Since(set); took > lookAgain+Precision {
-			t.Errorf("it came %s after the clock was set", took)
-		}
-		closeAll(t, s, sub)
-	})
+	for name, tc := range map[string]struct{ before, within time.Duration }{
+		"read":     {maxLook, lookAgain},
+		"not read": {0, maxLook},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, 0, func(t *testing.T, _ *driver, s *Store) {
+				var ahead atomic.Int64
+				s.clock = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+				sub := subscribe(t, s)
+				pass(lookEvery) // who reads nothing has looked
+				park(t, s, "t", 2*time.Hour, "a")
+				pass(tc.before)
+				ahead.Store(int64(2 * time.Hour))
+				set := time.Now()
+				get(t, sub)
+				if took := time.Since(set); took > tc.within+Precision {
+					t.Errorf("it came %s after the clock was set", took)
+				}
+				closeAll(t, s, sub)
+			})
+		})
+	}
 }
 
 // failures counts the lines of a log that tell of one.
