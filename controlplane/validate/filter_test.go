@@ -105,6 +105,8 @@ func TestFilterCost(t *testing.T) {
 		"32 in a Route":             {route(32, sql), "", ""},
 		"33 in a Route":             {route(33, sql), "spec.rules", "filter-sql"},
 		"SQL that is none":          {filter(&configv1.Filter{Not: &configv1.Filter{Sql: "type ="}}), "spec.filter.not.sql", "filter-sql-syntax"},
+		"the data":                  {filter(&configv1.Filter{Any: []*configv1.Filter{{Suffix: map[string]string{"type": "a"}}, {Exact: map[string]string{"data": "a"}}}}), "spec.filter.any[1].exact.data", "attribute-name"},
+		"the data in SQL":           {filter(&configv1.Filter{Not: &configv1.Filter{Sql: "type = 'a' OR EXISTS DATA"}}), "spec.filter.not.sql", "attribute-name"},
 		"SQL and another":           {filter(&configv1.Filter{Sql: "true", Exact: map[string]string{"type": "a"}}), "spec.filter", "filter-dialect"},
 		"16 patterns":               {patterns(16, "*"), "", ""},
 		"17 patterns":               {patterns(17, "*"), "spec.topics", "patterns"},

@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -109,7 +110,7 @@ func (c *collector) topic(t *configv1.Topic) {
 	c.physicalName(t.PhysicalName)
 	switch t.KeyFrom {
 	case "", event.AttrSource, event.AttrType, event.AttrSubject:
-	case event.AttrID, event.AttrTime, event.AttrSpecVersion, event.AttrDataContentType, event.AttrDataSchema:
+	case event.AttrID, event.AttrTime, event.AttrSpecVersion, event.AttrDataContentType, event.AttrDataSchema, "data":
 		c.add("spec.key_from", "key-from", fmt.Sprintf("%q does not order events: use subject, source, type or an extension attribute", t.KeyFrom))
 	}
 	if t.Schema != "" {
@@ -149,6 +150,9 @@ const (
 	maxFilterDepth = 8
 	maxFilterValue = 1024
 )
+
+// notData is why no filter may name data, which is no attribute: it would never match.
+const notData = `"data" is no attribute: filters see the attributes of an event, not its data; publish as an attribute what is to be filtered by`
 
 // filterCost is what a filter costs: its expressions, the conditions on attributes
 // in them, the bytes of those attributes' names and values, and those expressions
@@ -217,6 +221,9 @@ func (c *collector) filterAt(f *configv1.Filter, path string, depth int, cost *f
 			if !event.ValidName(k) {
 				c.add(path+"."+m.name, "attribute-name", fmt.Sprintf("%q is not the name of an attribute ([a-z0-9])", k))
 			}
+			if k == "data" {
+				c.add(path+"."+m.name+"."+k, "attribute-name", notData)
+			}
 			if v == "" {
 				c.add(path+"."+m.name+"."+k, "attribute-value", "must not be empty")
 			}
@@ -240,8 +247,10 @@ func (c *collector) filterAt(f *configv1.Filter, path string, depth int, cost *f
 	if f.Sql != "" {
 		dialects++
 		if cost.add(filterCost{sql: 1}); cost.sql <= maxFilter.sql { // what is beyond is refused, and not parsed
-			if _, err := cesql.Compile(f.Sql); err != nil {
+			if x, err := cesql.Compile(f.Sql); err != nil {
 				c.add(path+".sql", "filter-sql-syntax", err.Error())
+			} else if slices.Contains(x.Attributes(), "data") {
+				c.add(path+".sql", "attribute-name", notData)
 			}
 		}
 	}

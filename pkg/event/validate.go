@@ -70,6 +70,9 @@ func (e *Event) check(more, moreBytes int) error {
 		if !ValidName(a.Name) {
 			return &AttributeError{clip(a.Name), fmt.Sprintf("has a name that is not 1 to %d characters of [a-z0-9]", MaxAttributeName)}
 		}
+		if a.Name == "data" || a.Name == "database64" {
+			return &AttributeError{a.Name, "has a name that is kept for the data"}
+		}
 		if isContext(a.Name) {
 			return &AttributeError{a.Name, "is a context attribute, given twice"}
 		}

@@ -172,7 +172,7 @@ func TestNative(t *testing.T) {
 		"not a name":               {with("ce_my-attr", "x"), "a name"},
 		"no name":                  {with("ce_", "x"), "a name"},
 		"name not UTF-8":           {with("ce_\xff", "x"), "a name"},
-		"data as an attribute":     {with("ce_data", "x"), "context attribute"},
+		"data as an attribute":     {with("ce_data", "x"), "kept for the data"},
 		"huge value":               {with("ce_a", strings.Repeat("x", 1<<20)), "bytes long"},
 		"huge name":                {with("ce_"+strings.Repeat("x", 1<<20), "x"), "a name"},
 		"many":                     {many, "one more than"},
