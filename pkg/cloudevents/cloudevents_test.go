@@ -55,6 +55,43 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
+// TestDeadLetters: an event with as many attributes as it may have, and those that the mesh
+// adds to it, is read in each format; one with more is not.
+func TestDeadLetters(t *testing.T) {
+	want := full()
+	want.Ext = nil
+	for i := range event.MaxAttributes + event.MaxAdded {
+		want.Ext = append(want.Ext, event.Attr{Name: fmt.Sprintf("a%02d", i), Value: "v"})
+	}
+	more := want
+	more.Ext = event.With(want.Ext, "more", "v")
+	read := func(e *event.Event) map[string]func() (event.Event, error) {
+		return map[string]func() (event.Event, error){
+			"JSON":     func() (event.Event, error) { return DecodeJSON(AppendJSON(nil, e)) },
+			"protobuf": func() (event.Event, error) { return DecodeProto(AppendProto(nil, e)) },
+			"binary": func() (event.Event, error) {
+				h := http.Header{}
+				EncodeBinary(h, e)
+				return DecodeBinary(h, e.Data)
+			},
+		}
+	}
+	for format, decode := range read(&want) {
+		got, err := decode()
+		if err == nil {
+			err = got.Conforms()
+		}
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %d attributes, %v", format, len(got.Ext), err)
+		}
+	}
+	for format, decode := range read(&more) {
+		if _, err := decode(); err == nil {
+			t.Errorf("%s: any number of attributes is read", format)
+		}
+	}
+}
+
 func TestDecodeJSONRefuses(t *testing.T) {
 	const ok = `"specversion":"1.0","id":"1","source":"s","type":"t"`
 	for name, in := range map[string]string{

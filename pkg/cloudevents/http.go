@@ -81,6 +81,10 @@ func attributeOf(header string) (attr string, ok bool) {
 	return strings.ToLower(attr), ok
 }
 
+// maxExtensions are read of an event, which may have what the mesh has added: whether it
+// may have them all is judged later.
+const maxExtensions = event.MaxAttributes + event.MaxAdded
+
 // set sets an attribute by name.
 func set(e *event.Event, name, value string) error {
 	switch name {
@@ -99,8 +103,8 @@ func set(e *event.Event, name, value string) error {
 	case event.AttrDataSchema:
 		e.DataSchema = value
 	default:
-		if len(e.Ext) >= event.MaxAttributes {
-			return fmt.Errorf("the event has more than %d extension attributes", event.MaxAttributes)
+		if len(e.Ext) >= maxExtensions {
+			return fmt.Errorf("the event has more than %d extension attributes", maxExtensions)
 		}
 		e.Ext = append(e.Ext, event.Attr{Name: name, Value: value})
 	}

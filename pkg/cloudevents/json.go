@@ -201,8 +201,8 @@ func (r *reader) event() (event.Event, error) {
 	var data, data64 []byte
 	version := false
 	for n := 0; r.dec.PeekKind() != jsontext.KindEndObject; n++ {
-		if n > event.MaxAttributes+16 {
-			return e, fmt.Errorf("the event has more than %d attributes", event.MaxAttributes)
+		if n == maxExtensions+10 { // with those of the context, and the data in both forms
+			return e, fmt.Errorf("the event has more than %d extension attributes", maxExtensions)
 		}
 		raw, err := r.value()
 		if err != nil {

@@ -110,11 +110,11 @@ func (d *ProtoDecoder) Decode(b []byte, e *event.Event) error {
 // room makes room in e for one extension attribute; rest is what follows of the
 // event's message.
 func (d *ProtoDecoder) room(e *event.Event, rest []byte) {
-	if len(e.Ext) < cap(e.Ext) || len(e.Ext) >= event.MaxAttributes {
+	if len(e.Ext) < cap(e.Ext) || len(e.Ext) >= maxExtensions {
 		return
 	}
 	n := len(e.Ext) + 1
-	for len(rest) > 0 && n < event.MaxAttributes {
+	for len(rest) > 0 && n < maxExtensions {
 		num, typ, m := protowire.ConsumeTag(rest)
 		if m < 0 {
 			break

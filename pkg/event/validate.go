@@ -16,6 +16,8 @@ const (
 	MaxAttributeName = 64
 	// MaxAttributeValue is the longest attribute value, in bytes.
 	MaxAttributeValue = 8 << 10
+	// MaxAdded is how many extension attributes more the mesh may have added to an event.
+	MaxAdded = 16
 	// MaxAttributeBytes bounds names and values of all attributes together.
 	MaxAttributeBytes = 24 << 10
 )
@@ -36,7 +38,7 @@ func (e *Event) Validate() error { return e.check(0, 0) }
 
 // Conforms is Validate for an event that a store gives: the mesh may have added
 // attributes to it, which the limits have room for.
-func (e *Event) Conforms() error { return e.check(16, 8<<10) }
+func (e *Event) Conforms() error { return e.check(MaxAdded, 8<<10) }
 
 // check is Validate with room for more attributes and bytes of them.
 func (e *Event) check(more, moreBytes int) error {

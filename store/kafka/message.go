@@ -113,7 +113,7 @@ func headerBytes(e *event.Event) int {
 }
 
 // binary reports whether the event can be in binary mode: it has data (or more
-// attributes than JSON is read with), its attributes are UTF-8, and its data are not
+// attributes than versions before this one read in JSON), its attributes are UTF-8, and its data are not
 // themselves an event, as which they would be read.
 func binary(e *event.Event) bool {
 	if len(e.Data) == 0 && len(e.Ext) <= event.MaxAttributes || cloudevents.IsEvent(e.DataContentType) {
