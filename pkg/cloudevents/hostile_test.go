@@ -26,7 +26,8 @@ import (
 func TestDataComesBack(t *testing.T) {
 	for _, contentType := range []string{"", "application/json", "application/json; charset=utf-8", "application/vnd.x+json", "text/json", "text/x+json", "text/plain",
 		"TEXT/plain", "application/xml", "application/octet-stream", "not a type", ";", "text/"} {
-		for _, data := range []string{"not json", `"a string"`, `{"a":1}`, `null`, `5`, "{\"a\":\"\xff\"}", "\xff\xfe", "\u2028\"", "\r\n\r\n", `{"a":1}{"b":2}`, strings.Repeat("[", 20000)} {
+		for _, data := range []string{"not json", `"a string"`, `{"a":1}`, `null`, `5`, "{\"a\":\"\xff\"}", "\xff\xfe", "\u2028\"", "\r\n\r\n", `{"a":1}{"b":2}`, strings.Repeat("[", 20000),
+			`{"a":1,"a":2}`, `{"a":"\ud800"}`, `{"a":"\ud83d\ude00\/"}`, strings.Repeat("[", 10000) + strings.Repeat("]", 10000)} {
 			want := event.Event{ID: "1", Source: "s", Type: "t", DataContentType: contentType, Data: []byte(data)}
 			wire := AppendJSON(nil, &want)
 			if !json.Valid(wire) || bytes.ContainsAny(wire, "\r\n") {

@@ -346,15 +346,15 @@ func AppendJSON(b []byte, e *event.Event) []byte {
 	for i := range e.Ext {
 		b = appendMember(b, e.Ext[i].Name, e.Ext[i].Value)
 	}
+	if isJSON(e.DataContentType) && depth(e.Data) <= maxNested {
+		// One line, as server-sent events need it. What all read alike is as it is: with names
+		// that are unique and valid Unicode; else readers would refuse the event, or change it.
+		if with, err := jsontext.AppendFormat(append(b, `,"data":`...), e.Data, jsontext.PreserveRawStrings(true)); err == nil {
+			return append(with, '}')
+		}
+	}
 	switch {
 	case len(e.Data) == 0:
-	case isJSON(e.DataContentType) && utf8.Valid(e.Data) && json.Valid(e.Data):
-		b = append(b, `,"data":`...)
-		// One line, as server-sent events need it.
-		var compact bytes.Buffer
-		if json.Compact(&compact, e.Data) == nil {
-			b = append(b, compact.Bytes()...)
-		}
 	case strings.HasPrefix(e.DataContentType, "text/") && !isJSON(e.DataContentType) && utf8.Valid(e.Data):
 		b = appendMember(b, "data", string(e.Data))
 	default:
@@ -363,6 +363,33 @@ func AppendJSON(b []byte, e *event.Event) []byte {
 		b = append(b, '"')
 	}
 	return append(b, '}')
+}
+
+// maxNested is how deep data nest that are written as JSON: many who read JSON refuse what
+// nests deeper, and with it whatever stands around it.
+const maxNested = 500
+
+// depth is how deep JSON nests.
+func depth(b []byte) int {
+	most, now, quoted := 0, 0, false
+	if len(b) <= maxNested {
+		return 0 // cannot matter
+	}
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			now++
+			most = max(most, now)
+		case c == '}' || c == ']':
+			now--
+		}
+	}
+	return most
 }
 
 func appendMember(b []byte, name, value string) []byte {
