@@ -119,7 +119,7 @@ func sizeOfReplace(args []ref.Val) int64 {
 }
 
 func sizeOfJoin(args []ref.Val) int64 {
-	n := extent(args[0], 0, 2*maxText)
+	n := extent(args[0], 1, 2*maxText)
 	if l, ok := args[0].(traits.Sizer); ok && len(args) == 2 {
 		if size, ok := l.Size().(types.Int); ok {
 			n += int64(size) * length(args[1])
@@ -177,22 +177,25 @@ func costOptions() []cel.ProgramOption {
 // CallCost is nil where CEL knows better.
 func (readCost) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
 	var n int64
-	if function == operators.In { // of what is dynamic there is no overload
-		list, ok := args[1].(traits.Lister)
-		if !ok {
+	list, isList := result.(traits.Lister)
+	_, grows := result.(traits.MutableLister) // what a macro makes, item by item
+	switch {
+	case function == operators.In:
+		if _, ok := args[1].(traits.Lister); !ok {
 			return nil
 		}
-		overload = overloads.InList
+		overload = overloads.InList // of what is dynamic there is none
+	case function == operators.Add && isList && !grows:
+		// It is made at once, but whatever reads it takes as long as it is.
 		size, _ := list.Size().(types.Int)
-		n = int64(size) * max(perUnit, extent(args[0], 1, maxText))
+		n = int64(size)
 	}
 	if (function == "indexOf" || function == "lastIndexOf") && !types.IsError(result) {
 		n = length(args[0]) * length(args[1]) / 100
 	}
 	switch overload {
-	case overloads.InList:
-	case overloads.Equals, overloads.NotEquals:
-		n = min(extent(args[0], 1, maxText), extent(args[1], 1, maxText))
+	case overloads.InList, overloads.Equals, overloads.NotEquals:
+		n = compared(function, args[0], args[1], maxText)
 	case overloads.StartsWithString, overloads.EndsWithString, overloads.ContainsString, overloads.Matches, overloads.MatchesString, overloads.AddString, overloads.AddBytes,
 		overloads.LessString, overloads.GreaterString, overloads.LessEqualsString, overloads.GreaterEqualsString:
 		return nil

@@ -15,7 +15,10 @@ func TestBounds(t *testing.T) {
 	nested := "'" + a64 + "'" + strings.Repeat(".replace('a', '"+a64+"')", 6)
 	data := `{"s":"` + strings.Repeat("1", 200_000) + `","l":[` + strings.TrimSuffix(strings.Repeat(`"a",`, 2000), ",") + `],"deep":` + strings.Repeat("[", 20) + strings.TrimSuffix(strings.Repeat(`"a",`, 20_000), ",") + strings.Repeat("]", 20) +
 		`,"many":"` + strings.Repeat("a{1000}", 100) + `","mid":"` + strings.Repeat("a", 6000) + `","long":"` + strings.Repeat("a", 2000) + `"}`
-	const dear, large, pattern = "cost limit", "more than 1 MiB of text", "more than 256 instructions"
+	const dear, large, pattern, comparison = "cost limit", "more than 1 MiB of text", "more than 256 instructions", "a comparison is beyond the cost limit"
+	// Lists of lists that are eight times one value, and a list that is eight times as long each time.
+	shared := "[[1]]" + strings.Repeat(".map(x, [x, x, x, x, x, x, x, x])", 7)
+	long := "[data.l]" + strings.Repeat(".map(x, x + x + x + x + x + x + x + x)", 4)
 	for src, want := range map[string]string{
 		nested + ".size()":                                                                     large,
 		"data.long.replace('', data.long).size()":                                              large,
@@ -40,6 +43,11 @@ func TestBounds(t *testing.T) {
 		"data.l.exists(x, data.deep in [[1], [2]])":                                            dear,
 		"data.l.exists(x, 'b' in data.l)":                                                      dear,
 		"data.l.map(x, timestamp('2020-01-01T00:00:00Z').getFullYear('Europe/Berlin')).size()": dear,
+		shared + ".all(x, x == x)":                                                             comparison,
+		shared + ".all(x, x != x)":                                                             comparison,
+		shared + ".all(x, x in [x])":                                                           comparison,
+		shared + ".all(x, ['a', x].join() == '')":                                              large,
+		long + ".size()":                                                                       dear,
 		"event.subject.matches(data.many)":                                                     pattern,
 		"matches(event.subject, data.many)":                                                    pattern,
 		"event.subject.matches(data.long)":                                                     pattern,

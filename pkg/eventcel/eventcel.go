@@ -92,7 +92,7 @@ func compile(of func() (*cel.Env, error), src string, cost uint64, types ...*cel
 	if least.Min > cost {
 		return nil, nil, fmt.Errorf("costs at least %d for each event, the most is %d", least.Min, cost)
 	}
-	p, err := env.Program(ast, append(costOptions(), cel.EvalOptions(cel.OptOptimize), cel.CostLimit(cost))...)
+	p, err := env.Program(ast, append(costOptions(), weighed(cost), cel.EvalOptions(cel.OptOptimize), cel.CostLimit(cost))...)
 	return p, ast, err
 }
 
