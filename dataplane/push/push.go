@@ -447,6 +447,9 @@ func (t *target) session(ctx, rctx context.Context) (got bool, _ error) {
 	t.mu.Lock()
 	t.member, t.granted, t.end = m, 0, end
 	t.grantLocked()
+	if c := t.push.Load(); !c.balancer.isTold() || !t.consent.covers(c.Push) {
+		end() // it has become another one since that was asked
+	}
 	t.mu.Unlock()
 	var requests sync.WaitGroup
 	defer func() {
