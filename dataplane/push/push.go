@@ -242,12 +242,17 @@ func (t *target) follow(push *snapshot.Push) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if push.Origin == "" {
+		t.consent = consent{}
+	}
 	t.grantLocked()
-	if moved || !t.consent.covers(push) {
+	if moved || old.Origin != push.Origin || !t.consent.covers(push) {
 		if t.end != nil {
-			t.end() // until the registry, or the target, is asked
+			t.end() // until the registry, or the target, is asked; what waits for its turn goes back
 		}
-		t.wake()
+		if moved || old.Version != push.Version { // else what changes elsewhere has it asked again
+			t.wake()
+		}
 	}
 	if t.gone != nil && t.gone.Version != push.Version {
 		t.log.Info("the Subscription was changed: its push target is called again")
