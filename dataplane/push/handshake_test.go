@@ -3,9 +3,11 @@ package push
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -281,5 +283,28 @@ func TestNoLongerAsked(t *testing.T) {
 	tg.follow(asked)
 	if tg.consent.covers(asked) || m.credit != asked.Concurrency {
 		t.Error("what it allowed once is not asked for")
+	}
+}
+
+// elsewhere is a Member whose deliveries have gone to another proxy.
+type elsewhere struct{ settling }
+
+func (elsewhere) Extend(time.Duration, ...uint64) int { return 1 }
+
+// TestTurnOfAnothersEvent: what has gone to another proxy while it waited for its turn is not
+// sent from here: it may be that one's events of the same key have followed it.
+func TestTurnOfAnothersEvent(t *testing.T) {
+	calls := 0
+	p := New(Config{Log: slog.New(slog.DiscardHandler), dial: func(context.Context, string, string) (net.Conn, error) {
+		calls++
+		return nil, syscall.ECONNREFUSED
+	}})
+	tg := p.newTarget(sub("orders", "http://target.example", asks))
+	tg.consent = consent{url: "http://target.example", origin: "mesh.example", rate: 6000}
+	for m, want := range map[delivery.Member]int{elsewhere{}: 0, settling{}: 1} {
+		calls = 0
+		if tg.deliver(t.Context(), t.Context(), m, delivery.Delivery{ID: 1, Attempt: 1, Event: ev("1")}); calls != want {
+			t.Errorf("%T: the target is called %d times", m, calls)
+		}
 	}
 }

@@ -495,8 +495,8 @@ func (t *target) deliver(session, ctx context.Context, m delivery.Member, d deli
 	if need > m.AckTimeout() {
 		m.Extend(need, d.ID)
 	}
-	if !t.turn(session, push.Push) {
-		return
+	if !t.turn(session, push.Push) || push.Origin != "" && m.Extend(need, d.ID) > 0 {
+		return // it goes back with the session; or it is not this proxy's any more
 	}
 	ctx, span := t.span(ctx, &d)
 	defer span.End()
