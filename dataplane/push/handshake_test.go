@@ -83,7 +83,7 @@ func TestNoConsent(t *testing.T) {
 	})
 	w := newWorld(t, loopback, sub("orders", h.URL+"/in", asks))
 	w.publish("orders", ev("1"))
-	w.until("the target fails", func() bool { f := w.pusher.Failing(); return len(f) == 1 })
+	w.until("the target fails", func() bool { f := w.pusher.Failing(); return len(f) == 1 && f[0].Outcome == NoConsent })
 	for range len(h.got) {
 		if r, _ := h.next(w); r.Method != http.MethodOptions || r.URL.Path != "/in" {
 			t.Errorf("%s %s before any consent", r.Method, r.URL)
