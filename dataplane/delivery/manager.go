@@ -233,13 +233,11 @@ func (m *Manager) joinLocked(snap *snapshot.Snapshot, who *policy.Principal, key
 		return nil, err
 	}
 	sub := snap.Subscriptions[key]
-	switch {
-	case sub == nil:
+	if sub == nil {
 		return nil, unknownSubscription(key.Namespace, key.Name)
-	case sub.Push != nil && sub.Push.ForwardTo != "" && who != nil:
-		return nil, fault.New(fault.Precondition, op, "forward-subscription", "Subscription %s is delivered into topic %s; nobody can join it", key.Name, sub.Push.ForwardTo)
-	case sub.Push != nil && who != nil:
-		return nil, fault.New(fault.Precondition, op, "push-subscription", "Subscription %s is delivered by push; nobody can join it", key.Name)
+	}
+	if err := mayJoin(sub, who); err != nil {
+		return nil, err
 	}
 	if m.draining {
 		return nil, errDraining
@@ -257,6 +255,18 @@ func (m *Manager) joinLocked(snap *snapshot.Snapshot, who *policy.Principal, key
 	}
 	r.follow(snap, m.cfg.Clock.Now())
 	return mem, nil
+}
+
+// mayJoin is why a client is no member of a Subscription that the mesh delivers by itself.
+func mayJoin(sub *snapshot.Subscription, who *policy.Principal) error {
+	const op = "delivery.join"
+	switch {
+	case sub.Push == nil || who == nil:
+		return nil
+	case sub.Push.ForwardTo != "":
+		return fault.New(fault.Precondition, op, "forward-subscription", "Subscription %s is delivered into topic %s; nobody can join it", sub.Name, sub.Push.ForwardTo)
+	}
+	return fault.New(fault.Precondition, op, "push-subscription", "Subscription %s is delivered by push; nobody can join it", sub.Name)
 }
 
 func unknownSubscription(namespace, name string) error {

@@ -57,6 +57,9 @@ func (m *member) checkLocked(snap *snapshot.Snapshot, now time.Time) {
 		m.who = who
 		err = mayConsume(snap, who, m.r.key.Namespace, m.r.key.Name)
 	}
+	if err == nil {
+		err = mayJoin(m.r.sub, who) // it may have become one that the mesh delivers
+	}
 	if err != nil {
 		m.failLocked(err)
 		m.leaveLocked(err)

@@ -378,3 +378,39 @@ func FuzzHandle(f *testing.F) {
 		}
 	})
 }
+
+// TestMembersOfAPush: once a Subscription is delivered by the mesh alone, who was a member, or
+// pulls, is none any more; what it had comes to the mesh's own.
+func TestMembersOfAPush(t *testing.T) {
+	for reason, push := range map[string]*snapshot.Push{"push-subscription": {URL: "http://target.example"}, "forward-subscription": {ForwardTo: "dead"}} {
+		t.Run(reason, func(t *testing.T) {
+			w := newWorld(t, nil)
+			w.publish("a", "b")
+			pulled := w.pulls(1)
+			m := w.join(1)
+			defer m.Close()
+			w.next(m, 1)
+			w.snaps.Store(w.snapshot(func(s *snapshot.Subscription) { s.Push = push }))
+			ctx, cancel := context.WithTimeout(w.ctx, patience)
+			defer cancel()
+			if _, err := m.Next(ctx, make([]Delivery, 1)); fault.From(err).Reason != reason {
+				t.Fatalf("the member hears %v", err)
+			}
+			if _, err := w.m.Pull(ctx, local, "demo", "billing", PullRequest{Max: 1, Wait: patience}); fault.From(err).Reason != reason {
+				t.Errorf("who pulls hears %v", err)
+			}
+			if bad := w.settle(Settlement{Ack: pulled.Handles}); bad[pulled.Handles[0]] != "delivery-over" {
+				t.Errorf("what was pulled is settled: %v", bad)
+			}
+			own, err := w.m.JoinPush(snapshot.Key{Namespace: "demo", Name: "billing"})
+			w.must(err)
+			defer own.Close()
+			own.Credit(2)
+			for _, d := range w.next(own, 2) {
+				if d.Attempt != 1 {
+					t.Errorf("%s comes at attempt %d", d.Event.ID, d.Attempt)
+				}
+			}
+		})
+	}
+}

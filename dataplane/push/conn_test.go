@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -47,7 +48,7 @@ func TestProtocolSwitched(t *testing.T) {
 		if a, _ := c.post(t.Context(), push, nil, snapshot.Key{}, &delivery.Delivery{Event: ev("1")}); a.outcome != Refused || a.reason != "http 101" {
 			t.Errorf("%+v", a)
 		}
-		if _, a := c.ask(t.Context(), push); a.outcome != Refused {
+		if _, a := c.ask(t.Context(), push); a.outcome != NoConsent || !strings.HasSuffix(a.reason, "http 101") {
 			t.Errorf("asked for its consent: %+v", a)
 		}
 	})

@@ -105,11 +105,7 @@ func (c *client) ask(ctx context.Context, push *snapshot.Push) (consent, answer)
 	drain(resp)
 	if resp.StatusCode/100 != 2 {
 		a := c.judge(&snapshot.Push{}, resp)
-		if a.outcome == Gone {
-			a.outcome = NoConsent // it never was called
-		}
-		a.reason = "the target's consent: " + a.reason
-		return consent{}, a
+		return consent{}, answer{NoConsent, "the target's consent: " + a.reason, a.delay}
 	}
 	every, err := allowed(push, resp.Header)
 	if err != nil {

@@ -3,13 +3,16 @@ package push
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 )
 
@@ -80,7 +83,7 @@ func TestNoConsent(t *testing.T) {
 	})
 	w := newWorld(t, loopback, sub("orders", h.URL+"/in", asks))
 	w.publish("orders", ev("1"))
-	w.until("the target fails", func() bool { f := w.pusher.Failing(); return len(f) == 1 })
+	w.until("the target fails", func() bool { f := w.pusher.Failing(); return len(f) == 1 && f[0].Outcome == NoConsent })
 	for range len(h.got) {
 		if r, _ := h.next(w); r.Method != http.MethodOptions || r.URL.Path != "/in" {
 			t.Errorf("%s %s before any consent", r.Method, r.URL)
@@ -199,4 +202,109 @@ func TestTurnGivenBack(t *testing.T) {
 			t.Errorf("%d turns took %s after sessions that had ended", n, time.Since(began))
 		}
 	})
+}
+
+// TestAskedAtItsPace: a target that does not consent is asked less and less often, whatever
+// else of the configuration changes, and is called at once when it need not be asked any more.
+func TestAskedAtItsPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, asked, members := make(pipes), atomic.Int64{}, atomic.Int64{}
+		server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			asked.Add(1)
+			w.WriteHeader(http.StatusForbidden)
+		})}
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(n) }()
+		p := New(Config{Log: slog.New(slog.DiscardHandler), dial: n.dial, Join: func(snapshot.Key) (delivery.Member, error) {
+			members.Add(1)
+			return waiting{members: &members}, nil
+		}})
+		of := func(version string, change func(*snapshot.Subscription)) *snapshot.Subscription {
+			return sub("orders", "http://target.example/in", func(s *snapshot.Subscription) { change(s); s.Push.Version = version })
+		}
+		tg := p.newTarget(of("1", asks))
+		tg.follow(of("1", asks).Push)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); tg.run(ctx) }()
+		for range 100 {
+			<-time.After(100 * time.Millisecond)
+			tg.follow(of("1", asks).Push)
+		}
+		if n := asked.Load(); n < 3 || n > 5 {
+			t.Errorf("it was asked %d times in 10 s", n)
+		}
+		before := asked.Load()
+		tg.follow(of("2", func(s *snapshot.Subscription) { asks(s); s.Push.Rate = 60 }).Push)
+		synctest.Wait()
+		if n := asked.Load() - before; n != 1 {
+			t.Errorf("it was asked %d times for another rate", n)
+		}
+		tg.follow(of("3", func(*snapshot.Subscription) {}).Push)
+		synctest.Wait()
+		if members.Load() != 1 {
+			t.Error("it waits for the consent of a target that is not asked any more")
+		}
+		cancel()
+		<-ended
+		close(n)
+		_ = server.Close()
+		<-served
+	})
+}
+
+// crediting is a Member that counts its credit.
+type crediting struct {
+	untouched
+	credit int
+}
+
+func (c *crediting) Credit(n int) { c.credit += n }
+
+// TestNoLongerAsked: of what a target allowed nothing is left once it is not asked any more,
+// and if it is to be asked after that it is.
+func TestNoLongerAsked(t *testing.T) {
+	p := New(Config{Log: slog.New(slog.DiscardHandler)})
+	asked := sub("orders", "http://target.example", asks).Push
+	tg, m, ended := p.newTarget(sub("orders", asked.URL, asks)), &crediting{}, 0
+	tg.consent = consent{url: asked.URL, origin: asked.Origin, rate: asked.Rate, every: time.Minute}
+	tg.member, tg.end = m, func() { ended++ }
+	tg.follow(asked)
+	if m.credit != 1 || ended != 0 {
+		t.Fatalf("at one request a minute it has a credit of %d, ended %d", m.credit, ended)
+	}
+	tg.follow(sub("orders", asked.URL, nil).Push)
+	if m.credit != asked.Concurrency {
+		t.Errorf("its credit is %d of %d", m.credit, asked.Concurrency)
+	}
+	if ended == 0 {
+		t.Error("what waited for its turn still does")
+	}
+	tg.follow(asked)
+	if tg.consent.covers(asked) || m.credit != asked.Concurrency {
+		t.Error("what it allowed once is not asked for")
+	}
+}
+
+// elsewhere is a Member whose deliveries have gone to another proxy.
+type elsewhere struct{ settling }
+
+func (elsewhere) Extend(time.Duration, ...uint64) int { return 1 }
+
+// TestTurnOfAnothersEvent: what has gone to another proxy while it waited for its turn is not
+// sent from here: it may be that one's events of the same key have followed it.
+func TestTurnOfAnothersEvent(t *testing.T) {
+	calls := 0
+	p := New(Config{Log: slog.New(slog.DiscardHandler), dial: func(context.Context, string, string) (net.Conn, error) {
+		calls++
+		return nil, syscall.ECONNREFUSED
+	}})
+	tg := p.newTarget(sub("orders", "http://target.example", asks))
+	tg.consent = consent{url: "http://target.example", origin: "mesh.example", rate: 6000}
+	for m, want := range map[delivery.Member]int{elsewhere{}: 0, settling{}: 1} {
+		calls = 0
+		if tg.deliver(t.Context(), t.Context(), m, delivery.Delivery{ID: 1, Attempt: 1, Event: ev("1")}); calls != want {
+			t.Errorf("%T: the target is called %d times", m, calls)
+		}
+	}
 }

@@ -242,12 +242,17 @@ func (t *target) follow(push *snapshot.Push) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if push.Origin == "" {
+		t.consent = consent{}
+	}
 	t.grantLocked()
-	if moved || !t.consent.covers(push) {
+	if moved || old.Origin != push.Origin || !t.consent.covers(push) {
 		if t.end != nil {
-			t.end() // until the registry, or the target, is asked
+			t.end() // until the registry, or the target, is asked; what waits for its turn goes back
 		}
-		t.wake()
+		if moved || old.Version != push.Version { // else what changes elsewhere has it asked again
+			t.wake()
+		}
 	}
 	if t.gone != nil && t.gone.Version != push.Version {
 		t.log.Info("the Subscription was changed: its push target is called again")
@@ -447,6 +452,9 @@ func (t *target) session(ctx, rctx context.Context) (got bool, _ error) {
 	t.mu.Lock()
 	t.member, t.granted, t.end = m, 0, end
 	t.grantLocked()
+	if c := t.push.Load(); !c.balancer.isTold() || !t.consent.covers(c.Push) {
+		end() // it has become another one since that was asked
+	}
 	t.mu.Unlock()
 	var requests sync.WaitGroup
 	defer func() {
@@ -487,8 +495,8 @@ func (t *target) deliver(session, ctx context.Context, m delivery.Member, d deli
 	if need > m.AckTimeout() {
 		m.Extend(need, d.ID)
 	}
-	if !t.turn(session, push.Push) {
-		return
+	if !t.turn(session, push.Push) || push.Origin != "" && m.Extend(need, d.ID) > 0 {
+		return // it goes back with the session; or it is not this proxy's any more
 	}
 	ctx, span := t.span(ctx, &d)
 	defer span.End()

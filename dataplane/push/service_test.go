@@ -7,11 +7,13 @@ import (
 	"iter"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -276,5 +278,36 @@ func TestSecretStaysWithItsTarget(t *testing.T) {
 		close(n)
 		_ = server.Close()
 		<-served
+	})
+}
+
+// TestServiceInsteadOfConsent: a target that is asked for its consent may become a service
+// that the registry has not told of: its events wait, too.
+func TestServiceInsteadOfConsent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		found, members := newRegistry(), atomic.Int64{}
+		p := New(Config{Services: found, Log: slog.New(slog.DiscardHandler), dial: func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED },
+			Join: func(snapshot.Key) (delivery.Member, error) {
+				members.Add(1)
+				return waiting{members: &members}, nil
+			}})
+		tg := p.newTarget(sub("orders", "http://target.example", asks))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); tg.run(ctx) }()
+		<-time.After(time.Hour)
+		tg.follow(sub("orders", "", func(s *snapshot.Subscription) { toService("/in")(s); s.Push.Version = "2" }).Push)
+		<-found.asked
+		<-time.After(time.Minute)
+		if f := p.Failing(); members.Load() != 0 || len(f) != 1 || !strings.Contains(f[0].Why, "has not said yet") {
+			t.Errorf("%d members, failing: %v", members.Load(), f)
+		}
+		found.tell([]Endpoint{{"10.0.0.1:80", 1}}, nil)
+		<-time.After(time.Minute)
+		if members.Load() != 1 {
+			t.Errorf("%d members once the instances are known", members.Load())
+		}
+		cancel()
+		<-ended
 	})
 }

@@ -16,7 +16,8 @@ import (
 // untouched is a Member whose deliveries may not be settled: what is not here panics.
 type untouched struct{ delivery.Member }
 
-func (untouched) AckTimeout() time.Duration { return time.Hour }
+func (untouched) AckTimeout() time.Duration           { return time.Hour }
+func (untouched) Extend(time.Duration, ...uint64) int { return 0 }
 
 // TestStopIsNoAttempt: what is cut, since the proxy stops, has not failed: it is neither
 // given back for another attempt nor, after the last one, a dead letter.
