@@ -361,7 +361,12 @@ func (s *Store) loadEnd(db *pebble.DB, t *topic, r topicRecord) error {
 
 // scan calls f for every key that begins with prefix.
 func scan(db *pebble.DB, prefix string, f func(k, v []byte) error) error {
-	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte(prefix), UpperBound: []byte{prefix[0] + 1}})
+	return scanFrom(db, []byte(prefix), f)
+}
+
+// scanFrom calls f for every key that begins as first does, from that one on.
+func scanFrom(db *pebble.DB, first []byte, f func(k, v []byte) error) error {
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: first, UpperBound: []byte{first[0] + 1}})
 	if err != nil {
 		return err
 	}

@@ -133,12 +133,17 @@ func (s *Store) moveDue(now time.Time) {
 	var due []moved
 	var last *request
 	next, size := time.Time{}, 0
-	// Whoever publishes a delay from here on sets it again.
+	// Whoever publishes a delay from here on sets it again. What was before it has been
+	// moved, and the database would still walk over that.
+	from := []byte{'d'}
 	s.mu.Lock()
+	if !s.firstDue.IsZero() {
+		from = delayKey(s.firstDue, 0)
+	}
 	s.firstDue = time.Time{}
 	s.mu.Unlock()
 	err := s.view(func(db *pebble.DB) error {
-		err := scan(db, "d", func(k, v []byte) error {
+		err := scanFrom(db, from, func(k, v []byte) error {
 			at := time.Unix(0, int64(binary.BigEndian.Uint64(k[1:9])))
 			if at.After(now) || len(due) == maxMove || size > maxBatch {
 				next = at
