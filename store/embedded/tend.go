@@ -205,12 +205,12 @@ func (s *Store) move(r *request) bool {
 	return true
 }
 
-// retain removes what is older or more than a topic keeps.
+// retain removes what is older or more than a topic keeps, or settled where it keeps none of that.
 func (s *Store) retain(now time.Time) {
 	s.mu.Lock()
 	var topics []*topic
 	for _, t := range s.topics {
-		if t.spec.MaxAge > 0 || t.spec.MaxBytes > 0 {
+		if t.spec.MaxAge > 0 || t.spec.MaxBytes > 0 || t.spec.DropSettled {
 			topics = append(topics, t)
 		}
 	}
@@ -224,9 +224,12 @@ func (s *Store) retain(now time.Time) {
 
 func (s *Store) retainTopic(t *topic, now time.Time) error {
 	s.mu.Lock()
-	low, next, cum, spec := t.low, t.next, t.cum, t.spec
+	low, next, cum, spec, settled := t.low, t.next, t.cum, t.spec, t.settledLocked()
 	s.mu.Unlock()
 	to := low
+	if spec.DropSettled {
+		to = max(to, settled)
+	}
 	if spec.MaxAge > 0 {
 		at, err := s.firstAt(t, now.Add(-spec.MaxAge), low, next)
 		if err != nil {
@@ -266,6 +269,18 @@ func (s *Store) retainTopic(t *topic, now time.Time) error {
 		}
 		return b.DeleteRange(recordKey(t.id, 0), recordKey(t.id, to), nil)
 	}, func() {})
+}
+
+// settledLocked is the offset below which all groups have durably settled what there is; 0
+// where there is no group.
+func (t *topic) settledLocked() (below uint64) {
+	if len(t.groups) > 0 {
+		below = t.next
+	}
+	for _, g := range t.groups {
+		below = min(below, g.kept)
+	}
+	return below
 }
 
 // firstCum is the first offset at whose end more than cum bytes were written.
