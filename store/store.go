@@ -449,6 +449,9 @@ type TopicSpec struct {
 	// Capabilities.TopicRetention.
 	MaxAge   time.Duration
 	MaxBytes int64
+	// DropSettled: what every group of the topic has settled is not kept, for a topic that
+	// has no other readers. Only with Capabilities.Local.
+	DropSettled bool
 }
 
 // PartitionLag is a group's place in one partition.

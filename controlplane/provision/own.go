@@ -2,6 +2,7 @@ package provision
 
 import (
 	"context"
+	"time"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
@@ -14,13 +15,17 @@ import (
 // every proxy with requests of its store.
 const replyPartitions = 4
 
+// repliesKept is how long its events are kept, where the store can be told: nobody waits for
+// one for more than minutes.
+const repliesKept = time.Hour
+
 // ownTopics makes the topics that the mesh needs in a store that was reached whatever
 // Topics are there, or looks whether its administrator has: the one over which replies
 // reach the proxies that wait for them, and those of the store itself, for delay. It
 // tells what is missing, "" where nothing is, and whether that is worth trying again
 // soon. Nothing but what needs them is refused as long as they are missing: the store
 // is reachable all the same.
-func (p *Provisioner) ownTopics(ctx context.Context, e *configstore.Entry, st store.Store) (missing string, again bool) {
+func (p *Provisioner) ownTopics(ctx context.Context, e *configstore.Entry, st store.Store, caps store.Capabilities) (missing string, again bool) {
 	admin, ok := st.(store.Admin)
 	if !ok {
 		return "", false
@@ -29,6 +34,9 @@ func (p *Provisioner) ownTopics(ctx context.Context, e *configstore.Entry, st st
 	defer cancel()
 	verify := e.Resource.GetEventStore().Provisioning == configv1.Provisioning_PROVISIONING_VERIFY
 	spec := store.TopicSpec{Name: names.ReplyTopic(e.Resource.Metadata.Uid), Partitions: replyPartitions}
+	if caps.TopicRetention {
+		spec.MaxAge = repliesKept
+	}
 	if err := ensureTopic(ctx, admin, verify, spec); err != nil {
 		return "requests are refused for want of the topic " + spec.Name + ": " + err.Error(), !verify
 	}

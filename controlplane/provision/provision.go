@@ -306,7 +306,7 @@ func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configst
 	if o.err == nil {
 		p.observe(ctx, term, e, o)
 		var missing string
-		if missing, again = p.ownTopics(ctx, e, o.st); missing != "" {
+		if missing, again = p.ownTopics(ctx, e, o.st, o.caps); missing != "" {
 			c.Message += "; " + missing
 		}
 	} else {

@@ -54,8 +54,11 @@ func (a *age) since(written time.Time) {
 			written = at
 		}
 	}
-	a.before.Store(int64(max(0, a.clock.Now().Sub(written))))
+	a.last(written)
 }
+
+// last says when the configuration was last confirmed, by another process.
+func (a *age) last(at time.Time) { a.before.Store(int64(max(0, a.clock.Now().Sub(at)))) }
 
 // follows says that a control plane is followed.
 func (a *age) follows() {

@@ -261,7 +261,11 @@ func (c *Client) load(ctx context.Context) error {
 	}
 	c.mem = m
 	if origin == snapshot.FromDisk {
-		c.since(c.disk.written())
+		if m.replaced.IsZero() {
+			c.since(c.disk.newest())
+		} else {
+			c.last(m.replaced) // what was confirmed since is another one
+		}
 		c.kept.Store(Kept{m.lineage, m.revision})
 	}
 	c.adopt()

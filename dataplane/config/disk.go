@@ -152,9 +152,12 @@ func (d disk) load(scope []string, nodeID string, check func(*configv1.Resource)
 	if err != nil {
 		return nil, []error{err}
 	}
-	for _, name := range names {
+	for i, name := range names {
 		m, err := d.read(filepath.Join(d.dir, name), scope, nodeID, check)
 		if err == nil {
+			if i > 0 {
+				m.replaced = d.written(names[i-1])
+			}
 			return m, problems
 		}
 		problems = append(problems, fmt.Errorf("%s: %w", name, err))
@@ -232,12 +235,18 @@ func enough(kept, scope []string) bool {
 	})
 }
 
-// written is when the newest generation was.
-func (d disk) written() (at time.Time) {
+// newest is when the newest generation was written.
+func (d disk) newest() (at time.Time) {
 	if list, err := d.list(); err == nil && len(list) > 0 {
-		if i, err := os.Stat(filepath.Join(d.dir, list[0])); err == nil {
-			at = i.ModTime()
-		}
+		at = d.written(list[0])
+	}
+	return at
+}
+
+// written is when a generation was.
+func (d disk) written(name string) (at time.Time) {
+	if i, err := os.Stat(filepath.Join(d.dir, name)); err == nil {
+		at = i.ModTime()
 	}
 	return at
 }

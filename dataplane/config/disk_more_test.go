@@ -2,14 +2,17 @@ package config
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -237,6 +240,38 @@ func TestNotOurs(t *testing.T) {
 		if m, problems := got(); m != nil || len(problems) != 1 {
 			t.Errorf("of another %s: %v %v", what, m, problems)
 		}
+	}
+}
+
+// TestAgeOfOlder: a generation that is used in place of a newer one is as old as that: what a
+// control plane confirmed since was another.
+func TestAgeOfOlder(t *testing.T) {
+	dir := t.TempDir()
+	d := disk{dir}
+	saved(t, d, 1, 2)
+	names, err := d.list()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names { // newest first
+		name = filepath.Join(dir, name)
+		if i == 0 {
+			if err := os.Truncate(name, 100); err != nil {
+				t.Fatal(err)
+			}
+		}
+		at := time.Now().Add(-time.Duration(i+1) * 100 * time.Hour)
+		if err := os.Chtimes(name, at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newAge(dir, nil).follows()
+	c := New(Config{Dir: dir, NodeID: "n1", Check: snapshot.Check, Apply: func(context.Context, State) {}, Log: slog.New(slog.DiscardHandler)})
+	if err := c.load(t.Context()); err != nil || c.mem.revision != 1 {
+		t.Fatalf("revision %d is loaded: %v", c.mem.revision, err)
+	}
+	if got := c.Age().Round(time.Hour); got != 100*time.Hour {
+		t.Errorf("it is %v old", got)
 	}
 }
 

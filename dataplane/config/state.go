@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -62,6 +63,8 @@ type memory struct {
 	withheld []*configv1.Withheld
 	// view is the last manifest's.
 	view []byte
+	// replaced is when a generation took the place of this one, on disk, that cannot be used.
+	replaced time.Time
 }
 
 func newMemory() *memory {

@@ -55,7 +55,8 @@ func wanted(s *snapshot.Snapshot) map[string]map[string]*topicWork {
 			if src.Topic.AtProxy != nil && src.Epoch.Local {
 				of(src.Epoch.StoreUID, src.Epoch.Physical).groups[src.Group] = src.Start
 			}
-			of(src.Epoch.StoreUID, src.RetryTopic).groups[src.RetryGroup] = store.Start{}
+			retry := of(src.Epoch.StoreUID, src.RetryTopic)
+			retry.spec.DropSettled, retry.groups[src.RetryGroup] = true, store.Start{}
 		}
 	}
 	return out

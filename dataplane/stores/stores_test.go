@@ -208,6 +208,18 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// TestRetriesAreNotKept: of a retry topic, which its group alone reads, nothing is kept that is
+// settled; of others all is.
+func TestRetriesAreNotKept(t *testing.T) {
+	s := with(map[string]*configv1.EventStore{uid1: local()})
+	addSub(s, "billing", true, addTopic(s, "orders"))
+	for name, w := range wanted(s)[uid1] {
+		if w.spec.DropSettled != (name == "retry-billing") {
+			t.Errorf("%s: %+v", name, w.spec)
+		}
+	}
+}
+
 func TestOpenAndMake(t *testing.T) {
 	d := &troubled{}
 	m := manager(t, d, nil)

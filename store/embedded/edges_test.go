@@ -223,6 +223,49 @@ func TestLagOfWhatIsRemoved(t *testing.T) {
 	}
 }
 
+// TestSettledIsDropped: of a topic that keeps nothing that is settled there is what one of
+// its groups has not settled, and all before it has one.
+func TestSettledIsDropped(t *testing.T) {
+	fs := vfs.NewMem()
+	s := openAt(t, fs, "store", 0)
+	defer func() { must(t, s.Close(t.Context())) }()
+	must(t, s.EnsureTopic(t.Context(), store.TopicSpec{Name: "t", DropSettled: true}))
+	publishTo(t, s, "t", "0", "1", "2", "3")
+	kept := func(begin uint64) {
+		t.Helper()
+		s.retain(time.Now())
+		x, err := s.Extents(t.Context(), "t")
+		must(t, err)
+		if want := (store.Extent{Begin: begin, End: 4}); x[0] != want {
+			t.Fatalf("there is %+v, want %+v", x[0], want)
+		}
+	}
+	settle := func(group string, n int) {
+		t.Helper()
+		sub, err := s.Subscribe(t.Context(), store.SubscribeRequest{Topic: "t", Group: group})
+		must(t, err)
+		dst := make([]store.Message, n)
+		for i := range dst {
+			_, err := sub.Fetch(t.Context(), dst[i:i+1])
+			must(t, err)
+			sub.Settle([]*store.Message{&dst[i]})
+		}
+		must(t, sub.Close(t.Context()))
+	}
+	kept(0)
+	must(t, s.EnsureGroup(t.Context(), "t", "g", store.Start{}))
+	must(t, s.EnsureGroup(t.Context(), "t", "h", store.Start{}))
+	settle("g", 3)
+	kept(0)
+	settle("h", 2)
+	kept(2)
+	s = restart(t, s, fs)
+	settle("h", 2)
+	kept(3)
+	settle("g", 1)
+	kept(4)
+}
+
 // TestLagOfWhatIsHeldBack: what is held back for a topic is told, also after a restart, until
 // it lies in the topic: at no moment is it nowhere.
 func TestLagOfWhatIsHeldBack(t *testing.T) {

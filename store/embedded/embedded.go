@@ -29,6 +29,10 @@
 // what was in flight is ambiguous and everything after it is refused. Reads go
 // on. Once the disk can be written (space was freed) the store closes its database
 // and opens it again, and continues with what is durable.
+//
+// It does not wait for that where it sees a disk become full: while there is little room
+// left no events are taken, so that what makes room can still be written: what consumers
+// have settled, other settings of topics, and what retention removes.
 package embedded
 
 import (
@@ -93,8 +97,16 @@ const (
 	// probeBytes is what must fit on a disk that was full before its database is
 	// opened again.
 	probeBytes = 8 << 20
-	// retainEvery is the time between looks at retention.
+	// retainEvery is the time between looks at retention, lookEvery of those at the disk.
 	retainEvery = 30 * time.Second
+	lookEvery   = time.Second
+	// leastRoom is what is left free on the disk, or a tenth of it if that is less: the
+	// database, which writes anew what it removes from, needs about as much, and what waits
+	// already is still written. lookAfter is how much is written before the next look.
+	leastRoom = 128 << 20
+	lookAfter = 16 << 20
+	// reclaimAfter is how soon what retention has removed is off the disk.
+	reclaimAfter = 10 * time.Second
 )
 
 // Driver opens embedded stores.
@@ -169,7 +181,10 @@ type Store struct {
 	dirty    []*group
 	firstDue time.Time // of delayed records; zero for none
 	broken   error     // why nothing is written; nil while all is well
+	full     error     // why no events are taken, though all else is written; nil likewise
 	closed   bool
+
+	unlooked int // bytes written since the disk was looked at; the committer's own
 
 	work    chan struct{} // wakes the committer; capacity 1: one wake-up is enough
 	failed  chan struct{} // wakes the tender after a failure; capacity 1 likewise
@@ -243,7 +258,7 @@ func (s *Store) openDB() error {
 		return &fault.Error{Class: fault.Unavailable, Op: "embedded.open", Reason: "store-failed", Err: err, Msg: "the embedded store cannot be opened"}
 	}
 	opts := &pebble.Options{FS: s.fs, Lock: s.lock, Logger: logger{s}, FormatMajorVersion: pebble.FormatNewest,
-		MemTableSize: 32 << 20, MemTableStopWritesThreshold: 4, L0CompactionThreshold: 4}
+		MemTableSize: 32 << 20, MemTableStopWritesThreshold: 4, L0CompactionThreshold: 4, FlushDelayDeleteRange: reclaimAfter}
 	opts.EnsureDefaults()
 	db, err := pebble.Open(s.cfg.Dir, opts)
 	if err != nil {
@@ -361,7 +376,12 @@ func (s *Store) loadEnd(db *pebble.DB, t *topic, r topicRecord) error {
 
 // scan calls f for every key that begins with prefix.
 func scan(db *pebble.DB, prefix string, f func(k, v []byte) error) error {
-	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte(prefix), UpperBound: []byte{prefix[0] + 1}})
+	return scanFrom(db, []byte(prefix), f)
+}
+
+// scanFrom calls f for every key that begins as first does, from that one on.
+func scanFrom(db *pebble.DB, first []byte, f func(k, v []byte) error) error {
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: first, UpperBound: []byte{first[0] + 1}})
 	if err != nil {
 		return err
 	}

@@ -6,10 +6,14 @@ import (
 	"errors"
 	"slices"
 	"sort"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/weft-mesh/weft/pkg/fault"
 )
 
 // tend does what takes time: it moves delayed records when they are due, removes
@@ -17,6 +21,8 @@ import (
 func (s *Store) tend() {
 	retain := time.NewTicker(retainEvery)
 	defer retain.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -29,6 +35,8 @@ func (s *Store) tend() {
 			s.moveDue(s.clock.Now())
 		case <-retain.C:
 			s.retain(s.clock.Now())
+		case <-look.C:
+			s.lookAtDisk()
 		}
 		if s.isBroken() {
 			s.reopen()
@@ -55,8 +63,51 @@ func (s *Store) isBroken() bool {
 	return s.broken != nil
 }
 
-// writable tries whether the disk can be written again.
+// lookAtDisk notes whether the disk has room for events.
+func (s *Store) lookAtDisk() {
+	u, err := s.fs.GetDiskUsage(s.cfg.Dir)
+	if err != nil {
+		return // not every file system tells: then it is full when it says so
+	}
+	least := min(leastRoom, u.TotalBytes/10)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.full == nil && u.AvailBytes < least:
+		full := fault.New(fault.Unavailable, "embedded", "disk-full", "the disk of the embedded store has %d MiB left, and the store keeps %d for what makes room; it takes events again by itself", u.AvailBytes>>20, least>>20)
+		full.RetryAfter = lookEvery
+		s.full = full
+		s.cfg.Log.Error("the disk of the embedded store is nearly full; no events are taken until there is room", "store", s.cfg.Name, "bytes", u.AvailBytes)
+	case s.full != nil && u.AvailBytes >= least+least/4:
+		s.full = nil
+		s.cfg.Log.Info("the embedded store takes events again", "store", s.cfg.Name)
+	}
+}
+
+// noRoom is why no events are taken; nil where they are.
+func (s *Store) noRoom() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.full
+}
+
+// writable tries whether the disk can be written again, and what the database has in its log
+// alone too, which it writes into tables when it is opened: else it would be closed for
+// nothing, and not read any more.
 func (s *Store) writable() error {
+	need := uint64(probeBytes)
+	files, err := s.fs.List(s.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range files {
+		if i, err := s.fs.Stat(s.fs.PathJoin(s.cfg.Dir, name)); err == nil && strings.HasSuffix(name, ".log") {
+			need += uint64(i.Size()) //nolint:gosec // not negative
+		}
+	}
+	if u, err := s.fs.GetDiskUsage(s.cfg.Dir); err == nil && u.AvailBytes < need {
+		return syscall.ENOSPC
+	}
 	name := s.fs.PathJoin(s.cfg.Dir, "probe")
 	f, err := s.fs.Create(name, vfs.WriteCategoryUnspecified)
 	if err != nil {
@@ -133,12 +184,17 @@ func (s *Store) moveDue(now time.Time) {
 	var due []moved
 	var last *request
 	next, size := time.Time{}, 0
-	// Whoever publishes a delay from here on sets it again.
+	// Whoever publishes a delay from here on sets it again. What was before it has been
+	// moved, and the database would still walk over that.
+	from := []byte{'d'}
 	s.mu.Lock()
+	if !s.firstDue.IsZero() {
+		from = delayKey(s.firstDue, 0)
+	}
 	s.firstDue = time.Time{}
 	s.mu.Unlock()
 	err := s.view(func(db *pebble.DB) error {
-		err := scan(db, "d", func(k, v []byte) error {
+		err := scanFrom(db, from, func(k, v []byte) error {
 			at := time.Unix(0, int64(binary.BigEndian.Uint64(k[1:9])))
 			if at.After(now) || len(due) == maxMove || size > maxBatch {
 				next = at
@@ -200,12 +256,12 @@ func (s *Store) move(r *request) bool {
 	return true
 }
 
-// retain removes what is older or more than a topic keeps.
+// retain removes what is older or more than a topic keeps, or settled where it keeps none of that.
 func (s *Store) retain(now time.Time) {
 	s.mu.Lock()
 	var topics []*topic
 	for _, t := range s.topics {
-		if t.spec.MaxAge > 0 || t.spec.MaxBytes > 0 {
+		if t.spec.MaxAge > 0 || t.spec.MaxBytes > 0 || t.spec.DropSettled {
 			topics = append(topics, t)
 		}
 	}
@@ -219,9 +275,12 @@ func (s *Store) retain(now time.Time) {
 
 func (s *Store) retainTopic(t *topic, now time.Time) error {
 	s.mu.Lock()
-	low, next, cum, spec := t.low, t.next, t.cum, t.spec
+	low, next, cum, spec, settled := t.low, t.next, t.cum, t.spec, t.settledLocked()
 	s.mu.Unlock()
 	to := low
+	if spec.DropSettled {
+		to = max(to, settled)
+	}
 	if spec.MaxAge > 0 {
 		at, err := s.firstAt(t, now.Add(-spec.MaxAge), low, next)
 		if err != nil {
@@ -261,6 +320,18 @@ func (s *Store) retainTopic(t *topic, now time.Time) error {
 		}
 		return b.DeleteRange(recordKey(t.id, 0), recordKey(t.id, to), nil)
 	}, func() {})
+}
+
+// settledLocked is the offset below which all groups have durably settled what there is; 0
+// where there is no group.
+func (t *topic) settledLocked() (below uint64) {
+	if len(t.groups) > 0 {
+		below = t.next
+	}
+	for _, g := range t.groups {
+		below = min(below, g.kept)
+	}
+	return below
 }
 
 // firstCum is the first offset at whose end more than cum bytes were written.

@@ -37,11 +37,19 @@ type request struct {
 
 // Publish writes events; see store.Store.
 func (s *Store) Publish(ctx context.Context, topic string, events []store.Outgoing, res []store.Result) error {
+	if err := s.noRoom(); err != nil {
+		failAll(res, err)
+		return err
+	}
 	return s.publish(ctx, topic, events, nil, res)
 }
 
 // PublishDelayed writes events that become readable at due; see store.Delayer.
 func (s *Store) PublishDelayed(ctx context.Context, topic string, events []store.Outgoing, due []time.Time, res []store.Result) error {
+	if err := s.noRoom(); err != nil {
+		failAll(res, err)
+		return err
+	}
 	limit := s.clock.Now().Add(maxDelay)
 	for _, d := range due {
 		if d.After(limit) {
@@ -201,6 +209,13 @@ func (s *Store) commitOnce(groups bool) (more bool) {
 	if result != nil {
 		s.fail(result)
 		result = &fault.Error{Class: fault.Ambiguous, Op: "embedded.publish", Reason: "ambiguous", Err: result, Msg: "the store failed while it wrote; the event may have been kept"}
+	}
+	for _, r := range batch {
+		s.unlooked += r.bytes
+	}
+	if s.unlooked >= lookAfter {
+		s.unlooked = 0
+		s.lookAtDisk()
 	}
 	s.finish(batch, settled, result)
 	return true
