@@ -25,11 +25,26 @@ func weighed(cost uint64) cel.ProgramOption {
 			return i, nil
 		}
 		switch call.Function() {
-		case operators.Equals, operators.NotEquals, operators.In:
-			return comparison{call, int64(cost) * perUnit}, nil //nolint:gosec // it is small
+		case operators.Equals, operators.NotEquals:
+			if constant(call.Args()[0]) || constant(call.Args()[1]) {
+				return i, nil
+			}
+		case operators.In:
+			if constant(call.Args()[1]) {
+				return i, nil
+			}
+		default:
+			return i, nil
 		}
-		return i, nil
+		return comparison{call, int64(cost) * perUnit}, nil //nolint:gosec // it is small
 	})
+}
+
+// constant reports whether a value stands in the expression: what is compared with it is
+// looked at no further than that.
+func constant(i interpreter.InterpretableV2) bool {
+	_, ok := i.(interpreter.InterpretableConst)
+	return ok
 }
 
 // Exec compares.
