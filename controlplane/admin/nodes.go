@@ -40,7 +40,7 @@ func (s *Service) ListNodes(ctx context.Context, req *adminv1.ListNodesRequest) 
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	seen := s.connections(ctx, "")
+	seen, _ := s.connections(ctx, "")
 	who, out := callerOf(ctx), &adminv1.ListNodesResponse{}
 	for _, n := range all {
 		if n.ID <= req.After || req.Namespace != "" && !n.Has(req.Namespace) {
@@ -68,15 +68,21 @@ func nodeOf(n *roster.Node, p *adminv1.ProxyStatus, who *Caller) *adminv1.Node {
 	return out
 }
 
-// connections are the proxies that some replica knows of, by node id; only one, where it
-// is named.
-func (s *Service) connections(ctx context.Context, node string) map[string]*adminv1.ProxyStatus {
-	out := map[string]*adminv1.ProxyStatus{}
+// connections are the proxies that some replica knows of, by node id, and those of which
+// the replica does not answer that they were connected to last, with its address; only one,
+// where it is named.
+func (s *Service) connections(ctx context.Context, node string) (seen map[string]*adminv1.ProxyStatus, unsure map[string]string) {
+	seen = map[string]*adminv1.ProxyStatus{}
 	others := s.cfg.Mesh.Others(ctx, &adminv1.GetStatusRequest{Local: true, NodeId: node, WithoutResources: true})
 	for _, p := range census.Merge(s.cfg.Mesh.Local(), others.Proxies) {
-		out[p.NodeId] = p
+		seen[p.NodeId] = p
 	}
-	return out
+	return seen, others.Unsure
+}
+
+// mayLive is the error of a node that nobody can say of that it is not connected.
+func mayLive(node, replica string) error {
+	return status.Errorf(codes.FailedPrecondition, "node %s was connected to the replica at %s, which does not answer this one: it may live. Ask there (--server), or once that replica answers; where that is gone for good, some minutes later", names.Text(node, 128), replica)
 }
 
 // DeclareNodeDead has a proxy count no more, and refused.
@@ -87,8 +93,12 @@ func (s *Service) DeclareNodeDead(ctx context.Context, req *adminv1.DeclareNodeD
 	if n := len(req.Reason); n == 0 || n > maxNodeReason {
 		return nil, status.Errorf(codes.InvalidArgument, "reason must have 1 to %d bytes: it is kept in the audit record", maxNodeReason)
 	}
-	if p := s.connections(ctx, req.NodeId)[req.NodeId]; p.GetConnected() {
+	seen, unsure := s.connections(ctx, req.NodeId)
+	if p := seen[req.NodeId]; p.GetConnected() {
 		return nil, status.Errorf(codes.FailedPrecondition, "node %s is connected to replica %s: it lives, and would go on with what it has; stop it first (\"weft admin drain\")", names.Text(req.NodeId, 128), p.Replica)
+	}
+	if at := unsure[req.NodeId]; at != "" {
+		return nil, mayLive(req.NodeId, at)
 	}
 	if err := s.cfg.Roster.DeclareDead(ctx, req.NodeId, callerOf(ctx).Subject); err != nil {
 		return nil, toStatus(err)
@@ -117,8 +127,11 @@ func (s *Service) ForgetNodes(ctx context.Context, req *adminv1.ForgetNodesReque
 			return nil, err
 		}
 	}
-	seen := s.connections(ctx, "")
+	seen, unsure := s.connections(ctx, "")
 	for _, id := range req.NodeIds {
+		if at := unsure[id]; at != "" && !seen[id].GetConnected() {
+			return nil, mayLive(id, at)
+		}
 		if p := seen[id]; p.GetConnected() {
 			return nil, status.Errorf(codes.FailedPrecondition, "node %s is connected to replica %s: it lives, or that replica has not heard yet that it was declared dead; nobody was forgotten", names.Text(id, 128), p.Replica)
 		}

@@ -149,6 +149,9 @@ type View struct {
 	Replicas []*adminv1.ReplicaStatus
 	// Alarms of others, and of what could not be asked.
 	Alarms []*adminv1.Alarm
+	// Unsure are proxies that are written down as connected to a replica that did not
+	// answer, by node id, with its address: they may be.
+	Unsure map[string]string
 }
 
 // Others asks the other replicas, and etcd for who was there before, for at most
@@ -158,13 +161,14 @@ func (m *Mesh) Others(ctx context.Context, req *adminv1.GetStatusRequest) View {
 	known := m.read(ctx)
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	var v View
-	answered := map[string]bool{m.id: true}
+	v := View{Unsure: map[string]string{}}
+	answered, silent := map[string]bool{m.id: true}, map[string]string{}
 	for _, a := range ask(ctx, m, known, func(ctx context.Context, c adminv1.AdminServiceClient) (*adminv1.GetStatusResponse, error) {
 		return c.GetStatus(ctx, req)
 	}) {
 		if a.err != nil {
 			m.unanswered.Inc()
+			silent[a.replica.ID] = a.replica.Address
 			v.Replicas = append(v.Replicas, &adminv1.ReplicaStatus{Id: a.replica.ID, Address: a.replica.Address, Version: a.replica.Version, Error: a.err.Error()})
 			continue
 		}
@@ -180,6 +184,9 @@ func (m *Mesh) Others(ctx context.Context, req *adminv1.GetStatusRequest) View {
 	for _, p := range known.proxies {
 		if req.NodeId != "" && p.NodeId != req.NodeId {
 			continue
+		}
+		if at, ok := silent[p.Replica]; ok && p.Connected {
+			v.Unsure[p.NodeId] = at
 		}
 		v.Proxies = append(v.Proxies, past(p, known.replicas, answered, m.now()))
 	}

@@ -244,10 +244,10 @@ func (m *Manager) redriven(ctx context.Context, t *snapshot.Topic) (map[position
 	})
 }
 
-// While a scan waits for a message that must be there, it looks each scanLook whether it
-// is still there, and gives up after scanPatience.
+// While a scan waits for what must be there, it looks each scanLook whether there still is
+// any, and gives up after scanPatience.
 const (
-	scanLook     = 5 * time.Second
+	scanLook     = time.Second
 	scanPatience = 30 * time.Second
 )
 
@@ -282,13 +282,19 @@ func (m *Manager) scan(ctx context.Context, t *snapshot.Topic, visit func(msg *s
 }
 
 func scanEpoch(ctx context.Context, st store.Store, at position.Token, physical string, visit func(msg *store.Message, at position.Token) (bool, error)) error {
-	left, err := unread(ctx, st, physical, nil)
+	me, ok := st.(store.Measurer)
+	if !ok {
+		return fault.New(fault.Precondition, "delivery.scan", "no-extents", "the store cannot tell where a topic ends")
+	}
+	extents, err := me.Extents(ctx, physical) // an error where a part of the topic is away
 	if err != nil {
 		return err
 	}
-	if len(left) == 0 {
-		_, err := visit(nil, at)
-		return err
+	enough, all := false, !slices.ContainsFunc(extents, func(x store.Extent) bool { return x.Begin < x.End })
+	if all {
+		if enough, err = visit(nil, at); err != nil || enough {
+			return err
+		}
 	}
 	tail, err := st.Tail(ctx, store.TailRequest{Topic: physical, Own: true})
 	if err != nil {
@@ -299,11 +305,15 @@ func scanEpoch(ctx context.Context, st store.Store, at position.Token, physical 
 		defer cancel()
 		_ = tail.Close(cctx)
 	}()
-	read := map[string]uint64{} // the offset behind what was read, by partition
+	// Not by the extents: the last that a partition has may be none that is given.
+	passed, err := tail.Mark(ctx)
+	if err != nil {
+		return err
+	}
 	msgs := make([]store.Message, maxFetch)
 	waited := time.Duration(0)
-	for enough, all := false, false; !enough; {
-		if len(left) == 0 && !all {
+	for !enough {
+		if !all && passed() {
 			all = true
 			if enough, err = visit(nil, at); err != nil {
 				return err
@@ -316,12 +326,14 @@ func scanEpoch(ctx context.Context, st store.Store, at position.Token, physical 
 		switch {
 		case ctx.Err() != nil:
 			return fault.From(ctx.Err())
+		case err != nil && wctx.Err() != nil && !all && passed():
+			continue
 		case err != nil && wctx.Err() != nil:
 			if waited += scanLook; waited >= scanPatience {
 				return fault.New(fault.Unavailable, "delivery.scan", "store-slow", "the store gives nothing more for %s, though there is more", waited)
 			}
-			if len(left) > 0 { // what was to come may have gone with the topic's retention
-				if left, err = unread(ctx, st, physical, read); err != nil {
+			if !all { // what was to come may have gone with the topic's retention
+				if passed, err = tail.Mark(ctx); err != nil {
 					return err
 				}
 			}
@@ -333,10 +345,6 @@ func scanEpoch(ctx context.Context, st store.Store, at position.Token, physical 
 		for i := range msgs[:n] {
 			msg := &msgs[i]
 			at.Pos = msg.Pos
-			if end, ok := left[msg.Pos.Partition]; ok && msg.Pos.Offset+1 >= end {
-				delete(left, msg.Pos.Partition)
-			}
-			read[msg.Pos.Partition] = msg.Pos.Offset + 1
 			e, err := visit(msg, at)
 			if err != nil {
 				return err
@@ -345,25 +353,6 @@ func scanEpoch(ctx context.Context, st store.Store, at position.Token, physical 
 		}
 	}
 	return nil
-}
-
-// unread are the ends of the partitions that have more than was read.
-func unread(ctx context.Context, st store.Store, physical string, read map[string]uint64) (map[string]uint64, error) {
-	me, ok := st.(store.Measurer)
-	if !ok {
-		return nil, fault.New(fault.Precondition, "delivery.scan", "no-extents", "the store cannot tell where a topic ends")
-	}
-	extents, err := me.Extents(ctx, physical)
-	if err != nil {
-		return nil, err
-	}
-	left := map[string]uint64{}
-	for _, x := range extents {
-		if max(x.Begin, read[x.Partition]) < x.End {
-			left[x.Partition] = x.End
-		}
-	}
-	return left, nil
 }
 
 // deadLetterOf reads a message of a dead-letter topic; false where it is none.

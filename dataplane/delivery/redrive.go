@@ -46,23 +46,24 @@ type Redriven struct {
 const (
 	MaxRedriveRate = 10000
 	redriveBatch   = 100
+	// giveTime bounds the write of what is given back, and that of its mark.
+	giveTime = 30 * time.Second
 )
 
 // redrive is one at work.
 type redrive struct {
-	m       *Manager
-	who     *policy.Principal
-	req     Redrive
-	id      string // of its markers
-	topic   *snapshot.Topic
-	pace    *rate.Limiter
-	size    int // of a batch
-	batch   []DeadLetter
-	written int // markers
-	seen    int // of them, in the topic
-	out     Redriven
-	over    bool // all that the topic had at the call was read
-	report  func(Redriven)
+	m      *Manager
+	who    *policy.Principal
+	req    Redrive
+	id     string // of its markers
+	topic  *snapshot.Topic
+	pace   *rate.Limiter
+	size   int // of a batch
+	batch  []DeadLetter
+	unseen map[string]struct{} // markers that were written and not met in the topic, by id
+	out    Redriven
+	over   bool // all that the topic had at the call was read
+	report func(Redriven)
 }
 
 // Redrive gives the dead letters that req selects, as many as the topic has at the
@@ -76,7 +77,7 @@ type redrive struct {
 // Subscription runs on this proxy.
 func (m *Manager) Redrive(ctx context.Context, who *policy.Principal, req Redrive, report func(Redriven)) (Redriven, error) {
 	const op = "delivery.redrive"
-	r := &redrive{m: m, who: who, req: req, id: uuid.NewString(), report: report, size: min(max(req.Rate/10, 1), redriveBatch)}
+	r := &redrive{m: m, who: who, req: req, id: uuid.NewString(), report: report, size: min(max(req.Rate/10, 1), redriveBatch), unseen: map[string]struct{}{}}
 	q := &r.req.Query
 	q.Redriven = false
 	if q.Subscription == "" || req.Rate < 1 || req.Rate > MaxRedriveRate || req.Limit < 0 {
@@ -154,7 +155,7 @@ func (r *redrive) run(ctx context.Context) error {
 			return r.shown(), err
 		}
 		if id, _ := event.Lookup(msg.Mesh, headerRedriven); id == r.id {
-			r.seen++
+			delete(r.unseen, msg.ID) // it may be there twice
 		}
 		l, ok := deadLetterOf(msg, at)
 		switch _, before := marked[at]; {
@@ -180,7 +181,7 @@ func (r *redrive) run(ctx context.Context) error {
 // now are in the next store, and the next redrive reads that.
 func (r *redrive) shown() bool {
 	t := r.m.cfg.Snapshots.Get().Topics[r.topic.Key]
-	return r.seen == r.written || t == nil || t.UID != r.topic.UID || t.Written().Number != r.topic.Written().Number
+	return len(r.unseen) == 0 || t == nil || t.UID != r.topic.UID || t.Written().Number != r.topic.Written().Number
 }
 
 // flush gives a batch back, and marks it.
@@ -293,6 +294,11 @@ func (r *redrive) give(ctx context.Context, src *snapshot.Source, ls []DeadLette
 		}
 		out[i].Event = &e
 	}
+	// What was begun is ended, and what was given back is marked, also where the caller has
+	// gone meanwhile: nobody would know whether it was.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveTime)
+	defer cancel()
+	at := r.m.cfg.Facts.Now() // a member may have it before all are written
 	err = st.Publish(ctx, src.RetryTopic, out, res)
 	kept := err
 	if slices.ContainsFunc(res, func(r store.Result) bool { return r.Err == nil }) {
@@ -302,7 +308,6 @@ func (r *redrive) give(ctx context.Context, src *snapshot.Source, ls []DeadLette
 		return late // they are not marked, and given back again
 	}
 	var given []string
-	at := r.m.cfg.Facts.Now()
 	for i := range res {
 		if res[i].Err == nil {
 			given = append(given, ls[i].Position.String())
@@ -314,8 +319,7 @@ func (r *redrive) give(ctx context.Context, src *snapshot.Source, ls []DeadLette
 	}
 	r.out.Redriven += len(given)
 	r.m.metrics.redriven.WithLabelValues(r.m.metrics.names.Of(sub.Namespace, sub.Name)).Add(float64(len(given)))
-	// What was given back is marked, also where the caller has gone meanwhile.
-	mctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	mctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveTime)
 	defer cancel()
 	if merr := r.mark(mctx, sub, given); merr != nil {
 		return errors.Join(merr, err)
@@ -342,7 +346,7 @@ func (r *redrive) mark(ctx context.Context, sub *snapshot.Subscription, given []
 	retry := minRetry
 	for {
 		if err = r.m.cfg.Write(ctx, r.topic, []event.Event{e}); err == nil {
-			r.written++
+			r.unseen[e.ID] = struct{}{}
 			return nil
 		}
 		timer := time.NewTimer(retry)

@@ -17,6 +17,7 @@ import (
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
+	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/moves"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
@@ -65,6 +66,8 @@ type world struct {
 	moves *moves.Manager
 	// clock is the machine's, likewise.
 	clock clock.Clock
+	// facts remembers nothing, likewise.
+	facts *facts.Ring
 }
 
 // newWorld opens everything; change may alter the subscription.
@@ -131,7 +134,7 @@ func (w *world) start() {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Moves: w.moves, Clock: w.clock, Log: log,
+	m := New(Config{Snapshots: w.snaps, Metrics: w.metrics, Moves: w.moves, Clock: w.clock, Facts: w.facts, Log: log,
 		Store: func(uid string) (store.Store, error) {
 			if instead := w.instead.Load(); instead != nil {
 				return (*instead)(), nil

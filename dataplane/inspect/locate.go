@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 const (
 	searched     = 100000           // events
 	searchTime   = 10 * time.Second // for all topics together
-	searchIdle   = time.Second      // without anything more, the topic is taken for read
+	searchIdle   = time.Second      // without anything, it is looked whether there is more
 	searchBack   = time.Hour
 	closeTimeout = 5 * time.Second
 )
@@ -60,6 +61,7 @@ func (a *asking) locate(ctx context.Context, known []facts.Fact) error {
 		}
 		if ctx.Err() != nil {
 			a.found("event", false, "there was no time to look for it in topic %s and those after it; name a time to look from, with --since", src.Topic.Name)
+			a.short = true
 			return nil
 		}
 		if err := a.search(ctx, src.Topic, src.Epoch, from, nil); err != nil || a.topic != nil {
@@ -87,7 +89,7 @@ func (a *asking) read(ctx context.Context, t *snapshot.Topic, at position.Token)
 		} else {
 			from = store.Start{} // the first one of its partition
 		}
-		a.found("event", true, "it is in topic %s at %s", t.Name, at)
+		a.found("event", true, "it was stored in topic %s at %s", t.Name, at)
 		return a.search(ctx, t, e, from, &at.Pos)
 	}
 	return nil
@@ -111,16 +113,21 @@ func (a *asking) search(ctx context.Context, t *snapshot.Topic, e snapshot.Epoch
 		defer cancel()
 		_ = tail.Close(cctx)
 	}()
+	passed, err := tail.Mark(ctx)
+	if err != nil {
+		return err
+	}
 	msgs := make([]store.Message, 256)
-	for n := 0; n < searched; {
+	n, last := 0, time.Time{}
+	for n < searched && ctx.Err() == nil {
 		ictx, cancel := context.WithTimeout(ctx, searchIdle)
 		got, err := tail.Next(ictx, msgs)
 		cancel()
-		if err != nil {
-			if ictx.Err() != nil {
-				return nil // nothing more
-			}
+		switch {
+		case err != nil && ictx.Err() == nil:
 			return err
+		case err != nil && ctx.Err() == nil && passed():
+			return nil // nothing more
 		}
 		for i := range msgs[:got] {
 			m := &msgs[i]
@@ -134,7 +141,17 @@ func (a *asking) search(ctx context.Context, t *snapshot.Topic, e snapshot.Epoch
 			}
 			return nil
 		}
-		n += got
+		if n += got; got > 0 {
+			last = msgs[got-1].Stored
+		}
+	}
+	if at == nil {
+		upTo := ""
+		if !last.IsZero() {
+			upTo = ", to what was stored at " + last.UTC().Format(time.RFC3339)
+		}
+		a.found("event", false, "topic %s was searched no further than over %s%s: --since names a later time to search from", t.Name, several(n, "event"), upTo)
+		a.short = true
 	}
 	return nil
 }
@@ -175,6 +192,13 @@ func (a *asking) place(ctx context.Context, src *snapshot.Source) error {
 		if l.Partition != a.pos.Pos.Partition {
 			continue
 		}
+		if removed, err := a.removed(ctx, st, src.Epoch.Physical); err != nil {
+			return err
+		} else if removed {
+			a.found("place", false, "topic %s has it no more: its retention has removed it", src.Topic.Name)
+			a.verdict("passed", "Subscription %s is past it: the retention of topic %s has removed it, before it was delivered or after a delivery that none of the proxies that were asked remembers", a.sub.Name, src.Topic.Name)
+			return nil
+		}
 		if a.pos.Pos.Offset >= l.Committed {
 			a.found("place", true, "the Subscription has settled its partition up to %d, the event is at %d, and %d are not settled", l.Committed, a.pos.Pos.Offset, l.Behind)
 			where := "the oldest of them"
@@ -190,6 +214,18 @@ func (a *asking) place(ctx context.Context, src *snapshot.Source) error {
 	}
 	a.verdict("waiting", "nothing keeps it from Subscription %s", a.sub.Name)
 	return nil
+}
+
+// removed reports whether what the topic has begins behind the event.
+func (a *asking) removed(ctx context.Context, st store.Store, physical string) (bool, error) {
+	me, ok := st.(store.Measurer)
+	if !ok || a.event != nil {
+		return false, nil
+	}
+	extents, err := me.Extents(ctx, physical)
+	return slices.ContainsFunc(extents, func(x store.Extent) bool {
+		return x.Partition == a.pos.Pos.Partition && a.pos.Pos.Less(store.Position{Offset: x.Begin})
+	}), err
 }
 
 // ahead says what the event's key waits for; "" where that is not known here, or nothing is

@@ -33,9 +33,11 @@ func (endless) Next(ctx context.Context, dst []store.Message) (int, error) {
 		return 0, ctx.Err()
 	}
 }
-func (endless) AtEnd() bool                               { return false }
-func (endless) Mark(context.Context) (func() bool, error) { return nil, nil }
-func (endless) Close(context.Context) error               { return nil }
+func (endless) AtEnd() bool { return false }
+func (endless) Mark(context.Context) (func() bool, error) {
+	return func() bool { return false }, nil
+}
+func (endless) Close(context.Context) error { return nil }
 
 // TestSearchEnds: an event that does not exist is looked for no longer where a Subscription
 // reads many topics, and the answer says that not all were searched.

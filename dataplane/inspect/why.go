@@ -55,6 +55,7 @@ type asking struct {
 	pos   position.Token
 	event *event.Event
 	key   string // that it is stored with; see store.Message
+	short bool   // not all was searched that was to be
 }
 
 // Why looks, in the order of an event's way, for what kept an event from a
@@ -230,9 +231,16 @@ func enteredElsewhere(known []facts.Fact, kept string) string {
 
 // lost says that nobody knows the event.
 func (a *asking) lost(known []facts.Fact) {
+	of, hint := "the last events of the topics that the Subscription reads", "Are source and id right? --since searches from further back"
+	if a.short {
+		of, hint = "what was searched of the topics that the Subscription reads", "Not all of them was searched: --since names a later time to search from"
+	}
 	if f := doubtful(known); f != nil {
-		a.found("event", false, "its publish failed, and it is not among the last events of the topics that the Subscription reads")
+		a.found("event", false, "its publish failed, and it is not among %s", of)
 		a.verdict("publish-failed", "its publish failed at %s (%s), and it was not found in the topics that Subscription %s reads", time.Unix(0, f.At).UTC().Format(time.RFC3339), f.Detail, a.sub.Name)
+		if a.short {
+			a.out.Message += ". " + hint
+		}
 		return
 	}
 	if len(known) > 0 {
@@ -240,6 +248,6 @@ func (a *asking) lost(known []facts.Fact) {
 		a.verdict("not-found", "the event was taken, but it is not in its topic any more, or you may not read that")
 		return
 	}
-	a.found("event", false, "no proxy that was asked remembers it, and it is not among the last events of the topics that the Subscription reads")
-	a.verdict("not-found", "no such event is known: no proxy that was asked remembers it, and it was not found in the topics that Subscription %s reads. Are source and id right? --since searches from further back", a.sub.Name)
+	a.found("event", false, "no proxy that was asked remembers it, and it is not among %s", of)
+	a.verdict("not-found", "no such event is known: no proxy that was asked remembers it, and it was not found in the topics that Subscription %s reads. %s", a.sub.Name, hint)
 }

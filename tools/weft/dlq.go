@@ -115,6 +115,9 @@ CONSUME on that. With -o json each line is one of them.`,
 			if causes && output != "text" {
 				return errors.New("--causes is a table for people: count with -o json and a program")
 			}
+			if o.Limit < 1 {
+				return fmt.Errorf("--max: %d is less than 1", o.Limit)
+			}
 			c, err := f.reach(cmd.Context())
 			if err != nil {
 				return err
@@ -270,7 +273,7 @@ attribute, the data, and how it ended.`,
 			defer c.Close()
 			f.filter.IDs = args
 			n := 0
-			_, err = c.DeadLetters(cmd.Context(), f.namespace, f.filter, client.ListOptions{Redriven: true}, func(l client.DeadLetter) error {
+			sum, err := c.DeadLetters(cmd.Context(), f.namespace, f.filter, client.ListOptions{Redriven: true}, func(l client.DeadLetter) error {
 				n++
 				if output != "text" {
 					return printLetterJSON(cmd.OutOrStdout(), &l, output)
@@ -279,6 +282,9 @@ attribute, the data, and how it ended.`,
 			})
 			if err == nil && n == 0 {
 				err = fmt.Errorf("there is no dead letter with the id %s", args[0])
+			}
+			if err == nil && sum.Matched > uint64(n) { //nolint:gosec // a count
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s, of which %s are shown; --since and --until show others\n", counted(int(sum.Matched), "dead letter", "dead letters"), number(n)) //nolint:gosec // a count
 			}
 			return err
 		}}
@@ -343,6 +349,9 @@ on its topics.`,
 			var err error
 			if o.Rate, err = strconv.Atoi(strings.TrimSuffix(pace, "/s")); err != nil || o.Rate < 1 || o.Rate > 10000 {
 				return fmt.Errorf("--rate: %q is not 1/s to 10000/s", pace)
+			}
+			if err := checkMax(o.Limit); err != nil {
+				return err
 			}
 			if f.filter.Subscription == "" {
 				return errors.New("name the Subscription that gets them back with --subscription")

@@ -36,6 +36,8 @@ func TestMistakes(t *testing.T) {
 		{"--data: it is larger than 8 MiB", []string{"publish", "hello", "--data", "@" + file(t, "large", strings.Repeat("1", maxData+1))}},
 		{"--max: -1 is less than 0", []string{"subscribe", "--tail", "hello", "--max", "-1"}},
 		{"--max: -1 is less than 0", []string{"reply", "hello", "--max", "-1"}},
+		{"--max: -1 is less than 0", []string{"dlq", "redrive", "-s", "some", "--max", "-1"}},
+		{"--max: 0 is less than 1", []string{"dlq", "list", "-s", "some", "--max", "0"}},
 		{"--extend is more than 0s", []string{"settle", "hello", "some", "--extend", "0s"}},
 		{"--nack and --extend exclude each other", []string{"settle", "hello", "some", "--extend", "0s", "--nack"}},
 		{"--api-key-file: open /nowhere/key: no such file", []string{"subscribe", "--tail", "hello", "--api-key-file", "/nowhere/key"}},
