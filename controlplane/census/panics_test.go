@@ -35,3 +35,34 @@ func TestReportPanics(t *testing.T) {
 		t.Errorf("it ends with %v", err)
 	}
 }
+
+// silent is a stream that says something once, and then nothing.
+type silent struct {
+	grpc.BidiStreamingServer[discoveryv1.ReportStatusRequest, discoveryv1.ReportStatusResponse]
+	ctx  context.Context
+	said bool
+	end  chan struct{}
+}
+
+func (s *silent) Context() context.Context { return s.ctx }
+
+func (s *silent) Recv() (*discoveryv1.ReportStatusRequest, error) {
+	if s.said {
+		<-s.end
+	}
+	s.said = true
+	return &discoveryv1.ReportStatusRequest{NodeId: "a"}, nil
+}
+
+// TestReportEnds: a stream of reports ends with its context, as where the token that it came
+// with was revoked, also while its node says nothing.
+func TestReportEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(testContext(t))
+	cancel()
+	end := make(chan struct{})
+	defer close(end)
+	r := NewReports(ReportsConfig{Log: quiet, Authorize: func(context.Context, string) error { return nil }})
+	if err := r.ReportStatus(&silent{ctx: ctx, end: end}); status.Code(err) != codes.Canceled {
+		t.Errorf("it ends with %v", err)
+	}
+}

@@ -119,6 +119,8 @@ func (r *Reports) ReportStatus(rpc grpc.BidiStreamingServer[discoveryv1.ReportSt
 			return err
 		case <-me.Replaced():
 			return me.ErrReplaced()
+		case <-rpc.Context().Done(): // also where its credential was taken back
+			return status.FromContextError(rpc.Context().Err()).Err()
 		}
 	}
 }

@@ -129,6 +129,8 @@ func (h *Holds) Hold(rpc grpc.BidiStreamingServer[discoveryv1.HoldRequest, disco
 		return err
 	case <-me.Replaced():
 		return me.ErrReplaced()
+	case <-rpc.Context().Done(): // also where its credential was taken back
+		return status.FromContextError(rpc.Context().Err()).Err()
 	}
 }
 

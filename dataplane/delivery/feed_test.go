@@ -182,7 +182,7 @@ func TestOvertaken(t *testing.T) {
 		read = f.next
 		f.mu.Unlock()
 	}
-	if n, err := slow.(*tail).take(make([]Delivery, 1)); n != 0 || err != nil {
+	if n, _, err := slow.(*tail).take(make([]Delivery, 1)); n != 0 || err != nil {
 		t.Fatalf("the ring gives %d, %v to a tail that it has overtaken", n, err)
 	}
 	if w.m.feedMu.Lock(); w.m.feeds[f.topic.UID] == f {

@@ -154,7 +154,7 @@ func (r *runtime) expire(snap *snapshot.Snapshot, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for mem := range r.members {
-		if mem.who != nil && mem.who.Expired(now) {
+		if mem.who != nil && mem.who.Expired(now) && !mem.pulls {
 			mem.checkLocked(snap, now)
 		}
 	}
@@ -219,15 +219,15 @@ func (m *Manager) join(who *policy.Principal, key snapshot.Key) (Member, error) 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	snap := m.cfg.Snapshots.Get() // under mu, or rules that come now would miss the member
-	mem, err := m.joinLocked(snap, who, key)
+	mem, err := m.joinLocked(snap, who, key, false)
 	if err != nil {
 		return nil, err
 	}
 	return mem, nil
 }
 
-// joinLocked makes a member by snap, which was loaded while mu was held.
-func (m *Manager) joinLocked(snap *snapshot.Snapshot, who *policy.Principal, key snapshot.Key) (*member, error) {
+// joinLocked makes a member, maybe of one who pulls, by snap, which was loaded while mu was held.
+func (m *Manager) joinLocked(snap *snapshot.Snapshot, who *policy.Principal, key snapshot.Key, pulls bool) (*member, error) {
 	const op = "delivery.join"
 	if err := mayConsume(snap, who, key.Namespace, key.Name); err != nil {
 		return nil, err
@@ -249,7 +249,7 @@ func (m *Manager) joinLocked(snap *snapshot.Snapshot, who *policy.Principal, key
 		m.counted[sub.Key] = struct{}{}
 		m.running.Go(r.tend)
 	}
-	mem := &member{r: r, who: who}
+	mem := &member{r: r, who: who, pulls: pulls}
 	if !r.add(mem) {
 		return nil, fault.New(fault.Throttled, op, "too-many-members", "the subscription has %d members on this proxy", MaxMembers)
 	}

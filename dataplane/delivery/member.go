@@ -12,8 +12,11 @@ import (
 
 // member implements Member. Its fields are guarded by runtime.mu.
 type member struct {
-	r       *runtime
-	who     *policy.Principal
+	r   *runtime
+	who *policy.Principal
+	// pulls: who is the last that has called. What was pulled stays the caller's when what
+	// it was pulled with ends: each call is judged by itself, and the next shows newer.
+	pulls   bool
 	credit  int
 	out     int // deliveries it has
 	singled int // of them that are singled out, 0 or 1; see suspects.go
@@ -52,7 +55,10 @@ func (m *member) failLocked(err error) {
 
 // checkLocked judges the member by a newer configuration.
 func (m *member) checkLocked(snap *snapshot.Snapshot, now time.Time) {
-	who, err := refreshed(snap, m.who, now)
+	who, err := m.who, error(nil)
+	if !m.pulls || !who.Expired(now) {
+		who, err = refreshed(snap, who, now)
+	}
 	if err == nil {
 		m.who = who
 		err = mayConsume(snap, who, m.r.key.Namespace, m.r.key.Name)

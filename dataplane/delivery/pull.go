@@ -128,6 +128,9 @@ func (m *Manager) Pull(ctx context.Context, who *policy.Principal, namespace, na
 		return Pulled{}, fault.New(fault.Invalid, op, "bad-pull", "a pull is for 1 to %d events and waits 0s to %s", MaxPull, duration.Text(MaxPullWait))
 	}
 	key := snapshot.Key{Namespace: namespace, Name: name}
+	if who.Expires != 0 { // it waits for nothing that it may not have any more
+		r.Wait = max(0, min(r.Wait, time.Unix(0, who.Expires).Sub(m.cfg.Clock.Now())))
+	}
 	wait, cancel := context.WithTimeout(ctx, r.Wait)
 	defer cancel()
 	for {
@@ -190,7 +193,7 @@ func (m *Manager) enter(who *policy.Principal, key snapshot.Key) (*pullSession, 
 		if len(m.pulls) >= maxPullSessions {
 			return nil, fault.New(fault.Throttled, op, "too-many-pulls", "%d clients pull from this proxy", maxPullSessions)
 		}
-		mem, err := m.joinLocked(snap, who, key)
+		mem, err := m.joinLocked(snap, who, key, true)
 		if err != nil {
 			return nil, err
 		}

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/policy"
@@ -215,11 +217,18 @@ func TestPullTimesOut(t *testing.T) {
 // principal, and who they are.
 func (w *world) keyed(keys ...string) (*snapshot.Snapshot, map[string]*policy.Principal) {
 	w.Helper()
+	return w.ending(nil, keys...)
+}
+
+// ending is keyed, where the first of the keys ends.
+func (w *world) ending(at *timestamppb.Timestamp, keys ...string) (*snapshot.Snapshot, map[string]*policy.Principal) {
+	w.Helper()
 	var list []*configv1.ApiKey
 	for _, k := range keys {
 		sum := sha256.Sum256([]byte("weft_" + k + "_secret"))
 		list = append(list, &configv1.ApiKey{Id: k, Hash: "sha256:" + hex.EncodeToString(sum[:]), Principal: k[:len(k)-1]})
 	}
+	list[0].ExpiresAt = at
 	identities := policy.CompileIdentities([]policy.NamedIdentity{{Namespace: "demo", Name: "identity/demo/i",
 		Spec: &configv1.Identity{Method: &configv1.Identity_ApiKeys{ApiKeys: &configv1.ApiKeys{Keys: list}}}}}, nil, false)
 	who := map[string]*policy.Principal{}
@@ -313,6 +322,35 @@ func TestPullRevoked(t *testing.T) {
 	if _, err := w.m.Settle(w.ctx, who["app2"], "demo", "billing", Settlement{Ack: p.Handles}); fault.ClassOf(err) != fault.Denied {
 		t.Errorf("settling without the right to consume: %v", err)
 	}
+}
+
+// TestPullOutlivesItsKey: what was pulled stays the caller's where what it was pulled with
+// ends by its date, also by a configuration that comes then. A pull that waits ends then.
+func TestPullOutlivesItsKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		const left = 10 * time.Second
+		snap, who := w.ending(timestamppb.New(time.Now().Add(left)), "app1", "app2")
+		w.snaps.Store(snap)
+		w.publish("a")
+		mine, err := w.m.Pull(w.ctx, who["app1"], "demo", "billing", PullRequest{Max: 1, Wait: MaxPullWait})
+		w.must(err)
+		began := time.Now()
+		if _, err := w.m.Pull(w.ctx, who["app1"], "demo", "billing", PullRequest{Max: 1, Wait: MaxPullWait}); fault.ClassOf(err) != fault.Unauthenticated || time.Since(began) > left {
+			t.Errorf("a pull that waits: %v, after %v", err, time.Since(began))
+		}
+		<-time.NewTimer(2 * expireEvery).C // it was looked at
+		rule := allowAll()[0]
+		rule.Principals = []string{"*"}
+		next := w.snapshot(nil, rule)
+		next.Identities = snap.Identities
+		w.snaps.Store(next)
+		synctest.Wait()
+		if bad, err := w.m.Settle(w.ctx, who["app2"], "demo", "billing", Settlement{Ack: mine.Handles}); err != nil || len(bad) != 0 {
+			t.Errorf("by another key of the same principal: %v %v", bad, err)
+		}
+		w.settled()
+	})
 }
 
 // TestPullDrains: pulls that wait end when the proxy drains, and none begins.

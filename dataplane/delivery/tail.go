@@ -371,12 +371,12 @@ func (t *tail) Next(ctx context.Context, dst []Delivery) (int, error) {
 // asked here, so that those in force now decide also about what waits.
 func (t *tail) Take(dst []Delivery, wake func()) (int, error) {
 	for {
-		n, err := t.take(dst)
+		n, grants, err := t.take(dst)
 		if err != nil {
 			return 0, err // a tail that may not read any more reads nothing more
 		}
 		if n > 0 {
-			if n = t.readable(dst[:n]); n == 0 {
+			if n = t.readable(dst[:n], grants); n == 0 {
 				continue
 			}
 			t.m.metrics.tailed.Add(float64(n))
@@ -396,11 +396,9 @@ func (t *tail) Credit(n int) {
 	t.bell.ring()
 }
 
-// readable moves what the client may read to the front, and tells how many.
-func (t *tail) readable(ds []Delivery) int {
-	t.mu.Lock()
-	grants := t.grants
-	t.mu.Unlock()
+// readable moves what the client may read, by the grants that it was taken with, to the
+// front, and tells how many. Newer ones may have none of a topic that it reads no more.
+func (t *tail) readable(ds []Delivery, grants map[string]*policy.Grant) int {
 	n := 0
 	for _, d := range ds {
 		if g := grants[d.Topic]; g != nil {
@@ -420,12 +418,12 @@ func (t *tail) readable(ds []Delivery) int {
 	return n
 }
 
-// take gives what there is.
-func (t *tail) take(dst []Delivery) (n int, err error) {
+// take gives what there is, and the grants of then.
+func (t *tail) take(dst []Delivery) (n int, grants map[string]*policy.Grant, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.err != nil {
-		return 0, t.err
+		return 0, nil, t.err
 	}
 	if t.bounded {
 		dst = dst[:min(len(dst), t.credit)]
@@ -441,7 +439,7 @@ func (t *tail) take(dst []Delivery) (n int, err error) {
 	}
 	t.turn++
 	t.credit -= n
-	return n, nil
+	return n, t.grants, nil
 }
 
 // Close ends the tail.

@@ -9,7 +9,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
+	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
@@ -306,5 +310,33 @@ func TestTailOutage(t *testing.T) {
 	w.stop()
 	if text := log.String(); strings.Count(text, "a tail's topic cannot be read") != 1 || strings.Count(text, "a tail's topic is read again") != 1 {
 		t.Errorf("logged was\n%s", text)
+	}
+}
+
+// TestTailReadsByTheRulesThatItTookBy: what rules never let the client read is not let through
+// by newer ones, by which it reads nothing more of the topic, that come while it is looked at.
+func TestTailReadsByTheRulesThatItTookBy(t *testing.T) {
+	w := newWorld(t, nil)
+	rule := func(topic string, subjects ...string) *configv1.AccessRule {
+		return &configv1.AccessRule{Name: topic, Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_SUBSCRIBE}, Topics: []string{topic}, Subjects: subjects}
+	}
+	w.snaps.Store(w.snapshot(nil, rule("dead"), rule("orders", "mine")))
+	open, err := w.m.Tail(w.ctx, local, TailRequest{Namespace: "demo", Topics: []string{">"}})
+	w.must(err)
+	defer open.Close()
+	tail := open.(*tail)
+	w.publish("secret")
+	var dst [4]Delivery
+	n, grants := 0, map[string]*policy.Grant(nil)
+	for ear := newEar(); n == 0; {
+		n, grants, err = tail.take(dst[:])
+		w.must(err)
+		if n == 0 && tail.bell.listen(ear.wake) {
+			<-ear.heard
+		}
+	}
+	tail.check(w.snapshot(nil, rule("dead")), time.Now())
+	if n = tail.readable(dst[:n], grants); n != 0 {
+		t.Errorf("it reads %v", idsOf(dst[:n]))
 	}
 }

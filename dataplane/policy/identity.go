@@ -133,7 +133,7 @@ func (i *Identities) add(n NamedIdentity) error {
 		if _, err := jwtauth.New(TokenRules(m.Jwt)); err != nil {
 			return &FieldError{"spec.jwt", err.Error()}
 		}
-		i.issuers = append(i.issuers, issuer{identity: n.Name, namespace: n.Namespace, name: m.Jwt.Issuer})
+		i.issuers = append(i.issuers, issuer{identity: n.Name, namespace: n.Namespace, name: m.Jwt.Issuer, audiences: m.Jwt.Audiences})
 	default:
 		return &FieldError{"spec", "has no method that this version enforces"}
 	}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ type issuer struct {
 	identity  string
 	namespace string
 	name      string            // what tokens call it
+	audiences []string          // whom its tokens are for
 	verifier  *jwtauth.Verifier // nil refuses all
 }
 
@@ -41,13 +43,19 @@ func (r *RefusedToken) Error() string { return "refused by " + r.Identity }
 func isToken(bearer string) bool { return strings.Contains(bearer, ".") }
 
 // byToken tells whose token it is. Where several identities accept tokens of its
-// issuer, each for its audiences, the first that this one is for decides.
+// issuer, each for its audiences, the first that this one is for decides. Those that it is
+// not for are not asked: their keys, which may be away, are waited for by nobody else.
 func (i *Identities) byToken(token string, verify func(*jwtauth.Verifier) (jwtauth.Claims, error)) (*Principal, error) {
 	var last error
-	var by string
-	for from, n := jwtauth.Issuer(token), 0; n < len(i.issuers); n++ {
+	var by, other string
+	from, whom := jwtauth.Addressed(token)
+	for n := range i.issuers {
 		is := &i.issuers[n]
 		if is.name != from || is.verifier == nil {
+			continue
+		}
+		if !slices.ContainsFunc(whom, func(a string) bool { return slices.Contains(is.audiences, a) }) {
+			other = is.identity
 			continue
 		}
 		claims, err := verify(is.verifier)
@@ -68,6 +76,8 @@ func (i *Identities) byToken(token string, verify func(*jwtauth.Verifier) (jwtau
 	}
 	var why *jwtauth.Error
 	switch {
+	case last == nil && other != "":
+		return nil, &fault.Error{Class: fault.Unauthenticated, Op: "authenticate", Reason: "bad-credentials", Msg: "the token is for another audience", Err: &RefusedToken{other, jwtauth.WrongPublic}}
 	case last == nil:
 		return nil, refuse("bad-credentials", "the token is not of an issuer that the mesh trusts")
 	case !errors.As(last, &why):

@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -164,6 +166,46 @@ func TestTokens(t *testing.T) {
 			t.Errorf("%s before the keys are there: %v", name, err)
 		}
 	}
+}
+
+// TestIssuerOfSeveral: an identity that a token is not for, of which the keys are away,
+// holds up nobody whose token is of the same issuer, and is not what is wrong with it.
+func TestIssuerOfSeveral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		ours := newTokenIssuer(t, "https://ours")
+		away, shop := ours.identity(t, "a", "bank"), ours.identity(t, "b", "shop")
+		cfg := TokenRules(shop.Spec.GetJwt())
+		verifier, err := jwtauth.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone, err := jwtauth.New(jwtauth.Config{Issuer: "https://ours", Audiences: []string{"bank"}, JWKSURL: "http://127.0.0.1:1/", Wait: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, list := range [][]NamedIdentity{{away, shop}, {shop, away}} {
+			i := CompileIdentities(list, map[string]*jwtauth.Verifier{away.Name: gone, shop.Name: verifier}, false)
+			if p, err := i.Authenticate(t.Context(), Credentials{Bearer: ours.token(t, "shop", "alice", now.Add(time.Minute))}, now); err != nil || p.String() != "b/alice" {
+				t.Errorf("%v, %v", p, err)
+			}
+			for name, tc := range map[string]struct {
+				token string
+				want  RefusedToken
+			}{
+				"it has ended":     {ours.token(t, "shop", "alice", now.Add(-time.Minute)), RefusedToken{shop.Name, jwtauth.Expired}},
+				"it is for nobody": {ours.token(t, "else", "alice", now.Add(time.Minute)), RefusedToken{list[1].Name, jwtauth.WrongPublic}},
+			} {
+				_, err := i.Authenticate(t.Context(), Credentials{Bearer: tc.token}, now)
+				if why, ok := errors.AsType[*RefusedToken](err); fault.ClassOf(err) != fault.Unauthenticated || !ok || *why != tc.want {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}
+		if waited := time.Since(now); waited != 0 {
+			t.Errorf("they waited for %v", waited)
+		}
+	})
 }
 
 // TestCurrentWhenKeysCome: a token that could not be checked is not refused for good by

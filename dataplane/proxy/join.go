@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"google.golang.org/grpc/credentials"
 
@@ -41,19 +42,26 @@ func (p *Proxy) joining(creds *credentials.TransportCredentials, calls *credenti
 	return nil
 }
 
-// joining shows a join token while there is no certificate that is good.
+// joining shows a join token over connections that were made while there was no
+// certificate that is good.
 type joining struct {
 	file  string
 	files *tlsconf.Source // nil without TLS
 	clock clock.Clock
+	// shown: the newest connection was made with a certificate. There is one at a time, and
+	// calls begin over it long after: a certificate that has ended or come by then is the
+	// next one's.
+	shown atomic.Bool
 }
 
 // withhold keeps an expired certificate back, with which no control plane would
 // talk, and sessions that were made with it.
 func (j *joining) withhold(c *tls.Config) {
-	if !j.certified() {
+	good := j.certified()
+	if !good {
 		c.GetClientCertificate, c.ClientSessionCache = nil, nil
 	}
+	j.shown.Store(good)
 }
 
 // certified reports whether there is a certificate that has not expired.
@@ -85,7 +93,7 @@ func (j *joining) token() (string, error) {
 
 // GetRequestMetadata is what a call shows.
 func (j *joining) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	if j.certified() {
+	if j.shown.Load() {
 		return nil, nil
 	}
 	token, err := j.token()

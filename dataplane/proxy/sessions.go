@@ -6,6 +6,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/quota"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
+	"github.com/weft-mesh/weft/pkg/names"
 )
 
 // Hold counts a publish stream, or a request that waits for its reply, as a connection to a topic.
@@ -60,11 +61,14 @@ func (m *mesh) joining(who *policy.Principal, namespace, subscription string) (*
 	for i := range sub.Sources {
 		topics[i] = sub.Sources[i].Topic.Name
 	}
+	if len(topics) == 0 { // it waits for them, and is open
+		topics = sub.Topics
+	}
 	return m.quotas.Open(s.Quotas, who, namespace, topics)
 }
 
-// tailing counts a tail, by the topics that it reads when it begins. Who may read
-// none of them hears why when it begins.
+// tailing counts a tail, by the topics that it reads when it begins, or where it waits for
+// some to come by its patterns. Who may read none of them hears why when it begins.
 func (m *mesh) tailing(who *policy.Principal, r delivery.TailRequest) (*quota.Session, error) {
 	if len(r.Topics) > delivery.MaxTailTopics {
 		return nil, nil // likewise, and they may be a million patterns
@@ -74,6 +78,11 @@ func (m *mesh) tailing(who *policy.Principal, r delivery.TailRequest) (*quota.Se
 	for _, t := range s.Matching(r.Namespace, r.Topics) {
 		if g := s.Rules.Grant(who, policy.Subscribe, t.Namespace, t.Name); g.Ever() {
 			topics = append(topics, t.Name)
+		}
+	}
+	for _, p := range r.Topics {
+		if len(topics) == 0 && names.IsPattern(p) && s.Rules.Prospect(who, policy.Subscribe, r.Namespace, p) {
+			topics = append(topics, p)
 		}
 	}
 	if len(topics) == 0 {

@@ -136,6 +136,46 @@ func TestConnectionsOfAllKinds(t *testing.T) {
 	}
 }
 
+// TestConnectionsThatWait: a tail whose patterns match no topic yet and a member of a
+// Subscription whose topics are not there are open, and count.
+func TestConnectionsThatWait(t *testing.T) {
+	p, err := New(testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	p.mesh.out = &passing{}
+	s := snapshot.Compile(snapshot.Input{Lineage: "1-x", Revision: 1, TrustLoopback: true})
+	s.Subscriptions[snapshot.Key{Namespace: "demo", Name: "billing"}] = &snapshot.Subscription{Topics: []string{"later.>"}}
+	s.Quotas, _ = quota.Compile([]quota.Named{{Namespace: "demo", Name: "quota/demo/q", UID: "q", Spec: &configv1.Quota{Topics: []string{"later.*"}, Per: configv1.QuotaPer_QUOTA_PER_PRINCIPAL, Connections: 1}}})
+	s.Rules = policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{{Name: "all", Effect: configv1.Effect_EFFECT_ALLOW,
+		Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_SUBSCRIBE, configv1.Action_ACTION_CONSUME}, Topics: []string{"later.a"}, Subscriptions: []string{">"}}}}}}, nil)
+	p.snapshots.Store(s)
+	who := &policy.Principal{Name: policy.Local, Credential: "loopback"}
+	tail := func(pattern string) (interface{ Close() }, error) {
+		return p.mesh.Tail(t.Context(), who, delivery.TailRequest{Namespace: "demo", Topics: []string{pattern}})
+	}
+	join := func() (interface{ Close() }, error) { return p.mesh.Join(t.Context(), who, "demo", "billing") }
+	for name, first := range map[string]func() (interface{ Close() }, error){"a tail": func() (interface{ Close() }, error) { return tail("later.*") }, "a member": join} {
+		open, err := first()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tail("later.>"); err == nil || fault.ClassOf(err) != fault.Throttled {
+			t.Errorf("a tail beside %s: %v", name, err)
+		}
+		if _, err := join(); err == nil || fault.ClassOf(err) != fault.Throttled {
+			t.Errorf("a member beside %s: %v", name, err)
+		}
+		if other, err := tail("later.*.b"); err != nil {
+			t.Errorf("who may read nothing that matches is told of quotas: %v", err)
+		} else {
+			other.Close()
+		}
+		open.Close()
+	}
+}
+
 // TestTailOfTooMany: a tail that names more topics than one may is told so before its names
 // are looked for in the configuration, and by no quota.
 func TestTailOfTooMany(t *testing.T) {

@@ -38,7 +38,7 @@ func advice() map[string]string {
 		"configuration-stale":       "No control plane has confirmed the configuration for so long that the namespace is not served (`--on-stale`). Bring the control plane back, or go to another proxy.",
 		"control-plane-unreachable": "The proxy, which has its configuration on demand, does not know this name and reaches no control plane. Try again once it does, or go to another proxy.",
 		"credentials-revoked":       "The credentials that the connection came with have ended or were taken back. Connect again with new ones.",
-		"cross-site":                "The call seems to come from a web page of another origin, or names another Host than this machine, by which nobody is `local`. Show credentials, or allow the page with `--cors-origin`.",
+		"cross-site":                "The call seems to come from a web page, or names another Host than this machine: by these nobody is `local`, nor who has the certificate that a browser adds. Show an API key or a token.",
 		"delay":                     "The store cannot hold an event back for so long. Shorten the Subscription's retry schedule.",
 		"delivery-elsewhere":        "The event was pulled from another proxy. Settle it there; the detail names it.",
 		"delivery-over":             "The delivery was settled, or its time is over and it comes again. Settle sooner, or extend it; nothing is lost.",

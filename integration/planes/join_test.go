@@ -15,6 +15,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -22,6 +23,7 @@ import (
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/controlplane/server"
 	"github.com/weft-mesh/weft/dataplane/proxy"
@@ -142,11 +144,33 @@ func TestJoinToken(t *testing.T) {
 	if _, err := short.Recv(); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("the expired token's stream: %v", err)
 	}
+	trust, err := tlsconf.Client(none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside, err := grpc.NewClient(s.Addrs().Discovery, grpc.WithTransportCredentials(credentials.NewTLS(trust)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = beside.Close() })
+	hold, err := discoveryv1.NewMoveServiceClient(beside).Hold(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+demo.Token))
+	if err == nil {
+		err = hold.Send(&discoveryv1.HoldRequest{NodeId: "edge"})
+	}
+	if err == nil {
+		_, err = hold.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := admin.RevokeJoinTokens(ctx, &adminv1.RevokeJoinTokensRequest{Ids: []string{demo.Id}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := open.Recv(); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("the revoked token's stream: %v", err)
+	}
+	if _, err := hold.Recv(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("the revoked token's stream of leases: %v", err)
 	}
 
 	// A whole proxy: its certificate has expired, its token has not.

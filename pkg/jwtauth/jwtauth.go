@@ -307,20 +307,28 @@ func verifySignature(token string, keys *keySet) ([]byte, error) {
 // Issuer is what a token says of its issuer; nothing of it was verified. It is
 // for choosing the Verifier; "" where the token cannot be read.
 func Issuer(token string) string {
+	issuer, _ := Addressed(token)
+	return issuer
+}
+
+// Addressed is Issuer, and for whom the token says that it is.
+func Addressed(token string) (issuer string, audiences []string) {
 	if len(token) > MaxToken {
-		return ""
+		return "", nil
 	}
 	sig, err := jose.ParseSignedCompact(token, algorithms())
 	if err != nil {
-		return ""
+		return "", nil
 	}
 	var c struct {
-		Issuer string `json:"iss"`
+		Issuer   string `json:"iss"`
+		Audience any    `json:"aud"`
 	}
 	if json.Unmarshal(sig.UnsafePayloadWithoutVerification(), &c) != nil {
-		return ""
+		return "", nil
 	}
-	return c.Issuer
+	audiences, _ = texts(c.Audience)
+	return c.Issuer, audiences
 }
 
 // judge reads the claims of a payload whose signature is right.

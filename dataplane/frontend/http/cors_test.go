@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -53,6 +54,46 @@ func TestCORS(t *testing.T) {
 		}
 		if tc.code == 204 && (h.Get("Access-Control-Allow-Headers") != "authorization,ce-id,ce-any" || h.Get("Access-Control-Allow-Methods") != "DELETE, GET, PATCH, POST, PUT") {
 			t.Errorf("%s: %v", name, h)
+		}
+	}
+}
+
+// asBilling authenticates everyone as demo/billing, and does nothing else.
+type asBilling struct{ frontend.Mesh }
+
+func (asBilling) Authenticate(context.Context, policy.Credentials) (*policy.Principal, error) {
+	return &policy.Principal{Namespace: "demo", Name: "billing"}, nil
+}
+
+func (asBilling) Bound(*policy.Principal, frontend.Call) (frontend.Bound, error) {
+	return frontend.Bound{Allow: []string{http.MethodPut}}, nil
+}
+
+// TestPageWithCertificate: what a page sends counts by the key or token that the page shows,
+// never by the certificate that its browser adds, also where its origin may ask.
+func TestPageWithCertificate(t *testing.T) {
+	const page = "https://shop.example"
+	s := New(Config{Mesh: asBilling{}, Origins: []string{page}})
+	for name, tc := range map[string]struct {
+		header []string
+		code   int
+	}{
+		"no page":                 {nil, 405},
+		"typed by the user":       {[]string{"Sec-Fetch-Site", "none"}, 405},
+		"a page of another site":  {[]string{"Sec-Fetch-Site", "cross-site"}, 401},
+		"a form of another site":  {[]string{"Origin", "https://evil.example"}, 401},
+		"a page that may ask":     {[]string{"Origin", page}, 401},
+		"a page that shows a key": {[]string{"Origin", page, "Authorization", "Bearer weft_x_y"}, 405},
+	} {
+		r := httptest.NewRequest(http.MethodPost, "https://proxy.example:7410/rest/demo/orders", nil)
+		for i := 0; i < len(tc.header); i += 2 {
+			r.Header.Set(tc.header[i], tc.header[i+1])
+		}
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		var d details
+		if err := json.Unmarshal(w.Body.Bytes(), &d); err != nil || w.Code != tc.code || (d.Reason == "cross-site") != (tc.code == 401) {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
 		}
 	}
 }

@@ -220,10 +220,15 @@ func (s *Server) authenticate(r *http.Request) (*policy.Principal, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.Namespace == "" {
-		if why := foreign(r); why != "" {
-			return nil, fault.New(fault.Unauthenticated, "http", "cross-site", "%s", why)
-		}
+	why := ""
+	switch {
+	case p.Namespace == "":
+		why = foreign(r)
+	case c.Bearer == "" && ofPage(r):
+		why = "a page is not taken for whose certificate its browser has: it shows an API key or a token (Authorization: Bearer …)"
+	}
+	if why != "" {
+		return nil, fault.New(fault.Unauthenticated, "http", "cross-site", "%s", why)
 	}
 	return p, nil
 }
@@ -273,8 +278,15 @@ func foreign(r *http.Request) string {
 	if host != "localhost" && (err != nil || !ip.Unmap().IsLoopback()) && !overUnix(r) {
 		return fmt.Sprintf("the Host is %.64q, and without credentials loopback is trusted as localhost and by its addresses alone, since a page of another site could have sent this: show an API key or a token (Authorization: Bearer …), or call this machine by 127.0.0.1", host)
 	}
-	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" || r.Header.Get("Origin") != "" {
+	if ofPage(r) {
 		return "a page of another site may not use what loopback is trusted with"
 	}
 	return ""
+}
+
+// ofPage reports whether a page that a browser has open may have sent a request: where it
+// shows nothing of its own, the browser may have added what its user is known by.
+func ofPage(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return site != "" && site != "none" && site != "same-origin" || r.Header.Get("Origin") != ""
 }
