@@ -346,7 +346,7 @@ func AppendJSON(b []byte, e *event.Event) []byte {
 	for i := range e.Ext {
 		b = appendMember(b, e.Ext[i].Name, e.Ext[i].Value)
 	}
-	if isJSON(e.DataContentType) && depth(e.Data) <= maxNested {
+	if isJSON(e.DataContentType) && (len(e.Data) <= maxNested || JSONDepth(e.Data) <= maxNested) {
 		// One line, as server-sent events need it. What all read alike is as it is: with names
 		// that are unique and valid Unicode; else readers would refuse the event, or change it.
 		if with, err := jsontext.AppendFormat(append(b, `,"data":`...), e.Data, jsontext.PreserveRawStrings(true)); err == nil {
@@ -369,12 +369,9 @@ func AppendJSON(b []byte, e *event.Event) []byte {
 // nests deeper, and with it whatever stands around it.
 const maxNested = 500
 
-// depth is how deep JSON nests.
-func depth(b []byte) int {
+// JSONDepth is how deep JSON nests, before it is parsed. Of what is no JSON it is some number.
+func JSONDepth(b []byte) int {
 	most, now, quoted := 0, 0, false
-	if len(b) <= maxNested {
-		return 0 // cannot matter
-	}
 	for i := 0; i < len(b); i++ {
 		switch c := b[i]; {
 		case quoted && c == '\\':

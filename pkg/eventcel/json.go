@@ -15,6 +15,8 @@ import (
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
+
+	"github.com/weft-mesh/weft/pkg/cloudevents"
 )
 
 // maxJSONDepth is how deep data nests that a transform reads or makes.
@@ -26,7 +28,7 @@ func parseJSON(b []byte) (any, error) {
 	if len(b) > MaxData {
 		return nil, fmt.Errorf("data %w", errTooLarge)
 	}
-	if depth(b) > maxJSONDepth {
+	if cloudevents.JSONDepth(b) > maxJSONDepth {
 		return nil, fmt.Errorf("data nests more than %d deep", maxJSONDepth)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
@@ -39,26 +41,6 @@ func parseJSON(b []byte) (any, error) {
 		return nil, errors.New("data is not JSON: something follows the value")
 	}
 	return numbers(v)
-}
-
-// depth is how deep b nests, before it is parsed.
-func depth(b []byte) int {
-	most, now, quoted := 0, 0, false
-	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			now++
-			most = max(most, now)
-		case c == '}' || c == ']':
-			now--
-		}
-	}
-	return most
 }
 
 // numbers turns the numbers of v into CEL's.
