@@ -7,15 +7,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
-
 	"github.com/weft-mesh/weft/dataplane/delivery"
-	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
-	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
-	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
 )
@@ -48,12 +43,7 @@ func TestSearchEnds(t *testing.T) {
 		for range 60 {
 			sub.Sources = append(sub.Sources, snapshot.Source{Topic: topic, Epoch: topic.Epochs[0], Group: "g"})
 		}
-		i := New(Config{Facts: facts.New(nil), NodeID: "p", Clock: clock.Clock(nil), Members: func(string) (int, int) { return 0, 0 },
-			Store: func(string) (store.Store, error) { return endless{}, nil },
-			Snapshots: latest.New(&snapshot.Snapshot{Topics: map[snapshot.Key]*snapshot.Topic{topic.Key: topic}, Subscriptions: map[snapshot.Key]*snapshot.Subscription{sub.Key: sub},
-				Rules: policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
-					{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_SUBSCRIBE, configv1.Action_ACTION_CONSUME},
-						Topics: []string{"orders"}, Subscriptions: []string{"mine"}}}}}}, nil)})})
+		i := world(endless{}, topic, sub)
 		began := time.Now()
 		a, err := i.Why(t.Context(), &policy.Principal{Name: policy.Local}, Question{Namespace: "demo", Subscription: "mine", Source: "/s", ID: "none"})
 		if err != nil || a.Verdict != "not-found" {

@@ -7,14 +7,10 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
-
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
-	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
-	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/embedded"
 )
@@ -44,12 +40,7 @@ func TestWhatIsNotKnown(t *testing.T) {
 	topic := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "orders"}, UID: "11111111-1111-4111-8111-111111111111", Epochs: []snapshot.Epoch{{Number: 1, Physical: "one"}}}
 	sub := &snapshot.Subscription{Key: snapshot.Key{Namespace: "demo", Name: "mine"}, Topics: []string{"orders"},
 		Sources: []snapshot.Source{{Topic: topic, Epoch: topic.Epochs[0], Group: "g"}}}
-	i := New(Config{Facts: facts.New(nil), NodeID: "p", Clock: clock.Clock(nil), Members: func(string) (int, int) { return 0, 0 },
-		Store: func(string) (store.Store, error) { return st, nil },
-		Snapshots: latest.New(&snapshot.Snapshot{Topics: map[snapshot.Key]*snapshot.Topic{topic.Key: topic}, Subscriptions: map[snapshot.Key]*snapshot.Subscription{sub.Key: sub},
-			Rules: policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
-				{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_SUBSCRIBE, configv1.Action_ACTION_CONSUME},
-					Topics: []string{"orders"}, Subscriptions: []string{"mine"}}}}}}, nil)})})
+	i := world(st, topic, sub)
 	failed := func(detail string) facts.Fact {
 		return facts.Fact{At: 1, Kind: facts.Failed, Namespace: "demo", Topic: "orders", Detail: detail}
 	}
