@@ -367,6 +367,15 @@ type OwnTopic struct {
 	Delay time.Duration
 }
 
+// Trimmer is a Store that keeps what a group has settled as long as anything else, until it
+// is asked to remove it.
+type Trimmer interface {
+	// Trim removes, of a topic that has no other readers, the messages that lie before its
+	// group's place: what Lag gives as Committed stays as it is. How soon the room on disk
+	// is free is up to the store. A group or topic that is not there is NotFound.
+	Trim(ctx context.Context, topic, group string) error
+}
+
 // Measurer is a Store that can tell how far a topic reaches.
 type Measurer interface {
 	// Extents tells where each partition of a topic begins and ends now, as the servers

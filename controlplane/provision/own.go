@@ -55,3 +55,30 @@ func (p *Provisioner) ownTopics(ctx context.Context, e *configstore.Entry, st st
 	}
 	return "", false
 }
+
+// trimOwn has a store remove what it has held back and is done with, from topics of its own.
+func (p *Provisioner) trimOwn(ctx context.Context, e *configstore.Entry, o *opened) {
+	owner, ok := o.st.(store.TopicOwner)
+	if !ok || e.Resource.GetEventStore().Provisioning == configv1.Provisioning_PROVISIONING_VERIFY {
+		return
+	}
+	for _, t := range owner.OwnTopics() {
+		p.trim(ctx, o, t.Spec.Name, t.Group)
+	}
+}
+
+// trim has a store remove what a group of the mesh is done with in a topic that only it
+// reads: what waits there may have to for long, so no age tells. Where the store once does
+// not, nothing more is asked of it until the next time.
+func (p *Provisioner) trim(ctx context.Context, o *opened, topic, group string) {
+	st, ok := o.st.(store.Trimmer)
+	if !ok || o.kept != "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := st.Trim(ctx, topic, group); err != nil {
+		o.kept = "what is done with in " + topic + " and the like is kept: " + err.Error()
+		p.cfg.Log.Warn("what retries or delays are done with cannot be removed from a store; it is tried again", "store", o.name, "topic", topic, "in", p.cfg.TrimEvery, "error", err)
+	}
+}

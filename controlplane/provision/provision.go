@@ -42,6 +42,9 @@ type Config struct {
 	Options func(*configv1.EventStore) (kind string, options any, err error)
 	// Every is the time between passes while nothing changes; 30 s when 0.
 	Every time.Duration
+	// TrimEvery is the time after which stores remove anew what retries and delays of the
+	// mesh are done with; 1 h when 0.
+	TrimEvery time.Duration
 	// ElectionTTL is how long the elected replica may be out of etcd's sight,
 	// in whole seconds; 10 s when 0.
 	ElectionTTL time.Duration
@@ -57,6 +60,7 @@ type Config struct {
 type Provisioner struct {
 	remembered bool      // in this time in office: known has all that is written
 	groups     time.Time // when it was looked last whether all groups are there; zero: not in this time in office
+	trimmed    time.Time // when stores last removed what retries and delays are done with; zero: likewise
 
 	cfg Config
 
@@ -79,6 +83,8 @@ type opened struct {
 	// which holds up everybody.
 	rest time.Duration
 	next time.Time
+	// kept is why it does not remove what retries and delays are done with; "" where it does.
+	kept string
 }
 
 // conditions is where the status keys of conditions begin.
@@ -95,6 +101,9 @@ const reachAtOnce = 32
 func New(cfg Config) *Provisioner {
 	if cfg.Every == 0 {
 		cfg.Every = 30 * time.Second
+	}
+	if cfg.TrimEvery == 0 {
+		cfg.TrimEvery = time.Hour
 	}
 	if cfg.ElectionTTL == 0 {
 		cfg.ElectionTTL = 10 * time.Second
@@ -182,6 +191,9 @@ func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *config
 	r := round{p: p, term: term, snap: snap, topics: map[string]*topicState{}, large: map[string]bool{}, groups: time.Since(p.groups) >= p.cfg.Every}
 	if r.groups {
 		p.groups = time.Now()
+		if p.groups.Sub(p.trimmed) >= p.cfg.TrimEvery {
+			p.trimmed, r.trims = p.groups, map[string]bool{}
+		}
 	}
 	if err := p.forget(ctx, term, snap); err != nil {
 		return false, err
@@ -191,7 +203,7 @@ func (p *Provisioner) pass(ctx context.Context, term election.Term, snap *config
 	stores.SetLimit(reachAtOnce)
 	for e := range snap.All(string(resource.EventStore) + "/") {
 		stores.Go(func() error {
-			if !p.reach(ctx, term, e) {
+			if !p.reach(ctx, term, e, r.trims != nil) {
 				again.Store(true)
 			}
 			return nil
@@ -262,8 +274,9 @@ func (p *Provisioner) remember(ctx context.Context) error {
 }
 
 // reach opens and probes a store, makes the topics that are its own, and records what it saw.
-// false is that it is worth trying again soon.
-func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configstore.Entry) bool {
+// With trims what its own topics are done with is removed. false is that it is worth trying
+// again soon.
+func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configstore.Entry, trims bool) bool {
 	spec, uid := e.Resource.GetEventStore(), e.Resource.Metadata.Uid
 	if spec.GetEmbedded() != nil {
 		return true
@@ -309,6 +322,15 @@ func (p *Provisioner) reach(ctx context.Context, term election.Term, e *configst
 		if missing, again = p.ownTopics(ctx, e, o.st, o.caps); missing != "" {
 			c.Message += "; " + missing
 		}
+		if trims {
+			o.kept = ""
+			if missing == "" {
+				p.trimOwn(ctx, e, o)
+			}
+		}
+		if o.kept != "" {
+			c.Message += "; " + o.kept
+		}
 	} else {
 		c.State, c.Reason, c.Message = adminv1.Condition_STATE_FALSE, cmp.Or(store.Why(o.err), "Unreachable"), o.err.Error()
 	}
@@ -343,7 +365,7 @@ func (p *Provisioner) closeAll() {
 		}
 		delete(p.open, uid)
 	}
-	p.remembered, p.groups = false, time.Time{}
+	p.remembered, p.groups, p.trimmed = false, time.Time{}, time.Time{}
 }
 
 // condition writes a condition under its own key, when it changed. Failing is
@@ -398,7 +420,8 @@ type round struct {
 	term    election.Term
 	snap    *configstore.Snapshot
 	topics  map[string]*topicState
-	groups  bool // it looks whether groups that were made are there
+	groups  bool            // it looks whether groups that were made are there
+	trims   map[string]bool // retry topics of stores that were asked to remove what is done with; nil: none is to be
 	put     []decision
 	large   map[string]bool // those whose admissions are too large, by name
 	pending bool

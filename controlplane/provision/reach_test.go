@@ -64,7 +64,7 @@ func TestReachRests(t *testing.T) {
 		t.Helper()
 		snap, err := w.store.Current()
 		w.must(err)
-		if w.p.reach(ctx, w.term, snap.Get(es.Name)) {
+		if w.p.reach(ctx, w.term, snap.Get(es.Name), false) {
 			t.Error("it is reached")
 		}
 		if got := h.asked.Load(); got != asked {

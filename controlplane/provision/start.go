@@ -152,6 +152,10 @@ func (r *round) again(ctx context.Context, e *configstore.Entry, es *epochState,
 	_, rerr := es.admin.Lag(cctx, src.RetryTopic, src.RetryGroup)
 	lost := func(err error) bool { return err != nil && fault.ClassOf(err) == fault.NotFound }
 	if !lost(err) && !lost(rerr) {
+		if in := es.StoreUid + "/" + src.RetryTopic; r.trims != nil && rerr == nil && !r.trims[in] {
+			r.trims[in] = true
+			r.p.trim(ctx, r.p.open[es.StoreUid], src.RetryTopic, src.RetryGroup)
+		}
 		return
 	}
 	spec := e.Resource.GetSubscription()

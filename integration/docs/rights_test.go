@@ -2,6 +2,8 @@ package docs
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -9,6 +11,8 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/weft-mesh/weft/integration/servers"
+	"github.com/weft-mesh/weft/store"
+	"github.com/weft-mesh/weft/store/kafka"
 )
 
 // TestKafkaRights: the rights that docs/stores.md names are enough: a topic is made,
@@ -30,6 +34,7 @@ func TestKafkaRights(t *testing.T) {
 		on("proxy").Topics(topics...).Operations(kadm.OpRead, kadm.OpWrite),
 		on("proxy").Groups("weft-").Operations(kadm.OpRead),
 		on("office").Topics(topics...).Operations(kadm.OpCreate, kadm.OpRead, kadm.OpAlter, kadm.OpAlterConfigs),
+		on("office").Topics("weft-").Operations(kadm.OpDelete),
 		on("office").Groups("weft-").Operations(kadm.OpRead),
 		on("office").ResourcePatternType(kadm.ACLPatternLiteral).Clusters().Operations(kadm.OpDescribeConfigs, kadm.OpAlter)))
 	s.up()
@@ -55,9 +60,41 @@ weft migrate status rights -o json
 			t.Errorf("the retention is %s ms", c.MaybeValue())
 		}
 	}
+	all, err := kadm.NewClient(adm).ListTopics(s.ctx)
+	s.must(err)
+	retries := slices.DeleteFunc(all.Names(), func(name string) bool { return !strings.HasPrefix(name, "weft-retry-") })
+	for _, topic := range retries {
+		if err := s.removes(k, "proxy", topic); store.Why(err) != "AccessDenied" {
+			t.Errorf("a proxy may have what is in %s removed: %v", topic, err)
+		}
+		s.must(s.removes(k, "office", topic))
+		left, err := kadm.NewClient(adm).ListStartOffsets(s.ctx, topic)
+		s.must(err)
+		var gone int64
+		left.Each(func(o kadm.ListedOffset) { gone += o.Offset })
+		if gone == 0 {
+			t.Errorf("nothing was removed from %s", topic)
+		}
+	}
+	if len(retries) != 1 {
+		t.Errorf("retry topics are %v", retries)
+	}
 	if there, err := kadm.NewClient(adm).ListTopics(s.ctx, "demo_rights"); err != nil || len(there["demo_rights"].Partitions) != 3 {
 		t.Errorf("the topic has %d partitions: %v", len(there["demo_rights"].Partitions), err)
 	}
+}
+
+// removes is what a user is told who has a topic's group removed what it is done with.
+func (s *shell) removes(k *servers.Kafka, user, topic string) error {
+	s.Helper()
+	of, err := kafka.Driver{}.Open(s.ctx, store.Config{Name: "demo/guarded", ClientID: user, Options: kafka.Options{Brokers: k.Brokers, Mechanism: kafka.ScramSHA512,
+		Credentials: func() (kafka.Credentials, error) {
+			return kafka.Credentials{User: user, Password: user + "-secret"}, nil
+		}}})
+	s.must(err)
+	err = of.(store.Trimmer).Trim(s.ctx, topic, topic)
+	s.must(of.Close(s.ctx))
+	return err
 }
 
 // TestRocketMQRights: the same of RocketMQ.

@@ -171,6 +171,14 @@ func (s *Store) Unfence(ctx context.Context, topic string) error {
 	return nil
 }
 
+// Trim removes what a group is done with, if the store is a store.Trimmer.
+func (s *Store) Trim(ctx context.Context, topic, group string) error {
+	if t, ok := s.inner.(store.Trimmer); ok {
+		return t.Trim(ctx, topic, group)
+	}
+	return nil
+}
+
 func (s *Store) topic(class int) string { return names.DelayTopic(s.cfg.UID, class) }
 
 // OwnTopics are the topics of the classes; see store.TopicOwner.

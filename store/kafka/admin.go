@@ -371,8 +371,40 @@ func (s *Store) Lag(ctx context.Context, topic, group string) ([]store.Partition
 	return out, nil
 }
 
+// Trim removes what a group has settled from a topic that is its own; see store.Trimmer.
+// Brokers free the room of a segment that has nothing else.
+func (s *Store) Trim(ctx context.Context, topic, group string) error {
+	const op = "kafka.trim"
+	extents, err := s.Extents(ctx, topic)
+	if err != nil {
+		return err
+	}
+	at, err := s.committed(ctx, op, topic, group)
+	if err != nil {
+		return err
+	}
+	if len(at) == 0 {
+		return unknownGroup(op, topic, group)
+	}
+	var before kadm.Offsets
+	for p, x := range extents {
+		// A place that is not in the partition is of one that was there before it.
+		if have, ok := at[int32(p)]; ok && uint64(have) > x.Begin && uint64(have) <= x.End { //nolint:gosec // topics have few partitions, offsets are not negative
+			before.AddOffset(topic, int32(p), have, -1) //nolint:gosec // likewise
+		}
+	}
+	return s.steadily(ctx, op, func(ctx context.Context) error {
+		done, err := s.adm.DeleteRecords(ctx, before)
+		if err == nil {
+			err = done.Error()
+		}
+		return err
+	})
+}
+
 var (
 	_ store.Admin    = (*Store)(nil)
+	_ store.Trimmer  = (*Store)(nil)
 	_ store.Measurer = (*Store)(nil)
 	_ store.Checker  = (*Store)(nil)
 )
