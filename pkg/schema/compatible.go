@@ -249,8 +249,8 @@ func (c *comparison) includes(path string, small, large any, depth int) {
 		c.apart++
 		defer func() { c.apart-- }()
 	}
-	am, _ := a.(map[string]any)
-	bm, _ := b.(map[string]any) // of a schema "true" nothing
+	am := c.keywords(a)
+	bm := c.keywords(b) // of a schema "true" nothing
 	types := typesOf(am)
 	if wider := without(types, typesOf(bm)); len(wider) > 0 {
 		c.add(path, "the type %s is not allowed", strings.Join(wider, ", "))
@@ -262,6 +262,16 @@ func (c *comparison) includes(path string, small, large any, depth int) {
 		}
 		c.keyword(path, k, am, bm, depth)
 	}
+}
+
+// keywords are those of a schema, without what is none in the documents' draft.
+func (c *comparison) keywords(s any) map[string]any {
+	m, _ := s.(map[string]any)
+	if _, ok := m["const"]; ok && strings.Contains(draftOf(c.roots[0]), "draft-04") {
+		m = maps.Clone(m)
+		delete(m, "const")
+	}
+	return m
 }
 
 // keyword judges one keyword of the larger schema.
@@ -348,7 +358,7 @@ func (c *comparison) unchanged(path, k string, a, b map[string]any) {
 		same = c.same()
 	}
 	for _, with := range map[string][]string{"if": {"then", "else"}, "then": {"if"}, "else": {"if"}, "contains": {"minContains", "maxContains"}, "items": {"prefixItems"}, "prefixItems": {"items"}, "additionalItems": {"items"},
-		"unevaluatedProperties": {"properties", "patternProperties", "additionalProperties", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas"},
+		"unevaluatedProperties": {"properties", "patternProperties", "additionalProperties", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas", "dependencies"},
 		"unevaluatedItems":      {"items", "prefixItems", "additionalItems", "contains", "allOf", "anyOf", "oneOf", "if", "then", "else"}}[k] {
 		same = same && reflect.DeepEqual(a[with], b[with])
 	}

@@ -152,7 +152,7 @@ func (c *protoChange) field(at string, f, g protoreflect.FieldDescriptor) {
 		c.add(at, "field %d is repeated in one alone", g.Number())
 	case inOneof(f) != inOneof(g):
 		c.add(at, "field %d is in another oneof", g.Number())
-	case f.Kind() != g.Kind() && like(f.Kind()) != like(g.Kind()) && (f.Kind() != protoreflect.BytesKind || g.Kind() != protoreflect.StringKind):
+	case f.Kind() != g.Kind() && !wider(f.Kind(), g.Kind()) && !binaryOnly(f.Kind(), g.Kind()):
 		c.add(at, "field %d: %s does not read %s", g.Number(), f.Kind(), g.Kind())
 	case c.json:
 		c.jsonField(at, f, g)
@@ -164,7 +164,7 @@ func (c *protoChange) jsonField(at string, f, g protoreflect.FieldDescriptor) {
 	switch {
 	case f.JSONName() != g.JSONName() || f.TextName() != g.TextName():
 		c.add(at, "field %d has another name, which is what JSON has", g.Number())
-	case f.Kind() != g.Kind() && !inJSON(f.Kind(), g.Kind()):
+	case f.Kind() != g.Kind() && !wider(f.Kind(), g.Kind()):
 		c.add(at, "field %d: %s does not read %s in JSON", g.Number(), f.Kind(), g.Kind())
 	case f.Enum() != nil:
 		for i := range g.Enum().Values().Len() {
@@ -177,16 +177,28 @@ func (c *protoChange) jsonField(at string, f, g protoreflect.FieldDescriptor) {
 	}
 }
 
-// inJSON reports whether each number of the kind g is one of the kind f, of kinds
-// that read each other's values in the binary encoding.
-func inJSON(f, g protoreflect.Kind) bool {
+// wider reports whether a field of the kind f reads each number of the kind g as it was
+// written. A narrower one would drop bits, and another sign make another number of it.
+func wider(f, g protoreflect.Kind) bool {
 	switch g {
-	case protoreflect.Int32Kind, protoreflect.Uint32Kind:
-		return f == protoreflect.Int64Kind || g == protoreflect.Uint32Kind && f == protoreflect.Uint64Kind
+	case protoreflect.Int32Kind:
+		return f == protoreflect.Int64Kind
+	case protoreflect.Uint32Kind:
+		return f == protoreflect.Int64Kind || f == protoreflect.Uint64Kind
 	case protoreflect.Sint32Kind:
 		return f == protoreflect.Sint64Kind
-	case protoreflect.Sfixed32Kind:
-		return f == protoreflect.Sfixed64Kind
+	}
+	return false
+}
+
+// binaryOnly reports whether a field of the kind f reads each value of the kind g, of
+// kinds that JSON writes in two ways.
+func binaryOnly(f, g protoreflect.Kind) bool {
+	switch g {
+	case protoreflect.BoolKind:
+		return f == protoreflect.Int32Kind || f == protoreflect.Int64Kind || f == protoreflect.Uint32Kind || f == protoreflect.Uint64Kind
+	case protoreflect.StringKind:
+		return f == protoreflect.BytesKind
 	}
 	return false
 }
@@ -196,19 +208,4 @@ func inOneof(f protoreflect.FieldDescriptor) protoreflect.Name {
 		return o.Name()
 	}
 	return ""
-}
-
-// like is the same of kinds that read each other's values.
-func like(k protoreflect.Kind) protoreflect.Kind {
-	switch k {
-	case protoreflect.Int32Kind, protoreflect.Uint32Kind, protoreflect.Uint64Kind, protoreflect.BoolKind:
-		return protoreflect.Int64Kind
-	case protoreflect.Sint32Kind:
-		return protoreflect.Sint64Kind
-	case protoreflect.Sfixed32Kind:
-		return protoreflect.Fixed32Kind
-	case protoreflect.Sfixed64Kind:
-		return protoreflect.Fixed64Kind
-	}
-	return k
 }
