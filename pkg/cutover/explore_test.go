@@ -3,6 +3,7 @@ package cutover
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,25 +152,26 @@ func (w *world) idle(f flaw) bool {
 	return true
 }
 
-// successors calls yield with every state that may follow, and what happened.
-func (w world) successors(l limits, f flaw, yield func(what string, next world)) {
+// successors adds every state that may follow.
+func (x *exploration) successors(w *world) {
+	l, f := x.limits, x.flaw
 	if int(w.time) < l.time {
-		n := w
+		n := *w
 		n.time++
 		for i := range n.p {
 			if n.p[i].step == idle {
 				n.p[i].now = n.time // only who stands still amid a write has a wrong clock
 			}
 		}
-		yield("time passes", n)
+		x.add(&n, "time passes")
 		if f == stoppingClock {
 			for i := range n.p {
 				n.p[i].now = n.time
 			}
-			yield("time passes, and nobody stands still", n)
+			x.add(&n, "time passes, and nobody stands still")
 		}
 	}
-	w.office(l, f, yield)
+	x.office(w)
 	if w.at < 0 && int(w.waiting) <= l.events && int(w.tries) < l.events+l.tries {
 		for i := range w.p {
 			p := &w.p[i]
@@ -178,60 +180,61 @@ func (w world) successors(l limits, f flaw, yield func(what string, next world))
 				at.Closed = false
 			}
 			if p.step == idle && at.MayBegin(Lease{Epoch: oldest, Until: time.Duration(p.lease)}, w.clock(p, f)) {
-				n := w
+				n := *w
 				q := &n.p[i]
 				q.step, q.epoch, q.event, q.began, n.at = looked, uint8(at.Epoch), w.waiting, p.conf, int8(i)
 				n.tries++
-				yield(fmt.Sprintf("proxy %d may write %d to epoch %d", i, w.waiting, at.Epoch), n)
+				x.add(&n, "proxy %d may write %d to epoch %d", i, int(w.waiting), int(at.Epoch))
 			}
 		}
 	}
 	if w.at >= 0 {
-		n := w
+		n := *w
 		n.at = -1
-		yield("the publisher gives up on the proxy", n)
+		x.add(&n, "the publisher gives up on the proxy")
 	}
 	for i := range w.p {
-		w.proxy(i, l, f, yield)
+		x.proxy(w, i)
 	}
 }
 
 // office is what the administrator does.
-func (w world) office(l limits, f flaw, yield func(string, world)) {
+func (x *exploration) office(w *world) {
+	l, f := x.limits, x.flaw
 	if w.phase() == Stopping && w.seen < 0 {
-		n := w
+		n := *w
 		n.seen = w.time
 		if f == afterOffice {
 			n.seen = w.wrote - 1
 		}
-		yield("the administrator sees Stopping", n)
+		x.add(&n, "the administrator sees Stopping")
 	}
 	if int(w.crashes) < l.crashes {
-		n := w
+		n := *w
 		n.crashes++
 		n.seen, n.marked = -1, -1
-		yield("another administrator takes office", n)
+		x.add(&n, "another administrator takes office")
 	}
 	if w.phase() == Marking && w.marking == 0 && w.marked < 0 && w.marks < 2 {
-		n := w
+		n := *w
 		n.marking, n.lies = w.version, -1
 		n.marks++
-		yield("a marker is sent", n)
+		x.add(&n, "a marker is sent")
 	}
 	if w.marking != 0 && w.lies < 0 {
-		n := w
+		n := *w
 		n.lies = int8(w.lens[0]) //nolint:gosec // at most maxLog
 		if n.append(oldest, mark) {
-			yield("a marker is written", n)
+			x.add(&n, "a marker is written")
 		}
 	}
 	if w.marking != 0 && w.lies >= 0 {
-		n := w
+		n := *w
 		n.marking, n.lies = 0, -1
 		if w.phase() == Marking && (w.marking == w.version || f == staleMarker) {
 			n.marked = w.lies
 		}
-		yield("the administrator hears of a marker", n)
+		x.add(&n, "the administrator hears of a marker")
 	}
 	facts := Facts{Ready: true, Heard: w.heard(f), Idle: w.idle(f), Marked: w.marked >= 0}
 	if w.seen >= 0 {
@@ -247,7 +250,7 @@ func (w world) office(l limits, f flaw, yield func(string, world)) {
 		if next == w.phase() || int(w.version) == maxVersions-1 || paused && int(w.pauses) == l.pauses {
 			continue
 		}
-		n := w
+		n := *w
 		if paused {
 			n.pauses++
 		}
@@ -260,62 +263,67 @@ func (w world) office(l limits, f flaw, yield func(string, world)) {
 		if next == Stopping {
 			n.wrote = w.time
 		}
-		yield(fmt.Sprintf("the phase is %d", next), n)
+		x.add(&n, "the phase is %d", int(next))
 	}
 	if f == copiedPhase && w.copied != w.version {
-		n := w
+		n := *w
 		n.copied = w.version
-		yield("the copy of the phase is renewed", n)
+		x.add(&n, "the copy of the phase is renewed")
 	}
 }
 
 // proxy is what proxy i does.
-func (w world) proxy(i int, l limits, f flaw, yield func(string, world)) {
+func (x *exploration) proxy(w *world, i int) {
+	l, f := x.limits, x.flaw
 	p := &w.p[i]
 	if p.conf != w.version {
-		n := w
+		n := *w
 		q := &n.p[i]
 		q.conf = w.version
 		if f != heardTooEarly {
 			q.disk = q.conf
 		}
-		yield(fmt.Sprintf("proxy %d hears of phase %d", i, w.phase()), n)
+		x.add(&n, "proxy %d hears of phase %d", i, int(w.phase()))
 	}
 	if p.disk != p.conf {
-		n := w
+		n := *w
 		n.p[i].disk = p.conf
-		yield(fmt.Sprintf("proxy %d has it on disk", i), n)
+		x.add(&n, "proxy %d has it on disk", i)
 	}
 	if int(w.crashes) < l.crashes {
-		n := w
+		n := *w
 		n.crashes++
 		n.p[i] = proxy{conf: p.disk, disk: p.disk, now: w.time, said: p.said}
 		if int(w.at) == i {
 			n.at = -1
 		}
-		yield(fmt.Sprintf("proxy %d starts again", i), n)
+		x.add(&n, "proxy %d starts again", i)
 	}
 	if w.phases[p.conf] == Stopping && p.disk == p.conf && p.said != p.conf && (p.step == idle || f == idleTooEarly) {
-		n := w
+		n := *w
 		n.p[i].said = p.conf
-		yield(fmt.Sprintf("proxy %d says that it is idle", i), n)
+		x.add(&n, "proxy %d says that it is idle", i)
 	}
 	if w.phases[p.conf] == Leasing && !p.asks {
-		n := w
+		n := *w
 		n.p[i].asks, n.p[i].asked, n.p[i].granted = true, w.time, false
-		yield(fmt.Sprintf("proxy %d asks for a lease", i), n)
+		x.add(&n, "proxy %d asks for a lease", i)
 	}
 	if p.asks && !p.granted {
-		n := w
+		n := *w
 		phase := w.phase()
 		if f == copiedPhase {
 			phase = w.phases[w.copied]
 		}
 		n.p[i].granted, n.p[i].yes = true, Grants(phase)
-		yield(fmt.Sprintf("proxy %d is granted a lease: %v", i, Grants(phase)), n)
+		answer := "proxy %d is granted no lease"
+		if n.p[i].yes {
+			answer = "proxy %d is granted a lease"
+		}
+		x.add(&n, answer, i)
 	}
 	if p.asks && p.granted {
-		n := w
+		n := *w
 		q := &n.p[i]
 		q.asks = false
 		if q.yes {
@@ -325,21 +333,21 @@ func (w world) proxy(i int, l limits, f flaw, yield func(string, world)) {
 			}
 			q.lease = max(q.lease, int8(terms.Lease(oldest, asked).Until))
 		}
-		yield(fmt.Sprintf("proxy %d has its answer", i), n)
+		x.add(&n, "proxy %d has its answer", i)
 	}
 	switch p.step {
 	case looked:
-		n := w
+		n := *w
 		n.p[i].step = written
 		if n.append(p.epoch, p.event) {
-			yield(fmt.Sprintf("%d is written to epoch %d", p.event, p.epoch), n)
+			x.add(&n, "%d is written to epoch %d", int(p.event), int(p.epoch))
 		}
 	case written:
 		conf := p.conf
 		if f == firstLookOnly {
 			conf = p.began
 		}
-		n := w
+		n := *w
 		q := &n.p[i]
 		q.step = idle
 		asked := int(w.at) == i && w.waiting == p.event
@@ -352,10 +360,10 @@ func (w world) proxy(i int, l limits, f flaw, yield func(string, world)) {
 				n.acked |= 1 << p.event
 				n.waiting++
 			}
-			yield(fmt.Sprintf("proxy %d acknowledges %d", i, p.event), n)
+			x.add(&n, "proxy %d acknowledges %d", i, int(p.event))
 			return
 		}
-		yield(fmt.Sprintf("proxy %d says that %d is ambiguous", i, p.event), n)
+		x.add(&n, "proxy %d says that %d is ambiguous", i, int(p.event))
 	}
 }
 
@@ -422,36 +430,68 @@ func (w *world) plain(f flaw) {
 	}
 }
 
+// exploration is what was seen of the states within limits.
+type exploration struct {
+	limits limits
+	flaw   flaw
+	all    []world // nearest first
+	came   []came  // to each of all
+	known  map[world]struct{}
+	at     int // of all, whose successors are added
+}
+
+// came is how a state came about first; it is put in words only where they are read.
+type came struct {
+	prev int
+	what string
+	of   [3]int8
+	args uint8
+}
+
+// add adds a state that follows the one at hand.
+func (x *exploration) add(next *world, what string, of ...int) {
+	next.plain(x.flaw)
+	n := len(x.known)
+	if x.known[*next] = struct{}{}; len(x.known) == n {
+		return
+	}
+	c := came{prev: x.at, what: what, args: uint8(len(of))} //nolint:gosec // at most 3
+	for i, v := range of {
+		c.of[i] = int8(v) //nolint:gosec // proxies, phases, events and epochs are few
+	}
+	x.all, x.came = append(x.all, *next), append(x.came, c)
+}
+
+// way tells how it came to a state.
+func (x *exploration) way(i int) (way []string) {
+	for ; i > 0; i = x.came[i].prev {
+		c, of := x.came[i], []any{}
+		for _, v := range c.of[:c.args] {
+			of = append(of, v)
+		}
+		way = append(way, fmt.Sprintf(c.what, of...))
+	}
+	slices.Reverse(way)
+	return way
+}
+
 // explore visits every state within the limits, nearest first, and tells how it came
 // to the first that is wrong.
 func explore(l limits, f flaw) (states int, wrong string, way []string, finished bool) {
-	type from struct {
-		prev int
-		what string
-	}
-	all := []world{{seen: -1, at: -1, waiting: 1, marked: -1, cut: -1, lies: -1}}
-	came := []from{{}}
-	known := map[world]bool{all[0]: true}
-	for i := 0; i < len(all); i++ {
-		w := all[i]
+	x := exploration{limits: l, flaw: f, known: map[world]struct{}{}, came: []came{{}}}
+	x.all = []world{{seen: -1, at: -1, waiting: 1, marked: -1, cut: -1, lies: -1}}
+	x.known[x.all[0]] = struct{}{}
+	for ; x.at < len(x.all); x.at++ {
+		w := x.all[x.at]
 		if w.phase() == Draining && w.lens[1] > 0 {
 			finished = true
 		}
 		if wrong = w.wrong(); wrong != "" {
-			for ; i > 0; i = came[i].prev {
-				way = append([]string{came[i].what}, way...)
-			}
-			break
+			return len(x.all), wrong, x.way(x.at), finished
 		}
-		w.successors(l, f, func(what string, next world) {
-			next.plain(f)
-			if !known[next] {
-				known[next] = true
-				all, came = append(all, next), append(came, from{i, what})
-			}
-		})
+		x.successors(&w)
 	}
-	return len(all), wrong, way, finished
+	return len(x.all), "", nil, finished
 }
 
 // TestExplore: nothing that is acknowledged is lost, and the order of a key holds,
