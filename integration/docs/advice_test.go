@@ -58,7 +58,7 @@ func advice() map[string]string {
 		"no-extents":                "The topic's store cannot tell where a topic ends, which dead letters are listed by. Take another store for it.",
 		"no-name-server":            "The EventStore names no name server of RocketMQ. Give it `name_servers`.",
 		"no-open":                   "The stream's first message is not `open`. Send that first.",
-		"no-reply":                  "The event was published, and nobody replied in time. Wait longer, or look with `weft trace` who received it.",
+		"no-reply":                  "The event was published, and nobody replied in time, or while the credentials of the request were good. Wait longer, or look with `weft trace` who received it.",
 		"no-reply-topic":            "The store's topic for replies is not there or cannot be read; nothing was published. `weft status` of the EventStore says what is missing.",
 		"no-source":                 "The stream's `open` names neither a Subscription nor a tail. Name one.",
 		"no-topic-retention":        "RocketMQ keeps messages by one setting of the broker. Leave the Topic's `retention` out, or take another store.",
