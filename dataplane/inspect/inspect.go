@@ -4,6 +4,7 @@ package inspect
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
@@ -37,16 +38,45 @@ type Config struct {
 
 // Inspector answers. It is safe for concurrent use.
 type Inspector struct {
-	cfg   Config
-	reads chan struct{} // bounds those who read stores
+	cfg Config
+
+	mu    sync.Mutex
+	all   int            // that read stores
+	reads map[string]int // those, by whose they are
 }
 
-// maxReads bounds the questions of a proxy that read stores at a time.
-const maxReads = 4
+// maxReads bounds the questions of a proxy that read stores at a time, and maxOwnReads
+// those of one principal among them.
+const (
+	maxReads    = 4
+	maxOwnReads = 2
+)
 
 // New makes an Inspector.
 func New(cfg Config) *Inspector {
-	return &Inspector{cfg: cfg, reads: make(chan struct{}, maxReads)}
+	return &Inspector{cfg: cfg, reads: map[string]int{}}
+}
+
+// reading counts a question that reads stores, until done.
+func (i *Inspector) reading(who *policy.Principal) (done func(), err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	own, whom := who.String(), "others"
+	if i.reads[own] >= maxOwnReads {
+		whom = own
+	} else if i.all < maxReads {
+		i.all++
+		i.reads[own]++
+		return func() {
+			i.mu.Lock()
+			defer i.mu.Unlock()
+			i.all--
+			if i.reads[own]--; i.reads[own] == 0 {
+				delete(i.reads, own)
+			}
+		}, nil
+	}
+	return nil, &fault.Error{Class: fault.Throttled, Op: "inspect.why", Reason: "too-many-scans", RetryAfter: time.Second, Msg: "the proxy looks for events for " + whom + " already; ask again"}
 }
 
 // Trace is what one proxy remembers of an event.

@@ -11,7 +11,6 @@ import (
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
-	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/names"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
@@ -29,12 +28,11 @@ const (
 // locate finds where the event is: where it was remembered to be stored, or else among
 // the last events of the topics that the Subscription reads.
 func (a *asking) locate(ctx context.Context, known []facts.Fact) error {
-	select {
-	case a.i.reads <- struct{}{}:
-		defer func() { <-a.i.reads }()
-	default:
-		return &fault.Error{Class: fault.Throttled, Op: "inspect.why", Reason: "too-many-scans", RetryAfter: time.Second, Msg: "the proxy looks for events for others; ask again"}
+	done, err := a.i.reading(a.who)
+	if err != nil {
+		return err
 	}
+	defer done()
 	for _, f := range known {
 		if f.Position.TopicUID == "" {
 			continue

@@ -3,14 +3,18 @@ package inspect
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
 
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
+	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/store/position"
 )
@@ -90,4 +94,45 @@ func TestWhatAKeyWaitsFor(t *testing.T) {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
+}
+
+// TestSearchesOfOne: who searches as much as it may leaves room for others.
+func TestSearchesOfOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		topic := &snapshot.Topic{Key: snapshot.Key{Namespace: "demo", Name: "orders"}, UID: "11111111-1111-4111-8111-111111111111", Epochs: []snapshot.Epoch{{Number: 1, Physical: "one"}}}
+		sub := &snapshot.Subscription{Key: snapshot.Key{Namespace: "demo", Name: "mine"}, Topics: []string{"orders"}, Sources: []snapshot.Source{{Topic: topic, Epoch: topic.Epochs[0], Group: "g"}}}
+		i := world(endless{}, topic, sub)
+		next := *i.cfg.Snapshots.Get()
+		next.Rules = policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
+			{Name: "r", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"*"}, Actions: []configv1.Action{configv1.Action_ACTION_SUBSCRIBE, configv1.Action_ACTION_CONSUME},
+				Topics: []string{"orders"}, Subscriptions: []string{"mine"}}}}}}, nil)
+		i.cfg.Snapshots.Store(&next)
+		ask := func(name string) error {
+			_, err := i.Why(t.Context(), &policy.Principal{Namespace: "demo", Name: name}, Question{Namespace: "demo", Subscription: "mine", Source: "/s", ID: "none"})
+			return err
+		}
+		var searching sync.WaitGroup
+		begin := func(name string) {
+			searching.Go(func() {
+				if err := ask(name); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+			synctest.Wait()
+		}
+		refused := func(name, why string) {
+			if f := fault.From(ask(name)); f == nil || f.Reason != "too-many-scans" || !strings.Contains(f.Msg, why) {
+				t.Errorf("%s: %v", name, f)
+			}
+		}
+		for range 2 { // what has ended counts no more
+			begin("greedy")
+			begin("greedy")
+			refused("greedy", "for demo/greedy")
+			begin("other")
+			begin("third")
+			refused("fourth", "for others")
+			searching.Wait()
+		}
+	})
 }

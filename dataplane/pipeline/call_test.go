@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/store"
@@ -72,5 +74,26 @@ func TestPublishAllocations(t *testing.T) {
 		}
 	}); n > 2 { // none; the race detector empties pools
 		t.Errorf("%.0f allocations for a batch", n)
+	}
+}
+
+// TestForwardOfWhatTheMeshAddedTo: a Subscription forwards dead letters, also of events that
+// had as many attributes as a client's may; a client's has no more.
+func TestForwardOfWhatTheMeshAddedTo(t *testing.T) {
+	w := newWorld(t, 0)
+	e := events("x")[0]
+	for n := range event.MaxAttributes + 4 {
+		e.Ext = event.With(e.Ext, fmt.Sprintf("a%02d", n), "v")
+	}
+	if _, err := w.publish("orders", []event.Event{e}); fault.From(err).Reason != "bad-event" {
+		t.Errorf("a client's: %v", err)
+	}
+	e.Mesh = delivery.Forwarded(1)
+	w.must(w.p.Forward(context.Background(), snapshot.Key{Namespace: "demo", Name: "dead"}, "orders", &e))
+	for n := range event.MaxAdded {
+		e.Ext = event.With(e.Ext, fmt.Sprintf("b%02d", n), "v")
+	}
+	if err := w.p.Forward(context.Background(), snapshot.Key{Namespace: "demo", Name: "dead"}, "orders", &e); fault.From(err).Reason != "bad-event" {
+		t.Errorf("more than the mesh adds: %v", err)
 	}
 }

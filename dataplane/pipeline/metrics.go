@@ -53,7 +53,7 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64, now func() *
 		unjudged:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_route_filter_errors_total", Help: "SQL expressions of a Route that could not be evaluated for an event, and so did not match, by the topic that it entered."}, topic),
 		mismatches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_schema_mismatches_total", Help: "Events whose data do not conform to their topic's Schema, by whether that refused them: enforced or shadowed."}, append(topic, "mode")),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_requests_total",
-			Help: "Requests that wait for a reply, by outcome: replied, no-reply (at the deadline, or since the proxy stopped), failed (it was not published), gone (its client has)."}, append(topic, "outcome")),
+			Help: "Requests that wait for a reply, by outcome: replied, no-reply (at the deadline, or since the credentials ended or the proxy stopped), failed (it was not published), gone (its client has)."}, append(topic, "outcome")),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weft_proxy_publish_duration_seconds", Help: "Time from a batch's arrival to its outcome.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 13)}, topic),
 		batchEvents: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weft_proxy_publish_batch_events", Help: "Events of a batch that came; one by itself is a batch of one.",

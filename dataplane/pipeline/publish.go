@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/denied"
 	"github.com/weft-mesh/weft/dataplane/facts"
 	"github.com/weft-mesh/weft/dataplane/frontend"
@@ -379,7 +380,11 @@ func (p *Pipeline) conform(t *snapshot.Topic, events []event.Event, res []fronte
 
 // checkOne judges an event of n bytes.
 func checkOne(t *snapshot.Topic, e *event.Event, n int) error {
-	if err := e.Validate(); err != nil {
+	err := e.Validate()
+	if err != nil && delivery.Forwards(e) > 0 {
+		err = e.Conforms() // it comes from a store, with what the mesh has added
+	}
+	if err != nil {
 		return &fault.Error{Class: fault.Invalid, Op: "publish", Reason: "bad-event", Msg: err.Error()}
 	}
 	if n > t.MaxEventBytes {

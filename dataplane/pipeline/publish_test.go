@@ -335,6 +335,32 @@ func TestSchema(t *testing.T) {
 	}
 }
 
+// TestSchemaCounts: what its schema refuses counts for quotas, which come first: data that
+// do not conform are not judged at any rate.
+func TestSchemaCounts(t *testing.T) {
+	w := newWorld(t, 0)
+	snap := w.p.cfg.Snapshots.Get()
+	orders := snap.Topics[snapshot.Key{Namespace: "demo", Name: "orders"}]
+	var err error
+	orders.Schema, err = schema.Compile(&configv1.Schema{Mode: configv1.Mode_MODE_ENFORCED, Format: &configv1.Schema_Json{Json: &configv1.JsonSchema{Document: `{"type": "integer"}`}}})
+	w.must(err)
+	snap.Quotas, _ = quota.Compile([]quota.Named{{Namespace: "demo", Name: "quota/demo/q", UID: "q", Spec: &configv1.Quota{Topics: []string{"orders"},
+		Per: configv1.QuotaPer_QUOTA_PER_PRINCIPAL, Publish: &configv1.PublishQuota{EventsPerSecond: 1, Burst: durationpb.New(20 * time.Second), InFlight: 1}}}})
+	orders.Quotas = snap.Quotas.Publishing("demo", "orders")
+	bad := events("x")
+	bad[0].Data = []byte(`"x"`)
+	refused := 0
+	for range 1000 {
+		if _, err = w.publish("orders", bad); fault.From(err).Reason != "schema-mismatch" {
+			break
+		}
+		refused++
+	}
+	if f := fault.From(err); refused < 20 || f.Class != fault.Throttled || f.Reason != quota.Exceeded {
+		t.Errorf("after %d that its schema refused: %v", refused, err)
+	}
+}
+
 // TestQuota: what is above a quota is refused whole and reaches no store; what
 // waits for its store is in flight; the proxy's own writes are not counted.
 func TestQuota(t *testing.T) {

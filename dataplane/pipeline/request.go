@@ -26,8 +26,8 @@ const (
 // Request publishes an event as a request and waits for its reply, at most for timeout
 // and until ctx's deadline; without either DefaultRequestTimeout. Whoever gets the event
 // may reply to it (Reply); the first reply is the answer. What a publish may be refused
-// for, a request is too. The error is Ambiguous (no-reply) where none came in time: the
-// event was published. It keeps e, and the reply is the caller's.
+// for, a request is too. The error is Ambiguous (no-reply) where none came in time, or
+// while the credentials of who were good: the event was published. It keeps e, and the reply is the caller's.
 func (p *Pipeline) Request(ctx context.Context, who *policy.Principal, namespace, topic string, e event.Event, timeout time.Duration) (reply event.Event, err error) {
 	const op = "request"
 	if timeout != 0 && timeout < time.Millisecond || timeout > MaxRequestTimeout {
@@ -74,22 +74,48 @@ func (p *Pipeline) Request(ctx context.Context, who *policy.Principal, namespace
 		return event.Event{}, err
 	}
 	events[0].Data = nil // the store has them
-	select {
-	case reply := <-w.got:
-		outcome = "replied"
-		p.replies.metrics.seconds.Observe(time.Since(began).Seconds())
-		return reply, nil
-	case <-p.replies.over:
-		outcome = "no-reply"
-		return event.Event{}, fault.New(fault.Ambiguous, op, "no-reply", "the proxy is shutting down; the request was published, its reply will not be heard")
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	for {
+		changed, good := p.good(who)
+		if !good {
 			outcome = "no-reply"
-			return event.Event{}, fault.New(fault.Ambiguous, op, "no-reply", "nobody has replied in time; the request was published")
+			return event.Event{}, fault.New(fault.Ambiguous, op, "no-reply", "the credentials of the request are not valid any more; it was published, its reply will not be heard")
 		}
-		outcome = "gone"
-		return event.Event{}, fault.From(ctx.Err())
+		var judge <-chan time.Time
+		if who.Expires != 0 {
+			judge = time.After(judgeEvery)
+		}
+		select {
+		case reply := <-w.got:
+			outcome = "replied"
+			p.replies.metrics.seconds.Observe(time.Since(began).Seconds())
+			return reply, nil
+		case <-p.replies.over:
+			outcome = "no-reply"
+			return event.Event{}, fault.New(fault.Ambiguous, op, "no-reply", "the proxy is shutting down; the request was published, its reply will not be heard")
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				outcome = "no-reply"
+				return event.Event{}, fault.New(fault.Ambiguous, op, "no-reply", "nobody has replied in time; the request was published")
+			}
+			outcome = "gone"
+			return event.Event{}, fault.From(ctx.Err())
+		case <-changed:
+		case <-judge:
+		}
 	}
+}
+
+// judgeEvery is how often a request that waits looks whether its credentials have
+// expired: by the clock on the wall, which may jump.
+const judgeEvery = time.Second
+
+// good reports whether credentials are good still, by the configuration that stands until
+// changed is closed. Those that cannot be checked now are, until their end.
+func (p *Pipeline) good(who *policy.Principal) (changed <-chan struct{}, good bool) {
+	snap, changed := p.cfg.Snapshots.Load()
+	now := p.cfg.Clock.Now()
+	_, err := snap.Identities.Current(who, now)
+	return changed, !who.Expired(now) && (err == nil || fault.ClassOf(err) != fault.Unauthenticated)
 }
 
 // listen is tails.listen, which an event of size bytes waits for.

@@ -469,3 +469,34 @@ func FuzzReplyToken(f *testing.F) {
 		}
 	})
 }
+
+// TestRequestEndsWithCredentials: a request waits for as long as its credentials are good,
+// by their own date and by the newest configuration.
+func TestRequestEndsWithCredentials(t *testing.T) {
+	a := newAskers(t, false)
+	at := a.proxy()
+	for name, tc := range map[string]struct {
+		expires int64
+		revoke  bool
+	}{"expired": {expires: time.Now().Add(50 * time.Millisecond).UnixNano()}, "revoked": {revoke: true}} {
+		got := make(chan error, 1)
+		go func() {
+			_, err := at.p.Request(a.ctx, &policy.Principal{Name: policy.Local, Expires: tc.expires}, "demo", "orders", question(name), MaxRequestTimeout)
+			got <- err
+		}()
+		if tc.revoke {
+			next := *at.p.cfg.Snapshots.Get()
+			next.Identities = policy.CompileIdentities(nil, nil, false)
+			at.p.cfg.Snapshots.Store(&next)
+		}
+		if f := fault.From(<-got); f == nil || f.Class != fault.Ambiguous || f.Reason != "no-reply" || !strings.Contains(f.Msg, "credentials") {
+			t.Errorf("%s: %v", name, f)
+		}
+		if tc.revoke {
+			at.p.cfg.Snapshots.Store(a.snap)
+		}
+	}
+	if n, _ := at.metric("weft_proxy_requests_waiting"); n != 0 {
+		t.Errorf("%v requests wait", n)
+	}
+}

@@ -171,6 +171,8 @@ func (i *Identities) Authenticate(ctx context.Context, c Credentials, now time.T
 	switch {
 	case byKey != nil && byCert != nil && byKey.String() != byCert.String():
 		return nil, refuse("bad-credentials", "the client certificate is of another principal than the API key or token")
+	case byKey != nil && byCert != nil:
+		return both(byKey, byCert), nil
 	case byKey != nil:
 		return byKey, nil
 	case byCert != nil:
@@ -181,6 +183,17 @@ func (i *Identities) Authenticate(ctx context.Context, c Credentials, now time.T
 		return &Principal{Name: Local, Credential: "loopback"}, nil
 	}
 	return nil, refuse("no-credentials", "credentials are needed: an API key or a token (Authorization: Bearer …), or a client certificate")
+}
+
+// both is who has shown a key or token, which tells what it may do, and a certificate of
+// the same principal: for as long as both are good.
+func both(byKey, byCert *Principal) *Principal {
+	end := byCert.Expires
+	if byKey.Expires != 0 {
+		end = min(end, byKey.Expires)
+	}
+	return &Principal{Namespace: byKey.Namespace, Name: byKey.Name, Groups: byKey.Groups, Identity: byKey.Identity, Expires: end, Credential: byKey.Credential,
+		hash: byKey.hash, token: byKey.token, chain: byCert.chain}
 }
 
 func (i *Identities) byKey(key string, now time.Time) *Principal {
@@ -278,27 +291,38 @@ var errRevoked = refuse("credentials-revoked", "the credentials of this connecti
 // The error is Unauthenticated where the same credentials would be refused, or
 // Unavailable where a token cannot be checked yet.
 func (i *Identities) Refresh(p *Principal, now time.Time) (*Principal, error) {
-	var q *Principal
-	switch {
-	case p.Namespace == "":
+	if p.Namespace == "" {
 		if i.trustLoopback && p.Name == Local {
-			q = p
+			return p, nil
 		}
-	case len(p.chain) > 0:
-		q = i.byCertificate(p.chain, now)
+		return nil, errRevoked
+	}
+	var byCert *Principal
+	if len(p.chain) > 0 {
+		if byCert = i.byCertificate(p.chain, now); byCert == nil || byCert.String() != p.String() {
+			return nil, errRevoked
+		}
+	}
+	var byKey *Principal
+	switch {
 	case p.token != "":
 		var err error
-		q, err = i.byToken(p.token, func(v *jwtauth.Verifier) (jwtauth.Claims, error) { return v.VerifyNow(p.token) })
+		byKey, err = i.byToken(p.token, func(v *jwtauth.Verifier) (jwtauth.Claims, error) { return v.VerifyNow(p.token) })
 		if err != nil && fault.ClassOf(err) == fault.Unavailable {
 			return nil, err // nobody has taken it back
 		}
-	default:
+	case p.hash != [sha256.Size]byte{}:
 		if k := i.keys[p.Credential]; k.principal != nil && k.hash == p.hash && !k.principal.Expired(now) {
-			q = k.principal
+			byKey = k.principal
 		}
+	case byCert != nil:
+		return byCert, nil
 	}
-	if q == nil || q.String() != p.String() {
+	if byKey == nil || byKey.String() != p.String() {
 		return nil, errRevoked
 	}
-	return q, nil
+	if byCert != nil {
+		return both(byKey, byCert), nil
+	}
+	return byKey, nil
 }

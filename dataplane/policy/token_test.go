@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -241,4 +242,54 @@ func TestCurrentWhenKeysCome(t *testing.T) {
 	}
 	cancel()
 	<-ended
+}
+
+// TestBothCredentials: who has shown a key or token and a certificate passes for as long
+// as both are good, by their dates and by the identities as they are.
+func TestBothCredentials(t *testing.T) {
+	now := time.Now()
+	known := newCA(t)
+	ours := newTokenIssuer(t, "https://ours")
+	ids := func(authority *ca, key string) []NamedIdentity {
+		list := []NamedIdentity{ours.identity(t, "demo", "shop"), keyIdentity("demo", "abcdefgh", "alice", key, nil)}
+		if authority != nil {
+			list = append(list, mtlsIdentity("demo", authority.pem, configv1.PrincipalSource_PRINCIPAL_SOURCE_COMMON_NAME, ""))
+		}
+		return list
+	}
+	const key = "weft_abcdefgh_s3cret"
+	first := withVerifiers(t, now, ids(known, key)...)
+	ends := now.Add(30 * time.Minute)
+	chain := known.leaf(t, func(c *x509.Certificate) { c.NotAfter, c.Subject.CommonName = ends, "alice" })
+	ends = chain[0].NotAfter
+	for name, bearer := range map[string]string{"key": key, "token": ours.token(t, "shop", "alice", now.Add(time.Hour)), "short token": ours.token(t, "shop", "alice", now.Add(time.Minute))} {
+		p, err := first.Authenticate(t.Context(), Credentials{Bearer: bearer, Certificates: chain}, now)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		want := ends
+		if name == "short token" {
+			want = now.Add(time.Minute).Truncate(time.Second)
+		}
+		if got := time.Unix(0, p.Expires); !got.Equal(want) {
+			t.Errorf("%s: it ends at %v, want %v", name, got, want)
+		}
+		for i := range 2 { // what came of one judgement is judged too
+			q, err := first.Refresh(p, now)
+			if err != nil || q.Expires != p.Expires || q.Identity != p.Identity {
+				t.Fatalf("%s: after %d: %+v, %v", name, i, q, err)
+			}
+			p = q
+		}
+		if _, err := withVerifiers(t, now, ids(nil, key)...).Refresh(p, now); fault.From(err) == nil || fault.From(err).Reason != "credentials-revoked" {
+			t.Errorf("%s: the authority is gone: %v", name, err)
+		}
+		if _, err := withVerifiers(t, now, ids(newCA(t), key)...).Refresh(p, now); err == nil {
+			t.Errorf("%s: the authority is another one", name)
+		}
+		others := ids(known, key+"2")
+		if _, err := withVerifiers(t, now, others[1:]...).Refresh(p, now); err == nil {
+			t.Errorf("%s: the key or issuer is gone", name)
+		}
+	}
 }

@@ -139,7 +139,7 @@ func (c *client) request(ctx context.Context, push *snapshot.Push, to string, e 
 	if err != nil {
 		return nil, failure(Failed, "the target's URL cannot be used")
 	}
-	req.Header = call.Header
+	req.Header = once(call.Header)
 	if push.Request != nil {
 		if err := address(req.URL, &call); err != nil {
 			return nil, failure(Rejected, "the path cannot be used")
@@ -169,6 +169,19 @@ func (c *client) request(ctx context.Context, push *snapshot.Push, to string, e 
 	}
 	sign(req.Header, messageID(e), c.clock.Now(), call.Body, keys)
 	return req, answer{}
+}
+
+// once is a header of a request that is sent once: what has an idempotency key net/http
+// sends again by itself where its connection breaks, but for one that it does not know by
+// its spelling. In HTTP the spelling of a name says nothing.
+func once(h http.Header) http.Header {
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if v, ok := h[name]; ok {
+			delete(h, name)
+			h[strings.ToLower(name)] = v
+		}
+	}
+	return h
 }
 
 // address puts a call's path behind that of the target, and its query.

@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+
 	"github.com/weft-mesh/weft/dataplane/delivery"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/rest"
@@ -148,4 +150,45 @@ func TestConnectionLost(t *testing.T) {
 		_ = server.Close()
 		<-served
 	})
+}
+
+// TestSentOnce: an attempt is one request, also where a connection breaks under one that
+// has an idempotency key.
+func TestSentOnce(t *testing.T) {
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newClient(&Config{}, "demo")
+			defer c.close()
+			var requests atomic.Int32
+			serve(c, func(conn net.Conn) {
+				defer conn.Close()
+				r := bufio.NewReader(conn)
+				for {
+					req, err := http.ReadRequest(r)
+					if err != nil {
+						return
+					}
+					_, _ = io.Copy(io.Discard, req.Body)
+					if req.Header.Get(name) == "" {
+						t.Errorf("it has no %s: %v", name, req.Header)
+					}
+					if requests.Add(1) == 2 {
+						return // without an answer
+					}
+					_, _ = io.WriteString(conn, "HTTP/1.1 204 No Content\r\n\r\n")
+				}
+			})
+			push := &snapshot.Push{URL: "http://target.example", Timeout: time.Second,
+				Request: request(t, &configv1.RestRequest{Path: "/orders", Headers: map[string]string{name: "{id}"}})}
+			for _, want := range []string{outcomeOK, Failed} {
+				if a, _ := c.post(t.Context(), push, nil, snapshot.Key{}, &delivery.Delivery{Event: ev("1")}); a.outcome != want {
+					t.Errorf("%+v, want %s", a, want)
+				}
+				synctest.Wait()
+			}
+			if n := requests.Load(); n != 2 {
+				t.Errorf("%s: two attempts are %d requests", name, n)
+			}
+		})
+	}
 }

@@ -86,6 +86,7 @@ func TestReply(t *testing.T) {
 	snap.Stores = map[string]*snapshot.Store{uidStore: {UID: uidStore, Spec: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}}
 	snap.Rules = policy.CompileRules([]policy.NamedPolicy{{Namespace: "demo", Name: "accesspolicy/demo/p", Spec: &configv1.AccessPolicy{Rules: []*configv1.AccessRule{
 		{Name: "ask", Effect: configv1.Effect_EFFECT_ALLOW, Principals: []string{"local"}, Actions: []configv1.Action{configv1.Action_ACTION_PUBLISH}, Topics: []string{"orders"}}}}}}, nil)
+	snap.Identities = policy.CompileIdentities(nil, nil, true)
 	w.snaps.Store(&snap)
 	asks := &policy.Principal{Name: "local"}
 	next := func() (p passed) {

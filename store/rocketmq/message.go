@@ -315,8 +315,13 @@ func decodeCloudEvent(m *message) (event.Event, error) {
 			e = e.Clone() // or it would hold a body that is hardly more than blanks
 		}
 		return e, err
-	case m.property(ceProperty+event.AttrSpecVersion) == "":
+	}
+	switch version := m.property(ceProperty + event.AttrSpecVersion); version {
+	case "":
 		return e, nil
+	case event.SpecVersion:
+	default:
+		return e, fmt.Errorf("CE_specversion is %.80q; this is for version 1.0", version)
 	}
 	for _, p := range m.properties {
 		if name, ok := strings.CutPrefix(p.Name, ceProperty); ok {

@@ -155,6 +155,7 @@ func TestUnreadable(t *testing.T) {
 		"not zlib":   stored(flagCompressed, 7, []byte("xyz"), ""),
 		"not JSON":   stored(0, 7, []byte("xyz"), property("CE_contenttype", "application/cloudevents+json")),
 		"incomplete": stored(0, 7, []byte("xyz"), property("CE_specversion", "1.0", "CE_id", "only")),
+		"version":    stored(0, 7, []byte("xyz"), property("CE_specversion", "0.3", "CE_id", "i", "CE_source", "/s", "CE_type", "t")),
 		"control":    stored(0, 7, []byte("xyz"), property("CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "a\nb")),
 		"not UTF-8":  stored(0, 7, []byte("xyz"), property("CE_specversion", "1.0", "CE_id", "i", "CE_source", "/s", "CE_type", "a\xff")),
 		"native":     stored(0, 7, []byte("xyz"), property("KEYS", "k")),
