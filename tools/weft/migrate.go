@@ -257,11 +257,23 @@ func migrateFinishCommand() *cobra.Command {
 way back then, and nothing from before the move can be read again: position tokens of
 that time begin at the beginning of the new store. Events in the old store are left
 there. A move that has not come so far goes on, and then ends so.`, configv1.Migration_WISH_FINISH, "the old store is given up once everything in it was read", func(m *moving) (string, error) {
-		if m.wish() == configv1.Migration_WISH_ROLL_BACK && (!m.move().GetBack() || m.move().GetPhase() < configv1.Move_PHASE_DRAINING) {
-			return "", fmt.Errorf("%s is on its way back; finish that once it is drained", m.name())
+		if err := m.unfinishable(); err != nil {
+			return "", err
 		}
 		return fmt.Sprintf("Then there is no way back to %s, and nothing in it can be read again. Finish?", m.before().GetStore()), nil
 	})
+}
+
+// unfinishable is why a move cannot be finished now; nil where it can.
+func (m *moving) unfinishable() error {
+	back, paused := m.move().GetBack(), ""
+	if !back && m.wish() != configv1.Migration_WISH_ROLL_BACK || back && m.move().Phase == configv1.Move_PHASE_DRAINED {
+		return nil
+	}
+	if m.wish() == configv1.Migration_WISH_PAUSE {
+		paused = ", and paused: weft migrate resume " + m.name() + " goes on"
+	}
+	return fmt.Errorf("%s is on its way back%s; finish that once it is drained", m.name(), paused)
 }
 
 func migrateStatusCommand() *cobra.Command {

@@ -133,6 +133,33 @@ func TestResumed(t *testing.T) {
 	}
 }
 
+// TestFinishOnTheWayBack: a move that is taken back, paused or not, is finished once it is
+// drained there, and not before.
+func TestFinishOnTheWayBack(t *testing.T) {
+	const goOn, pause, back, finish = configv1.Migration_WISH_GO, configv1.Migration_WISH_PAUSE, configv1.Migration_WISH_ROLL_BACK, configv1.Migration_WISH_FINISH
+	for _, tc := range []struct {
+		was   configv1.Migration_Wish
+		back  bool
+		phase configv1.Move_Phase
+		says  string
+	}{
+		{goOn, false, configv1.Move_PHASE_LEASING, ""},
+		{pause, false, configv1.Move_PHASE_LEASING, ""},
+		{back, false, configv1.Move_PHASE_DRAINED, "is on its way back"},
+		{back, true, configv1.Move_PHASE_DRAINING, "is on its way back; finish that once it is drained"},
+		{pause, true, configv1.Move_PHASE_LEASING, "is on its way back, and paused: weft migrate resume orders goes on; finish that once it is drained"},
+		{goOn, true, configv1.Move_PHASE_LEASING, "is on its way back"},
+		{back, true, configv1.Move_PHASE_DRAINED, ""},
+		{finish, true, configv1.Move_PHASE_DRAINED, ""},
+	} {
+		m := &moving{migration: &configv1.Resource{Metadata: &configv1.Metadata{Name: "orders", Uid: "m"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{To: "next", Wish: tc.was}}},
+			binding: &configv1.TopicBinding{Move: &configv1.Move{MigrationUid: "m", Phase: tc.phase, Back: tc.back}}}
+		if err := m.unfinishable(); (err == nil) != (tc.says == "") || err != nil && !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%v, back %v, %v: %v, want %q", tc.was, tc.back, tc.phase, err, tc.says)
+		}
+	}
+}
+
 // TestMigrateMistakes: what is typed wrong is refused with what to do next, before
 // anything is changed.
 func TestMigrateMistakes(t *testing.T) {
@@ -189,6 +216,9 @@ metadata: {namespace: demo, name: bills}
 spec: {store: main, needs: {order: true, delay: 1h}}
 `))
 	m.want(0, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "needs ", "order by key: emulated, the store gives a partition to one reader", "delay 1h0m0s: native", "1 proxy must hear of it")
+	if out := m.must("migrate", "bills", "--to", "second", "--dry-run"); strings.Contains(out, "one of its own") {
+		t.Errorf("one proxy alone waits for itself:\n%s", out)
+	}
 	m.want(0, []string{"migrate", "bills", "--to", "second", "--dry-run", "-o", "json"}, `"need": "order by key"`, `"means": "emulated"`, `"not_knowing_moves": []`)
 	m.want(0, []string{"migrate", "bills", "--to", "away", "--dry-run"}, "order by key: unobserved, EventStore away was not observed yet; the move waits as long")
 
@@ -212,7 +242,7 @@ spec: {store: main, needs: {order: true, delay: 1h}}
 	gone()
 	refusal := "bills cannot move: of its proxies p3 do not know moves"
 	m.await("it is gone", func() bool { return strings.Contains(m.must("proxies", "list", "--absent"), "p3") })
-	m.want(1, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "2 proxies must hear of it", "not connected now: p3; the move waits for them", refusal)
+	m.want(1, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "2 proxies must hear of it", "not connected now: p3; the move waits for them", "main is embedded, so each of 2 proxies has one of its own: the move waits until one proxy alone is left", "second is embedded, so each of 2", refusal)
 	m.want(1, []string{"migrate", "bills", "--to", "second", "--yes"}, refusal, "declare-dead")
 	m.want(0, []string{"migrate", "list"}, "no topic moves")
 	m.want(0, []string{"proxies", "list"}, "does not know moves of topics")
