@@ -94,6 +94,7 @@ func advice() map[string]string {
 		"too-many-names":            "The proxy, which has its configuration on demand, has as many topics and Subscriptions in use as it may. Go to another proxy.",
 		"too-many-pulls":            "As many pulls wait on this proxy as may. Wait as long as it says, or pull from another proxy.",
 		"too-many-requests":         "As many requests wait for replies on this proxy as may; nothing was published. Wait as long as it says, or ask at another proxy.",
+		"too-many-marks":            "More dead letters were redriven than a proxy keeps in mind. Shorten the retention of the dead-letter topic, or give the Subscription another one.",
 		"too-many-scans":            "The proxy looks through topics for others. Ask again.",
 		"too-many-tails":            "The proxy has as many tails as it may. End some, or tail at another proxy.",
 		"too-many-waiting":          "As many calls wait for their configuration as may. Try again.",
