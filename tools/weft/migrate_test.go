@@ -247,6 +247,7 @@ spec: {store: main, needs: {order: true, delay: 1h}}
 	m.want(0, []string{"migrate", "list"}, "no topic moves")
 	m.want(0, []string{"proxies", "list"}, "does not know moves of topics")
 	m.must("proxies", "declare-dead", "p3", "--reason", "test", "--yes")
+	m.await("its status says so", func() bool { return strings.Contains(m.must("status", "p3"), "refused until weft proxies revive p3") })
 	m.want(0, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "1 proxy must hear of it")
 	m.want(1, []string{"proxies", "forget"}, "--dead-for DURATION")
 	m.want(1, []string{"proxies", "forget", "p3", "--dead-for", "0s"}, "not both")
