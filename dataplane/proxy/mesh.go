@@ -16,8 +16,8 @@ import (
 	"github.com/weft-mesh/weft/pkg/clock"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
-	"github.com/weft-mesh/weft/pkg/labels"
 	"github.com/weft-mesh/weft/pkg/jwtauth"
+	"github.com/weft-mesh/weft/pkg/labels"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
