@@ -118,7 +118,10 @@ func (c *collector) wish(b *configv1.TopicBinding, old *configv1.Resource, m *co
 	over := move.Phase >= configv1.Move_PHASE_DRAINING
 	switch now {
 	case configv1.Migration_WISH_PAUSE:
-		if over {
+		switch {
+		case over && move.Back:
+			no("publishers write to the old store again, so there is nothing to pause: finish")
+		case over:
 			no("publishers write to the new store already, so there is nothing to pause: roll back, or finish")
 		}
 	case configv1.Migration_WISH_FINISH:

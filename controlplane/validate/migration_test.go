@@ -172,6 +172,7 @@ func TestMigrationChanges(t *testing.T) {
 		"pause while preparing":          {at(1, false), goOn, pause, ""},
 		"pause while marking":            {at(4, false), 0, pause, ""},
 		"pause behind the cut":           {at(5, false), goOn, pause, "nothing to pause"},
+		"pause behind the cut back":      {at(5, true), rollBack, pause, "nothing to pause: finish"},
 		"back while stopping":            {at(3, false), pause, rollBack, ""},
 		"back when drained":              {at(6, false), goOn, rollBack, ""},
 		"finish early":                   {at(1, false), goOn, finish, ""},

@@ -160,6 +160,35 @@ func TestFinishOnTheWayBack(t *testing.T) {
 	}
 }
 
+// TestPausedAndTakenBack: what cannot be paused says what can be done, and who is asked before
+// a move is taken back is told where it goes.
+func TestPausedAndTakenBack(t *testing.T) {
+	for _, tc := range []struct {
+		back        bool
+		phase       configv1.Move_Phase
+		pause, asks string
+	}{
+		{false, configv1.Move_PHASE_LEASING, "", "orders stays in main. Roll back?"},
+		{false, configv1.Move_PHASE_DRAINING, "orders is written to next already: there is nothing to pause; weft migrate rollback leads back", "orders is written to next already, and moves back to main. Roll back?"},
+		{true, configv1.Move_PHASE_LEASING, "", "orders goes on back to main. Roll back?"},
+		{true, configv1.Move_PHASE_DRAINING, "orders is written to main already: there is nothing to pause; weft migrate finish ends it", ""},
+	} {
+		epochs := []*configv1.Epoch{{Number: 1, Store: "main"}, {Number: 2, Store: "next"}}
+		if tc.back {
+			epochs = append(epochs, &configv1.Epoch{Number: 3, Store: "main"})
+		}
+		m := &moving{migration: &configv1.Resource{Metadata: &configv1.Metadata{Name: "orders", Uid: "m"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{To: "next"}}},
+			binding: &configv1.TopicBinding{Epochs: epochs, Move: &configv1.Move{MigrationUid: "m", Phase: tc.phase, Back: tc.back}}}
+		why := ""
+		if err := m.unpausable(); err != nil {
+			why = err.Error()
+		}
+		if why != tc.pause || m.backQuestion() != tc.asks {
+			t.Errorf("back %v, %v: %q, and %q", tc.back, tc.phase, why, m.backQuestion())
+		}
+	}
+}
+
 // TestMigrateMistakes: what is typed wrong is refused with what to do next, before
 // anything is changed.
 func TestMigrateMistakes(t *testing.T) {
