@@ -558,6 +558,7 @@ func TestWishes(t *testing.T) {
 				w.read("uid-a", "ns_t", "group", 1)
 			}
 			w.phase(drained)
+			w.eventually("it is told what ends it", func() bool { return strings.Contains(w.told(), "until the Migration's wish is FINISH;") })
 			w.wish(finish)
 			w.eventually("the end", func() bool { w.jump.Add(int64(time.Minute)); return w.binding().Move == nil })
 			if b = w.binding(); len(b.Epochs) != 1 || b.Epochs[0].Number != 4 {
