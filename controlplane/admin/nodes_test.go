@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/weft-mesh/weft/proto/gen/weft/admin/v1alpha1"
 )
@@ -53,5 +54,39 @@ func TestMayLive(t *testing.T) {
 	_, err = w.api[0].ForgetNodes(w.ctx, &adminv1.ForgetNodesRequest{NodeIds: []string{"left", "there"}})
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "node there was connected") {
 		t.Errorf("one that may be connected is forgotten: %v", err)
+	}
+}
+
+// TestStatusOfDead: the status of one proxy says that it was declared dead, also where nobody
+// remembers its connection; to those who see all of the mesh.
+func TestStatusOfDead(t *testing.T) {
+	w := newWorld(t, 1)
+	for _, node := range []string{"gone", "other"} {
+		_, err := w.etcd.Put(w.ctx, w.stores[0].StatusKey("node/"+node), `{"id":"`+node+`","all":true,"dead":{"at":"2026-01-02T03:04:05Z","by":"ops"}}`)
+		w.must(err)
+	}
+	w.connected.Store(&[]*adminv1.ProxyStatus{{NodeId: "other", LastSeen: timestamppb.New(time.Unix(1e9, 0))}, {NodeId: "lives", Connected: true}})
+	ask := func(node string, local bool) string {
+		st, err := w.api[0].GetStatus(w.ctx, &adminv1.GetStatusRequest{NodeId: node, WithoutResources: true, Local: local})
+		w.must(err)
+		var out []string
+		for _, p := range st.Proxies {
+			out = append(out, p.NodeId+" "+p.DeadBy)
+			if by := p.DeadBy; (by != "") != (p.DeadAt != nil) {
+				t.Errorf("%s was declared dead by %q at %v", p.NodeId, by, p.DeadAt)
+			}
+		}
+		return strings.Join(out, ", ")
+	}
+	for ask("other", false) == "other " && w.ctx.Err() == nil {
+		<-time.After(time.Millisecond) // the replica reads the roster
+	}
+	for node, want := range map[string]string{"gone": "gone ops", "other": "other ops", "lives": "lives ", "nobody": ""} {
+		if got := ask(node, false); got != want {
+			t.Errorf("%s: %q, want %q", node, got, want)
+		}
+	}
+	if got := ask("gone", true); got != "" {
+		t.Errorf("another replica is told %q, which it knows", got)
 	}
 }

@@ -105,6 +105,9 @@ func (s *Service) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) 
 	here = within(here, req.Namespace)
 	resp.Fleet = census.Summarize(here, snap.Lineage, revision)
 	census.Sort(here, snap.Lineage, revision)
+	if req.NodeId != "" && !req.Local && callerOf(ctx).sees(mesh) {
+		here = s.dead(req.NodeId, here)
+	}
 	resp.Proxies = seen(callerOf(ctx), census.Fit(here, proxies))
 	if resp.Alarms = distinct(resp.Alarms); !callerOf(ctx).sees(mesh) {
 		resp.Alarms = nil // they name what is in any namespace
@@ -171,6 +174,22 @@ func troubles[T trouble](proxies []*adminv1.ProxyStatus, condition string, of fu
 		out[name].Message = strings.Join(texts, "; ")
 	}
 	return out
+}
+
+// dead has the status of a node say that it was declared dead; one that was is there also
+// where nothing is known of its connection any more.
+func (s *Service) dead(node string, status []*adminv1.ProxyStatus) []*adminv1.ProxyStatus {
+	dead := s.cfg.Roster.Dead(node)
+	if dead == nil {
+		return status
+	}
+	if len(status) == 0 {
+		status = []*adminv1.ProxyStatus{{NodeId: node}}
+	}
+	for _, p := range status {
+		p.DeadAt, p.DeadBy = timestamppb.New(dead.At), dead.By
+	}
+	return status
 }
 
 // seen are proxies as a caller may see them: who they are and whether they have

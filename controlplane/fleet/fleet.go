@@ -74,6 +74,7 @@ type Fleet struct {
 
 // record is what is kept of one proxy.
 type record struct {
+	// Instance has no Host where the proxy does not want to be found any more.
 	Instance registry.Instance `json:"instance"`
 	// Seen is when it was last known to be connected, by the clock of the
 	// replica that wrote it: for people.
@@ -154,18 +155,33 @@ func (f *Fleet) refresh() time.Duration { return min(30*time.Second, f.cfg.Forge
 
 const keys = "instance/"
 
-// record writes down who is connected here.
+// record writes down who is connected here. Of who does not want to be found it does where
+// it did before, or another replica: else the registry's check would find that it lives.
 func (f *Fleet) record(ctx context.Context) error {
+	var before map[string]record // read once it is asked for
 	for _, p := range f.cfg.Proxies() {
 		i := p.GetInfo()
-		if i.GetAdvertiseHost() == "" {
-			continue // it does not want to be found
-		}
 		now := time.Now()
-		r := record{Seen: f.cfg.Clock.Now(), Instance: registry.Instance{ID: p.NodeId, Host: i.AdvertiseHost, Ports: i.Ports, Zone: i.Zone, Weight: i.Weight,
-			Version: i.Version, Namespaces: i.Namespaces}}
+		r := record{Seen: f.cfg.Clock.Now(), Instance: registry.Instance{ID: p.NodeId}}
+		if i.GetAdvertiseHost() != "" {
+			r.Instance = registry.Instance{ID: p.NodeId, Host: i.AdvertiseHost, Ports: i.Ports, Zone: i.Zone, Weight: i.Weight, Version: i.Version, Namespaces: i.Namespaces}
+		}
 		if old, ok := f.written[p.NodeId]; ok && now.Sub(old.at) < f.refresh() && reflect.DeepEqual(old.Instance, r.Instance) {
 			continue
+		}
+		if r.Instance.Host == "" {
+			if before == nil {
+				cctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+				var err error
+				before, err = f.records(cctx)
+				if cancel(); err != nil {
+					return err
+				}
+			}
+			if before[p.NodeId].Instance.Host == "" {
+				f.written[p.NodeId] = written{r, now}
+				continue
+			}
 		}
 		b, err := json.Marshal(r)
 		if err != nil {
@@ -254,10 +270,13 @@ func (f *Fleet) pass(ctx context.Context, term election.Term, now time.Time, gra
 
 // latestAt gives for each address who was written down there last: a proxy whose data
 // folder was lost comes back there under another id, and the old one would pass
-// for alive as long as the new one is.
+// for alive as long as the new one is. Who does not want to be found is at none.
 func latestAt(records map[string]record) map[string]string {
 	out := map[string]string{}
 	for id, r := range records {
+		if r.Instance.Host == "" {
+			continue
+		}
 		at := r.Instance.Address()
 		if other, ok := out[at]; !ok || r.revision > records[other].revision {
 			out[at] = id

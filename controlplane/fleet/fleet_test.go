@@ -129,6 +129,28 @@ func TestFleet(t *testing.T) {
 	if l.there[0].Host != "10.0.0.9" {
 		t.Errorf("it is said to be at %s", l.there[0].Host)
 	}
+	// It is started anew and does not want to be found: it is not, though it lives, also by
+	// another replica; until it wants to.
+	l.healthy = "a"
+	connected = []*adminv1.ProxyStatus{status("a", ""), status("hidden", "")}
+	pass(f, 2*time.Hour, true, "a")
+	pass(f, 2*time.Hour, false, "")
+	l.there, connected = []registry.Instance{{ID: "a", Host: "10.0.0.9"}}, nil
+	f = fleet()
+	pass(f, 2*time.Hour, false, "")
+	if records, err := f.records(ctx); err != nil || len(records) != 1 {
+		t.Errorf("%v %v", records, err)
+	}
+	pass(f, 2*time.Hour+61*time.Second, false, "")
+	if records, err := f.records(ctx); err != nil || len(records) != 0 {
+		t.Errorf("%v %v", records, err)
+	}
+	connected = []*adminv1.ProxyStatus{status("a", "10.0.0.9")}
+	pass(f, 2*time.Hour, false, "a")
+	connected = []*adminv1.ProxyStatus{status("a", "")}
+	pass(f, 2*time.Hour, false, "")
+	connected = []*adminv1.ProxyStatus{status("a", "10.0.0.9")}
+	pass(f, 2*time.Hour, false, "a")
 	// Its clock, or the writer's, jumps: nobody is forgotten for that, and
 	// whoever is silent for long enough is, whatever its record says.
 	for _, jump = range []time.Duration{-24 * time.Hour, -time.Hour, time.Hour, 24 * time.Hour} {

@@ -262,8 +262,8 @@ func (o *Office) undrained(ctx context.Context, m *move) []string {
 	defer l.mu.Unlock()
 	for _, at := range all {
 		if at.local {
-			if !m.settled(at) {
-				waits = append(waits, at.subscription+" has not read all of EventStore "+storeName(at)+", with what waits there for another attempt")
+			if left := m.unsettled(at); len(left) > 0 {
+				waits = append(waits, at.subscription+" has not read all of EventStore "+storeName(at)+", with what waits there for another attempt, at "+some(left))
 			}
 			continue
 		}
@@ -283,17 +283,18 @@ func storeName(at item) string {
 	return name
 }
 
-// settled reports whether some proxy says that it has all of an epoch which is inside it
-// behind it.
-func (m *move) settled(at item) bool {
-	for _, w := range m.words {
-		for _, s := range w.Settled {
-			if s.Epoch == at.epoch && s.Group == at.group {
-				return true
-			}
+// unsettled are the proxies that do not say that they have all of an epoch, of which each has
+// a part inside it, behind them: one that came later says so of its own, which is empty.
+func (m *move) unsettled(at item) (nodes []string) {
+	for _, node := range m.nodes {
+		if !slices.ContainsFunc(m.words[node].GetSettled(), func(s *discoveryv1.Settled) bool { return s.Epoch == at.epoch && s.Group == at.group }) {
+			nodes = append(nodes, node)
 		}
 	}
-	return false
+	if len(m.nodes) == 0 {
+		nodes = []string{"a proxy that is to come"}
+	}
+	return nodes
 }
 
 // unquiet is what may still come again in the places that are given up: an event that is

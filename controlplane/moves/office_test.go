@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	configv1 "github.com/weft-mesh/weft/proto/gen/weft/config/v1alpha1"
+	discoveryv1 "github.com/weft-mesh/weft/proto/gen/weft/discovery/v1alpha1"
 
 	"github.com/weft-mesh/weft/pkg/cutover"
 	"github.com/weft-mesh/weft/pkg/resource"
@@ -461,6 +462,27 @@ func TestDivided(t *testing.T) {
 	}
 }
 
+// TestJoinedWhileDraining: an embedded store is drained once every proxy says so of its own;
+// one that joins once the topic has left it has nothing there, and says so.
+func TestJoinedWhileDraining(t *testing.T) {
+	w := newWorld(t)
+	w.put(meta("a", "uid-a"), &configv1.Resource{Spec: &configv1.Resource_EventStore{EventStore: &configv1.EventStore{Driver: &configv1.EventStore_Embedded{Embedded: &configv1.Embedded{}}}}})
+	w.office()
+	one := w.join("one", w.addr, func(*proxy) {})
+	w.wish(goOn)
+	w.phase(preparing)
+	w.admit()
+	w.phase(draining)
+	all := []*discoveryv1.Settled{{Epoch: 1, Group: "group"}}
+	w.join("two", w.addr, func(p *proxy) { p.settled = all })
+	w.eventually("it says so", func() bool { return len(w.words()["two"].GetSettled()) > 0 })
+	passes := w.passes.Load()
+	w.eventually("another pass", func() bool { return w.passes.Load() > passes+1 })
+	w.toldIn(draining, "has not read all of EventStore a, with what waits there for another attempt, at one")
+	one.be(func(p *proxy) { p.settled = all })
+	w.phase(drained)
+}
+
 // TestWishes: what is wished in every phase.
 func TestWishes(t *testing.T) {
 	for _, phase := range []configv1.Move_Phase{preparing, leasing, stopping, marking} {
@@ -536,6 +558,7 @@ func TestWishes(t *testing.T) {
 				w.read("uid-a", "ns_t", "group", 1)
 			}
 			w.phase(drained)
+			w.eventually("it is told what ends it", func() bool { return strings.Contains(w.told(), "until the Migration's wish is FINISH;") })
 			w.wish(finish)
 			w.eventually("the end", func() bool { w.jump.Add(int64(time.Minute)); return w.binding().Move == nil })
 			if b = w.binding(); len(b.Epochs) != 1 || b.Epochs[0].Number != 4 {

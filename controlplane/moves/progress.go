@@ -52,7 +52,7 @@ func (m *move) progress() *adminv1.MoveProgress {
 		_, _, name, _ := resource.Split(at.subscription)
 		g := &adminv1.MoveGroup{Subscription: name, Epoch: at.epoch, Store: storeName(at), Group: at.group}
 		if why, looked := m.seen.look.behind[at]; at.local {
-			g.Read = m.settled(at)
+			g.Read = len(m.unsettled(at)) == 0
 		} else {
 			g.Read, g.Reason, g.Partitions = looked && why == "", why, slices.Clone(m.seen.look.parts[at])
 		}

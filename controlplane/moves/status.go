@@ -63,7 +63,10 @@ func (o *Office) tell(ctx context.Context, term election.Term, m *move, f cutove
 	case len(waits) > 0:
 		text += "; waits: " + oneByOne(waits)
 	case m.phase == cutover.Drained:
-		text += ": all is read of " + old.Store + ", which stays until the Migration's wish is FINISH or ROLL_BACK"
+		text += ": all is read of " + old.Store + ", which stays until the Migration's wish is FINISH"
+		if !m.b.Move.Back {
+			text += " or ROLL_BACK"
+		}
 	}
 	if s := fenceText(old); s != "" {
 		text += "; " + s

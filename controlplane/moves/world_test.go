@@ -343,6 +343,7 @@ type proxy struct {
 	deaf, busy, unable bool
 	failing            string
 	elsewhere          bool // it marks another partition than there is
+	settled            []*discoveryv1.Settled
 	leases             int
 	granted            bool // by the last answer
 	sealed             map[string][]*configv1.Cut
@@ -414,7 +415,7 @@ func (p *proxy) says() *discoveryv1.HoldRequest {
 	if b.GetMove() == nil {
 		return req
 	}
-	held := &discoveryv1.Held{Binding: binding, Version: e.Version(), Able: !p.unable}
+	held := &discoveryv1.Held{Binding: binding, Version: e.Version(), Able: !p.unable, Settled: p.settled}
 	req.Moves = append(req.Moves, held)
 	if p.deaf {
 		held.Version = "1"

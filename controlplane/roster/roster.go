@@ -197,6 +197,16 @@ func (r *Roster) Refusal(node string) error {
 	return nil
 }
 
+// Dead tells who declared a node dead, as far as this replica has seen; nil where nobody has.
+func (r *Roster) Dead(node string) *Dead {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := r.known[node].node; n != nil {
+		return n.Dead
+	}
+	return nil
+}
+
 // Gone reports whether nobody is to wait for a node that is not connected, as far as this
 // replica has seen: it was declared dead, or is not on the roster, as one that left.
 func (r *Roster) Gone(node string) bool {

@@ -118,11 +118,18 @@ func (c *collector) wish(b *configv1.TopicBinding, old *configv1.Resource, m *co
 	over := move.Phase >= configv1.Move_PHASE_DRAINING
 	switch now {
 	case configv1.Migration_WISH_PAUSE:
-		if over {
+		switch {
+		case over && move.Back:
+			no("publishers write to the old store again, so there is nothing to pause: finish")
+		case over:
 			no("publishers write to the new store already, so there is nothing to pause: roll back, or finish")
 		}
 	case configv1.Migration_WISH_FINISH:
-		if was == configv1.Migration_WISH_ROLL_BACK && !(move.Back && move.Phase == configv1.Move_PHASE_DRAINED) {
+		switch {
+		case move.Back && move.Phase == configv1.Move_PHASE_DRAINED || !move.Back && was != configv1.Migration_WISH_ROLL_BACK:
+		case was == configv1.Migration_WISH_PAUSE:
+			no("the move is being taken back, and is paused: let it go on (spec.wish: WISH_ROLL_BACK; weft migrate resume %s -n %s), and finish once it is back, and all was read", old.Metadata.Name, old.Metadata.Namespace)
+		default:
 			no("the move is being taken back: finish once it is, and all was read")
 		}
 	case configv1.Migration_WISH_UNSPECIFIED, configv1.Migration_WISH_GO:

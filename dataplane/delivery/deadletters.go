@@ -132,7 +132,7 @@ func (m *Manager) DeadLetters(ctx context.Context, who *policy.Principal, q Dead
 		if !ok || !q.selects(&l) {
 			return true, nil
 		}
-		if _, l.Redriven = marked[at]; l.Redriven {
+		if l.Redriven = marked.has(at); l.Redriven {
 			if sum.Redriven++; !q.Redriven {
 				return true, nil
 			}
@@ -222,8 +222,8 @@ func (m *Manager) scanning(who *policy.Principal) (done func(), err error) {
 }
 
 // redriven are the places of all that was redriven.
-func (m *Manager) redriven(ctx context.Context, t *snapshot.Topic) (map[position.Token]struct{}, error) {
-	marked := map[position.Token]struct{}{}
+func (m *Manager) redriven(ctx context.Context, t *snapshot.Topic) (*marks, error) {
+	marked := &marks{}
 	return marked, m.scan(ctx, t, func(msg *store.Message, _ position.Token) (bool, error) {
 		if msg == nil {
 			return true, nil
@@ -237,7 +237,9 @@ func (m *Manager) redriven(ctx context.Context, t *snapshot.Topic) (map[position
 		}
 		for _, s := range list {
 			if tok, err := position.Parse(s); err == nil {
-				marked[tok] = struct{}{}
+				if err := marked.add(tok); err != nil {
+					return false, err
+				}
 			}
 		}
 		return true, nil

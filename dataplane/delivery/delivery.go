@@ -92,6 +92,8 @@ type Tail interface {
 	Next(ctx context.Context, dst []Delivery) (int, error)
 	// Take is as Member.Take.
 	Take(dst []Delivery, wake func()) (int, error)
+	// Topics are those that it reads now, by uid.
+	Topics() map[string]struct{}
 	// Close does not block.
 	Close()
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -60,7 +62,8 @@ type redrive struct {
 	pace   *rate.Limiter
 	size   int // of a batch
 	batch  []DeadLetter
-	unseen map[string]struct{} // markers that were written and not met in the topic, by id
+	marks  uint64  // markers that were written, which have their ids by it
+	unseen numbers // those of them that were not met in the topic
 	out    Redriven
 	over   bool // all that the topic had at the call was read
 	report func(Redriven)
@@ -77,7 +80,7 @@ type redrive struct {
 // Subscription runs on this proxy.
 func (m *Manager) Redrive(ctx context.Context, who *policy.Principal, req Redrive, report func(Redriven)) (Redriven, error) {
 	const op = "delivery.redrive"
-	r := &redrive{m: m, who: who, req: req, id: uuid.NewString(), report: report, size: min(max(req.Rate/10, 1), redriveBatch), unseen: map[string]struct{}{}}
+	r := &redrive{m: m, who: who, req: req, id: uuid.NewString(), report: report, size: min(max(req.Rate/10, 1), redriveBatch), unseen: numbers{}}
 	q := &r.req.Query
 	q.Redriven = false
 	if q.Subscription == "" || req.Rate < 1 || req.Rate > MaxRedriveRate || req.Limit < 0 {
@@ -155,12 +158,14 @@ func (r *redrive) run(ctx context.Context) error {
 			return r.shown(), err
 		}
 		if id, _ := event.Lookup(msg.Mesh, headerRedriven); id == r.id {
-			delete(r.unseen, msg.ID) // it may be there twice
+			if n, err := strconv.ParseUint(strings.TrimPrefix(msg.ID, r.id+"."), 10, 64); err == nil {
+				r.unseen.remove(n) // it may be there twice
+			}
 		}
 		l, ok := deadLetterOf(msg, at)
-		switch _, before := marked[at]; {
+		switch {
 		case !ok || !r.req.Query.selects(&l) || r.over:
-		case before:
+		case marked.has(at):
 			r.out.Already++
 		case r.req.Limit > 0 && r.out.Redriven+len(r.batch) >= r.req.Limit:
 		default:
@@ -339,14 +344,15 @@ func (r *redrive) mark(ctx context.Context, sub *snapshot.Subscription, given []
 	if err != nil {
 		return err
 	}
-	e := event.Event{ID: uuid.NewString(), Source: "/weft/" + sub.Namespace + "/subscriptions/" + sub.Name, Type: TypeRedriven, Subject: sub.Name,
+	r.marks++
+	e := event.Event{ID: r.id + "." + strconv.FormatUint(r.marks, 10), Source: "/weft/" + sub.Namespace + "/subscriptions/" + sub.Name, Type: TypeRedriven, Subject: sub.Name,
 		Time: r.m.cfg.Clock.Now().UTC().Format(time.RFC3339), DataContentType: "application/json", Data: data,
 		Ext:  []event.Attr{{Name: "redrivenby", Value: clean(r.who.String())}},
 		Mesh: []event.Attr{{Name: headerRedriven, Value: r.id}}}
 	retry := minRetry
 	for {
 		if err = r.m.cfg.Write(ctx, r.topic, []event.Event{e}); err == nil {
-			r.unseen[e.ID] = struct{}{}
+			r.unseen.add(r.marks)
 			return nil
 		}
 		timer := time.NewTimer(retry)

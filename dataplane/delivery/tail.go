@@ -388,6 +388,20 @@ func (t *tail) Take(dst []Delivery, wake func()) (int, error) {
 	}
 }
 
+// Topics are those that are read now, with those that will be once they are ready.
+func (t *tail) Topics() map[string]struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[string]struct{}, len(t.cursors)+len(t.unread))
+	for _, c := range t.cursors {
+		out[c.topic.UID] = struct{}{}
+	}
+	for uid := range t.unread {
+		out[uid] = struct{}{}
+	}
+	return out
+}
+
 // Credit grants n more deliveries.
 func (t *tail) Credit(n int) {
 	t.mu.Lock()

@@ -180,16 +180,20 @@ func TestTailOfATopicThatComes(t *testing.T) {
 	w.must(w.st.Publish(w.ctx, "later", []store.Outgoing{{Event: &event.Event{ID: "first", Source: "/s", Type: "t"}}}, res[:]))
 	w.snaps.Store(snap)
 	for reading := false; !reading; { // the manager has followed
-		x := tl.(*tail)
-		x.mu.Lock()
-		reading = slices.ContainsFunc(x.cursors, func(c *cursor) bool { return c.topic.UID == uidStore })
-		x.mu.Unlock()
+		_, reading = tl.Topics()[uidStore]
 	}
 	m := w.join(1) // others go on
 	m.Close()
 	close(slow.gate)
 	if d := w.next(tl, 1)[0]; d.Event.ID != "first" || d.Topic != "later" {
 		t.Errorf("%s of %s", d.Event.ID, d.Topic)
+	}
+	w.snaps.Store(w.snapshot(nil)) // it is deleted
+	for reading := true; reading; {
+		_, reading = tl.Topics()[uidStore]
+	}
+	if got := tl.Topics(); len(got) == 0 {
+		t.Error("the others are read no more")
 	}
 }
 

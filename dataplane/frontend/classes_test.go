@@ -151,6 +151,7 @@ func (s session) Next(context.Context, []delivery.Delivery) (int, error) {
 func (s session) Take([]delivery.Delivery, func()) (int, error) {
 	return 0, s.m.fail(inTheStream)
 }
+func (session) Topics() map[string]struct{}               { return nil }
 func (session) Credit(int)                                {}
 func (session) Ack(...uint64) int                         { return 0 }
 func (session) Nack(string, time.Duration, ...uint64) int { return 0 }

@@ -19,7 +19,7 @@ type metrics struct {
 	events, errors *prometheus.CounterVec
 	bytes          *prometheus.CounterVec
 	sizes          *prometheus.HistogramVec
-	refused        *prometheus.CounterVec
+	refused        *labels.Counters
 	mismatches     *prometheus.CounterVec
 	unjudged       *prometheus.CounterVec
 	requests       *prometheus.CounterVec
@@ -49,7 +49,8 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64, now func() *
 		bytes:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_bytes_total", Help: "Bytes of events that stores acknowledged, data and attributes."}, topic),
 		sizes: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weft_proxy_publish_event_bytes", Help: "Bytes of an event that a store acknowledged, data and attributes.",
 			Buckets: prometheus.ExponentialBuckets(64, 8, 7)}, topic),
-		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_publish_refused_total", Help: "Events that were refused for their topic: the rules deny it, or it is not there or not ready; by reason."}, []string{"namespace", "reason"}),
+		refused: labels.NewCounters(reg, prometheus.CounterOpts{Name: "weft_proxy_publish_refused_total", Help: "Events that were refused for their topic: the rules deny it, or it is not there or not ready; by reason."}, []string{"namespace"}, []string{"reason"},
+			func(of [2]string) bool { return namespaceLabel(now(), of[0]) == of[0] }),
 		unjudged:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_route_filter_errors_total", Help: "SQL expressions of a Route that could not be evaluated for an event, and so did not match, by the topic that it entered."}, topic),
 		mismatches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_schema_mismatches_total", Help: "Events whose data do not conform to their topic's Schema, by whether that refused them: enforced or shadowed."}, append(topic, "mode")),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_requests_total",
@@ -68,7 +69,7 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64, now func() *
 	}
 	m.names = labels.New(reg, "topic", func() { m.forget(now()) })
 	if reg != nil {
-		reg.MustRegister(m.events, m.errors, m.bytes, m.sizes, m.refused, m.mismatches, m.unjudged, m.requests, m.seconds, m.batchEvents, m.batchBytes, m.stores.seconds, m.stores.errors,
+		reg.MustRegister(m.events, m.errors, m.bytes, m.sizes, m.mismatches, m.unjudged, m.requests, m.seconds, m.batchEvents, m.batchBytes, m.stores.seconds, m.stores.errors,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_proxy_publish_in_flight_bytes", Help: "Bytes of events that wait for stores."}, inFlight))
 	}
 	return m

@@ -1,9 +1,12 @@
 package pipeline
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/weft-mesh/weft/dataplane/frontend"
+	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/labels"
@@ -94,5 +97,37 @@ func TestTopicsOfMetrics(t *testing.T) {
 	}
 	if got := w.topics("weft_proxy_metrics_names_over_limit"); got["topic"] != 0 {
 		t.Errorf("over the limit: %v", got)
+	}
+}
+
+// TestRefusedSeries: what was refused in a namespace that is no more has no series; what was
+// refused in none has.
+func TestRefusedSeries(t *testing.T) {
+	w := newWorld(t, 0)
+	refused := func() (namespaces []string) {
+		families, err := w.reg.Gather()
+		w.must(err)
+		for _, f := range families {
+			for _, m := range f.Metric {
+				for _, l := range m.Label {
+					if f.GetName() == "weft_proxy_publish_refused_total" && l.GetName() == "namespace" {
+						namespaces = append(namespaces, l.GetValue())
+					}
+				}
+			}
+		}
+		return namespaces
+	}
+	for _, namespace := range []string{"demo", "none"} {
+		if err := w.p.Publish(t.Context(), local, namespace, "none", events("t"), make([]frontend.Result, 1)); err == nil {
+			t.Errorf("%s: an event was published to a topic that is not there", namespace)
+		}
+	}
+	if got := refused(); !slices.Equal(got, []string{"", "demo"}) {
+		t.Errorf("in namespaces %q", got)
+	}
+	w.p.cfg.Snapshots.Store(&snapshot.Snapshot{Lineage: "l", Rules: &policy.Rules{}})
+	if got := refused(); !slices.Equal(got, []string{""}) {
+		t.Errorf("in namespaces %q", got)
 	}
 }

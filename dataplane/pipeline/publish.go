@@ -81,7 +81,7 @@ func New(cfg Config) *Pipeline {
 		cfg.Moves = moves.New(moves.Config{Snapshots: cfg.Snapshots, Store: cfg.Store, Log: cfg.Log})
 	}
 	if cfg.Quotas == nil {
-		cfg.Quotas = quota.New(cfg.Metrics)
+		cfg.Quotas = quota.New(cfg.Metrics, func() *quota.Rules { return cfg.Snapshots.Get().Quotas })
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -181,7 +181,7 @@ func (p *Pipeline) begin(ctx context.Context, snap *snapshot.Snapshot, who *poli
 	now := publishing{events: events, res: res, start: time.Now()}
 	t := snap.Topics[k]
 	if err := usable(t, k.Namespace, k.Name); err != nil {
-		p.metrics.refused.WithLabelValues(namespaceLabel(snap, k.Namespace), reason(err)).Add(float64(len(events)))
+		p.metrics.refused.Add(len(events), [2]string{namespaceLabel(snap, k.Namespace)}, reason(err))
 		return nil, failAll(res, err)
 	}
 	ctx, now.span = p.beginPublish(ctx, t, events)
@@ -255,7 +255,7 @@ func (p *Pipeline) giveBack(b *publishing, err error) {
 func (p *Pipeline) authorised(snap *snapshot.Snapshot, who *policy.Principal, namespace, name string, events []event.Event, res []frontend.Result) error {
 	err := authorise(snap, who, namespace, name, events, res)
 	if err != nil {
-		p.metrics.refused.WithLabelValues(namespaceLabel(snap, namespace), reason(err)).Add(float64(len(events)))
+		p.metrics.refused.Add(len(events), [2]string{namespaceLabel(snap, namespace)}, reason(err))
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-mesh/weft/pkg/eventcel"
 	"github.com/weft-mesh/weft/pkg/names"
+	"github.com/weft-mesh/weft/pkg/resource"
 )
 
 // Rules are compiled access rules. They are immutable. The zero value denies
@@ -28,6 +29,13 @@ type Observer struct {
 	Refused func(a Action, policy, rule string)
 	// Unjudged is told of every condition that could not be evaluated for an event.
 	Unjudged func(policy, rule string)
+}
+
+// Has reports whether a policy, by its canonical name, has a rule.
+func (r *Rules) Has(policy, rule string) bool {
+	_, namespace, _, err := resource.Split(policy)
+	ns := r.namespaces[namespace]
+	return err == nil && ns != nil && slices.ContainsFunc(ns.rules, func(r accessRule) bool { return r.policy == policy && r.name == rule })
 }
 
 type namespaceRules struct {

@@ -17,6 +17,7 @@ import (
 	"github.com/weft-mesh/weft/pkg/event"
 	"github.com/weft-mesh/weft/pkg/fault"
 	"github.com/weft-mesh/weft/pkg/jwtauth"
+	"github.com/weft-mesh/weft/pkg/labels"
 	"github.com/weft-mesh/weft/pkg/latest"
 	"github.com/weft-mesh/weft/pkg/resource"
 )
@@ -56,32 +57,35 @@ type mesh struct {
 
 type meshMetrics struct {
 	authentications *prometheus.CounterVec
-	shadows         *prometheus.CounterVec
-	refusals        *prometheus.CounterVec
-	unjudged        *prometheus.CounterVec
+	shadows         *labels.Counters
+	refusals        *labels.Counters
+	unjudged        *labels.Counters
 }
 
-func newMeshMetrics(reg prometheus.Registerer) meshMetrics {
+// newMeshMetrics makes them; now gives the rules of the configuration.
+func newMeshMetrics(reg prometheus.Registerer, now func() *policy.Rules) meshMetrics {
+	there := func(of [2]string) bool { return of == [2]string{} || now().Has(of[0], of[1]) }
+	rule := []string{"policy", "rule"}
 	m := meshMetrics{authentications: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_authentications_total",
 		Help: "Clients that showed who they are, by outcome: ok, or the reason of the refusal."}, []string{"outcome"}),
-		shadows: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_shadowed_total",
-			Help: "Decisions that a shadowed rule of an AccessPolicy would have changed."}, []string{"policy", "rule"}),
-		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_refused_total",
-			Help: "Refusals by the rule of an AccessPolicy that denies, both empty where none allows: calls, and events of a batch or a tail by themselves."}, []string{"action", "policy", "rule"}),
-		unjudged: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weft_proxy_access_condition_errors_total",
-			Help: "Conditions of rules that could not be evaluated for an event: it was not allowed, or was denied."}, []string{"policy", "rule"})}
-	reg.MustRegister(m.authentications, m.shadows, m.refusals, m.unjudged)
+		shadows: labels.NewCounters(reg, prometheus.CounterOpts{Name: "weft_proxy_access_shadowed_total",
+			Help: "Decisions that a shadowed rule of an AccessPolicy would have changed."}, rule, nil, there),
+		refusals: labels.NewCounters(reg, prometheus.CounterOpts{Name: "weft_proxy_access_refused_total",
+			Help: "Refusals by the rule of an AccessPolicy that denies, both empty where none allows: calls, and events of a batch or a tail by themselves."}, rule, []string{"action"}, there),
+		unjudged: labels.NewCounters(reg, prometheus.CounterOpts{Name: "weft_proxy_access_condition_errors_total",
+			Help: "Conditions of rules that could not be evaluated for an event: it was not allowed, or was denied."}, rule, nil, there)}
+	reg.MustRegister(m.authentications)
 	return m
 }
 
 // observer counts what rules do, by the rules of the configuration.
 func (m meshMetrics) observer() policy.Observer {
 	return policy.Observer{
-		Shadowed: func(policy, rule string) { m.shadows.WithLabelValues(policy, rule).Inc() },
+		Shadowed: func(policy, rule string) { m.shadows.Add(1, [2]string{policy, rule}) },
 		Refused: func(a policy.Action, policy, rule string) {
-			m.refusals.WithLabelValues(a.String(), policy, rule).Inc()
+			m.refusals.Add(1, [2]string{policy, rule}, a.String())
 		},
-		Unjudged: func(policy, rule string) { m.unjudged.WithLabelValues(policy, rule).Inc() },
+		Unjudged: func(policy, rule string) { m.unjudged.Add(1, [2]string{policy, rule}) },
 	}
 }
 

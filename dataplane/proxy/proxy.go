@@ -29,6 +29,7 @@ import (
 	"github.com/weft-mesh/weft/dataplane/denied"
 	"github.com/weft-mesh/weft/dataplane/issuers"
 	"github.com/weft-mesh/weft/dataplane/moves"
+	"github.com/weft-mesh/weft/dataplane/policy"
 	"github.com/weft-mesh/weft/dataplane/push"
 	"github.com/weft-mesh/weft/dataplane/report"
 	"github.com/weft-mesh/weft/dataplane/snapshot"
@@ -212,7 +213,7 @@ func (p *Proxy) compose() error {
 		SnapshotFile: p.cfg.SnapshotFile, SnapshotKey: key, Demand: p.cfg.onDemand(), Clock: p.cfg.Clock,
 		Check: snapshot.Check, Apply: p.apply, Connected: both(reporter.Run, p.moves.Run), Metrics: p.registry, Log: p.cfg.Log})
 	p.registry.MustRegister(p.staleMetric())
-	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry), refused: p.issuers.Refused}
+	p.mesh = &mesh{snapshots: p.snapshots, ready: p.ready, clock: p.cfg.Clock, metrics: newMeshMetrics(p.registry, func() *policy.Rules { return p.snapshots.Get().Rules }), refused: p.issuers.Refused}
 	if p.cfg.OnDemand {
 		p.mesh.demand = &demand{p.client}
 	}

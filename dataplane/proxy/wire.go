@@ -57,7 +57,7 @@ func within(most int64) int64 { return min(most, max(debug.SetMemoryLimit(-1)/8,
 
 // wire makes the engine.
 func (p *Proxy) wire() error {
-	quotas, known := quota.New(p.registry), facts.New(p.cfg.Clock)
+	quotas, known := quota.New(p.registry, func() *quota.Rules { return p.snapshots.Get().Quotas }), facts.New(p.cfg.Clock)
 	p.denied = denied.New(p.cfg.Clock)
 	in := pipeline.New(pipeline.Config{Snapshots: p.snapshots, Store: p.stores.Get, Moves: p.moves, Incarnation: p.incarnation, MaxInFlight: within(maxWaiting), Clock: p.cfg.Clock, Denied: p.denied, Quotas: quotas, Facts: known, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})
 	out := delivery.New(delivery.Config{Snapshots: p.snapshots, Store: p.stores.Get, Write: in.Write, Moves: p.moves, Denied: p.denied, MaxHeld: within(maxHeld), NodeID: p.nodeID, Facts: known, Clock: p.cfg.Clock, Tracing: p.cfg.Tracing, Metrics: p.registry, Log: p.cfg.Log})

@@ -56,13 +56,14 @@ func (e *entry) idle(now time.Duration) bool {
 	return e.inFlight == 0 && max(e.events, e.bytes) <= now
 }
 
-// New makes a Limiter, whose metrics are registered with reg unless it is nil.
-func New(reg prometheus.Registerer) *Limiter {
+// New makes a Limiter, whose metrics are registered with reg unless it is nil. now gives the
+// Quotas of the configuration, which may be nil: the metrics are of those.
+func New(reg prometheus.Registerer, now func() *Rules) *Limiter {
 	l := &Limiter{start: time.Now(), seed: maphash.MakeSeed(), open: newSessions()}
 	for i := range l.shards {
 		l.shards[i] = shard{entries: map[key]*entry{}, sweep: minSweep}
 	}
-	l.metrics = newMetrics(reg, l)
+	l.metrics = newMetrics(reg, l, now)
 	return l
 }
 

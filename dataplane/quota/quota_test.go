@@ -66,7 +66,7 @@ func passes(t testing.TB, l *Limiter, r *Rules, who *policy.Principal, topic str
 func TestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, seconds = 50, 120
-		l := New(nil)
+		l := New(nil, nil)
 		r := rules(t, eventsASecond(rate, perPrincipal))
 		start := time.Now()
 		var mu sync.Mutex
@@ -120,7 +120,7 @@ func TestPer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l, r := New(nil), rules(t, eventsASecond(1, tc.per))
+				l, r := New(nil, nil), rules(t, eventsASecond(1, tc.per))
 				if !passes(t, l, r, principal("a"), "orders", 1, 1) {
 					t.Fatal("the first did not pass")
 				}
@@ -160,7 +160,7 @@ func TestSelects(t *testing.T) {
 		"another topic":         {&configv1.Quota{Principals: []string{"*"}, Topics: []string{"plant.*"}}, principal("a"), "orders", false},
 	} {
 		tc.q.Per, tc.q.Publish = perAll, &configv1.PublishQuota{EventsPerSecond: 1}
-		l, r := New(nil), rules(t, tc.q)
+		l, r := New(nil, nil), rules(t, tc.q)
 		synctest.Test(t, func(t *testing.T) {
 			_ = passes(t, l, r, tc.who, tc.topic, 1, 1)
 			if got := !passes(t, l, r, tc.who, tc.topic, 1, 1); got != tc.want {
@@ -177,7 +177,7 @@ func TestSelects(t *testing.T) {
 // anything, and what is refused is refused as a whole.
 func TestAllOrNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := New(nil)
+		l := New(nil, nil)
 		bytes := &configv1.Quota{Principals: []string{"*"}, Per: perAll, Publish: &configv1.PublishQuota{BytesPerSecond: 100}}
 		busy := &configv1.Quota{Principals: []string{"*"}, Per: perAll, Publish: &configv1.PublishQuota{InFlight: 10}}
 		r := rules(t, eventsASecond(10, perAll), busy, bytes)
@@ -196,7 +196,7 @@ func TestAllOrNothing(t *testing.T) {
 // TestBatch: a batch that can never pass is told so, and takes nothing.
 func TestBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := New(nil)
+		l := New(nil, nil)
 		r := rules(t, &configv1.Quota{Principals: []string{"*"}, Per: perAll,
 			Publish: &configv1.PublishQuota{EventsPerSecond: 10, BytesPerSecond: 1000, Burst: durationpb.New(2 * time.Second), InFlight: 15}})
 		for _, tc := range []struct {
@@ -217,7 +217,7 @@ func TestBatch(t *testing.T) {
 
 // TestInFlight: what waits for its store counts until it is released.
 func TestInFlight(t *testing.T) {
-	l := New(nil)
+	l := New(nil, nil)
 	r := rules(t, &configv1.Quota{Principals: []string{"*"}, Per: perPrincipal, Publish: &configv1.PublishQuota{InFlight: 3}})
 	pub := r.Publishing("demo", "t")
 	a, err := l.Publish(pub, principal("a"), "t", 2, 1)
@@ -241,7 +241,7 @@ func TestInFlight(t *testing.T) {
 // anew.
 func TestOutlivesChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := New(nil)
+		l := New(nil, nil)
 		if !passes(t, l, rules(t, eventsASecond(10, perPrincipal)), principal("a"), "t", 10, 1) {
 			t.Fatal("the first did not pass")
 		}
@@ -262,7 +262,7 @@ func TestOutlivesChanges(t *testing.T) {
 // and no others; more than there is room for are refused.
 func TestForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, r := New(nil), rules(t, eventsASecond(1, perPrincipal))
+		l, r := New(nil, nil), rules(t, eventsASecond(1, perPrincipal))
 		busy := r.Publishing("demo", "t")
 		for second := range 20 {
 			for i := range 2000 {
@@ -288,15 +288,17 @@ func TestForgets(t *testing.T) {
 	})
 }
 
-// TestShadowed: a shadowed Quota is counted and refuses nothing.
+// TestShadowed: a shadowed Quota is counted and refuses nothing; what is counted of a Quota
+// goes with it.
 func TestShadowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reg := prometheus.NewRegistry()
-		l := New(reg)
+		var r *Rules
+		l := New(reg, func() *Rules { return r })
 		q := eventsASecond(1, perAll)
 		q.Mode, q.Connections = configv1.Mode_MODE_SHADOWED, 1
 		q.Publish.InFlight = 1
-		r := rules(t, q, eventsASecond(3, perAll))
+		r = rules(t, q, eventsASecond(3, perAll))
 		for i := range 4 {
 			if got := passes(t, l, r, principal("a"), "t", 1, 1); got != (i < 3) {
 				t.Errorf("publish %d: %v", i, got)
@@ -305,24 +307,36 @@ func TestShadowed(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		families, err := reg.Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := map[string]float64{}
-		for _, f := range families {
-			for _, m := range f.Metric {
-				name := f.GetName()
-				for _, l := range m.Label {
-					name += " " + l.GetValue()
-				}
-				got[name] = m.GetCounter().GetValue()
+		counted := func() map[string]float64 {
+			families, err := reg.Gather()
+			if err != nil {
+				t.Fatal(err)
 			}
+			got := map[string]float64{}
+			for _, f := range families {
+				for _, m := range f.Metric {
+					name := f.GetName()
+					for _, l := range m.Label {
+						name += " " + l.GetValue()
+					}
+					got[name] = m.GetCounter().GetValue()
+				}
+			}
+			return got
 		}
 		want := map[string]float64{"weft_proxy_quota_exceeded_total events demo/q1": 1, "weft_proxy_quota_shadowed_total connections demo/q0": 3,
 			"weft_proxy_quota_shadowed_total events demo/q0": 2, "weft_proxy_quota_counted": 0}
-		if !maps.Equal(got, want) {
+		if got := counted(); !maps.Equal(got, want) {
 			t.Errorf("%v, want %v", got, want)
+		}
+		r = rules(t, q) // the other one is deleted
+		delete(want, "weft_proxy_quota_exceeded_total events demo/q1")
+		if got := counted(); !maps.Equal(got, want) {
+			t.Errorf("%v, want %v", got, want)
+		}
+		r = nil // of no configuration
+		if got := counted(); len(got) != 1 {
+			t.Errorf("%v", got)
 		}
 	})
 }
@@ -331,7 +345,7 @@ func TestShadowed(t *testing.T) {
 // for another principal, and what was not counted is not given back.
 func TestShadowedFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := New(nil)
+		l := New(nil, nil)
 		q := eventsASecond(1, perPrincipal)
 		q.Mode, q.Publish.InFlight = configv1.Mode_MODE_SHADOWED, 1
 		of := rules(t, q).Publishing("demo", "t")
@@ -369,7 +383,7 @@ func TestShadowedFull(t *testing.T) {
 // TestConnections: sessions count while they are open, those too that were open
 // before there was the Quota.
 func TestConnections(t *testing.T) {
-	l := New(nil)
+	l := New(nil, nil)
 	open := func(r *Rules, who string, topics ...string) *Session {
 		s, err := l.Open(r, principal(who), "demo", topics)
 		if err != nil && (fault.ClassOf(err) != fault.Throttled || fault.From(err).Reason != Exceeded || !strings.Contains(fault.From(err).Msg, "q0")) {
@@ -430,7 +444,7 @@ func TestCheck(t *testing.T) {
 }
 
 func TestPublishAllocatesNothing(t *testing.T) {
-	l, r, who := New(nil), rules(t, eventsASecond(maxEvents, perPrincipal), eventsASecond(maxEvents, perTopic)), principal("a")
+	l, r, who := New(nil, nil), rules(t, eventsASecond(maxEvents, perPrincipal), eventsASecond(maxEvents, perTopic)), principal("a")
 	pub := r.Publishing("demo", "t")
 	if n := testing.AllocsPerRun(1000, func() {
 		h, err := l.Publish(pub, who, "t", 1, 100)
@@ -450,7 +464,7 @@ func BenchmarkPublish(b *testing.B) {
 		"three": {eventsASecond(maxEvents, perPrincipal), eventsASecond(maxEvents, perTopic), {Principals: []string{"*"}, Per: perAll, Publish: &configv1.PublishQuota{BytesPerSecond: maxBytes, InFlight: maxCount}}},
 	} {
 		b.Run(name, func(b *testing.B) {
-			l, who := New(nil), principal("a")
+			l, who := New(nil, nil), principal("a")
 			pub := rules(b, specs...).Publishing("demo", "t")
 			b.ReportAllocs()
 			for b.Loop() {

@@ -231,3 +231,9 @@ func (r *Rule) whose() string {
 
 // label is the Quota in metrics: "namespace/name".
 func (r *Rule) label() string { return r.namespace + "/" + r.name }
+
+// has reports whether there is a Quota of a label.
+func (r *Rules) has(label string) bool {
+	namespace, name, _ := strings.Cut(label, "/")
+	return r != nil && slices.ContainsFunc(r.namespaces[namespace], func(r *Rule) bool { return r.name == name })
+}

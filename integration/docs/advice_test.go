@@ -95,6 +95,7 @@ func advice() map[string]string {
 		"too-many-pulls":            "As many pulls wait on this proxy as may. Wait as long as it says, or pull from another proxy.",
 		"too-many-requests":         "As many requests wait for replies on this proxy as may; nothing was published. Wait as long as it says, or ask at another proxy.",
 		"too-many-scans":            "The proxy looks through topics for others, or twice for you already. Ask again.",
+		"too-many-marks":            "More dead letters were redriven than a proxy keeps in mind. Shorten the retention of the dead-letter topic, or give the Subscription another one.",
 		"too-many-tails":            "The proxy has as many tails as it may. End some, or tail at another proxy.",
 		"too-many-waiting":          "As many calls wait for their configuration as may. Try again.",
 		"topic-name":                "A topic's name is empty or longer than 255 bytes. Name another.",

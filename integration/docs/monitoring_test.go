@@ -38,6 +38,8 @@ type dashboard struct {
 		ID      int
 		Title   string
 		Targets []struct{ Expr string }
+
+		FieldConfig struct{ Defaults struct{ Unit string } }
 	}
 	Templating struct {
 		List []struct{ Name, Query string }
@@ -94,6 +96,9 @@ func expressions(t *testing.T) map[string]string {
 			seen[p.ID] = true
 			for i, target := range p.Targets {
 				out[fmt.Sprintf("%s, %s, %d", d.Title, p.Title, i+1)] = target.Expr
+				if strings.HasPrefix(p.FieldConfig.Defaults.Unit, "percent") && strings.Contains(target.Expr, "sum") && !strings.Contains(target.Expr, "/") {
+					t.Errorf("%s, %s: a sum is in percent: %s", d.Title, p.Title, target.Expr)
+				}
 			}
 		}
 		for _, v := range d.Templating.List {

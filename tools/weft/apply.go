@@ -75,7 +75,7 @@ type applyFlags struct {
 }
 
 func (f *applyFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringSliceVarP(&f.files, "filename", "f", nil, "file, folder (.yaml, .yml, .json) or - for standard input; may be repeated")
+	cmd.Flags().StringArrayVarP(&f.files, "filename", "f", nil, "file, folder (.yaml, .yml, .json) or - for standard input; may be repeated")
 	cmd.Flags().StringVarP(&f.namespace, "namespace", "n", "", "namespace of resources that name none; with --prune the one that is pruned")
 	cmd.Flags().BoolVar(&f.prune, "prune", false, "also delete what is in the namespace of -n, with the labels of -l, of the kinds of --kind, and not in the files")
 	f.selection.add(cmd, "labels that what is pruned has: key=value,…", "kinds that are pruned; all but migrations when empty")

@@ -223,10 +223,7 @@ func migratePauseCommand() *cobra.Command {
 	return wishCommand("pause", "Let a move go no further", `Lets a move go no further while publishers still write to the old store, and lets them
 write there again where they wait. Once they write to the new one there is nothing to
 pause. weft migrate resume goes on.`, configv1.Migration_WISH_PAUSE, "it goes no further", func(m *moving) (string, error) {
-		if m.move().GetPhase() >= configv1.Move_PHASE_DRAINING {
-			return "", fmt.Errorf("%s is written to %s already: there is nothing to pause; weft migrate rollback leads back", m.name(), m.last().GetStore())
-		}
-		return "", nil
+		return "", m.unpausable()
 	})
 }
 
@@ -245,10 +242,7 @@ func migrateRollbackCommand() *cobra.Command {
 	return wishCommand("rollback", "Take a move back", `Takes a move back. While publishers write to the old store, the new one is given up and
 nothing has happened. Once they write to the new one the topic moves back to the old
 store, in the same way and with the same promises.`, configv1.Migration_WISH_ROLL_BACK, "it is taken back", func(m *moving) (string, error) {
-		if m.move().GetPhase() >= configv1.Move_PHASE_DRAINING {
-			return fmt.Sprintf("%s is written to %s already, and moves back to %s. Roll back?", m.name(), m.last().GetStore(), m.before().GetStore()), nil
-		}
-		return fmt.Sprintf("%s stays in %s. Roll back?", m.name(), m.before().GetStore()), nil
+		return m.backQuestion(), nil
 	})
 }
 
@@ -257,11 +251,48 @@ func migrateFinishCommand() *cobra.Command {
 way back then, and nothing from before the move can be read again: position tokens of
 that time begin at the beginning of the new store. Events in the old store are left
 there. A move that has not come so far goes on, and then ends so.`, configv1.Migration_WISH_FINISH, "the old store is given up once everything in it was read", func(m *moving) (string, error) {
-		if m.wish() == configv1.Migration_WISH_ROLL_BACK && (!m.move().GetBack() || m.move().GetPhase() < configv1.Move_PHASE_DRAINING) {
-			return "", fmt.Errorf("%s is on its way back; finish that once it is drained", m.name())
+		if err := m.unfinishable(); err != nil {
+			return "", err
 		}
 		return fmt.Sprintf("Then there is no way back to %s, and nothing in it can be read again. Finish?", m.before().GetStore()), nil
 	})
+}
+
+// unpausable is why a move cannot be paused now; nil where it can.
+func (m *moving) unpausable() error {
+	if m.move().GetPhase() < configv1.Move_PHASE_DRAINING {
+		return nil
+	}
+	next := "weft migrate rollback leads back"
+	if m.move().Back {
+		next = "weft migrate finish ends it"
+	}
+	return fmt.Errorf("%s is written to %s already: there is nothing to pause; %s", m.name(), m.last().GetStore(), next)
+}
+
+// backQuestion is what is asked before a move is taken back; "" of one that is back.
+func (m *moving) backQuestion() string {
+	switch written := m.move().GetPhase() >= configv1.Move_PHASE_DRAINING; {
+	case m.move().GetBack() && written:
+		return ""
+	case m.move().GetBack():
+		return fmt.Sprintf("%s goes on back to %s. Roll back?", m.name(), m.last().GetStore())
+	case written:
+		return fmt.Sprintf("%s is written to %s already, and moves back to %s. Roll back?", m.name(), m.last().GetStore(), m.before().GetStore())
+	}
+	return fmt.Sprintf("%s stays in %s. Roll back?", m.name(), m.before().GetStore())
+}
+
+// unfinishable is why a move cannot be finished now; nil where it can.
+func (m *moving) unfinishable() error {
+	back, paused := m.move().GetBack(), ""
+	if !back && m.wish() != configv1.Migration_WISH_ROLL_BACK || back && m.move().Phase == configv1.Move_PHASE_DRAINED {
+		return nil
+	}
+	if m.wish() == configv1.Migration_WISH_PAUSE {
+		paused = ", and paused: weft migrate resume " + m.name() + " goes on"
+	}
+	return fmt.Errorf("%s is on its way back%s; finish that once it is drained", m.name(), paused)
 }
 
 func migrateStatusCommand() *cobra.Command {

@@ -133,6 +133,62 @@ func TestResumed(t *testing.T) {
 	}
 }
 
+// TestFinishOnTheWayBack: a move that is taken back, paused or not, is finished once it is
+// drained there, and not before.
+func TestFinishOnTheWayBack(t *testing.T) {
+	const goOn, pause, back, finish = configv1.Migration_WISH_GO, configv1.Migration_WISH_PAUSE, configv1.Migration_WISH_ROLL_BACK, configv1.Migration_WISH_FINISH
+	for _, tc := range []struct {
+		was   configv1.Migration_Wish
+		back  bool
+		phase configv1.Move_Phase
+		says  string
+	}{
+		{goOn, false, configv1.Move_PHASE_LEASING, ""},
+		{pause, false, configv1.Move_PHASE_LEASING, ""},
+		{back, false, configv1.Move_PHASE_DRAINED, "is on its way back"},
+		{back, true, configv1.Move_PHASE_DRAINING, "is on its way back; finish that once it is drained"},
+		{pause, true, configv1.Move_PHASE_LEASING, "is on its way back, and paused: weft migrate resume orders goes on; finish that once it is drained"},
+		{goOn, true, configv1.Move_PHASE_LEASING, "is on its way back"},
+		{back, true, configv1.Move_PHASE_DRAINED, ""},
+		{finish, true, configv1.Move_PHASE_DRAINED, ""},
+	} {
+		m := &moving{migration: &configv1.Resource{Metadata: &configv1.Metadata{Name: "orders", Uid: "m"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{To: "next", Wish: tc.was}}},
+			binding: &configv1.TopicBinding{Move: &configv1.Move{MigrationUid: "m", Phase: tc.phase, Back: tc.back}}}
+		if err := m.unfinishable(); (err == nil) != (tc.says == "") || err != nil && !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%v, back %v, %v: %v, want %q", tc.was, tc.back, tc.phase, err, tc.says)
+		}
+	}
+}
+
+// TestPausedAndTakenBack: what cannot be paused says what can be done, and who is asked before
+// a move is taken back is told where it goes.
+func TestPausedAndTakenBack(t *testing.T) {
+	for _, tc := range []struct {
+		back        bool
+		phase       configv1.Move_Phase
+		pause, asks string
+	}{
+		{false, configv1.Move_PHASE_LEASING, "", "orders stays in main. Roll back?"},
+		{false, configv1.Move_PHASE_DRAINING, "orders is written to next already: there is nothing to pause; weft migrate rollback leads back", "orders is written to next already, and moves back to main. Roll back?"},
+		{true, configv1.Move_PHASE_LEASING, "", "orders goes on back to main. Roll back?"},
+		{true, configv1.Move_PHASE_DRAINING, "orders is written to main already: there is nothing to pause; weft migrate finish ends it", ""},
+	} {
+		epochs := []*configv1.Epoch{{Number: 1, Store: "main"}, {Number: 2, Store: "next"}}
+		if tc.back {
+			epochs = append(epochs, &configv1.Epoch{Number: 3, Store: "main"})
+		}
+		m := &moving{migration: &configv1.Resource{Metadata: &configv1.Metadata{Name: "orders", Uid: "m"}, Spec: &configv1.Resource_Migration{Migration: &configv1.Migration{To: "next"}}},
+			binding: &configv1.TopicBinding{Epochs: epochs, Move: &configv1.Move{MigrationUid: "m", Phase: tc.phase, Back: tc.back}}}
+		why := ""
+		if err := m.unpausable(); err != nil {
+			why = err.Error()
+		}
+		if why != tc.pause || m.backQuestion() != tc.asks {
+			t.Errorf("back %v, %v: %q, and %q", tc.back, tc.phase, why, m.backQuestion())
+		}
+	}
+}
+
 // TestMigrateMistakes: what is typed wrong is refused with what to do next, before
 // anything is changed.
 func TestMigrateMistakes(t *testing.T) {
@@ -189,6 +245,9 @@ metadata: {namespace: demo, name: bills}
 spec: {store: main, needs: {order: true, delay: 1h}}
 `))
 	m.want(0, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "needs ", "order by key: emulated, the store gives a partition to one reader", "delay 1h0m0s: native", "1 proxy must hear of it")
+	if out := m.must("migrate", "bills", "--to", "second", "--dry-run"); strings.Contains(out, "one of its own") {
+		t.Errorf("one proxy alone waits for itself:\n%s", out)
+	}
 	m.want(0, []string{"migrate", "bills", "--to", "second", "--dry-run", "-o", "json"}, `"need": "order by key"`, `"means": "emulated"`, `"not_knowing_moves": []`)
 	m.want(0, []string{"migrate", "bills", "--to", "away", "--dry-run"}, "order by key: unobserved, EventStore away was not observed yet; the move waits as long")
 
@@ -212,11 +271,12 @@ spec: {store: main, needs: {order: true, delay: 1h}}
 	gone()
 	refusal := "bills cannot move: of its proxies p3 do not know moves"
 	m.await("it is gone", func() bool { return strings.Contains(m.must("proxies", "list", "--absent"), "p3") })
-	m.want(1, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "2 proxies must hear of it", "not connected now: p3; the move waits for them", refusal)
+	m.want(1, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "2 proxies must hear of it", "not connected now: p3; the move waits for them", "main is embedded, so each of 2 proxies has one of its own: the move waits until one proxy alone is left", "second is embedded, so each of 2", refusal)
 	m.want(1, []string{"migrate", "bills", "--to", "second", "--yes"}, refusal, "declare-dead")
 	m.want(0, []string{"migrate", "list"}, "no topic moves")
 	m.want(0, []string{"proxies", "list"}, "does not know moves of topics")
 	m.must("proxies", "declare-dead", "p3", "--reason", "test", "--yes")
+	m.await("its status says so", func() bool { return strings.Contains(m.must("status", "p3"), "refused until weft proxies revive p3") })
 	m.want(0, []string{"migrate", "bills", "--to", "second", "--dry-run"}, "1 proxy must hear of it")
 	m.want(1, []string{"proxies", "forget"}, "--dead-for DURATION")
 	m.want(1, []string{"proxies", "forget", "p3", "--dead-for", "0s"}, "not both")

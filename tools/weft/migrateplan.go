@@ -192,7 +192,7 @@ func (p *movePlan) readers(ctx context.Context, c adminv1.AdminServiceClient) er
 
 // proxies fills in the proxies that may have the namespace's configuration.
 func (p *movePlan) proxies(ctx context.Context, c adminv1.AdminServiceClient) error {
-	return eachNode(ctx, c, p.Namespace, func(n *adminv1.Node) {
+	err := eachNode(ctx, c, p.Namespace, func(n *adminv1.Node) {
 		if n.DeadAt != nil {
 			return
 		}
@@ -204,6 +204,12 @@ func (p *movePlan) proxies(ctx context.Context, c adminv1.AdminServiceClient) er
 			p.Old = append(p.Old, n.NodeId)
 		}
 	})
+	for _, at := range []movePlace{p.From, p.To} {
+		if at.Kind == "embedded" && len(p.Proxies) > 1 {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s is embedded, so each of %d proxies has one of its own: the move waits until one proxy alone is left. Let the others leave, or declare those dead that never come back (weft proxies declare-dead)", at.Store, len(p.Proxies)))
+		}
+	}
+	return err
 }
 
 // refusal is why the move does not begin; nil where it does.

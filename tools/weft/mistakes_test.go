@@ -31,6 +31,7 @@ func TestMistakes(t *testing.T) {
 		{`unknown command "redrve" for "weft dlq"` + "\n\nDid you mean this?\n\tredrive\n\nweft dlq --help", []string{"dlq", "redrve"}},
 		{`unknown command "x" for "weft schema"` + "\nweft schema --help", []string{"schema", "x"}},
 		{`unknown command "x" for "weft admin"` + "\nweft admin --help", []string{"admin", "x"}},
+		{`weft dlq list takes flags alone, and has "billing"` + "\nusage: weft dlq list", []string{"dlq", "list", "billing"}},
 		{"--data: it is not JSON, as --content-type application/json says: ", []string{"publish", "hello", "--data", "{bad"}},
 		{"for text, --content-type text/plain", []string{"request", "hello", "--data", "{bad", "--content-type", "application/x+json; charset=utf-8"}},
 		{"--data: it is larger than 8 MiB", []string{"publish", "hello", "--data", "@" + file(t, "large", strings.Repeat("1", maxData+1))}},

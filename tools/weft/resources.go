@@ -253,7 +253,7 @@ func deleteCommand() *cobra.Command {
 					return err
 				}
 				for _, d := range docs {
-					req.Targets = append(req.Targets, &adminv1.DeleteTarget{Name: resource.NameOf(d.Resource)})
+					req.Targets = append(req.Targets, &adminv1.DeleteTarget{Name: resource.NameOf(d.Resource), Version: d.Resource.Metadata.Version})
 				}
 			case len(files) == 0 && len(args) > 1:
 				for _, n := range args[1:] {
@@ -286,7 +286,7 @@ func deleteCommand() *cobra.Command {
 			return nil
 		}}
 	admin.add(cmd)
-	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "delete what these files have")
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "delete what this file, or folder, has, where it has a version that one alone; may be repeated")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", proxycmd.Env("WEFT_NAMESPACE", "demo"), "namespace (WEFT_NAMESPACE)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check, change nothing")
 	cmd.Flags().BoolVar(&mass, "allow-mass-removal", false, "the change may remove more than the control plane lets go unasked")

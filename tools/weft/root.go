@@ -88,7 +88,11 @@ func sayUsage(parent *cobra.Command) {
 	for _, c := range parent.Commands() {
 		if args := c.Args; args != nil && !c.HasSubCommands() {
 			c.Args = func(cmd *cobra.Command, in []string) error {
-				if err := args(cmd, in); err != nil {
+				err := args(cmd, in)
+				if none := cobra.NoArgs(cmd, in); err != nil && none != nil && err.Error() == none.Error() { // no command is looked for
+					err = fmt.Errorf("%s takes flags alone, and has %q", cmd.CommandPath(), in[0])
+				}
+				if err != nil {
 					return fmt.Errorf("%w\nusage: %s", err, cmd.UseLine())
 				}
 				return nil

@@ -120,6 +120,11 @@ func TestStatusScreen(t *testing.T) {
 			Blocked: []*discoveryv1.BlockedState{{Name: "subscription/shop/shipping", Keys: 2, Topic: "orders", Position: "1.abc.1.p0.7"}}}
 		return printProxy(w, st, p, now)
 	})
+	screen(t, "status-dead", func(w *strings.Builder) error {
+		st := answer(fleet(12, now), 1000, now)
+		p := &adminv1.ProxyStatus{NodeId: "node-00008", DeadAt: timestamppb.New(now.Add(-2 * time.Hour)), DeadBy: "ops"}
+		return printProxy(w, st, p, now)
+	})
 }
 
 // TestWaitNames: whoever waits in vain hears who has not got it, and why.

@@ -252,6 +252,13 @@ func printProxy(w io.Writer, st *adminv1.GetStatusResponse, p *adminv1.ProxyStat
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	line := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
 	line("proxy", "%s", p.NodeId)
+	if p.DeadAt != nil {
+		line("declared dead", "%s, by %s: it is refused until weft proxies revive %s", ago(p.DeadAt.AsTime()), p.DeadBy, p.NodeId)
+		if p.LastSeen == nil {
+			line("last connected", "longer ago than is remembered")
+			return t.Flush()
+		}
+	}
 	line("configuration", "%s", inShort(p, st, now))
 	line("revision", "%d; the newest is %d", p.AckedRevision, st.Revision)
 	replica := p.Replica

@@ -98,52 +98,65 @@ type traced struct {
 	silent []string // why others did not
 }
 
-// maxAsked bounds the proxies that are asked at the same time.
-const maxAsked = 32
+// maxAsked bounds the proxies that are asked at the same time. One that is silent counts no
+// more after askPatience: those that do not answer take little, and others wait for them.
+const (
+	maxAsked    = 32
+	askPatience = 50 * time.Millisecond
+)
+
+// askEach calls ask with every address, and returns once all calls have.
+func askEach(addresses []string, ask func(addr string)) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, maxAsked)
+	for _, addr := range addresses {
+		slots <- struct{}{}
+		wg.Go(func() {
+			done := sync.OnceFunc(func() { <-slots })
+			defer done()
+			defer time.AfterFunc(askPatience, done).Stop()
+			ask(addr)
+		})
+	}
+	wg.Wait()
+}
 
 // ask asks every proxy.
 func (f *askFlags) ask(cmd *cobra.Command, source, id string) (traced, error) {
 	var (
 		mu  sync.Mutex
-		wg  sync.WaitGroup
 		out traced
 		bad error
 	)
-	slots := make(chan struct{}, maxAsked)
-	for _, addr := range f.addresses(cmd) {
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			resp, err := func() (*eventsv1.TraceResponse, error) {
-				c, err := f.client(addr)
-				if err != nil {
-					return nil, err
-				}
-				defer c.Close()
-				ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-				defer cancel()
-				return c.Trace(ctx, f.namespace, source, id)
-			}()
-			mu.Lock()
-			defer mu.Unlock()
+	askEach(f.addresses(cmd), func(addr string) {
+		resp, err := func() (*eventsv1.TraceResponse, error) {
+			c, err := f.client(addr)
 			if err != nil {
-				bad = err
-				out.silent = append(out.silent, addr+": "+err.Error())
-				return
+				return nil, err
 			}
-			out.facts = append(out.facts, resp.Facts...)
-			if at := resp.RemembersSince.AsTime(); at.After(out.since) {
-				out.since = at
-			}
-			out.nodes++
-			if len(resp.Facts) > 0 {
-				out.asked = slices.Insert(out.asked, 0, addr)
-			} else {
-				out.asked = append(out.asked, addr)
-			}
-		})
-	}
-	wg.Wait()
+			defer c.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			defer cancel()
+			return c.Trace(ctx, f.namespace, source, id)
+		}()
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			bad = err
+			out.silent = append(out.silent, addr+": "+err.Error())
+			return
+		}
+		out.facts = append(out.facts, resp.Facts...)
+		if at := resp.RemembersSince.AsTime(); at.After(out.since) {
+			out.since = at
+		}
+		out.nodes++
+		if len(resp.Facts) > 0 {
+			out.asked = slices.Insert(out.asked, 0, addr)
+		} else {
+			out.asked = append(out.asked, addr)
+		}
+	})
 	if out.nodes == 0 {
 		return out, bad
 	}

@@ -2,6 +2,7 @@ package http
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"strconv"
@@ -88,5 +89,43 @@ func TestLongPlaces(t *testing.T) {
 	w := serve(t)
 	if resp, body := w.ask("GET", orders+"/events?from=no", "", "Last-Event-ID: "+id); resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, "bad-from") {
 		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+}
+
+// TestPlacesOfDeletedTopics: the places of topics that a stream reads no more make room for
+// those of others, and only these do.
+func TestPlacesOfDeletedTopics(t *testing.T) {
+	const gone, stays, new = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "33333333-3333-4333-8333-333333333333"
+	reads := map[string]struct{}{gone: {}, stays: {}, new: {}}
+	p := &places{since: 1, reads: func() map[string]struct{} { return reads }}
+	see := func(topic string, parts int) {
+		for part := range parts {
+			p.see(position.Token{TopicUID: topic, Epoch: 1, Pos: store.Position{Partition: strconv.Itoa(part), Offset: 7}})
+		}
+	}
+	has := func(when string, want map[string]int) {
+		t.Helper()
+		got, size := map[string]int{}, 0
+		for i, tok := range p.tokens {
+			got[tok.TopicUID]++
+			size += len(p.texts[i])
+		}
+		if !maps.Equal(got, want) || size != p.size {
+			t.Errorf("%s: %v, %d of %d bytes", when, got, size, p.size)
+		}
+	}
+	see(gone, maxPlaces-10)
+	see(stays, 10)
+	see(new, 5)
+	has("full", map[string]int{gone: maxPlaces - 10, stays: 10})
+	delete(reads, gone)
+	see(stays, 10)
+	has("with room for all", map[string]int{gone: maxPlaces - 10, stays: 10})
+	for range lookAt {
+		see(new, 5)
+	}
+	has("deleted", map[string]int{stays: 10, new: 5})
+	if again, err := parsePlaces(string(p.append(nil))); err != nil || len(again.tokens) != 15 {
+		t.Errorf("%+v %v", again, err)
 	}
 }

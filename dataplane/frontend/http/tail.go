@@ -63,6 +63,7 @@ func (s *Server) tail(w http.ResponseWriter, r *http.Request, namespace, pattern
 		return
 	}
 	defer t.Close()
+	places.reads = t.Topics
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -226,15 +227,20 @@ type places struct {
 	tokens []position.Token
 	texts  []string
 	size   int // of texts as they came
+	// reads are the topics that the stream reads now, by uid; nil where that is not known.
+	reads func() map[string]struct{}
+	over  int // how often there was no room
 }
 
 const (
 	placesVersion = 1
 	// maxPlaces bounds the partitions of one stream, and maxPlacesSize their tokens, in bytes:
 	// an id must fit in a request's headers, also where offsets have grown. Partitions beyond
-	// come again from where the stream began.
+	// come again from where the stream began. Those of topics that are read no more, as they
+	// were deleted, make room for them; lookAt is how often that is looked for.
 	maxPlaces     = 256
 	maxPlacesSize = 16 << 10
+	lookAt        = 64
 )
 
 // began sets where the stream begins.
@@ -275,9 +281,31 @@ func (p *places) see(tok position.Token) {
 			return
 		}
 	}
-	if text := tok.String(); len(p.tokens) < maxPlaces && p.size+len(text) <= maxPlacesSize {
+	text := tok.String()
+	full := func() bool { return len(p.tokens) == maxPlaces || p.size+len(text) > maxPlacesSize }
+	if full() && p.reads != nil {
+		if p.over%lookAt == 0 {
+			p.keep(p.reads())
+		}
+		p.over++
+	}
+	if !full() {
 		p.tokens, p.texts, p.size = append(p.tokens, tok), append(p.texts, text), p.size+len(text)
 	}
+}
+
+// keep drops the places of other topics than those.
+func (p *places) keep(topics map[string]struct{}) {
+	n := 0
+	p.size = 0
+	for i, tok := range p.tokens {
+		if _, ok := topics[tok.TopicUID]; ok {
+			p.tokens[n], p.texts[n] = tok, p.texts[i]
+			p.size += len(p.texts[n])
+			n++
+		}
+	}
+	p.tokens, p.texts = p.tokens[:n], p.texts[:n]
 }
 
 func (p *places) append(b []byte) []byte {

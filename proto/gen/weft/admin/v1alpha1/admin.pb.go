@@ -2032,7 +2032,12 @@ type ProxyStatus struct {
 	// What it said last; unset for a node that does not report.
 	Report *v1alpha11.ReportStatusRequest `protobuf:"bytes,11,opt,name=report,proto3" json:"report,omitempty"`
 	// What it is not sent, and why.
-	Withheld      []*v1alpha1.Withheld `protobuf:"bytes,12,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	Withheld []*v1alpha1.Withheld `protobuf:"bytes,12,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	// When it was declared dead; unset while it is not, where not one proxy alone was asked
+	// for, and for who sees not all of the mesh.
+	DeadAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=dead_at,json=deadAt,proto3" json:"dead_at,omitempty"`
+	// By whom.
+	DeadBy        string `protobuf:"bytes,14,opt,name=dead_by,json=deadBy,proto3" json:"dead_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2149,6 +2154,20 @@ func (x *ProxyStatus) GetWithheld() []*v1alpha1.Withheld {
 		return x.Withheld
 	}
 	return nil
+}
+
+func (x *ProxyStatus) GetDeadAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeadAt
+	}
+	return nil
+}
+
+func (x *ProxyStatus) GetDeadBy() string {
+	if x != nil {
+		return x.DeadBy
+	}
+	return ""
 }
 
 // ResourceStatus is what is known of one resource beside its content.
@@ -4404,7 +4423,7 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05Alarm\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xb3\x04\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x81\x05\n" +
 	"\vProxyStatus\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x125\n" +
 	"\x04info\x18\x02 \x01(\v2!.weft.discovery.v1alpha1.NodeInfoR\x04info\x12\x12\n" +
@@ -4420,7 +4439,9 @@ const file_weft_admin_v1alpha1_admin_proto_rawDesc = "" +
 	"\areplica\x18\n" +
 	" \x01(\tR\areplica\x12D\n" +
 	"\x06report\x18\v \x01(\v2,.weft.discovery.v1alpha1.ReportStatusRequestR\x06report\x12:\n" +
-	"\bwithheld\x18\f \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\"\x89\x02\n" +
+	"\bwithheld\x18\f \x03(\v2\x1e.weft.config.v1alpha1.WithheldR\bwithheld\x123\n" +
+	"\adead_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x06deadAt\x12\x17\n" +
+	"\adead_by\x18\x0e \x01(\tR\x06deadBy\"\x89\x02\n" +
 	"\x0eResourceStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12>\n" +
 	"\n" +
@@ -4718,71 +4739,72 @@ var file_weft_admin_v1alpha1_admin_proto_depIdxs = []int32{
 	63, // 27: weft.admin.v1alpha1.ProxyStatus.last_seen:type_name -> google.protobuf.Timestamp
 	66, // 28: weft.admin.v1alpha1.ProxyStatus.report:type_name -> weft.discovery.v1alpha1.ReportStatusRequest
 	67, // 29: weft.admin.v1alpha1.ProxyStatus.withheld:type_name -> weft.config.v1alpha1.Withheld
-	29, // 30: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
-	28, // 31: weft.admin.v1alpha1.ResourceStatus.lacking:type_name -> weft.admin.v1alpha1.ResourceLack
-	2,  // 32: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
-	63, // 33: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
-	63, // 34: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
-	32, // 35: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
-	63, // 36: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	33, // 37: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
-	0,  // 38: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
-	36, // 39: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	62, // 40: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
-	62, // 41: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
-	36, // 42: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
-	3,  // 43: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
-	47, // 44: weft.admin.v1alpha1.ListNodesResponse.nodes:type_name -> weft.admin.v1alpha1.Node
-	63, // 45: weft.admin.v1alpha1.Node.since:type_name -> google.protobuf.Timestamp
-	63, // 46: weft.admin.v1alpha1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	63, // 47: weft.admin.v1alpha1.Node.dead_at:type_name -> google.protobuf.Timestamp
-	63, // 48: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
-	58, // 49: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
-	63, // 50: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	63, // 51: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	4,  // 52: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
-	8,  // 53: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
-	14, // 54: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
-	16, // 55: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
-	19, // 56: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
-	21, // 57: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
-	30, // 58: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
-	34, // 59: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
-	37, // 60: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
-	39, // 61: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
-	41, // 62: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
-	43, // 63: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
-	45, // 64: weft.admin.v1alpha1.AdminService.ListNodes:input_type -> weft.admin.v1alpha1.ListNodesRequest
-	48, // 65: weft.admin.v1alpha1.AdminService.DeclareNodeDead:input_type -> weft.admin.v1alpha1.DeclareNodeDeadRequest
-	50, // 66: weft.admin.v1alpha1.AdminService.ReviveNode:input_type -> weft.admin.v1alpha1.ReviveNodeRequest
-	52, // 67: weft.admin.v1alpha1.AdminService.ForgetNodes:input_type -> weft.admin.v1alpha1.ForgetNodesRequest
-	54, // 68: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
-	56, // 69: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
-	59, // 70: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
-	5,  // 71: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
-	9,  // 72: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
-	15, // 73: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
-	18, // 74: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
-	20, // 75: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
-	22, // 76: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
-	31, // 77: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
-	35, // 78: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
-	38, // 79: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
-	40, // 80: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
-	42, // 81: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
-	44, // 82: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
-	46, // 83: weft.admin.v1alpha1.AdminService.ListNodes:output_type -> weft.admin.v1alpha1.ListNodesResponse
-	49, // 84: weft.admin.v1alpha1.AdminService.DeclareNodeDead:output_type -> weft.admin.v1alpha1.DeclareNodeDeadResponse
-	51, // 85: weft.admin.v1alpha1.AdminService.ReviveNode:output_type -> weft.admin.v1alpha1.ReviveNodeResponse
-	53, // 86: weft.admin.v1alpha1.AdminService.ForgetNodes:output_type -> weft.admin.v1alpha1.ForgetNodesResponse
-	55, // 87: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
-	57, // 88: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
-	60, // 89: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
-	71, // [71:90] is the sub-list for method output_type
-	52, // [52:71] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	63, // 30: weft.admin.v1alpha1.ProxyStatus.dead_at:type_name -> google.protobuf.Timestamp
+	29, // 31: weft.admin.v1alpha1.ResourceStatus.conditions:type_name -> weft.admin.v1alpha1.Condition
+	28, // 32: weft.admin.v1alpha1.ResourceStatus.lacking:type_name -> weft.admin.v1alpha1.ResourceLack
+	2,  // 33: weft.admin.v1alpha1.Condition.state:type_name -> weft.admin.v1alpha1.Condition.State
+	63, // 34: weft.admin.v1alpha1.Condition.since:type_name -> google.protobuf.Timestamp
+	63, // 35: weft.admin.v1alpha1.ListHistoryRequest.since:type_name -> google.protobuf.Timestamp
+	32, // 36: weft.admin.v1alpha1.ListHistoryResponse.records:type_name -> weft.admin.v1alpha1.AuditRecord
+	63, // 37: weft.admin.v1alpha1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	33, // 38: weft.admin.v1alpha1.AuditRecord.changes:type_name -> weft.admin.v1alpha1.AuditChange
+	0,  // 39: weft.admin.v1alpha1.AuditChange.outcome:type_name -> weft.admin.v1alpha1.ApplyResult.Outcome
+	36, // 40: weft.admin.v1alpha1.DiffResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	62, // 41: weft.admin.v1alpha1.ResourceDiff.before:type_name -> weft.config.v1alpha1.Resource
+	62, // 42: weft.admin.v1alpha1.ResourceDiff.after:type_name -> weft.config.v1alpha1.Resource
+	36, // 43: weft.admin.v1alpha1.RollbackResponse.changes:type_name -> weft.admin.v1alpha1.ResourceDiff
+	3,  // 44: weft.admin.v1alpha1.CommandProxiesRequest.command:type_name -> weft.admin.v1alpha1.CommandProxiesRequest.Command
+	47, // 45: weft.admin.v1alpha1.ListNodesResponse.nodes:type_name -> weft.admin.v1alpha1.Node
+	63, // 46: weft.admin.v1alpha1.Node.since:type_name -> google.protobuf.Timestamp
+	63, // 47: weft.admin.v1alpha1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	63, // 48: weft.admin.v1alpha1.Node.dead_at:type_name -> google.protobuf.Timestamp
+	63, // 49: weft.admin.v1alpha1.CreateJoinTokenRequest.expires_at:type_name -> google.protobuf.Timestamp
+	58, // 50: weft.admin.v1alpha1.ListJoinTokensResponse.tokens:type_name -> weft.admin.v1alpha1.JoinToken
+	63, // 51: weft.admin.v1alpha1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	63, // 52: weft.admin.v1alpha1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	4,  // 53: weft.admin.v1alpha1.AdminService.Apply:input_type -> weft.admin.v1alpha1.ApplyRequest
+	8,  // 54: weft.admin.v1alpha1.AdminService.Get:input_type -> weft.admin.v1alpha1.GetRequest
+	14, // 55: weft.admin.v1alpha1.AdminService.List:input_type -> weft.admin.v1alpha1.ListRequest
+	16, // 56: weft.admin.v1alpha1.AdminService.Delete:input_type -> weft.admin.v1alpha1.DeleteRequest
+	19, // 57: weft.admin.v1alpha1.AdminService.Watch:input_type -> weft.admin.v1alpha1.WatchRequest
+	21, // 58: weft.admin.v1alpha1.AdminService.GetStatus:input_type -> weft.admin.v1alpha1.GetStatusRequest
+	30, // 59: weft.admin.v1alpha1.AdminService.ListHistory:input_type -> weft.admin.v1alpha1.ListHistoryRequest
+	34, // 60: weft.admin.v1alpha1.AdminService.Diff:input_type -> weft.admin.v1alpha1.DiffRequest
+	37, // 61: weft.admin.v1alpha1.AdminService.Rollback:input_type -> weft.admin.v1alpha1.RollbackRequest
+	39, // 62: weft.admin.v1alpha1.AdminService.ExportSnapshot:input_type -> weft.admin.v1alpha1.ExportSnapshotRequest
+	41, // 63: weft.admin.v1alpha1.AdminService.DeclareRestore:input_type -> weft.admin.v1alpha1.DeclareRestoreRequest
+	43, // 64: weft.admin.v1alpha1.AdminService.CommandProxies:input_type -> weft.admin.v1alpha1.CommandProxiesRequest
+	45, // 65: weft.admin.v1alpha1.AdminService.ListNodes:input_type -> weft.admin.v1alpha1.ListNodesRequest
+	48, // 66: weft.admin.v1alpha1.AdminService.DeclareNodeDead:input_type -> weft.admin.v1alpha1.DeclareNodeDeadRequest
+	50, // 67: weft.admin.v1alpha1.AdminService.ReviveNode:input_type -> weft.admin.v1alpha1.ReviveNodeRequest
+	52, // 68: weft.admin.v1alpha1.AdminService.ForgetNodes:input_type -> weft.admin.v1alpha1.ForgetNodesRequest
+	54, // 69: weft.admin.v1alpha1.AdminService.CreateJoinToken:input_type -> weft.admin.v1alpha1.CreateJoinTokenRequest
+	56, // 70: weft.admin.v1alpha1.AdminService.ListJoinTokens:input_type -> weft.admin.v1alpha1.ListJoinTokensRequest
+	59, // 71: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:input_type -> weft.admin.v1alpha1.RevokeJoinTokensRequest
+	5,  // 72: weft.admin.v1alpha1.AdminService.Apply:output_type -> weft.admin.v1alpha1.ApplyResponse
+	9,  // 73: weft.admin.v1alpha1.AdminService.Get:output_type -> weft.admin.v1alpha1.GetResponse
+	15, // 74: weft.admin.v1alpha1.AdminService.List:output_type -> weft.admin.v1alpha1.ListResponse
+	18, // 75: weft.admin.v1alpha1.AdminService.Delete:output_type -> weft.admin.v1alpha1.DeleteResponse
+	20, // 76: weft.admin.v1alpha1.AdminService.Watch:output_type -> weft.admin.v1alpha1.WatchResponse
+	22, // 77: weft.admin.v1alpha1.AdminService.GetStatus:output_type -> weft.admin.v1alpha1.GetStatusResponse
+	31, // 78: weft.admin.v1alpha1.AdminService.ListHistory:output_type -> weft.admin.v1alpha1.ListHistoryResponse
+	35, // 79: weft.admin.v1alpha1.AdminService.Diff:output_type -> weft.admin.v1alpha1.DiffResponse
+	38, // 80: weft.admin.v1alpha1.AdminService.Rollback:output_type -> weft.admin.v1alpha1.RollbackResponse
+	40, // 81: weft.admin.v1alpha1.AdminService.ExportSnapshot:output_type -> weft.admin.v1alpha1.ExportSnapshotResponse
+	42, // 82: weft.admin.v1alpha1.AdminService.DeclareRestore:output_type -> weft.admin.v1alpha1.DeclareRestoreResponse
+	44, // 83: weft.admin.v1alpha1.AdminService.CommandProxies:output_type -> weft.admin.v1alpha1.CommandProxiesResponse
+	46, // 84: weft.admin.v1alpha1.AdminService.ListNodes:output_type -> weft.admin.v1alpha1.ListNodesResponse
+	49, // 85: weft.admin.v1alpha1.AdminService.DeclareNodeDead:output_type -> weft.admin.v1alpha1.DeclareNodeDeadResponse
+	51, // 86: weft.admin.v1alpha1.AdminService.ReviveNode:output_type -> weft.admin.v1alpha1.ReviveNodeResponse
+	53, // 87: weft.admin.v1alpha1.AdminService.ForgetNodes:output_type -> weft.admin.v1alpha1.ForgetNodesResponse
+	55, // 88: weft.admin.v1alpha1.AdminService.CreateJoinToken:output_type -> weft.admin.v1alpha1.CreateJoinTokenResponse
+	57, // 89: weft.admin.v1alpha1.AdminService.ListJoinTokens:output_type -> weft.admin.v1alpha1.ListJoinTokensResponse
+	60, // 90: weft.admin.v1alpha1.AdminService.RevokeJoinTokens:output_type -> weft.admin.v1alpha1.RevokeJoinTokensResponse
+	72, // [72:91] is the sub-list for method output_type
+	53, // [53:72] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_weft_admin_v1alpha1_admin_proto_init() }
